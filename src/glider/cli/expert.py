@@ -1,0 +1,83 @@
+"""`glider expert train`: data in, expert out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glider.cli.options import with_settings
+from glider.config import EMBEDDED_BASE
+from glider.contribute.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from glider.contribute.loop import Progress
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    nouns.command("train")(with_settings(TrainConfig)(train))
+    nouns.callback()(lambda: None)
+    app.add_typer(nouns, name=name)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
+    config: TrainConfig,
+    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    description: Annotated[
+        str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
+) -> None:
+    """Train an expert: LoRA, then gates, then the embedding of its description.
+
+    Killed at any moment, the same command goes on where it stopped.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.protocol import train_expert
+
+    quiet_libraries()
+    with _ProgressLine() as line:
+        expert = train_expert(
+            data, base, out, config, description=description, task=task, licence=licence, report=line.update
+        )
+    record = expert.card.training
+    print(
+        f"{expert.directory}: {len(expert.sites)} sites, validation loss "
+        f"{record['lora']['best_loss']:.4f} (LoRA, step {record['lora']['best_step']}), "
+        f"{record['gates']['best_loss']:.4f} (gates, step {record['gates']['best_step']})"
+    )
+
+
+class _ProgressLine:
+    """Loss, tokens a second and time left, on stderr; plain lines where it is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description:>5}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> "_ProgressLine":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, stage: str, progress: "Progress", steps: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=steps, text="")
+        left = progress.seconds / progress.step * (steps - progress.step)
+        speed = progress.tokens / progress.seconds
+        text = f"{progress.step}/{steps}  loss {progress.loss:.3f}  {speed:.0f} tokens/s  {left:.0f} s left"
+        if progress.validation:
+            text += f"  validation {progress.validation[-1][1]:.3f}"
+        self._bar.update(self._tasks[stage], completed=progress.step, text=text)  # pyright: ignore
+        if not self._console.is_terminal and progress.step % 10 in (0, steps % 10):
+            self._console.print(f"{stage} {text}", highlight=False, soft_wrap=True)

@@ -1,0 +1,78 @@
+"""The command line: one file per noun, imported only when named, so that help is instant."""
+
+import errno
+import sys
+from importlib import import_module
+
+import typer
+
+COMMANDS = {
+    "demo": ("glider.cli.demo", "Answer a dozen prompts of different tasks with the embedded pool."),
+    "generate": ("glider.cli.generate", "Answer a prompt with a routed pool."),
+    "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
+    "pool": ("glider.cli.pool", "Look at and change pools of experts."),
+    "expert": ("glider.cli.expert", "Make and inspect experts."),
+}
+
+
+def build(noun: str | None) -> typer.Typer:
+    """The application with the commands of one noun in full, all others by name and help line only."""
+    app = typer.Typer(
+        name="glider",
+        help="A pool of independently trained LoRA experts, routed per token as one model.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_version)
+    for name, (module, text) in COMMANDS.items():
+        if name == noun:
+            import_module(module).register(app, name, text)
+        else:
+            app.command(name, help=text)(_not_loaded)
+    return app
+
+
+def main() -> None:
+    """Run the command line. A `GliderError` is one line and exit code 2; --debug shows the traceback."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    noun = next((argument for argument in arguments if not argument.startswith("-")), None)
+    from glider.errors import GliderError
+
+    try:
+        build(noun)(arguments)
+    except GliderError as fault:
+        if debug:
+            raise
+        _fail(str(fault), fault.exit_code)
+    except OSError as fault:
+        if debug or fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"wanted to write; got {fault.strerror}: {fault.filename or ''}. Free space or choose another path.", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(f"glider: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _not_loaded() -> None:
+    raise AssertionError("only the named command runs")
+
+
+def _version(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
+) -> None:
+    if version:
+        from glider import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

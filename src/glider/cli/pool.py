@@ -1,0 +1,97 @@
+"""`glider pool`: make, look at and check pools."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from glider.experts.pool import Pool
+
+PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    for command in (ls, show, verify, add):
+        nouns.command()(command)
+    app.add_typer(nouns, name=name)
+
+
+def ls(path: PoolPath, as_json: AsJson = False) -> None:
+    """List the experts of a pool."""
+    from glider.experts.pool import Pool
+
+    pool = Pool.open(path)
+    rows = [_row(pool, name) for name in pool.names]
+    if as_json:
+        print(json.dumps({"base": pool.index.base.model_id, "experts": rows}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["name"], row["rank"], str(row["sites"]), str(row["gates"]), f"{row['mb']:.1f}", row["description"] or "-"
+        )
+    console = Console()
+    console.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})", highlight=False)
+    console.print(table)
+
+
+def show(
+    path: PoolPath, name: Annotated[str | None, typer.Argument(help="An expert; default: the pool.")] = None
+) -> None:
+    """Print pool.json, or the card of one expert."""
+    from glider.experts.pool import Pool
+
+    pool = Pool.open(path)
+    shown = pool.index if name is None else pool[name].card
+    print(json.dumps(shown.model_dump(mode="json"), indent=2, ensure_ascii=False))
+
+
+def verify(path: PoolPath) -> None:
+    """Check every file against its hash and every weight for being finite."""
+    from rich.progress import track
+
+    from glider.experts.pool import Pool
+
+    pool = Pool.open(path)
+    for expert, record in track(
+        list(zip(pool.experts, pool.index.experts, strict=True)), description="Verifying", transient=True
+    ):
+        expert.verify({file: known.sha256 for file, known in record.files.items()})
+    print(f"{path}: {len(pool)} experts are as they were when they joined")
+
+
+def add(
+    path: PoolPath,
+    names: Annotated[list[str], typer.Argument(help="Directories of experts inside the pool.")],
+) -> None:
+    """Take up experts that lie in the pool's directory; the first one makes the pool."""
+    from glider.experts.expert import Expert
+    from glider.experts.pool import POOL_FILE, Pool
+
+    if not (path / POOL_FILE).exists():
+        Pool.create(path, Expert.open(path / names[0]).card.base)
+    pool = Pool.open(path)
+    for name in names:
+        pool = pool.add(name)
+    print(f"{path}: {len(pool)} experts")
+
+
+def _row(pool: "Pool", name: str) -> dict[str, Any]:
+    expert = pool[name]
+    ranks = sorted({site.rank for site in expert.sites.values()})
+    record = next(record for record in pool.index.experts if record.name == name)
+    return {
+        "name": name,
+        "rank": "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))),
+        "sites": len(expert.sites),
+        "gates": sum(site.has_gate for site in expert.sites.values()),
+        "mb": sum(file.size for file in record.files.values()) / 1e6,
+        "description": expert.card.description,
+    }

@@ -1,0 +1,161 @@
+"""The one training loop: AdamW on a few parameters, resumable to the bit, best checkpoint kept."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from glider.contribute.examples import Batches, EncodedRow, collate
+from glider.contribute.settings import Schedule
+from glider.experts.disk import write_file
+from glider.shapes import Float, Tensor
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass
+class Progress:
+    """What has happened so far; saved with every checkpoint, reported after every step."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    best_loss: float = float("inf")
+    best_step: int = 0
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Loop:
+    """Trains `parameters` of a model in place, in stages that a kill at any moment only interrupts.
+
+    `state_file` holds parameters, optimiser moments and progress; a second run with the same file goes on from it and
+    ends with the same bits as an uninterrupted one, unless `minutes` ends it early.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        schedule: Schedule,
+        pad_id: int,
+        state_file: Path,
+        autocast: bool,
+    ):
+        self.model, self.parameters, self.schedule = model, dict(parameters), schedule
+        self.pad_id, self.state_file, self.autocast = pad_id, state_file, autocast
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=schedule.learning_rate, weight_decay=0.0)
+        self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.progress = Progress()
+
+    def run(
+        self, batches: Batches, validation: Sequence[EncodedRow], report: Callable[[Progress], None]
+    ) -> Progress:
+        """Train to the end of the schedule or of the minutes, then leave the best parameters in the model."""
+        self._resume()
+        began, before, saved = time.monotonic(), self.progress.seconds, time.monotonic()
+        while self.progress.step < self.schedule.steps and not self._out_of_time():
+            step = self.progress.step
+            self.progress.loss = self._step(batches[step], step)
+            self.progress.step = step + 1
+            if self.schedule.validates_after(step):
+                self._validate(validation)
+            self.progress.seconds = before + time.monotonic() - began
+            report(self.progress)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        if not self.progress.validation or self.progress.validation[-1][0] != self.progress.step:
+            self._validate(validation)
+        self._save()
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(self.best[name])
+        return self.progress
+
+    def _out_of_time(self) -> bool:
+        return self.schedule.minutes is not None and self.progress.seconds >= 60 * self.schedule.minutes
+
+    def _step(self, rows: Sequence[EncodedRow], step: int) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate(step)
+        loss, count = self._loss(rows)
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.progress.tokens += sum(map(len, rows))
+        return loss.item() / count
+
+    def _loss(self, rows: Sequence[EncodedRow]) -> tuple[Float[Tensor, ""], int]:
+        """Summed cross-entropy over the target tokens of a batch, and their number."""
+        encoder_decoder = self.model.config.is_encoder_decoder
+        batch = collate(rows, self.pad_id, encoder_decoder)
+        labels = batch["labels"]
+        device = next(iter(self.parameters.values())).device
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            if encoder_decoder:
+                logits = self.model(**batch).logits
+            else:
+                del batch["labels"]  # logits only where there is a target: the vocabulary is wide
+                kept = labels.shape[1] + 1
+                logits = self.model(**batch, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
+        summed = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.to(device).flatten(), ignore_index=-100, reduction="sum"
+        )
+        return summed, int((labels != -100).sum())
+
+    @torch.no_grad()
+    def _validate(self, rows: Sequence[EncodedRow]) -> None:
+        """Mean loss per target token on held-back rows; without any, the last parameters count as the best."""
+        ordered = sorted(rows, key=len)
+        sums = [self._loss(ordered[i : i + 16]) for i in range(0, len(ordered), 16)]
+        loss = sum(value.item() for value, _ in sums) / max(1, sum(count for _, count in sums))
+        self.progress.validation.append((self.progress.step, loss))
+        if not rows or loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+            self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            tensors[f"now.{name}"] = value.detach()
+            tensors[f"best.{name}"] = self.best[name]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in self.optimiser.state[value]:
+                    tensors[f"{moment}.{name}"] = self.optimiser.state[value][moment]
+        # one file holds tensors and progress, so that no kill can separate them
+        metadata = {"progress": json.dumps(vars(self.progress))}
+        write_file(self.state_file, lambda path: save_file(_distinct(tensors), path, metadata=metadata))
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        if not self.state_file.exists():
+            return
+        with safe_open(self.state_file, framework="pt") as state:
+            names = set(state.keys())
+            saved: dict[str, Any] = json.loads(state.metadata()["progress"])
+            saved["validation"] = [tuple(entry) for entry in saved["validation"]]
+            self.progress = Progress(**saved)
+            for name, value in self.parameters.items():
+                value.copy_(state.get_tensor(f"now.{name}"))
+                self.best[name] = state.get_tensor(f"best.{name}")
+                if f"exp_avg.{name}" in names:
+                    self.optimiser.state[value] = {
+                        "step": torch.tensor(float(self.progress.step)),
+                        "exp_avg": state.get_tensor(f"exp_avg.{name}").to(value.device),
+                        "exp_avg_sq": state.get_tensor(f"exp_avg_sq.{name}").to(value.device),
+                    }
+
+
+def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses shared memory; copies are small here."""
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

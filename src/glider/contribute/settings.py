@@ -1,0 +1,70 @@
+"""Settings of the contributor's protocol; imports no torch, so that the command line can show them at once."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from glider.config import EMBEDDED_EMBEDDER, Config
+
+
+class Schedule(Config):
+    """How long and how fast to train. The optimiser is AdamW without weight decay (GLIDER, section 5.1)."""
+
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    clip_norm: float = Field(gt=0)
+    minutes: float | None = Field(gt=0)
+    validations: int = Field(ge=1)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then constant."""
+        warmup = max(1, round(self.warmup_ratio * self.steps))
+        return self.learning_rate * min(1.0, (step + 1) / warmup)
+
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows this step: evenly spaced, the last step included."""
+        marks = {round(self.steps * (i + 1) / self.validations) for i in range(self.validations)}
+        return step + 1 in marks
+
+
+class TrainConfig(Config):
+    """Settings of `glider expert train`. Defaults are the paper's (section 5.1)."""
+
+    rank: int = Field(16, gt=0, description="LoRA rank.")
+    alpha: float = Field(1.0, gt=0, description="LoRA alpha; the scaling is alpha / rank.")
+    sites: str = Field("all-linear", description="PEFT target modules: all-linear, a regex, or comma-separated names.")
+    steps: int = Field(1000, gt=0, description="LoRA steps.")
+    gate_steps: int = Field(100, gt=0, description="Gate steps.")
+    batch_size: int = Field(16, gt=0, description="Rows a step.")
+    learning_rate: float = Field(5e-3, gt=0, description="AdamW learning rate, for LoRA and gates.")
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
+    max_tokens: int = Field(512, gt=1, description="Longer rows are left out.")
+    validation: int = Field(64, ge=0, description="Rows held back to choose the best checkpoint.")
+    validations: int = Field(5, ge=1, description="Validations in each stage.")
+    minutes: float | None = Field(None, gt=0, description="Time budget; LoRA takes 3/4 of it, gates the rest.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic: bfloat16 runs under autocast and pays only where the CPU or GPU has it."
+    )
+    seed: int = Field(0, ge=0, description="Order of rows and initial weights.")
+    examples: int = Field(3, ge=0, le=64, description="Training rows kept in the card.")
+    embedder: str = Field(EMBEDDED_EMBEDDER, description="sentence-transformers model for the description.")
+    embedder_prefix: str = Field("", description="Text put before whatever is embedded (nomic wants one).")
+
+    def schedule(self, stage: Literal["lora", "gates"]) -> Schedule:
+        """The schedule of one stage."""
+        share = 0.75 if stage == "lora" else 0.25
+        return Schedule(
+            steps=self.steps if stage == "lora" else self.gate_steps,
+            learning_rate=self.learning_rate,
+            warmup_ratio=self.warmup_ratio,
+            clip_norm=self.clip_norm,
+            minutes=None if self.minutes is None else self.minutes * share,
+            validations=self.validations,
+        )
+
+    @property
+    def target_modules(self) -> str | list[str]:
+        """`sites` as PEFT takes it."""
+        return [part.strip() for part in self.sites.split(",")] if "," in self.sites else self.sites

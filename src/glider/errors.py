@@ -1,0 +1,54 @@
+"""Errors that teach: what was wanted, what was got, what to do.
+
+Every mistake a user can make is a `GliderError`. The command line prints its one line and exits with
+`exit_code`; a library caller catches the subclass that names the part it came from.
+"""
+
+
+class GliderError(Exception):
+    """A mistake the user can mend."""
+
+    exit_code = 2
+
+    def __init__(self, wanted: str, got: str, remedy: str):
+        self.wanted, self.got, self.remedy = wanted, got, remedy
+        super().__init__(f"wanted {wanted}; got {got}. {remedy}")
+
+
+class ConfigError(GliderError):
+    """A setting that does not exist or does not fit."""
+
+
+class DataError(GliderError):
+    """Training or evaluation rows that cannot be used."""
+
+
+class ExpertError(GliderError):
+    """An expert directory that is incomplete, damaged or not an expert."""
+
+
+class PoolError(GliderError):
+    """A pool whose experts do not fit together or changed on disk."""
+
+
+class BaseModelError(GliderError):
+    """A base model that is missing, or is not the one an expert was made for."""
+
+
+class RouterError(GliderError):
+    """An unknown router, or one that the pool cannot serve."""
+
+
+class QueryError(GliderError):
+    """A prompt that cannot be answered as given."""
+
+
+class EmbedderError(GliderError):
+    """An embedder that is missing, or is not the pool's own."""
+
+
+class MissingDependency(GliderError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, purpose: str, command: str):
+        super().__init__(f"the package {package} to {purpose}", "no such package", f"Install it: {command}")

@@ -1,0 +1,79 @@
+"""The card: what an expert says of itself."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from glider.config import Config, faults
+from glider.errors import ExpertError
+from glider.experts.base_identity import BaseIdentity
+from glider.experts.prompt_format import PromptFormat
+
+CARD_FILE = "card.json"
+PROBE_TOLERANCE = 0.01
+
+
+class EmbedderIdentity(Config):
+    """Which embedder made an instruction embedding; another one's vectors mean nothing beside it.
+
+    `probe` holds the first coordinates of the embedding of a fixed sentence. They are compared with a tolerance, since
+    a hash of them would differ between machines whose arithmetic differs in the last bit.
+    """
+
+    embedder: str
+    prefix: str = ""
+    dimension: int = Field(gt=0)
+    probe: tuple[float, ...]
+
+    def matches(self, other: "EmbedderIdentity | None") -> bool:
+        """Whether both make the same vectors."""
+        return (
+            other is not None
+            and (self.embedder, self.prefix, self.dimension) == (other.embedder, other.prefix, other.dimension)
+            and len(self.probe) == len(other.probe)
+            and all(abs(mine - theirs) < PROBE_TOLERANCE for mine, theirs in zip(self.probe, other.probe, strict=True))
+        )
+
+
+class Example(Config):
+    """One input-output pair of the expert's task."""
+
+    input: str
+    output: str
+
+
+class ExpertCard(Config):
+    """`card.json`, format 1."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    task: str
+    description: str | None = None
+    examples: tuple[Example, ...] = ()
+    licence: str | None = None
+    base: BaseIdentity
+    prompt: PromptFormat
+    embedder: EmbedderIdentity | None = None
+    training: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+
+    @classmethod
+    def read(cls, directory: Path) -> "ExpertCard":
+        """Read `directory/card.json`; raises `ExpertError` naming the file and every fault."""
+        path = directory / CARD_FILE
+        try:
+            return cls.model_validate(json.loads(path.read_text("utf8")))
+        except FileNotFoundError:
+            raise ExpertError(
+                f"an expert directory with {CARD_FILE}",
+                f"{directory} without it",
+                "Make experts with `glider expert train`.",
+            ) from None
+        except ValidationError as fault:
+            raise ExpertError(
+                f"a card of format 1 in {path}", faults(fault), "Mend the card or get the expert anew."
+            ) from fault
+        except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+            raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
