@@ -35,7 +35,12 @@ def ls(path: PoolPath, as_json: AsJson = False) -> None:
     table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
     for row in rows:
         table.add_row(
-            row["name"], row["rank"], str(row["sites"]), str(row["gates"]), f"{row['mb']:.1f}", row["description"] or "-"
+            row["name"],
+            row["rank"],
+            str(row["sites"]),
+            str(row["gates"]),
+            f"{row['mb']:.1f}",
+            row["description"] or "-",
         )
     console = Console()
     console.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})", highlight=False)

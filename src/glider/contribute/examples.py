@@ -86,7 +86,9 @@ def encode_rows(
     rows: Iterable[Row], tokenizer: Any, prompt: PromptFormat, max_tokens: int
 ) -> tuple[list[EncodedRow], int]:
     """Tokenise rows once; rows beyond `max_tokens` are left out and counted."""
-    encoded = [EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output)) for row in rows]
+    encoded = [
+        EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output)) for row in rows
+    ]
     kept = [row for row in encoded if len(row) <= max_tokens]
     return kept, len(encoded) - len(kept)
 
@@ -151,4 +153,3 @@ def _parse_row(line: str, where: str) -> Row:
         return Row.model_validate_json(line)
     except ValidationError as fault:
         raise DataError(f"a row with `input` and `output` at {where}", faults(fault), "Mend the row.") from fault
-

@@ -26,7 +26,7 @@ def gated(peft_model: Any, adapter: str = "default") -> Iterator[dict[str, nn.Pa
         lora_a = getattr(module, "lora_A", None)
         if isinstance(lora_a, nn.ModuleDict) and adapter in lora_a:
             site = name.removeprefix("base_model.model.")
-            factor = lora_a[adapter]
+            factor: Any = lora_a[adapter]
             gates[site] = nn.Parameter(torch.zeros(factor.in_features, device=factor.weight.device))
             hooks.append(factor.register_forward_hook(_gate_output(gates[site])))
     for parameter in trainable:

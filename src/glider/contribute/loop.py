@@ -42,7 +42,7 @@ class Loop:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         parameters: Mapping[str, nn.Parameter],
         schedule: Schedule,
         pad_id: int,
@@ -55,9 +55,7 @@ class Loop:
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.progress = Progress()
 
-    def run(
-        self, batches: Batches, validation: Sequence[EncodedRow], report: Callable[[Progress], None]
-    ) -> Progress:
+    def run(self, batches: Batches, validation: Sequence[EncodedRow], report: Callable[[Progress], None]) -> Progress:
         """Train to the end of the schedule or of the minutes, then leave the best parameters in the model."""
         self._resume()
         began, before, saved = time.monotonic(), self.progress.seconds, time.monotonic()

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from glider.config import cache_directory
 from glider.errors import MissingDependency
@@ -44,7 +45,7 @@ def _convert(source: Path, target: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", "read the embedded base model", "pip install 'glider-moe[demo]'")
     with Console(stderr=True).status("Converting the embedded base model, once (half a minute) ..."):
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         # transformers refuses to save while these say that the weights are quantised; they no longer are
         model.hf_quantizer = None

@@ -10,9 +10,10 @@ from glider.errors import BaseModelError
 from glider.experts.disk import canonical_json
 
 _ARCHITECTURE_FIELDS = (
-    "model_type hidden_size d_model d_ff d_kv intermediate_size num_hidden_layers num_layers num_decoder_layers "
-    "num_attention_heads num_heads num_key_value_heads head_dim vocab_size tie_word_embeddings"
-).split()
+    *("model_type", "vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("d_model", "d_ff", "d_kv", "num_layers", "num_decoder_layers", "num_heads"),
+)
 _SAMPLED_VALUES = 4096
 
 

@@ -13,14 +13,10 @@ from typing import Any
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -44,7 +40,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         _flush(partial)
         partial.chmod(0o644)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -65,11 +61,11 @@ def new_directory(path: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / "replaced")
-            os.replace(partial, path)
+            path.replace(old / "replaced")
+            partial.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(partial, path)
+            partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -51,7 +51,7 @@ class PoolIndex(Config):
     experts: tuple[ExpertRecord, ...] = ()
 
 
-class Pool(Sequence[Expert]):
+class Pool:
     """An opened pool: a snapshot of its index, its experts in the index's order."""
 
     def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert]):
@@ -129,12 +129,10 @@ class Pool(Sequence[Expert]):
     def __iter__(self) -> Iterator[Expert]:
         return iter(self.experts)
 
-    def __getitem__(self, key):  # by position, slice, or name
-        if isinstance(key, str):
-            if key not in self.names:
-                raise PoolError(f"an expert of the pool ({', '.join(self.names)})", repr(key), "Check the name.")
-            return self.experts[self.names.index(key)]
-        return self.experts[key]
+    def __getitem__(self, name: str) -> Expert:
+        if name not in self.names:
+            raise PoolError(f"an expert of the pool ({', '.join(self.names)})", repr(name), "Check the name.")
+        return self.experts[self.names.index(name)]
 
     def require(self, router: str, *, gates: bool = False, instructions: bool = False) -> None:
         """Raise `RouterError` naming every expert that lacks what a router needs."""

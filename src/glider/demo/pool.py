@@ -1,0 +1,5 @@
+"""Where the embedded pool lies."""
+
+from pathlib import Path
+
+DEMO_POOL = Path(__file__).parent / "experts"

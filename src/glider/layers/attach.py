@@ -1,0 +1,104 @@
+"""Install a routed pool on a transformers model, and take it off again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from glider.errors import PoolError
+from glider.experts.pool import Pool
+from glider.layers.bank import Bank
+from glider.layers.context import Batch, RoutingContext
+from glider.layers.routed_linear import RoutedLinear
+from glider.layers.trace import Trace
+from glider.routing.base import Condition, Prepared, Router
+from glider.shapes import Int, Tensor
+
+
+class Attached:
+    """A pool installed on a model. The model is still the transformers model it was."""
+
+    def __init__(self, model: nn.Module, router: Router, prepared: Prepared, originals: dict[str, nn.Module]):
+        self.model, self.router, self.prepared = model, router, prepared
+        self.context = RoutingContext()
+        self._originals = originals
+
+    @contextmanager
+    def routing(
+        self,
+        condition: Condition | None,
+        *,
+        token_to_query: Int[Tensor, " T"] | None = None,
+        trace: Trace | None = None,
+    ) -> Iterator[None]:
+        """Route every forward pass inside the block by this global term, in this thread."""
+        with self.context.use(Batch(condition, token_to_query, trace)):
+            yield
+
+    def detach(self) -> None:
+        """Restore the model exactly."""
+        for site, module in self._originals.items():
+            _replace(self.model, site, module)
+        self._originals = {}
+
+
+def attach(
+    model: nn.Module,
+    pool: Pool,
+    router: Router,
+    *,
+    expert_dtype: torch.dtype | None = None,
+    prepared: Prepared | None = None,
+) -> Attached:
+    """Replace every site of a pool by a routed one, all of them or none.
+
+    `expert_dtype` is the storage of the stacked experts (default: the model's own); `prepared` is what the router made
+    of this pool before, where that exists. Raises `PoolError` for a site the
+    model does not have, or has with other widths, and `RouterError` where the pool cannot serve the router.
+    """
+    prepared = prepared or router.prepare(pool)
+    originals = {name: _find(model, name, prepared) for name in prepared.sites}
+    attached = Attached(model, router, prepared, originals)
+    uses_global = prepared.global_term is not None
+    routed = {}
+    for name, site in prepared.sites.items():
+        weight = next(originals[name].parameters(), None)
+        device = weight.device if weight is not None else torch.device("cpu")
+        floating = weight is not None and weight.is_floating_point()
+        dtype = expert_dtype or (weight.dtype if floating else torch.float32)  # pyright: ignore
+        bank = Bank.of(name, prepared.experts, dtype).to(device)
+        layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global)
+        routed[name] = layer.train(originals[name].training)
+    for name, module in routed.items():
+        _replace(model, name, module)
+    return attached
+
+
+def _find(model: nn.Module, name: str, prepared: Prepared) -> nn.Module:
+    owner = next(expert for expert in prepared.experts if name in expert.sites)
+    wanted = owner.sites[name]
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise PoolError(
+            f"a module {name} in the base model, as expert {owner.name} adapts it",
+            "no such module",
+            "The pool is for another architecture; give the base it was made for.",
+        ) from None
+    if isinstance(module, RoutedLinear):
+        raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
+    got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    if got != (wanted.in_features, wanted.out_features):
+        raise PoolError(
+            f"a linear module {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
+            f"{type(module).__name__} {got[0]} -> {got[1]}",
+            "The pool is for another architecture; give the base it was made for.",
+        )
+    return module
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,79 @@
+"""A record of decisions, made only where the caller asks for one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from glider.routing.base import Condition, Decision
+from glider.shapes import Bool, Float, Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one site: the decisions for all its tokens, row-major over the batch."""
+
+    site: str
+    index: int  # 0 for the first call of the site (the prompt), then one for each new token
+    decision: Decision
+
+
+@dataclass
+class Trace:
+    """Decisions of one or more forward passes of a batch, with the global scores and alpha of its queries."""
+
+    experts: Sequence[str]
+    condition: Condition | None
+    prompt_mask: Bool[Tensor, "B S"]  # False at pad tokens
+    calls: list[Call] = field(default_factory=list)
+    generated: Sequence[int] | None = None  # tokens written for each row, where rows ended at different times
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def record(self, site: str, decision: Decision) -> None:
+        """Take up one decision (detached, on the CPU)."""
+        index = self._counts.get(site, 0)
+        self._counts[site] = index + 1
+        kept = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), None)
+        if decision.scores is not None:
+            kept = Decision(kept.experts, kept.weights, decision.scores.detach().float().cpu())
+        self.calls.append(Call(site, index, kept))
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites in the order they were called."""
+        return list(dict.fromkeys(call.site for call in self.calls))
+
+    def weights(self, call: Call) -> Float[Tensor, "B S E"]:
+        """Each expert's weight for each token of a call, by row."""
+        rows = len(self.prompt_mask)
+        decision = call.decision
+        dense = torch.zeros(len(decision.experts), len(self.experts))
+        dense.scatter_add_(1, decision.experts, decision.weights)
+        return dense.view(rows, -1, len(self.experts))
+
+    def counts(self, call: Call) -> Bool[Tensor, "B S"]:
+        """Which tokens of a call count: no pads, nothing after a row has ended."""
+        rows, tokens = len(self.prompt_mask), len(call.decision.experts)
+        per_row = tokens // rows
+        if call.index == 0 and tokens == self.prompt_mask.numel():
+            return self.prompt_mask
+        if self.generated is None:
+            return torch.ones(rows, per_row, dtype=torch.bool)
+        alive = torch.tensor([call.index < written for written in self.generated])
+        return alive[:, None].expand(rows, per_row)
+
+    def heatmap(self, row: int | None = None) -> Float[Tensor, "S E"]:
+        """Mean weight of each expert at each site (in the order of `sites`), over the tokens of one row or of all."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        sums = {site: torch.zeros(len(self.experts)) for site in self.sites}
+        tokens = dict.fromkeys(self.sites, 0)
+        for call in self.calls:
+            counted = self.counts(call)[rows]
+            sums[call.site] += self.weights(call)[rows][counted].sum(dim=0)
+            tokens[call.site] += int(counted.sum())
+        return torch.stack([sums[site] / max(1, tokens[site]) for site in self.sites])
+
+    def usage(self, row: int | None = None) -> dict[str, float]:
+        """Mean weight of each expert over all sites and tokens of one row or of all."""
+        shares = self.heatmap(row).mean(dim=0) if self.calls else torch.zeros(len(self.experts))
+        return dict(zip(self.experts, shares.tolist(), strict=True))

@@ -1,0 +1,78 @@
+"""Names to implementations: one registry a kind, open to other packages through an entry point group."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from glider.errors import GliderError
+
+T = TypeVar("T")
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One registered implementation and where it comes from."""
+
+    name: str
+    make: Callable[..., T]
+    paper: str | None
+
+
+class Registry(Generic[T]):
+    """Implementations of one kind by name.
+
+    `modules` are imported on first use (each registers what it defines); then the entry point group `group`, so that
+    an installed package can add its own.
+    """
+
+    def __init__(self, kind: str, group: str, modules: tuple[str, ...], error: type[GliderError]):
+        self.kind, self.group, self.modules, self.error = kind, group, modules, error
+        self._entries: dict[str, Entry[T]] = {}
+        self._loaded = False
+
+    def register(self, name: str, paper: str | None = None) -> Callable[[Maker], Maker]:
+        """Decorator that puts a class (or any maker) under a name; a taken name is an error."""
+
+        def put(make: Maker) -> Maker:
+            if name in self._entries and self._entries[name].make is not make:
+                raise self.error(f"a new {self.kind} name", f"{name}, which is taken", "Choose another name.")
+            self._entries[name] = Entry(name, make, paper)
+            return make
+
+        return put
+
+    def create(self, name: str, **settings: Any) -> T:
+        """Make the implementation `name`; `name:argument` hands the argument over as `argument`.
+
+        Raises the registry's error for an unknown name (listing the known) or an unknown setting.
+        """
+        self._load()
+        head, colon, argument = name.partition(":")
+        if (entry := self._entries.get(head)) is None:
+            raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), "Check the spelling.")
+        if colon:
+            settings["argument"] = argument
+        known = {field.name for field in fields(entry.make)}  # pyright: ignore[reportArgumentType]
+        required = "argument" in known and "argument" not in settings
+        unknown = settings.keys() - known
+        if required or unknown:
+            got = f"{name} without one" if required else f"{', '.join(sorted(unknown))} for {name}"
+            remedy = f"Write {head}:NAME." if required else "Check the settings' names."
+            wanted = "an argument after a colon" if required else f"settings of {', '.join(sorted(known)) or 'none'}"
+            raise self.error(wanted, got, remedy)
+        return entry.make(**settings)
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        self._load()
+        return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
+
+    def _load(self) -> None:
+        if not self._loaded:
+            self._loaded = True
+            for module in self.modules:
+                import_module(module)
+            for point in entry_points(group=self.group):
+                point.load()

@@ -1,0 +1,58 @@
+"""From scores to the experts kept, and their weights."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from glider.errors import RouterError
+from glider.routing.base import Decision
+from glider.shapes import Float, Tensor
+
+
+@runtime_checkable
+class Select(Protocol):
+    """A rule that keeps experts and weighs them."""
+
+    def __call__(self, scores: Float[Tensor, "T E"]) -> Decision: ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k largest probabilities, divided by their sum + 1e-6; `renormalise=False` leaves them as they are."""
+
+    k: int = 2
+    renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise RouterError("k of at least 1", str(self.k), "Give --top-k 1 or more.")
+
+    def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
+        probabilities = scores.float().softmax(dim=-1)
+        weights, experts = probabilities.topk(min(self.k, scores.shape[-1]), dim=-1)  # (T, K)
+        if self.renormalise:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
+        return Decision(experts, weights, scores)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep the smallest set whose probability reaches p (at least one expert), then softmax over the kept.
+
+    K is the number of experts; those not kept have weight zero.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise RouterError("p in (0, 1]", str(self.p), "Give --top-p such as 0.5.")
+
+    def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
+        ordered, experts = scores.float().sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.softmax(dim=-1)
+        reached_before = probabilities.cumsum(dim=-1) - probabilities  # by the experts ahead in the order
+        kept = reached_before < self.p
+        kept[..., 0] = True
+        return Decision(experts, ordered.masked_fill(~kept, -torch.inf).softmax(dim=-1), scores)

