@@ -195,3 +195,21 @@ def make_pool(tmp_path: Path, embedder_identity: EmbedderIdentity) -> PoolMaker:
         return pool
 
     return make
+
+
+@pytest.fixture
+def grow_pool(embedder_identity: EmbedderIdentity) -> PoolMaker:
+    """`grow_pool(pool, base_directory, name, **settings)`: the pool with one more random expert."""
+
+    def grow(pool: Pool, base_directory: Path, name: str, **settings) -> Pool:
+        settings.setdefault("embedder", embedder_identity)
+        write_random_expert(pool.path / name, load_base(str(base_directory)), **settings)
+        return pool.add(name)
+
+    return grow
+
+
+@pytest.fixture(scope="session")
+def other_llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama's architecture with other weights, saved."""
+    return _save(tiny_llama(seed=1), byte_tokenizer(chat=True), tmp_path_factory.mktemp("bases") / "other-llama")

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +20,8 @@ from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
 from glider.routing.base import Condition, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
+
+OnPiece = Callable[[Piece], None]
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,30 @@ class RoutedModel:
         max_new_tokens: int = 64,
         truncate: bool = False,
         trace: bool = False,
+        on_piece: OnPiece | None = None,
         **generation: Any,
     ) -> list[Answer]:
         """Answer a batch that may mix tasks; each prompt has its own global term.
 
         Greedy unless `generation` (keyword arguments of transformers' `generate`) says otherwise; one answer for each
-        prompt. With `trace` the answers carry the experts' usage. Raises `QueryError` for an empty prompt or one
+        prompt. With `trace` the answers carry the experts' usage; `on_piece` is called with each new piece of text (not
+        with beams). Raises `QueryError` for an empty prompt or one
         beyond the context length (`truncate` keeps its end instead).
         """
-        answers, _ = self._generate(prompts, max_new_tokens, truncate, trace, generation)
+        answers, _ = self._generate(prompts, max_new_tokens, truncate, trace, on_piece, generation)
         return answers
 
     def generate_traced(
-        self, prompts: Sequence["str | Query"], *, max_new_tokens: int = 64, truncate: bool = False, **generation: Any
+        self,
+        prompts: Sequence["str | Query"],
+        *,
+        max_new_tokens: int = 64,
+        truncate: bool = False,
+        on_piece: OnPiece | None = None,
+        **generation: Any,
     ) -> tuple[list[Answer], Trace]:
         """As `generate`, with the record of every decision."""
-        answers, trace = self._generate(prompts, max_new_tokens, truncate, True, generation)
+        answers, trace = self._generate(prompts, max_new_tokens, truncate, True, on_piece, generation)
         assert trace is not None
         return answers, trace
 
@@ -164,6 +174,7 @@ class RoutedModel:
         max_new_tokens: int,
         truncate: bool,
         traced: bool,
+        on_piece: OnPiece | None,
         generation: dict[str, Any],
     ) -> tuple[list[Answer], Trace | None]:
         if generation.get("num_return_sequences", 1) != 1:
@@ -172,6 +183,8 @@ class RoutedModel:
         condition = self.condition(prompts)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool()) if traced else None
         settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
+        if on_piece is not None:
+            settings["streamer"] = PieceStreamer(self.tokenizer, len(prompts), self._end_ids(), on_piece)
         with torch.inference_mode(), self.attached.routing(condition, trace=trace):
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -195,12 +208,10 @@ class RoutedModel:
     def _pieces(self, batch: list["str | Query"], settings: dict[str, Any]) -> Iterator[Piece]:
         out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = StopRequested()
-        ends = self._end_ids()
-        streamer = PieceStreamer(self.tokenizer, len(batch), ends, out)
 
         def run() -> None:
             try:
-                self.generate(batch, streamer=streamer, stopping_criteria=[stop], **settings)
+                self.generate(batch, on_piece=out.put, stopping_criteria=[stop], **settings)
                 out.put(None)
             except BaseException as fault:  # handed to the consumer, who raises it
                 out.put(fault)

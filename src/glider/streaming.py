@@ -1,8 +1,7 @@
 """Text as it is written, for batches of prompts."""
 
-import queue
 import threading
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,10 @@ class Piece:
 
 
 class PieceStreamer(BaseStreamer):
-    """Turns the tokens of each step into pieces, one queue for all rows."""
+    """Turns the tokens of each step into pieces, handed over as they come."""
 
-    def __init__(self, tokenizer: Any, rows: int, ends: Set[int], out: "queue.SimpleQueue[Any]"):
-        self._tokenizer, self._ends, self._out = tokenizer, ends, out
+    def __init__(self, tokenizer: Any, rows: int, ends: Set[int], emit: Callable[[Piece], None]):
+        self._tokenizer, self._ends, self._emit = tokenizer, ends, emit
         self._ids: list[list[int]] = [[] for _ in range(rows)]
         self._shown = [0] * rows
         self._ended = [False] * rows
@@ -56,7 +55,7 @@ class PieceStreamer(BaseStreamer):
         new = text[self._shown[row] :]
         self._shown[row] = len(text)
         if new or self._ended[row]:
-            self._out.put(Piece(row, new, self._ended[row]))
+            self._emit(Piece(row, new, self._ended[row]))
 
 
 class StopRequested(StoppingCriteria):

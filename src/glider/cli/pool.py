@@ -15,7 +15,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (ls, show, verify, add):
+    for command in (ls, show, verify, add, calibrate):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
 
@@ -86,6 +86,34 @@ def add(
     for name in names:
         pool = pool.add(name)
     print(f"{path}: {len(pool)} experts")
+
+
+def calibrate(
+    path: PoolPath,
+    data: Annotated[str, typer.Option("--data", help="Rows of each expert's task; {name} stands for the expert.")],
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
+    rows: Annotated[int, typer.Option("--rows", min=16, help="Rows of each expert.")] = 64,
+) -> None:
+    """Choose the threshold p of alpha from the experts' own held-back rows, and store it with the pool."""
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.examples import read_rows
+    from glider.errors import ConfigError, PoolError
+    from glider.experts.pool import Pool
+    from glider.instructions.embedders import load_for
+    from glider.routing.calibrate import calibrate_threshold
+
+    if "{name}" not in data:
+        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    pool = Pool.open(path)
+    if pool.index.embedder is None:
+        raise PoolError("a pool with an embedder", "one without", "Describe its experts first.")
+    quiet_libraries()
+    embedder = load_for(pool.index.embedder)
+    texts = {name: [row.input for row in read_rows(data.replace("{name}", name), split)[:rows]] for name in pool.names}
+    embedded = {name: embedder.embed(inputs) for name, inputs in texts.items()}
+    stored = calibrate_threshold(pool, embedded, "query text, leave-one-out")
+    pool.calibrate(stored)
+    print(f"{path}: p = {stored.p:g} ({stored.source})")
 
 
 def _row(pool: "Pool", name: str) -> dict[str, Any]:

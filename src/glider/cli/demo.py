@@ -1,0 +1,88 @@
+"""`glider demo`: the main job, seen working."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from glider.demo.prompts import DemoPrompt
+    from glider.model import Answer, RoutedModel
+
+_BAR_WIDTH = 24
+_SHOWN_EXPERTS = 3
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(demo)
+
+
+def demo(
+    picture: Annotated[Path, typer.Option("--picture", help="Where to write the heatmap.")] = Path("heatmap.png"),
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
+) -> None:
+    """Answer a dozen prompts of different tasks in one mixed batch, and show which experts did it."""
+    from rich.console import Console
+
+    from glider.cli.terminal import quiet_libraries
+
+    quiet_libraries()
+    from glider.demo.prompts import PROMPTS
+    from glider.model import load
+    from glider.report.heatmap import draw_heatmap
+
+    console = Console(highlight=False)
+    with Console(stderr=True).status("Loading the base model, the embedder and the pool ..."):
+        model = load()
+    console.print(
+        f"{len(model.experts)} experts ({', '.join(model.experts)}) on {model.pool.index.base.model_id}; "
+        f"{len(PROMPTS)} prompts in one batch."
+    )
+    answers, trace = _answer(model, [prompt.text for prompt in PROMPTS], max_new_tokens)
+    for number, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True), start=1):
+        _show(console, number, prompt, answer)
+    titles = [f"{p.task}" + ("" if p.expert else " (no expert)") for p in PROMPTS]
+    written = draw_heatmap(trace, picture, titles, range(len(PROMPTS)))
+    console.print(f"\nRouting heatmap (sites x experts): {written.resolve()}", soft_wrap=True)
+
+
+def _answer(model: "RoutedModel", texts: list[str], max_new_tokens: int) -> tuple[list["Answer"], Any]:
+    """Generate with a progress bar that counts written tokens and finished rows."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Answering", total=len(texts), text="reading the prompts")
+        written = {"pieces": 0, "ended": 0}
+
+        def progress(piece: Any) -> None:
+            written["pieces"] += 1
+            written["ended"] += piece.ended
+            text = f"{written['pieces']} tokens, {written['ended']} of {len(texts)} answers"
+            bar.update(task, completed=written["ended"], text=text)
+
+        return model.generate_traced(texts, max_new_tokens=max_new_tokens, on_piece=progress)
+
+
+def _show(console: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> None:
+    from rich.markup import escape
+
+    question = " ".join(prompt.text.split())
+    question = question if len(question) <= 100 else question[:48] + " ... " + question[-48:]
+    told = "its expert: " + prompt.expert if prompt.expert else "no expert in the pool"
+    console.print(f"\n[bold]{number:2d}  {prompt.task}[/bold] [dim]({told})[/dim]")
+    console.print(f"    {escape(question)}", style="dim")
+    console.print(f"    [green]{escape(' '.join(answer.text.split()))}[/green]")
+    ranked = sorted(answer.global_scores.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]
+    scores = "  ".join(f"{name} {score:.2f}" for name, score in ranked)
+    console.print(f"    global {scores}   alpha {answer.alpha:g}")
+    for name, share in sorted(answer.usage.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
+        console.print(f"    {name:>16} [cyan]{bar_of(share)}[/cyan] {share:.2f}")
+
+
+def bar_of(share: float) -> str:
+    """A horizontal bar for a share between 0 and 1, in eighths of a character."""
+    eighths = round(share * _BAR_WIDTH * 8)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")

@@ -1,0 +1,107 @@
+"""`glider explain`: token by token, which experts, with which weights, at which sites."""
+
+import json
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glider.cli.arguments import (
+    BaseOption,
+    DescriptionOption,
+    JsonOption,
+    PoolOption,
+    RouterOption,
+    TopKOption,
+    TopPOption,
+    TruncateOption,
+    load_model,
+    read_prompt,
+)
+from glider.errors import QueryError, RouterError
+
+if TYPE_CHECKING:
+    from glider.layers.trace import Trace
+    from glider.model import RoutedModel
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(explain)
+
+
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    pool: PoolOption = "demo",
+    base: BaseOption = None,
+    router: RouterOption = "glider",
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    description: DescriptionOption = None,
+    sites: Annotated[str, typer.Option("--sites", help="Only sites whose name fits, such as '*.q_proj'.")] = "*",
+    truncate: TruncateOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show, token by token, which experts a prompt uses, with which weights, at which sites.
+
+    The table has each token's experts over the chosen sites; JSON has every site by itself.
+    """
+    text = read_prompt(prompt)
+    model = load_model(pool, base, router, top_k, top_p)
+    from glider.model import Query
+
+    if not model.experts:
+        raise RouterError("a router that uses experts", router, "Explain glider, phatgoose or another method.")
+    tokens, trace = model.trace(Query(text, description), truncate=truncate)
+    kept = [site for site in trace.sites if fnmatch(site, sites)]
+    if not kept:
+        raise QueryError("sites that fit " + sites, "none", f"Sites look like {trace.sites[0]}.")
+    if as_json:
+        print(json.dumps(_as_json(model, text, tokens, trace, kept), ensure_ascii=False))
+    else:
+        _print_table(model, tokens, trace, kept)
+
+
+def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace", sites: list[str]) -> dict[str, Any]:
+    decisions = {}
+    for call in trace.calls:
+        if call.site in sites:
+            experts = [[trace.experts[i] for i in row] for row in call.decision.experts.tolist()]
+            weights = [[round(weight, 4) for weight in row] for row in call.decision.weights.tolist()]
+            decisions[call.site] = [
+                dict(zip(names, values, strict=True)) for names, values in zip(experts, weights, strict=True)
+            ]
+    return {"prompt": text, "tokens": tokens, **_global(model, trace), "sites": decisions}
+
+
+def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
+    if trace.condition is None:
+        return {"global_scores": {}, "alpha": None}
+    scores = trace.condition.global_scores[0].tolist()
+    return {
+        "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
+        "alpha": trace.condition.alpha[0].item(),
+    }
+
+
+def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites: list[str]) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    calls = [call for call in trace.calls if call.site in sites and len(call.decision.experts) == len(tokens)]
+    if not calls:
+        raise QueryError("sites that see the prompt's tokens", f"only others in {sites[0]} ...", "Widen --sites.")
+    shares = torch.stack([trace.weights(call)[0] for call in calls]).mean(dim=0)  # (tokens, E)
+    told = _global(model, trace)
+    if told["alpha"] is not None:
+        ranked = sorted(told["global_scores"].items(), key=lambda item: -item[1])
+        console.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked), highlight=False)
+        console.print(f"alpha   {told['alpha']:g}", highlight=False)
+    table = Table("token", f"experts over {len(calls)} sites (share of weight)", box=None, pad_edge=False)
+    for token, share in zip(tokens, shares, strict=True):
+        order = share.argsort(descending=True)[:4].tolist()
+        shown = "  ".join(f"{trace.experts[i]} {share[i]:.2f}" for i in order if share[i] >= 0.05)
+        table.add_row(Text(repr(token)), shown)
+    console.print(table)

@@ -1,0 +1,62 @@
+"""`glider generate`: a prompt in, text out."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from glider.cli.arguments import (
+    BaseOption,
+    DescriptionOption,
+    JsonOption,
+    PoolOption,
+    RouterOption,
+    TopKOption,
+    TopPOption,
+    TruncateOption,
+    load_model,
+    read_prompt,
+)
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    pool: PoolOption = "demo",
+    base: BaseOption = None,
+    router: RouterOption = "glider",
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    description: DescriptionOption = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="For a temperature above 0.")] = 0,
+    truncate: TruncateOption = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt with a routed pool."""
+    from glider.errors import ConfigError
+
+    if stream and as_json:
+        raise ConfigError("--stream or --json", "both", "Give one of them.")
+    text = read_prompt(prompt)
+    model = load_model(pool, base, router, top_k, top_p)
+    import torch
+
+    from glider.model import Query
+
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    query = Query(text, description)
+    if stream:
+        for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, **sampling):
+            print(piece, end="", flush=True)
+        print()
+        return
+    (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, trace=as_json, **sampling)
+    print(json.dumps({"prompt": text, **asdict(answer)}, indent=2, ensure_ascii=False) if as_json else answer.text)

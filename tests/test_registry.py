@@ -1,0 +1,125 @@
+"""Names to implementations: what is known, what is refused, what other packages add."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from glider.errors import RouterError
+from glider.registry import Registry
+from glider.routing.base import Router, routers
+from glider.routing.glider import Glider
+
+OUTSIDE = '''
+"""A router of another package."""
+from dataclasses import dataclass
+from glider.routing.base import router
+
+@router("outside", paper="arXiv:0000.00000")
+@dataclass(frozen=True)
+class Outside:
+    strength: float = 1.0
+    def prepare(self, pool): ...
+    def condition(self, prepared, queries): ...
+    def route(self, site, x, condition): ...
+'''
+
+
+@dataclass(frozen=True)
+class Plain:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Named:
+    argument: str
+
+
+@pytest.fixture
+def registry() -> Registry:
+    fresh: Registry = Registry("thing", "glider.no_such_group", (), RouterError)
+    fresh.register("plain", paper="arXiv:1")(Plain)
+    fresh.register("named")(Named)
+    return fresh
+
+
+def test_a_name_makes_its_implementation_with_settings(registry: Registry) -> None:
+    assert registry.create("plain") == Plain()
+    assert registry.create("plain", size=3) == Plain(3)
+
+
+def test_an_argument_follows_a_colon_and_may_hold_another(registry: Registry) -> None:
+    assert registry.create("named:a:b") == Named("a:b")
+
+
+@pytest.mark.parametrize("name", ["plane", "", "Plain", "other:plain"])
+def test_an_unknown_name_lists_the_known(registry: Registry, name: str) -> None:
+    with pytest.raises(RouterError, match="a thing of named, plain; got"):
+        registry.create(name)
+
+
+def test_a_missing_argument_is_an_error(registry: Registry) -> None:
+    with pytest.raises(RouterError, match="named:NAME"):
+        registry.create("named")
+
+
+def test_an_argument_for_what_takes_none_is_an_error(registry: Registry) -> None:
+    with pytest.raises(RouterError, match="argument for plain:x"):
+        registry.create("plain:x")
+
+
+def test_unknown_settings_are_named_beside_the_known(registry: Registry) -> None:
+    with pytest.raises(RouterError, match="settings of size; got colour, weight for plain"):
+        registry.create("plain", weight=1, colour=2)
+
+
+def test_a_taken_name_is_refused_and_keeps_its_owner(registry: Registry) -> None:
+    with pytest.raises(RouterError, match="plain, which is taken"):
+        registry.register("plain")(Named)
+    assert registry.create("plain") == Plain()
+    registry.register("plain")(Plain)
+
+
+def test_any_callable_may_be_registered(registry: Registry) -> None:
+    def made(size: int = 2) -> Plain:
+        return Plain(size)
+
+    registry.register("made")(made)
+    assert registry.create("made", size=5) == Plain(5)
+
+
+def test_entries_come_in_the_order_of_names_with_their_papers(registry: Registry) -> None:
+    assert [(entry.name, entry.paper) for entry in registry] == [("named", None), ("plain", "arXiv:1")]
+
+
+def test_the_routers_of_this_package_are_known() -> None:
+    assert {"glider", "phatgoose", "single", "base"} <= {entry.name for entry in routers}
+    for entry in routers:
+        made = routers.create(f"{entry.name}:x" if entry.name == "single" else entry.name)
+        assert isinstance(made, Router)
+    assert routers.create("glider", p=0.5) == Glider(p=0.5)
+
+
+def test_a_module_is_imported_when_a_name_is_first_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lazy_things.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    lazy: Registry = Registry("thing", "glider.no_such_group", ("lazy_things",), RouterError)
+    with pytest.raises(RuntimeError, match="imported"):
+        lazy.create("anything")
+
+
+def test_an_installed_package_adds_its_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outside_router.py").write_text(OUTSIDE)
+    info = tmp_path / "outside_router-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-router\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[glider.routers]\noutside = outside_router\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    list(routers)
+    monkeypatch.setattr(routers, "_entries", dict(routers._entries))
+    monkeypatch.setattr(routers, "_loaded", False)
+    made = routers.create("outside", strength=2.0)
+    assert (type(made).__name__, made.strength) == ("Outside", 2.0)  # pyright: ignore
+    assert "outside" in {entry.name for entry in routers}
