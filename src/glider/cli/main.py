@@ -25,7 +25,7 @@ def build(noun: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback()(_version)
+    app.callback()(_global_options)
     for name, (module, text) in COMMANDS.items():
         if name == noun:
             import_module(module).register(app, name, text)
@@ -63,15 +63,21 @@ def _not_loaded() -> None:
     raise AssertionError("only the named command runs")
 
 
-def _version(
-    version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version and exit."),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from glider import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+def _global_options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
+) -> None:
+    pass
 
 
 if __name__ == "__main__":

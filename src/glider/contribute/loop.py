@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow, collate
 from glider.contribute.settings import Schedule
-from glider.experts.disk import write_file
+from glider.experts.disk import save_tensors, write_file
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0
@@ -132,7 +131,7 @@ class Loop:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[value][moment]
         # one file holds tensors and progress, so that no kill can separate them
         metadata = {"progress": json.dumps(vars(self.progress))}
-        write_file(self.state_file, lambda path: save_file(_distinct(tensors), path, metadata=metadata))
+        write_file(self.state_file, lambda path: save_tensors(_distinct(tensors), path, metadata))
 
     @torch.no_grad()
     def _resume(self) -> None:

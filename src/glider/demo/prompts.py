@@ -41,8 +41,8 @@ PROMPTS = (
     DemoPrompt(
         "social situation",
         "Context: Jordan forgot his best friend's birthday and only remembered the next morning.\n\nQuestion: What "
-        "will Jordan want to do next?\n\nWhich one of these answers best answers the question according to the context?\n\n"
-        "A: go back to sleep\n\nB: call and apologize\n\nC: buy a new car",
+        "will Jordan want to do next?\n\nWhich one of these answers best answers the question according to the "
+        "context?\n\nA: go back to sleep\n\nB: call and apologize\n\nC: buy a new car",
         "social_i_qa",
     ),
     DemoPrompt(

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def sha256(path: Path) -> str:
@@ -43,6 +48,17 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; a full disk is the `OSError` that it is, not a serialisation error."""
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as fault:
+        code = re.search(r"os error (\d+)", str(fault))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from fault
 
 
 @contextmanager

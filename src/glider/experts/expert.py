@@ -1,5 +1,6 @@
 """An expert on disk and in memory: LoRA pairs, gates, instruction embedding, card."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from glider.errors import ExpertError
 from glider.experts.card import CARD_FILE, ExpertCard
-from glider.experts.disk import new_directory, sha256, write_json
+from glider.experts.disk import new_directory, save_tensors, sha256, write_json
+from glider.experts.headers import read_shapes
 from glider.experts.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -55,8 +56,8 @@ class Expert:
         directory = Path(directory)
         card = ExpertCard.read(directory)
         layout = read_layout(directory)
-        shapes = _read_shapes(directory / ADAPTER_WEIGHTS_FILE)
-        extra = _read_shapes(directory / GLIDER_WEIGHTS_FILE)
+        shapes = read_shapes(directory / ADAPTER_WEIGHTS_FILE)
+        extra = read_shapes(directory / GLIDER_WEIGHTS_FILE)
         return cls(directory, card, layout, _parse_sites(directory, shapes, extra))
 
     @property
@@ -131,7 +132,7 @@ def write_expert(
     with new_directory(directory) as partial:
         peft_config.save_pretrained(str(partial))
         _settle_order(partial / ADAPTER_CONFIG_FILE)
-        save_file(
+        save_tensors(
             {key: value.detach().to("cpu", dtype).contiguous() for key, value in lora.items()},
             partial / ADAPTER_WEIGHTS_FILE,
             metadata={"format": "pt"},
@@ -139,7 +140,7 @@ def write_expert(
         extra = {site + _GATE: gate.detach().to("cpu", dtype).contiguous() for site, gate in gates.items()}
         if instruction is not None:
             extra[_INSTRUCTION] = instruction.detach().to("cpu", torch.float32).contiguous()
-        save_file(extra, partial / GLIDER_WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(extra, partial / GLIDER_WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
         Expert.open(partial).verify()
     return Expert.open(directory)
@@ -147,17 +148,10 @@ def write_expert(
 
 def _settle_order(path: Path) -> None:
     """PEFT writes its set of target modules in random order; sorted, the same training writes the same file."""
-    import json
-
     config = json.loads(path.read_text("utf8"))
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
     write_json(path, config)
-
-
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with _reading(path), safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 @contextmanager

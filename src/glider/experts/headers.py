@@ -1,0 +1,83 @@
+"""The headers of safetensors files, read and distrusted before any tensor is touched.
+
+Reading the header alone says what a file holds. Experts of one shape have byte-identical headers, so that a pool of a
+thousand parses one of them.
+"""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from glider.errors import ExpertError
+
+LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth of it
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_MOST_AXES = 8
+Shapes = dict[str, tuple[int, ...]]
+
+
+def read_shapes(path: Path) -> Shapes:
+    """The shape of every tensor of a safetensors file.
+
+    Raises `ExpertError` naming the file if it is missing, cut short, longer than it says, or inconsistent in itself.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+                raise _damaged(path, f"a header of {length} bytes in a file of {size}")
+            header = file.read(length)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
+    try:
+        shapes, data_bytes = _parse(header)
+    except (ValueError, RecursionError) as fault:
+        raise _damaged(path, str(fault)) from fault
+    if 8 + length + data_bytes != size:
+        raise _damaged(path, f"{size} bytes where its header declares {8 + length + data_bytes}")
+    return shapes
+
+
+def _damaged(path: Path, got: str) -> ExpertError:
+    return ExpertError(f"a safetensors file in {path}", f"a damaged one ({got})", "Get the expert anew.")
+
+
+@lru_cache(maxsize=64)
+def _parse(header: bytes) -> tuple[Shapes, int]:
+    """Shapes by name and the length of the data, or a `ValueError` that says what is wrong."""
+    entries = json.loads(header, object_pairs_hook=_unique)
+    if not isinstance(entries, dict):
+        raise ValueError("a header that is no object")
+    entries = {name: _entry(name, value) for name, value in entries.items() if name != "__metadata__"}
+    position = 0
+    for name, (_, begin, end) in sorted(entries.items(), key=lambda item: item[1][1:]):
+        if begin != position:
+            raise ValueError(f"tensor {name} at byte {begin}, where byte {position} was due")
+        position = end
+    return {name: shape for name, (shape, _, _) in entries.items()}, position
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name that stands twice in the header")
+    return dict(pairs)
+
+
+def _entry(name: str, value: Any) -> tuple[tuple[int, ...], int, int]:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"an entry {name} without dtype, shape and data_offsets")
+    shape, offsets, item_bytes = value["shape"], value["data_offsets"], _ITEM_BYTES.get(str(value["dtype"]))
+    if item_bytes is None:
+        raise ValueError(f"dtype {value['dtype']!r} in {name}")
+    if not _naturals(shape) or len(shape) > _MOST_AXES or not _naturals(offsets) or len(offsets) != 2:
+        raise ValueError(f"shape {shape} and offsets {offsets} in {name}")
+    if offsets[1] - offsets[0] != math.prod(shape) * item_bytes:
+        raise ValueError(f"{offsets[1] - offsets[0]} bytes for shape {shape} of {value['dtype']} in {name}")
+    return tuple(shape), offsets[0], offsets[1]
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 48 for value in values)

