@@ -1,14 +1,17 @@
 """Tiny random models, real files, real PEFT: what every test stands on."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import safetensors.torch
 import torch
 from jaxtyping import install_import_hook
 
@@ -176,6 +179,34 @@ def write_random_expert(
     )
     instruction = normal(embedder.dimension) if embedder else None
     return write_expert(directory, card, config, lora, gate if gates else {}, instruction, dtype)
+
+
+@pytest.fixture(scope="session")
+def random_expert() -> Callable[..., Expert]:
+    """`random_expert(directory, base, **settings)` writes a whole expert with random weights."""
+    return write_random_expert
+
+
+@pytest.fixture(scope="session")
+def edit_json() -> Callable[..., None]:
+    """`edit_json(path, key=value)` changes a JSON file in place."""
+
+    def edit(path: Path, **changes: Any) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text("utf8")), **changes}), "utf8")
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def edit_tensors() -> Callable[..., None]:
+    """`edit_tensors(path, change)` hands the tensors of a safetensors file to `change` and writes what it left."""
+
+    def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+        tensors = safetensors.torch.load(path.read_bytes())
+        change(tensors)
+        path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+    return edit
 
 
 PoolMaker = Callable[..., Pool]

@@ -100,9 +100,7 @@ def test_the_routers_of_this_package_are_known() -> None:
     assert routers.create("glider", p=0.5) == Glider(p=0.5)
 
 
-def test_a_module_is_imported_when_a_name_is_first_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_is_imported_when_a_name_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lazy_things.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     lazy: Registry = Registry("thing", "glider.no_such_group", ("lazy_things",), RouterError)

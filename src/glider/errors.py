@@ -27,6 +27,10 @@ class ExpertError(GliderError):
     """An expert directory that is incomplete, damaged or not an expert."""
 
 
+class TrainingError(GliderError):
+    """Training that cannot go on."""
+
+
 class PoolError(GliderError):
     """A pool whose experts do not fit together or changed on disk."""
 

@@ -208,10 +208,11 @@ class RoutedModel:
     def _pieces(self, batch: list["str | Query"], settings: dict[str, Any]) -> Iterator[Piece]:
         out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = StopRequested()
+        settings = {**settings, "stopping_criteria": [stop, *settings.get("stopping_criteria", ())]}
 
         def run() -> None:
             try:
-                self.generate(batch, on_piece=out.put, stopping_criteria=[stop], **settings)
+                self.generate(batch, on_piece=out.put, **settings)
                 out.put(None)
             except BaseException as fault:  # handed to the consumer, who raises it
                 out.put(fault)

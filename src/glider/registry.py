@@ -1,9 +1,10 @@
 """Names to implementations: one registry a kind, open to other packages through an entry point group."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import Any, Generic, TypeVar
 
 from glider.errors import GliderError
@@ -55,7 +56,7 @@ class Registry(Generic[T]):
             raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), "Check the spelling.")
         if colon:
             settings["argument"] = argument
-        known = {field.name for field in fields(entry.make)}  # pyright: ignore[reportArgumentType]
+        known = set(signature(entry.make).parameters)
         required = "argument" in known and "argument" not in settings
         unknown = settings.keys() - known
         if required or unknown:
@@ -71,8 +72,8 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         if not self._loaded:
-            self._loaded = True
             for module in self.modules:
                 import_module(module)
             for point in entry_points(group=self.group):
                 point.load()
+            self._loaded = True

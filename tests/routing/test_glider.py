@@ -44,7 +44,7 @@ def test_a_score_that_only_meets_the_threshold_is_not_above_it() -> None:
 
 
 def test_gamma_and_beta_are_the_formulas() -> None:
-    condition = Glider().condition(prepared_with(p=0.8, gamma=10, beta=-1), queries_at(0.9, 0.5))
+    condition = Glider().condition(prepared_with(p=0.8, gamma=10.0, beta=-1.0), queries_at(0.9, 0.5))
     assert condition.alpha.tolist() == [9, -1]
 
 

@@ -72,7 +72,9 @@ def test_cosine_ignores_the_querys_length() -> None:
     assert got.diagonal().tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
-def test_gates_of_a_pool_stand_in_its_order_with_absent_experts_marked(llama_directory: Path, make_pool, grow_pool) -> None:
+def test_gates_of_a_pool_stand_in_its_order_with_absent_experts_marked(
+    llama_directory: Path, make_pool, grow_pool
+) -> None:
     both, first_only = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
     pool = make_pool(llama_directory, 1, sites=[both, first_only])
     pool = grow_pool(pool, llama_directory, "e1", seed=1, sites=[both])

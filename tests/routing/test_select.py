@@ -20,7 +20,9 @@ def random_scores(tokens: int, experts: int, scale: float, seed: int) -> torch.T
 
 @settings(deadline=None, derandomize=True)
 @given(TOKENS, EXPERTS, st.integers(1, 12), SCALES, SEEDS)
-def test_top_k_keeps_k_distinct_experts_with_weights_of_sum_one(t: int, e: int, k: int, scale: float, seed: int) -> None:
+def test_top_k_keeps_k_distinct_experts_with_weights_of_sum_one(
+    t: int, e: int, k: int, scale: float, seed: int
+) -> None:
     scores = random_scores(t, e, scale, seed)
     decision = TopK(k)(scores)
     kept = min(k, e)

@@ -1,7 +1,7 @@
 """`glider expert train`: data in, expert out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,11 +44,13 @@ def train(
             data, base, out, config, description=description, task=task, licence=licence, report=line.update
         )
     record = expert.card.training
-    print(
-        f"{expert.directory}: {len(expert.sites)} sites, validation loss "
-        f"{record['lora']['best_loss']:.4f} (LoRA, step {record['lora']['best_step']}), "
-        f"{record['gates']['best_loss']:.4f} (gates, step {record['gates']['best_step']})"
-    )
+    stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
+    print(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
+
+
+def _best(record: dict[str, Any]) -> str:
+    loss = record["best_loss"]
+    return f"{loss:.4f} at step {record['best_step']}" if loss is not None else "unknown (no validation rows)"
 
 
 class _ProgressLine:

@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
                     rows.append(_parse_row(line, f"{path}:{number}"))
     except FileNotFoundError:
         raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, IsADirectoryError) as fault:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, IsADirectoryError) as fault:
         raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
     chosen = [row for row in rows if split is None or row.split == split]
     if not chosen:
@@ -114,14 +115,14 @@ class Batches:
         chance = random.Random(f"{self.seed}-{epoch}")
         order = list(range(len(self.rows)))
         chance.shuffle(order)
+        del order[len(order) // self.batch_size * self.batch_size :]  # any rows, not the longest, wait for their turn
         group = self.batch_size * _BUCKET
         batches = []
         for start in range(0, len(order), group):
             by_length = sorted(order[start : start + group], key=lambda i: len(self.rows[i]))
             batches += [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
-        whole = [batch for batch in batches if len(batch) == self.batch_size]
-        chance.shuffle(whole)
-        return whole
+        chance.shuffle(batches)
+        return batches
 
 
 def collate(rows: Sequence[EncodedRow], pad_id: int, encoder_decoder: bool) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The one training loop: AdamW on a few parameters, resumable to the bit, best checkpoint kept."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow, collate
 from glider.contribute.settings import Schedule
+from glider.errors import TrainingError
 from glider.experts.disk import save_tensors, write_file
 from glider.shapes import Float, Tensor
 
@@ -27,7 +29,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     loss: float = float("nan")
-    best_loss: float = float("inf")
+    best_loss: float | None = None  # None without validation rows
     best_step: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
 
@@ -46,10 +48,12 @@ class Loop:
         schedule: Schedule,
         pad_id: int,
         state_file: Path,
+        *,
         autocast: bool,
+        seed: int,
     ):
         self.model, self.parameters, self.schedule = model, dict(parameters), schedule
-        self.pad_id, self.state_file, self.autocast = pad_id, state_file, autocast
+        self.pad_id, self.state_file, self.autocast, self.seed = pad_id, state_file, autocast, seed
         self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=schedule.learning_rate, weight_decay=0.0)
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.progress = Progress()
@@ -69,7 +73,7 @@ class Loop:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
-        if not self.progress.validation or self.progress.validation[-1][0] != self.progress.step:
+        if not self.schedule.validates_after(self.progress.step - 1):  # the minutes ended early
             self._validate(validation)
         self._save()
         with torch.no_grad():
@@ -81,9 +85,14 @@ class Loop:
         return self.schedule.minutes is not None and self.progress.seconds >= 60 * self.schedule.minutes
 
     def _step(self, rows: Sequence[EncodedRow], step: int) -> float:
+        torch.manual_seed((self.seed << 32) + step)  # dropout, if the base has any, is the same after a resumption
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(step)
         loss, count = self._loss(rows)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                "a finite loss", f"{loss.item()} at step {step + 1}", "Lower --learning-rate, or check the rows."
+            )
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
         self.optimiser.step()
@@ -113,13 +122,25 @@ class Loop:
     @torch.no_grad()
     def _validate(self, rows: Sequence[EncodedRow]) -> None:
         """Mean loss per target token on held-back rows; without any, the last parameters count as the best."""
+        if rows:
+            loss = self._mean_loss(rows)
+            self.progress.validation.append((self.progress.step, loss))
+            if self.progress.best_loss is not None and loss >= self.progress.best_loss:
+                return
+            self.progress.best_loss = loss
+        self.progress.best_step = self.progress.step
+        self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def _mean_loss(self, rows: Sequence[EncodedRow]) -> float:
+        training = self.model.training
+        self.model.eval()
         ordered = sorted(rows, key=len)
         sums = [self._loss(ordered[i : i + 16]) for i in range(0, len(ordered), 16)]
-        loss = sum(value.item() for value, _ in sums) / max(1, sum(count for _, count in sums))
-        self.progress.validation.append((self.progress.step, loss))
-        if not rows or loss < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
-            self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.model.train(training)
+        loss = sum(value.item() for value, _ in sums) / sum(count for _, count in sums)
+        if not math.isfinite(loss):
+            raise TrainingError("a finite validation loss", str(loss), "Lower --learning-rate, or check the rows.")
+        return loss
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {}

@@ -1,9 +1,12 @@
 """Step 1 of the protocol: a LoRA adapter, trained by PEFT's own layers on a frozen base."""
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
+
+from glider.errors import ConfigError
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], seed: int) -> Any:
@@ -22,6 +25,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], 
         lora_dropout=0.0,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",  # pyright: ignore
     )
+    _require_linear(model, sites)
     peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     return peft_model.train()
 
@@ -29,3 +33,25 @@ def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], 
 def lora_parameters(peft_model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable factors by name."""
     return {name: value for name, value in peft_model.named_parameters() if value.requires_grad}
+
+
+def _require_linear(model: nn.Module, sites: str | list[str]) -> None:
+    """Refuse a choice of sites that names nothing, or modules that are not linear."""
+    if sites == "all-linear":
+        return
+    chosen = [(name, module) for name, module in model.named_modules() if name and _fits(name, sites)]
+    other = [f"{name} ({type(module).__name__})" for name, module in chosen if not hasattr(module, "in_features")]
+    if not chosen or other:
+        linear = next(name for name, module in model.named_modules() if hasattr(module, "in_features"))
+        raise ConfigError(
+            f"sites that are linear layers, such as {linear}",
+            f"{', '.join(other[:3])}" if other else f"nothing that fits {sites}",
+            "Give --sites all-linear, a regular expression, or names.",
+        )
+
+
+def _fits(name: str, sites: str | list[str]) -> bool:
+    """As PEFT matches target modules: a regex on the whole name, or names at its end."""
+    if isinstance(sites, str):
+        return re.fullmatch(sites, name) is not None
+    return any(name == site or name.endswith("." + site) for site in sites)

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from glider.contribute.loop import Loop, Progress
 from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.settings import TrainConfig
 from glider.errors import DataError, ExpertError
-from glider.experts.card import Example, ExpertCard
+from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.disk import canonical_json, sha256, write_json
 from glider.experts.expert import Expert, write_expert
 from glider.experts.prompt_format import PromptFormat
@@ -45,9 +46,12 @@ def train_expert(
     data, out = Path(data), Path(out)
     if out.exists():
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
+    if re.match(NAME, out.name) is None:
+        raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")
     rows = read_rows(data)
     train_rows, validation_rows = split_rows(rows, config.validation, config.seed)
     description = description or next((row.definition for row in train_rows if row.definition), None)
+    embedder = load_embedder(config.embedder, config.embedder_prefix) if description else None
     loaded = load_base(base)
     prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
     train, too_long = encode_rows(train_rows, loaded.tokenizer, prompt, config.max_tokens)
@@ -59,7 +63,6 @@ def train_expert(
     origin = {"data_sha256": sha256(data), "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
     state = _state_directory(out, origin)
     peft_model, gates, record = _train(loaded, train, validation, config, state, report)
-    embedder = load_embedder(config.embedder, config.embedder_prefix) if description else None
     card = ExpertCard(
         name=out.name,
         task=task or out.name,
@@ -104,8 +107,10 @@ def _train(
 
     def run(stage: Literal["lora", "gates"], parameters: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
         schedule = config.schedule(stage)
-        loop = Loop(peft_model, parameters, schedule, pad_id, state / f"{stage}.safetensors", autocast)
-        batches = Batches(train, config.batch_size, config.seed + (stage == "gates"))
+        seed = config.seed + (stage == "gates")
+        state_file = state / f"{stage}.safetensors"
+        loop = Loop(peft_model, parameters, schedule, pad_id, state_file, autocast=autocast, seed=seed)
+        batches = Batches(train, config.batch_size, seed)
         done = loop.run(batches, validation, lambda progress: report(stage, progress, schedule.steps))
         return {name: value for name, value in vars(done).items() if name != "loss"}
 

@@ -1,5 +1,6 @@
 """Settings of the contributor's protocol; imports no torch, so that the command line can show them at once."""
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -67,4 +68,5 @@ class TrainConfig(Config):
     @property
     def target_modules(self) -> str | list[str]:
         """`sites` as PEFT takes it."""
-        return [part.strip() for part in self.sites.split(",")] if "," in self.sites else self.sites
+        plain = re.fullmatch(r"[\w.]+(,\s*[\w.]+)*", self.sites) is not None and self.sites != "all-linear"
+        return [part.strip() for part in self.sites.split(",")] if plain else self.sites

@@ -12,6 +12,7 @@ from glider.experts.base_identity import BaseIdentity
 from glider.experts.prompt_format import PromptFormat
 
 CARD_FILE = "card.json"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # of an expert, and so of a directory: no way out of it
 PROBE_TOLERANCE = 0.01
 
 
@@ -19,7 +20,8 @@ class EmbedderIdentity(Config):
     """Which embedder made an instruction embedding; another one's vectors mean nothing beside it.
 
     `probe` holds the first coordinates of the embedding of a fixed sentence. They are compared with a tolerance, since
-    a hash of them would differ between machines whose arithmetic differs in the last bit.
+    a hash of them would differ between machines whose arithmetic differs in the last bit. An empty probe is an unknown
+    one (vectors that came without their embedder): such an identity matches by name, prefix and dimension alone.
     """
 
     embedder: str
@@ -29,11 +31,16 @@ class EmbedderIdentity(Config):
 
     def matches(self, other: "EmbedderIdentity | None") -> bool:
         """Whether both make the same vectors."""
-        return (
-            other is not None
-            and (self.embedder, self.prefix, self.dimension) == (other.embedder, other.prefix, other.dimension)
-            and len(self.probe) == len(other.probe)
-            and all(abs(mine - theirs) < PROBE_TOLERANCE for mine, theirs in zip(self.probe, other.probe, strict=True))
+        if other is None or (self.embedder, self.prefix, self.dimension) != (
+            other.embedder,
+            other.prefix,
+            other.dimension,
+        ):
+            return False
+        if not self.probe or not other.probe:
+            return True
+        return len(self.probe) == len(other.probe) and all(
+            abs(mine - theirs) < PROBE_TOLERANCE for mine, theirs in zip(self.probe, other.probe, strict=True)
         )
 
 
@@ -48,7 +55,7 @@ class ExpertCard(Config):
     """`card.json`, format 1."""
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    name: str = Field(pattern=NAME)
     task: str
     description: str | None = None
     examples: tuple[Example, ...] = ()
@@ -75,5 +82,5 @@ class ExpertCard(Config):
             raise ExpertError(
                 f"a card of format 1 in {path}", faults(fault), "Mend the card or get the expert anew."
             ) from fault
-        except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,55 +13,46 @@ from safetensors import SafetensorError, safe_open
 from glider.errors import ExpertError
 from glider.experts.card import CARD_FILE, ExpertCard
 from glider.experts.disk import new_directory, save_tensors, sha256, write_json
-from glider.experts.headers import read_shapes
+from glider.experts.headers import read_header
 from glider.experts.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     LoraLayout,
-    parse_key,
     read_layout,
 )
+from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertSite, MisfitError, parse_sites
 from glider.shapes import Float, Tensor
 
-GLIDER_WEIGHTS_FILE = "glider.safetensors"
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
-_GATE = ".gate"
-_INSTRUCTION = "instruction"
-_AGAIN = "Get the expert anew; the file is damaged."
-
-
-@dataclass(frozen=True)
-class ExpertSite:
-    """What an expert holds at one site, known from file headers alone."""
-
-    rank: int
-    in_features: int
-    out_features: int
-    has_gate: bool
+_AGAIN = "Get the expert anew; the file is damaged or not an expert's."
 
 
 class Expert:
     """One expert, opened from its directory. Tensors stay in the memory-mapped files until asked for."""
 
-    def __init__(self, directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite]):
-        self.directory, self.card, self.layout, self.sites = directory, card, layout, sites
+    def __init__(
+        self, name: str, directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite]
+    ):
+        self.name, self.directory = name, directory
+        self.card, self.layout, self.sites = card, layout, sites
 
     @classmethod
-    def open(cls, directory: Path | str) -> "Expert":
+    def open(cls, directory: Path | str, name: str | None = None) -> "Expert":
         """Open and check structure: files, card, adapter settings, tensor names and shapes.
 
-        Raises `ExpertError` naming the file. Values are checked by `verify`.
+        `name` is what the expert is called here, by default as its card says. Raises `ExpertError` naming the file.
+        Values are checked by `verify`.
         """
         directory = Path(directory)
         card = ExpertCard.read(directory)
         layout = read_layout(directory)
-        shapes = read_shapes(directory / ADAPTER_WEIGHTS_FILE)
-        extra = read_shapes(directory / GLIDER_WEIGHTS_FILE)
-        return cls(directory, card, layout, _parse_sites(directory, shapes, extra))
+        sites = _sites_of(directory)
+        _check_agreement(directory, card, layout, sites)
+        return cls(name or card.name, directory, card, layout, sites)
 
-    @property
-    def name(self) -> str:
-        return self.card.name
+    def renamed(self, name: str) -> "Expert":
+        """The same files under another name."""
+        return Expert(name, self.directory, self.card, self.layout, self.sites)
 
     def factors(self, site: str) -> tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]:
         """The LoRA pair `(A, B)` at a site, in the dtype of the file."""
@@ -78,20 +68,22 @@ class Expert:
 
     def gate(self, site: str) -> Float[Tensor, " D"] | None:
         """The gate at a site, or None where the expert has none."""
-        return self._extra.get_tensor(site + _GATE) if self.sites[site].has_gate else None
+        return self._extra.get_tensor(site + GATE) if self.sites[site].has_gate else None
 
     @cached_property
     def instruction(self) -> Float[Tensor, " G"] | None:
         """The instruction embedding, or None where the expert has no description."""
-        return self._extra.get_tensor(_INSTRUCTION) if _INSTRUCTION in self._extra.keys() else None  # noqa: SIM118
+        return self._extra.get_tensor(INSTRUCTION) if INSTRUCTION in self._extra.keys() else None  # noqa: SIM118
 
     def verify(self, hashes: Mapping[str, str] | None = None) -> None:
         """Check every file against its hash (where given) and every value for being finite."""
         for file, wanted in (hashes or {}).items():
-            if (got := sha256(self.directory / file)) != wanted:
+            path = self.directory / file
+            if not path.is_file():
+                raise ExpertError(f"{path} of expert {self.name}", "no such file", "Get the expert anew.")
+            if (got := sha256(path)) != wanted:
                 raise ExpertError(
-                    f"{self.directory / file} of expert {self.name} unchanged since it joined the pool "
-                    f"(sha256 {wanted[:12]})",
+                    f"{path} of expert {self.name} unchanged since it joined the pool (sha256 {wanted[:12]})",
                     f"sha256 {got[:12]}",
                     "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
                 )
@@ -137,9 +129,9 @@ def write_expert(
             partial / ADAPTER_WEIGHTS_FILE,
             metadata={"format": "pt"},
         )
-        extra = {site + _GATE: gate.detach().to("cpu", dtype).contiguous() for site, gate in gates.items()}
+        extra = {site + GATE: gate.detach().to("cpu", dtype).contiguous() for site, gate in gates.items()}
         if instruction is not None:
-            extra[_INSTRUCTION] = instruction.detach().to("cpu", torch.float32).contiguous()
+            extra[INSTRUCTION] = instruction.detach().to("cpu", torch.float32).contiguous()
         save_tensors(extra, partial / GLIDER_WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
         Expert.open(partial).verify()
@@ -164,40 +156,28 @@ def _reading(path: Path) -> Iterator[Path]:
         raise ExpertError(f"a safetensors file in {path}", f"a damaged one ({fault})", _AGAIN) from fault
 
 
-def _parse_sites(directory: Path, shapes: Mapping[str, tuple], extra: Mapping[str, tuple]) -> dict[str, ExpertSite]:
-    pairs: dict[str, dict[str, tuple]] = {}
-    for key, shape in shapes.items():
-        if (parsed := parse_key(key)) is None:
-            raise ExpertError(
-                f"only LoRA pairs in {directory / ADAPTER_WEIGHTS_FILE}",
-                f"the tensor {key}",
-                "Only plain LoRA adapters on linear layers can be pooled.",
-            )
-        pairs.setdefault(parsed[0], {})[parsed[1]] = shape
-    if not pairs:
-        raise ExpertError(f"LoRA pairs in {directory / ADAPTER_WEIGHTS_FILE}", "no tensor", _AGAIN)
-    sites = {site: _parse_pair(directory, site, pair, extra) for site, pair in pairs.items()}
-    for key, shape in extra.items():
-        known = (key == _INSTRUCTION and len(shape) == 1) or key.removesuffix(_GATE) in sites
-        if not known:
-            raise ExpertError(
-                f"gates of adapted sites and one instruction vector in {directory / GLIDER_WEIGHTS_FILE}",
-                f"the tensor {key} of shape {shape}",
-                "Get the expert anew; its files do not belong together.",
-            )
-    return sites
+def _sites_of(directory: Path) -> Mapping[str, ExpertSite]:
+    adapter, extra = (read_header(directory / file) for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE))
+    try:
+        return parse_sites(adapter, extra)
+    except MisfitError as fault:
+        raise ExpertError(f"{fault.wanted} in {directory / fault.file}", fault.got, _AGAIN) from fault
 
 
-def _parse_pair(directory: Path, site: str, pair: Mapping[str, tuple], extra: Mapping[str, tuple]) -> ExpertSite:
-    a, b, gate = pair.get("A"), pair.get("B"), extra.get(site + _GATE)
-    if a is None or b is None or len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+def _check_agreement(directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite]) -> None:
+    """The files say the same: ranks as the adapter's settings, the instruction as wide as the embedder's vectors."""
+    for name, site in sites.items():
+        if site.rank != layout.rank_at(name):
+            raise ExpertError(
+                f"rank {layout.rank_at(name)} at {name}, as {directory / ADAPTER_CONFIG_FILE} says",
+                f"rank {site.rank} in {ADAPTER_WEIGHTS_FILE}",
+                "The files do not belong together; get the expert anew.",
+            )
+    width = read_header(directory / GLIDER_WEIGHTS_FILE).shapes.get(INSTRUCTION)
+    wanted = card.embedder and (card.embedder.dimension,)
+    if width != wanted:
         raise ExpertError(
-            f"a pair A (R, D), B (O, R) for {site} in {directory / ADAPTER_WEIGHTS_FILE}", f"A {a}, B {b}", _AGAIN
+            f"an instruction of shape {wanted} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
+            f"{width}",
+            "The files do not belong together; describe the expert again.",
         )
-    if gate is not None and gate != (a[1],):
-        raise ExpertError(
-            f"a gate of shape ({a[1]},) for {site} in {directory / GLIDER_WEIGHTS_FILE}",
-            f"{gate}",
-            "Train the gates again for this adapter.",
-        )
-    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None)

@@ -6,6 +6,7 @@ thousand parses one of them.
 
 import json
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,18 @@ from glider.errors import ExpertError
 LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth of it
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MOST_AXES = 8
-Shapes = dict[str, tuple[int, ...]]
 
 
-def read_shapes(path: Path) -> Shapes:
-    """The shape of every tensor of a safetensors file.
+@dataclass(frozen=True, eq=False)
+class Header:
+    """The shape of every tensor of a file. Files with the same header give the same object."""
+
+    shapes: dict[str, tuple[int, ...]]
+    data_bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
 
     Raises `ExpertError` naming the file if it is missing, cut short, longer than it says, or inconsistent in itself.
     """
@@ -33,12 +41,12 @@ def read_shapes(path: Path) -> Shapes:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
     try:
-        shapes, data_bytes = _parse(header)
+        parsed = _parse(header)
     except (ValueError, RecursionError) as fault:
         raise _damaged(path, str(fault)) from fault
-    if 8 + length + data_bytes != size:
-        raise _damaged(path, f"{size} bytes where its header declares {8 + length + data_bytes}")
-    return shapes
+    if 8 + length + parsed.data_bytes != size:
+        raise _damaged(path, f"{size} bytes where its header declares {8 + length + parsed.data_bytes}")
+    return parsed
 
 
 def _damaged(path: Path, got: str) -> ExpertError:
@@ -46,8 +54,8 @@ def _damaged(path: Path, got: str) -> ExpertError:
 
 
 @lru_cache(maxsize=64)
-def _parse(header: bytes) -> tuple[Shapes, int]:
-    """Shapes by name and the length of the data, or a `ValueError` that says what is wrong."""
+def _parse(header: bytes) -> Header:
+    """The header, or a `ValueError` that says what is wrong with it."""
     entries = json.loads(header, object_pairs_hook=_unique)
     if not isinstance(entries, dict):
         raise ValueError("a header that is no object")
@@ -57,7 +65,7 @@ def _parse(header: bytes) -> tuple[Shapes, int]:
         if begin != position:
             raise ValueError(f"tensor {name} at byte {begin}, where byte {position} was due")
         position = end
-    return {name: shape for name, (shape, _, _) in entries.items()}, position
+    return Header({name: shape for name, (shape, _, _) in entries.items()}, position)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,12 +5,30 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glider.errors import ExpertError
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])\.weight$")
+
+_NONE = (None, False, [], {}, "")
+# settings that make an adapter more than B A x, and the values that do not
+_PLAIN = {
+    "use_dora": _NONE,
+    "use_qalora": _NONE,
+    "use_bdlora": _NONE,
+    "modules_to_save": _NONE,
+    "bias": ("none", *_NONE),
+    "lora_bias": _NONE,
+    "fan_in_fan_out": _NONE,
+    "trainable_token_indices": _NONE,
+    "layer_replication": _NONE,
+    "target_parameters": _NONE,
+    "alora_invocation_tokens": _NONE,
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # PEFT changes the base's weights with these
 
 
 @dataclass(frozen=True)
@@ -23,9 +41,13 @@ class LoraLayout:
     alpha_pattern: dict[str, float]
     use_rslora: bool
 
+    def rank_at(self, site: str) -> int:
+        """The rank at a site."""
+        return int(_pattern_value(self.rank_pattern, site, self.rank))
+
     def scaling(self, site: str) -> float:
         """`alpha / r` at a site (`alpha / sqrt(r)` with rsLoRA), patterns resolved as PEFT resolves them."""
-        rank = _pattern_value(self.rank_pattern, site, self.rank)
+        rank = self.rank_at(site)
         alpha = _pattern_value(self.alpha_pattern, site, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -39,14 +61,14 @@ def read_layout(directory: Path) -> LoraLayout:
         raise ExpertError(
             f"a PEFT adapter in {directory}", f"no {ADAPTER_CONFIG_FILE}", "Give a directory that PEFT saved."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
     _refuse_unsupported(config, path)
     return LoraLayout(
         rank=config["r"],
         alpha=config["lora_alpha"],
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=_patterns(config, "rank_pattern", path),
+        alpha_pattern=_patterns(config, "alpha_pattern", path),
         use_rslora=bool(config.get("use_rslora")),
     )
 
@@ -61,26 +83,39 @@ def _refuse_unsupported(config: object, path: Path) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ExpertError(f"a LoRA adapter in {path}", f"peft_type {got}", "Only LoRA experts can be pooled.")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ExpertError(f"r and lora_alpha in {path}", f"r={rank!r}, lora_alpha={alpha!r}", "Mend the file.")
-    refused = {
-        "use_dora": (True,),
-        "modules_to_save": None,
-        "bias": ("all", "lora_only"),
-        "fan_in_fan_out": (True,),
-        "trainable_token_indices": None,
-        "layer_replication": None,
-        "target_parameters": None,
-    }
-    for setting, bad in refused.items():
-        value = config.get(setting)
-        if value in bad if bad is not None else bool(value):
+    if not _is_rank(config.get("r")) or not _is_alpha(config.get("lora_alpha")):
+        got = f"r={config.get('r')!r}, lora_alpha={config.get('lora_alpha')!r}"
+        raise ExpertError(f"a whole r above 0 and a finite lora_alpha in {path}", got, "Mend the file.")
+    for setting, value in config.items():
+        allowed = _PLAIN.get(setting)
+        changes_base = setting == "init_lora_weights" and str(value).startswith(_BASE_CHANGING)
+        if changes_base or (allowed is not None and value not in allowed):
             raise ExpertError(
                 f"a plain LoRA adapter in {path}",
                 f"{setting}={value!r}",
-                "Such a part cannot be routed per token; retrain the adapter without it.",
+                "Such an adapter is more than B A x and cannot be routed; retrain it without.",
             )
+
+
+def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    patterns = config.get(name) or {}
+    fits = _is_rank if name == "rank_pattern" else _is_alpha
+    if not isinstance(patterns, dict) or not all(fits(value) for value in patterns.values()):
+        raise ExpertError(f"{name} of patterns to numbers in {path}", f"{patterns!r}"[:80], "Mend the file.")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as fault:
+            raise ExpertError(f"regular expressions in {name} of {path}", f"{pattern!r}", "Mend the file.") from fault
+    return patterns
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 0 < value <= 1 << 20
+
+
+def _is_alpha(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore[reportArgumentType]
 
 
 def _pattern_value(patterns: dict, site: str, default: float) -> float:

@@ -1,21 +1,24 @@
 """A pool: experts for the same base model, and the `pool.json` that binds them."""
 
 import json
-import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
 from glider.errors import PoolError, RouterError
 from glider.experts.base_identity import BaseIdentity
-from glider.experts.card import EmbedderIdentity
+from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
 from glider.experts.disk import sha256, write_json
 from glider.experts.expert import EXPERT_FILES, Expert
 
 POOL_FILE = "pool.json"
+LOCK_FILE = ".pool.lock"
 
 
 class FileRecord(Config):
@@ -26,10 +29,16 @@ class FileRecord(Config):
 
 
 class ExpertRecord(Config):
-    """One expert of a pool; its directory is its name."""
+    """One expert of a pool. Its directory is its name, unless it was renamed: then the files stay where they are."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    name: str = Field(pattern=NAME)
+    directory: str | None = Field(None, pattern=NAME)
     files: dict[str, FileRecord]
+
+    @property
+    def home(self) -> str:
+        """The directory inside the pool that holds the expert."""
+        return self.directory or self.name
 
 
 class Calibration(Config):
@@ -67,12 +76,16 @@ class Pool:
         index = _read_index(path)
         experts = []
         for record in index.experts:
-            _check_sizes(path / record.name, record)
-            expert = Expert.open(path / record.name)
-            _check_member(index, expert, record.name)
+            _check_files(path, record)
+            expert = Expert.open(path / record.home, record.name)
+            _check_member(index, expert)
             experts.append(expert)
         _check_widths(experts)
         return cls(path, index, experts)
+
+    def reload(self) -> "Pool":
+        """The pool as it is on disk now; this one stays the snapshot it is."""
+        return Pool.open(self.path)
 
     @classmethod
     def create(cls, path: Path | str, base: BaseIdentity) -> "Pool":
@@ -86,28 +99,50 @@ class Pool:
     def add(self, name: str) -> "Pool":
         """Take up the expert in the directory `name` inside the pool; returns the pool as it is now.
 
-        Touches nothing but `pool.json`.
+        Reads that expert and the sizes of the others' files; writes nothing but `pool.json`.
         """
-        if name in self.names:
-            raise PoolError("a new expert", f"{name}, which is in the pool", "Remove it first.")
-        expert = Expert.open(self.path / name)
-        index = self.index
-        if index.embedder is None and expert.card.embedder is not None:
-            index = index.model_copy(update={"embedder": expert.card.embedder})
-        _check_member(index, expert, name)
-        _check_widths([*self.experts, expert])
-        expert.verify()
-        return self._replace(index.model_copy(update={"experts": (*index.experts, _record(expert, name))}))
+        with self._changing() as now:
+            if name in now.names or name in {record.home for record in now.index.experts}:
+                raise PoolError("a new expert", f"{name}, which is in the pool", "Remove it first.")
+            _check_name(name)
+            for record in now.index.experts:
+                _check_files(self.path, record)
+            expert = Expert.open(self.path / name)
+            index = now.index
+            if index.embedder is None and expert.card.embedder is not None:
+                index = index.model_copy(update={"embedder": expert.card.embedder})
+            _check_member(index, expert)
+            _check_widths([*now.experts, expert])
+            expert.verify()
+            record = _record(expert, name)
+            _check_files(self.path, record)
+            return now._write(index.model_copy(update={"experts": (*index.experts, record)}), (*now.experts, expert))
 
     def remove(self, name: str) -> "Pool":
         """Take an expert out of the index; its directory stays. Returns the pool as it is now."""
-        self[name]
-        kept = tuple(record for record in self.index.experts if record.name != name)
-        return self._replace(self.index.model_copy(update={"experts": kept}))
+        with self._changing() as now:
+            gone = now[name]
+            records = tuple(record for record in now.index.experts if record.name != name)
+            experts = tuple(expert for expert in now.experts if expert is not gone)
+            return now._write(now.index.model_copy(update={"experts": records}), experts)
+
+    def rename(self, name: str, new: str) -> "Pool":
+        """Give an expert another name in this pool; its files, its card and its place stay as they are."""
+        with self._changing() as now:
+            position = now.names.index(now[name].name)
+            if new in now.names:
+                raise PoolError("a new name", f"{new}, which is in the pool", "Choose another name.")
+            old = now.index.experts[position]
+            _check_name(new)
+            record = ExpertRecord(name=new, directory=None if new == old.home else old.home, files=old.files)
+            records, experts = list(now.index.experts), list(now.experts)
+            records[position], experts[position] = record, experts[position].renamed(new)
+            return now._write(now.index.model_copy(update={"experts": tuple(records)}), tuple(experts))
 
     def calibrate(self, calibration: Calibration) -> "Pool":
         """Store the constants of alpha; returns the pool as it is now."""
-        return self._replace(self.index.model_copy(update={"calibration": calibration}))
+        with self._changing() as now:
+            return now._write(now.index.model_copy(update={"calibration": calibration}), now.experts)
 
     def verify(self) -> None:
         """Check every file of every expert against its hash, and every weight for being finite."""
@@ -143,9 +178,16 @@ class Pool:
             lacking = [expert.name for expert in self if expert.instruction is None]
             _refuse(router, "an instruction embedding for every expert", lacking, "Describe and embed these experts")
 
-    def _replace(self, index: PoolIndex) -> "Pool":
-        write_json(self.path / POOL_FILE, index.model_dump(mode="json"))
-        return Pool.open(self.path)
+    @contextmanager
+    def _changing(self) -> Iterator["Pool"]:
+        """Hold the pool's lock; yields the pool as it is on disk, which another process may have changed."""
+        with FileLock(self.path / LOCK_FILE):
+            index = _read_index(self.path)
+            yield self if index == self.index else Pool.open(self.path)
+
+    def _write(self, index: PoolIndex, experts: Sequence[Expert]) -> "Pool":
+        write_json(self.path / POOL_FILE, index.model_dump(mode="json", exclude_none=True))
+        return Pool(self.path, index, experts)
 
 
 def _refuse(router: str, needed: str, lacking: list[str], remedy: str) -> None:
@@ -156,24 +198,45 @@ def _refuse(router: str, needed: str, lacking: list[str], remedy: str) -> None:
 def _read_index(path: Path) -> PoolIndex:
     file = path / POOL_FILE
     try:
-        return PoolIndex.model_validate(json.loads(file.read_text("utf8")))
+        index = PoolIndex.model_validate(json.loads(file.read_text("utf8")))
     except (FileNotFoundError, NotADirectoryError):
         raise PoolError(
             f"a pool directory with {POOL_FILE}", f"{path} without it", "Give --pool the directory of a pool."
         ) from None
     except ValidationError as fault:
         raise PoolError(f"a pool of format 1 in {file}", faults(fault), "Build the pool again.") from fault
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
+    for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
+        if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
+            raise PoolError(f"every expert once in {file}", f"{', '.join(twice)} twice", "Build the pool again.")
+    return index
 
 
-def _check_sizes(directory: Path, record: ExpertRecord) -> None:
-    for name in EXPERT_FILES:
-        if name not in record.files:
-            raise PoolError(f"a record of {name} for expert {record.name}", "none", "Build the pool again.")
+def _check_name(name: str) -> None:
+    if re.match(NAME, name) is None:
+        raise PoolError("a name of letters, digits, '.', '_' and '-'", repr(name), "Choose another name.")
+
+
+def _check_files(pool: Path, record: ExpertRecord) -> None:
+    """Every file is there, is inside the pool, and has its size; links that lead out are refused."""
+    home = pool / record.home
+    missing = [name for name in EXPERT_FILES if name not in record.files]
+    unknown = record.files.keys() - set(EXPERT_FILES)
+    if missing or unknown:
+        raise PoolError(
+            f"records of {', '.join(EXPERT_FILES)} for expert {record.name}",
+            f"none of {', '.join(missing)}" if missing else f"one of {', '.join(sorted(unknown))}",
+            "Build the pool again.",
+        )
+    for place in (home, *(home / name for name in EXPERT_FILES)):
+        if place.is_symlink() and not place.resolve().is_relative_to(pool.resolve()):
+            raise PoolError(
+                f"files of expert {record.name} inside the pool", f"{place}, a link to elsewhere", "Copy the files."
+            )
     for name, known in record.files.items():
-        file = directory / name
-        size = os.path.getsize(file) if name in EXPERT_FILES and file.is_file() else None
+        file = home / name
+        size = file.stat().st_size if file.is_file() else None
         if size != known.size:
             got = "no such file" if size is None else f"{size} bytes"
             raise PoolError(
@@ -183,20 +246,23 @@ def _check_sizes(directory: Path, record: ExpertRecord) -> None:
             )
 
 
-def _check_member(index: PoolIndex, expert: Expert, name: str) -> None:
-    if expert.name != name:
-        raise PoolError(f"expert {name} in {expert.directory}", f"a card of {expert.name}", "Rename the directory.")
+def _check_member(index: PoolIndex, expert: Expert) -> None:
+    name, home = expert.name, expert.directory.name
+    if expert.card.name != home:
+        raise PoolError(
+            f"the card of {home} in {expert.directory}", f"that of {expert.card.name}", "Rename the directory."
+        )
     if expert.card.base.hash != index.base.hash:
         raise PoolError(
             f"experts for the pool's base model {index.base.model_id} ({index.base.hash})",
-            f"{name}, made for {expert.card.base.model_id} ({expert.card.base.hash})",
+            f"{name}, made for {expert.card.base.model_id} ({expert.card.base.hash}) by its {CARD_FILE}",
             "Leave it out, or train it for this base.",
         )
     mine = expert.card.embedder
     if mine is not None and not mine.matches(index.embedder):
         raise PoolError(
             f"instruction embeddings by the pool's embedder ({index.embedder and index.embedder.embedder})",
-            f"{name}, embedded by {mine.embedder} (prefix {mine.prefix!r}, {mine.dimension} wide)",
+            f"{name}, embedded by {mine.embedder} (prefix {mine.prefix!r}, {mine.dimension} wide) by its {CARD_FILE}",
             "Describe the expert again with the pool's embedder.",
         )
 
@@ -216,7 +282,7 @@ def _check_widths(experts: Sequence[Expert]) -> None:
 
 def _record(expert: Expert, name: str) -> ExpertRecord:
     files = {
-        file: FileRecord(sha256=sha256(expert.directory / file), size=os.path.getsize(expert.directory / file))
+        file: FileRecord(sha256=sha256(expert.directory / file), size=(expert.directory / file).stat().st_size)
         for file in EXPERT_FILES
     }
-    return ExpertRecord(name=name, files=files)
+    return ExpertRecord(name=name, directory=None, files=files)

@@ -35,12 +35,28 @@ class Embedder:
         return vectors.float().cpu()
 
 
-@lru_cache(maxsize=4)
 def load_embedder(name: str = EMBEDDED_EMBEDDER, prefix: str = "") -> Embedder:
     """Load a sentence-transformers model by name or path; `all-MiniLM-L6-v2` is read from its wheel, offline.
 
     Raises `EmbedderError` where there is no such model.
     """
+    return _load(name, prefix)
+
+
+def load_for(identity: EmbedderIdentity) -> Embedder:
+    """Load the embedder a pool names; raises `EmbedderError` if what is installed makes other vectors."""
+    embedder = load_embedder(identity.embedder, identity.prefix)
+    if not identity.matches(embedder.identity):
+        raise EmbedderError(
+            f"the pool's embedder {identity.embedder} ({identity.dimension} wide, probe {identity.probe[:3]} ...)",
+            f"one of that name with {embedder.identity.dimension} values, probe {embedder.identity.probe[:3]} ...",
+            "Install the version the pool was made with, or describe its experts again.",
+        )
+    return embedder
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, prefix: str) -> Embedder:
     from sentence_transformers import SentenceTransformer
 
     source = name
@@ -57,15 +73,3 @@ def load_embedder(name: str = EMBEDDED_EMBEDDER, prefix: str = "") -> Embedder:
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
     return Embedder(name, model, prefix)
-
-
-def load_for(identity: EmbedderIdentity) -> Embedder:
-    """Load the embedder a pool names; raises `EmbedderError` if what is installed makes other vectors."""
-    embedder = load_embedder(identity.embedder, identity.prefix)
-    if not identity.matches(embedder.identity):
-        raise EmbedderError(
-            f"the pool's embedder {identity.embedder} ({identity.dimension} wide, probe {identity.probe[:3]} ...)",
-            f"one of that name with {embedder.identity.dimension} values, probe {embedder.identity.probe[:3]} ...",
-            "Install the version the pool was made with, or describe its experts again.",
-        )
-    return embedder

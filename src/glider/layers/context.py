@@ -35,7 +35,7 @@ class RoutingContext(threading.local):
         finally:
             self.batch = before
 
-    def term(self, tokens: int, wanted: bool) -> Float[Tensor, "T E"] | None:
+    def term(self, tokens: int, wanted: bool, rows: int | None = None) -> Float[Tensor, "T E"] | None:
         """The global term of each of `tokens` flattened tokens, or None where there is none.
 
         Without an explicit map, tokens are row-major and rows of one query stand together: so they do in a batch, in
@@ -58,10 +58,10 @@ class RoutingContext(threading.local):
                     f"a token-to-query map of {tokens} tokens", f"{len(self.batch.token_to_query)}", "Mend the map."
                 )
             return term[self.batch.token_to_query]
-        if tokens % len(term):
+        if tokens % len(term) or (rows is not None and rows % len(term)):
             raise QueryError(
                 f"rows for {len(term)} queries",
-                f"{tokens} tokens, which do not divide among them",
+                f"{tokens} tokens{'' if rows is None else f' in {rows} rows'}, which do not divide among them",
                 "Give a condition for this batch, or a token-to-query map.",
             )
         return term if tokens == len(term) else term.repeat_interleave(tokens // len(term), dim=0)

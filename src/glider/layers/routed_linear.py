@@ -37,11 +37,11 @@ class RoutedLinear(nn.Module):
         site = self.site
         if site.absent.device != x.device:  # the model was moved after attaching
             self.site = site = site.to(x.device)
-        decision = self.router.route(site, tokens, self._term(tokens))
+        decision = self.router.route(site, tokens, self._term(x, tokens))
         if self.context.batch is not None and self.context.batch.trace is not None:
-            self.context.batch.trace.record(site.name, decision)
+            self.context.batch.trace.record(site.name, decision, x.shape[0] if x.ndim > 2 else None)
         return y + apply_experts(tokens, decision, self.bank).view(y.shape).to(y.dtype)
 
-    def _term(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        term = self.context.term(len(tokens), self.uses_global)
+    def _term(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
+        term = self.context.term(len(tokens), self.uses_global, x.shape[0] if x.ndim > 2 else None)
         return term if term is None else term.to(tokens.device)

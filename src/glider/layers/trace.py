@@ -16,6 +16,8 @@ class Call:
     site: str
     index: int  # 0 for the first call of the site (the prompt), then one for each new token
     decision: Decision
+    sequences: int  # rows of the call: queries times beams
+    sees_prompt: bool  # the site's tokens begin with the prompt's
 
 
 @dataclass
@@ -28,15 +30,19 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     generated: Sequence[int] | None = None  # tokens written for each row, where rows ended at different times
     _counts: dict[str, int] = field(default_factory=dict)
+    _see_prompt: dict[str, bool] = field(default_factory=dict)
 
-    def record(self, site: str, decision: Decision) -> None:
+    def record(self, site: str, decision: Decision, sequences: int | None = None) -> None:
         """Take up one decision (detached, on the CPU)."""
         index = self._counts.get(site, 0)
         self._counts[site] = index + 1
         kept = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), None)
         if decision.scores is not None:
             kept = Decision(kept.experts, kept.weights, decision.scores.detach().float().cpu())
-        self.calls.append(Call(site, index, kept))
+        sequences = sequences or len(self.prompt_mask)
+        if index == 0:
+            self._see_prompt[site] = len(kept.experts) // sequences == self.prompt_mask.shape[1]
+        self.calls.append(Call(site, index, kept, sequences, self._see_prompt[site]))
 
     @property
     def sites(self) -> list[str]:
@@ -53,14 +59,13 @@ class Trace:
 
     def counts(self, call: Call) -> Bool[Tensor, "B S"]:
         """Which tokens of a call count: no pads, nothing after a row has ended."""
-        rows, tokens = len(self.prompt_mask), len(call.decision.experts)
-        per_row = tokens // rows
-        if call.index == 0 and tokens == self.prompt_mask.numel():
-            return self.prompt_mask
-        if self.generated is None:
-            return torch.ones(rows, per_row, dtype=torch.bool)
-        alive = torch.tensor([call.index < written for written in self.generated])
-        return alive[:, None].expand(rows, per_row)
+        rows, width = self.prompt_mask.shape
+        counted = torch.ones(rows, len(call.decision.experts) // call.sequences, dtype=torch.bool)
+        if call.sees_prompt and counted.shape[1] >= width:  # with a cache, only the first call does
+            counted[:, :width] = self.prompt_mask
+        if call.index > 0 and self.generated is not None:
+            counted &= torch.tensor([call.index < written for written in self.generated])[:, None]
+        return counted.repeat(1, call.sequences // rows)  # the beams of a row stand together
 
     def heatmap(self, row: int | None = None) -> Float[Tensor, "S E"]:
         """Mean weight of each expert at each site (in the order of `sites`), over the tokens of one row or of all."""

@@ -1,0 +1,64 @@
+"""The sites of an expert, told from the names and shapes of its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from glider.experts.headers import Header
+from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE, parse_key
+
+GLIDER_WEIGHTS_FILE = "glider.safetensors"
+GATE = ".gate"
+INSTRUCTION = "instruction"
+
+
+@dataclass(frozen=True)
+class ExpertSite:
+    """What an expert holds at one site, known from file headers alone."""
+
+    rank: int
+    in_features: int
+    out_features: int
+    has_gate: bool
+
+
+class MisfitError(Exception):
+    """Tensors that are no expert's; says in which file, what was wanted and what was got."""
+
+    def __init__(self, file: str, wanted: str, got: str):
+        super().__init__(f"{file}: wanted {wanted}, got {got}")
+        self.file, self.wanted, self.got = file, wanted, got
+
+
+@lru_cache(maxsize=64)
+def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
+    """Sites in the order of their names in the adapter file; raises `MisfitError`.
+
+    Experts of one shape share their headers, and so the result.
+    """
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in adapter.shapes.items():
+        if (parsed := parse_key(key)) is None:
+            raise MisfitError(ADAPTER_WEIGHTS_FILE, "only LoRA pairs on linear layers", f"the tensor {key}")
+        pairs.setdefault(parsed[0], {})[parsed[1]] = shape
+    if not pairs:
+        raise MisfitError(ADAPTER_WEIGHTS_FILE, "LoRA pairs", "no tensor")
+    sites = {site: _parse_pair(site, pair, extra) for site, pair in pairs.items()}
+    for key, shape in extra.shapes.items():
+        gate = key.endswith(GATE) and key.removesuffix(GATE) in sites
+        if not gate and (key != INSTRUCTION or len(shape) != 1 or shape[0] == 0):
+            raise MisfitError(
+                GLIDER_WEIGHTS_FILE,
+                "gates of adapted sites and one instruction vector",
+                f"the tensor {key} of shape {shape}",
+            )
+    return sites
+
+
+def _parse_pair(site: str, pair: Mapping[str, tuple[int, ...]], extra: Header) -> ExpertSite:
+    a, b, gate = pair.get("A"), pair.get("B"), extra.shapes.get(site + GATE)
+    if a is None or b is None or len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+        raise MisfitError(ADAPTER_WEIGHTS_FILE, f"a pair A (R, D), B (O, R) for {site}", f"A {a}, B {b}")
+    if gate is not None and gate != (a[1],):
+        raise MisfitError(GLIDER_WEIGHTS_FILE, f"a gate of shape ({a[1]},) for {site}", f"{gate}")
+    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None)
