@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glider.cli.options import with_settings
-from glider.config import EMBEDDED_BASE
+from glider.config import EMBEDDED_BASE, EMBEDDED_EMBEDDER
 from glider.contribute.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    nouns.command("train")(with_settings(TrainConfig)(train))
-    nouns.callback()(lambda: None)
+    nouns.command()(with_settings(TrainConfig)(train))
+    nouns.command("import")(import_)
+    nouns.command()(with_settings(TrainConfig)(gates))
+    nouns.command()(describe)
     app.add_typer(nouns, name=name)
 
 
@@ -46,6 +48,59 @@ def train(
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
     print(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
+
+
+def import_(
+    adapter: Annotated[str, typer.Argument(help="Directory of a PEFT LoRA adapter, or its hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
+    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
+) -> None:
+    """Make an expert of a PEFT LoRA adapter, which stays as it is.
+
+    It has no gates and no description yet: `glider expert gates` and `glider expert describe` add them.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.adopt import import_adapter
+
+    quiet_libraries()
+    expert = import_adapter(adapter, base, out, task=task, licence=licence)
+    print(f"{expert.directory}: {len(expert.sites)} sites, no gates, no description")
+
+
+def gates(
+    expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
+    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    config: TrainConfig,
+    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+) -> None:
+    """Train the gates of an expert from rows of its task; its LoRA is untouched.
+
+    Of the settings, those of the LoRA (rank, alpha, sites, steps) are not used.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.adopt import train_gates
+
+    quiet_libraries()
+    with _ProgressLine() as line:
+        made = train_gates(expert, data, base, config, line.update)
+    print(f"{made.directory}: {len(made.sites)} gates, validation loss: {_best(made.card.training['gates'])}")
+
+
+def describe(
+    expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
+    description: Annotated[str, typer.Argument(help="One sentence: the task and the skill it needs.")],
+    embedder: Annotated[str, typer.Option("--embedder", help="sentence-transformers model.")] = EMBEDDED_EMBEDDER,
+    prefix: Annotated[str, typer.Option("--embedder-prefix", help="Text put before what is embedded.")] = "",
+) -> None:
+    """Give an expert its description, and the embedding of it for the global term."""
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.adopt import describe as give
+
+    quiet_libraries()
+    made = give(expert, description, embedder, prefix)
+    print(f"{made.directory}: described")
 
 
 def _best(record: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`glider pool`: make, look at and check pools."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (ls, show, verify, add, calibrate):
+    for command in (ls, show, verify, build, add, remove, rename, calibrate):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
 
@@ -86,6 +87,58 @@ def add(
     for name in names:
         pool = pool.add(name)
     print(f"{path}: {len(pool)} experts")
+
+
+def remove(path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")]) -> None:
+    """Take an expert out of the pool; its directory stays where it is."""
+    from glider.experts.pool import Pool
+
+    pool = Pool.open(path).remove(name)
+    print(f"{path}: {len(pool)} experts; the files of {name} are still there")
+
+
+def rename(
+    path: PoolPath,
+    name: Annotated[str, typer.Argument(help="An expert of the pool.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+) -> None:
+    """Give an expert another name in this pool."""
+    from glider.experts.pool import Pool
+
+    Pool.open(path).rename(name, new)
+    print(f"{path}: {name} is now {new}")
+
+
+def build(
+    plan: Annotated[Path, typer.Argument(help="A plan: base, defaults, experts (YAML).")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the pool.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Experts made at the same time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
+
+    Unchanged experts are skipped, an interrupted run goes on, and one expert's failure does not stop the others.
+    """
+    from glider.cli.build_progress import BuildProgress
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.build import LocalExecutor, PoolPlan, build_pool, names_of
+    from glider.contribute.build import as_json as told
+
+    read = PoolPlan.read(plan)
+    quiet_libraries()
+    with BuildProgress([entry.name for entry in read.experts]) as progress:
+        outcomes = []
+        for outcome in build_pool(read, plan.parent, out, LocalExecutor(workers), progress.update):
+            progress.finish(outcome.job.out.name, outcome.status)
+            outcomes.append(outcome)
+    if as_json:
+        print(json.dumps(told(outcomes), indent=2))
+    else:
+        for row in told(outcomes):
+            print(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
+    if failed := names_of(outcomes, "failed"):
+        print(f"glider: {len(failed)} of {len(outcomes)} experts failed: {', '.join(failed)}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def calibrate(

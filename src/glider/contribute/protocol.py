@@ -4,7 +4,9 @@ import hashlib
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from glider.experts.expert import Expert, write_expert
 from glider.experts.prompt_format import PromptFormat
 from glider.instructions.embedders import load_embedder
 
+Stage = Literal["lora", "gates"]
 Report = Callable[[str, Progress, int], None]  # stage ("lora", "gates"), progress, steps in all
 
 
@@ -43,41 +46,120 @@ def train_expert(
     A run that was killed goes on where it stopped when called again with the same arguments; its state lies beside
     `out` in `.<name>.training`. Raises `DataError` for bad rows, `ExpertError` if `out` exists.
     """
-    data, out = Path(data), Path(out)
+    out = Path(out)
+    require_new(out)
+    task_data = read_task(data, config)
+    description = description or task_data.definition
+    embedder = load_embedder(config.embedder, config.embedder_prefix) if description else None
+    loaded = load_base(base)
+    prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
+    encoded = task_data.encode(loaded, prompt, config)
+    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
+    with training_state(out, origin) as state:
+        peft_model, gates, record = _train(loaded, encoded, config, state, report)
+        card = ExpertCard(
+            name=out.name,
+            task=task or out.name,
+            description=description,
+            examples=task_data.sample(config),
+            licence=licence,
+            base=loaded.identity,
+            prompt=prompt,
+            embedder=embedder.identity if embedder else None,
+            training={**origin, **encoded.counts, **record, "versions": versions()},
+        )
+        instruction = embedder.embed([description])[0] if embedder and description else None
+        return _write(out, card, peft_model, gates, instruction)
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """Token ids of a task's rows, and how many rows were too long."""
+
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    too_long: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For the training record."""
+        return {"rows": len(self.train), "rows_too_long": self.too_long}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's rows, split, and the hash of their file."""
+
+    sha256: str
+    train: list[Row]
+    validation: list[Row]
+
+    @property
+    def definition(self) -> str | None:
+        """The rows' own description of the task."""
+        return next((row.definition for row in self.train if row.definition), None)
+
+    def encode(self, loaded: BaseModel, prompt: PromptFormat, config: TrainConfig) -> EncodedTask:
+        """Tokenise; raises `DataError` if every row is too long."""
+        train, too_long = encode_rows(self.train, loaded.tokenizer, prompt, config.max_tokens)
+        validation, _ = encode_rows(self.validation, loaded.tokenizer, prompt, config.max_tokens)
+        if not train:
+            raise DataError(
+                f"rows of at most {config.max_tokens} tokens", f"{too_long} rows, all longer", "Raise --max-tokens."
+            )
+        return EncodedTask(train, validation, too_long)
+
+    def sample(self, config: TrainConfig) -> tuple[Example, ...]:
+        """The examples that go into the card."""
+        chosen = random.Random(config.seed).sample(self.train, min(config.examples, len(self.train)))
+        return tuple(Example(input=row.input, output=row.output) for row in chosen)
+
+
+def read_task(data: Path | str, config: TrainConfig) -> TaskData:
+    """Read and split a task's rows."""
+    train, validation = split_rows(read_rows(data), config.validation, config.seed)
+    return TaskData(sha256(Path(data)), train, validation)
+
+
+def require_new(out: Path) -> None:
+    """Raise `ExpertError` unless `out` can become an expert's directory."""
     if out.exists():
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
     if re.match(NAME, out.name) is None:
         raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")
-    rows = read_rows(data)
-    train_rows, validation_rows = split_rows(rows, config.validation, config.seed)
-    description = description or next((row.definition for row in train_rows if row.definition), None)
-    embedder = load_embedder(config.embedder, config.embedder_prefix) if description else None
-    loaded = load_base(base)
-    prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
-    train, too_long = encode_rows(train_rows, loaded.tokenizer, prompt, config.max_tokens)
-    validation, _ = encode_rows(validation_rows, loaded.tokenizer, prompt, config.max_tokens)
-    if not train:
-        raise DataError(
-            f"rows of at most {config.max_tokens} tokens", f"{too_long} rows, all longer", "Raise --max-tokens."
-        )
-    origin = {"data_sha256": sha256(data), "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
-    state = _state_directory(out, origin)
-    peft_model, gates, record = _train(loaded, train, validation, config, state, report)
-    card = ExpertCard(
-        name=out.name,
-        task=task or out.name,
-        description=description,
-        examples=_sample(train_rows, config),
-        licence=licence,
-        base=loaded.identity,
-        prompt=prompt,
-        embedder=embedder.identity if embedder else None,
-        training={**origin, "rows": len(train), "rows_too_long": too_long, **record, "versions": versions()},
-    )
-    instruction = embedder.embed([description])[0] if embedder and description else None
-    expert = _write(out, card, peft_model, gates, instruction)
+
+
+def run_stage(
+    stage: Stage,
+    peft_model: Any,
+    parameters: Mapping[str, torch.nn.Parameter],
+    task: EncodedTask,
+    config: TrainConfig,
+    pad_id: int,
+    state: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Train `parameters` in place by the schedule of a stage, resuming from `state`. Returns its record."""
+    schedule = config.schedule(stage)
+    seed = config.seed + (stage == "gates")
+    state_file, autocast = state / f"{stage}.safetensors", config.precision == "bfloat16"
+    loop = Loop(peft_model, parameters, schedule, pad_id, state_file, autocast=autocast, seed=seed)
+    batches = Batches(task.train, config.batch_size, seed)
+    done = loop.run(batches, task.validation, lambda progress: report(stage, progress, schedule.steps))
+    return {name: value for name, value in vars(done).items() if name != "loss"}
+
+
+@contextmanager
+def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
+    """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings."""
+    state = out.parent / f".{out.name}.training"
+    key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
+    marker = state / "run.json"
+    if not marker.exists() or key not in marker.read_text("utf8"):
+        shutil.rmtree(state, ignore_errors=True)
+        write_json(marker, {"run": key})
+    yield state
     shutil.rmtree(state)
-    return expert
 
 
 def versions() -> dict[str, str]:
@@ -94,46 +176,16 @@ def versions() -> dict[str, str]:
 
 
 def _train(
-    loaded: BaseModel,
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow],
-    config: TrainConfig,
-    state: Path,
-    report: Report,
+    loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: Report
 ) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
     """Both stages. Returns the PEFT model, the gates and the training record."""
     peft_model = add_lora(loaded.model, config.rank, config.alpha, config.target_modules, config.seed)
-    pad_id, autocast = loaded.tokenizer.pad_token_id, config.precision == "bfloat16"
-
-    def run(stage: Literal["lora", "gates"], parameters: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
-        schedule = config.schedule(stage)
-        seed = config.seed + (stage == "gates")
-        state_file = state / f"{stage}.safetensors"
-        loop = Loop(peft_model, parameters, schedule, pad_id, state_file, autocast=autocast, seed=seed)
-        batches = Batches(train, config.batch_size, seed)
-        done = loop.run(batches, validation, lambda progress: report(stage, progress, schedule.steps))
-        return {name: value for name, value in vars(done).items() if name != "loss"}
-
-    record = {"lora": run("lora", lora_parameters(peft_model))}
+    pad_id = loaded.tokenizer.pad_token_id
+    lora = lora_parameters(peft_model)
+    record = {"lora": run_stage("lora", peft_model, lora, task, config, pad_id, state, report)}
     with gated(peft_model) as gates:
-        record["gates"] = run("gates", dict(gates))
+        record["gates"] = run_stage("gates", peft_model, gates, task, config, pad_id, state, report)
     return peft_model, {site: gate.detach() for site, gate in gates.items()}, record
-
-
-def _state_directory(out: Path, origin: dict[str, Any]) -> Path:
-    """Where the state of this very run lies; the state of a run with other settings is thrown away."""
-    state = out.parent / f".{out.name}.training"
-    key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
-    marker = state / "run.json"
-    if not marker.exists() or key not in marker.read_text("utf8"):
-        shutil.rmtree(state, ignore_errors=True)
-        write_json(marker, {"run": key})
-    return state
-
-
-def _sample(rows: Sequence[Row], config: TrainConfig) -> tuple[Example, ...]:
-    chosen = random.Random(config.seed).sample(list(rows), min(config.examples, len(rows)))
-    return tuple(Example(input=row.input, output=row.output) for row in chosen)
 
 
 def _write(out: Path, card: ExpertCard, peft_model: Any, gates: dict[str, torch.Tensor], instruction: Any) -> Expert:

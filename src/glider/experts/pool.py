@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 from pydantic import Field, ValidationError
@@ -118,6 +118,23 @@ class Pool:
             _check_files(self.path, record)
             return now._write(index.model_copy(update={"experts": (*index.experts, record)}), (*now.experts, expert))
 
+    @staticmethod
+    def put(path: Path, name: str) -> "Pool":
+        """Take up the expert in `path/name`, in place of one of that name if its files have changed.
+
+        Unlike `Pool.open(path).add(name)` it works while the index still tells of the old files.
+        """
+        index = _read_index(path)
+        known = next((record for record in index.experts if record.name == name), None)
+        if known is not None:
+            if known == _record(Expert.open(path / known.home, name), name, known.directory):
+                return Pool.open(path)
+            with FileLock(path / LOCK_FILE):
+                index = _read_index(path)
+                records = tuple(record for record in index.experts if record.name != name)
+                write_json(path / POOL_FILE, _dump(index.model_copy(update={"experts": records})))
+        return Pool.open(path).add(name)
+
     def remove(self, name: str) -> "Pool":
         """Take an expert out of the index; its directory stays. Returns the pool as it is now."""
         with self._changing() as now:
@@ -186,8 +203,12 @@ class Pool:
             yield self if index == self.index else Pool.open(self.path)
 
     def _write(self, index: PoolIndex, experts: Sequence[Expert]) -> "Pool":
-        write_json(self.path / POOL_FILE, index.model_dump(mode="json", exclude_none=True))
+        write_json(self.path / POOL_FILE, _dump(index))
         return Pool(self.path, index, experts)
+
+
+def _dump(index: PoolIndex) -> dict[str, Any]:
+    return index.model_dump(mode="json", exclude_none=True)
 
 
 def _refuse(router: str, needed: str, lacking: list[str], remedy: str) -> None:
@@ -280,9 +301,7 @@ def _check_widths(experts: Sequence[Expert]) -> None:
                 )
 
 
-def _record(expert: Expert, name: str) -> ExpertRecord:
-    files = {
-        file: FileRecord(sha256=sha256(expert.directory / file), size=(expert.directory / file).stat().st_size)
-        for file in EXPERT_FILES
-    }
-    return ExpertRecord(name=name, directory=None, files=files)
+def _record(expert: Expert, name: str, directory: str | None = None) -> ExpertRecord:
+    places = {file: expert.directory / file for file in EXPERT_FILES}
+    files = {file: FileRecord(sha256=sha256(place), size=place.stat().st_size) for file, place in places.items()}
+    return ExpertRecord(name=name, directory=directory, files=files)

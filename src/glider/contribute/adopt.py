@@ -1,0 +1,161 @@
+"""An adapter that exists already becomes an expert: imported as it is, given gates and a description afterwards.
+
+Nothing is retrained and the adapter's own files stay as they are, to the byte.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from glider.base_model import BaseModel, load_base
+from glider.contribute.gates import gated
+from glider.contribute.protocol import Report, read_task, require_new, run_stage, training_state, versions
+from glider.contribute.settings import TrainConfig
+from glider.errors import ExpertError, PoolError
+from glider.experts.base_identity import require_same_base
+from glider.experts.card import CARD_FILE, ExpertCard
+from glider.experts.disk import new_directory, save_tensors, write_json
+from glider.experts.expert import Expert
+from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from glider.experts.prompt_format import PromptFormat
+from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
+from glider.instructions.embedders import load_embedder
+from glider.shapes import Tensor
+
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
+
+
+def import_adapter(
+    source: Path | str,
+    base: str,
+    out: Path | str,
+    *,
+    task: str | None = None,
+    licence: str | None = None,
+    prompt: PromptFormat | None = None,
+) -> Expert:
+    """Make an expert of a PEFT LoRA adapter (a directory or a hub id), without gates and without description.
+
+    Raises `ExpertError` for anything that is more or less than plain LoRA on linear layers of the base: DoRA, biases,
+    `modules_to_save`, sites the base does not have, pickled weights, values that are not finite.
+    """
+    out = Path(out)
+    require_new(out)
+    directory = _adapter_directory(source)
+    loaded = load_base(base)
+    with new_directory(out) as partial:
+        for file in ADAPTER_FILES:
+            _copy(directory / file, partial / file)
+        card = ExpertCard(
+            name=out.name,
+            task=task or out.name,
+            licence=licence,
+            base=loaded.identity,
+            prompt=prompt or PromptFormat.of(loaded.model, loaded.tokenizer),
+            training={"imported_from": str(source) if not directory.is_absolute() else directory.name},
+        )
+        save_tensors({}, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
+        write_json(partial / CARD_FILE, card.model_dump(mode="json"))
+        expert = Expert.open(partial)
+        _require_sites(expert, loaded)
+        expert.verify()
+    return Expert.open(out)
+
+
+def train_gates(
+    directory: Path | str,
+    data: Path | str,
+    base: str,
+    config: TrainConfig,
+    report: Report = lambda stage, progress, steps: None,
+) -> Expert:
+    """Train the gates of an expert whose LoRA exists, by the second step of the protocol; the LoRA is untouched."""
+    from peft import PeftModel
+
+    expert = Expert.open(directory)
+    expert.verify()
+    task_data = read_task(data, config)
+    loaded = load_base(base)
+    require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
+    encoded = task_data.encode(loaded, expert.card.prompt, config)
+    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
+    with training_state(expert.directory, origin) as state:
+        peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory)).train()
+        with gated(peft_model) as gates:
+            pad_id = loaded.tokenizer.pad_token_id
+            record = run_stage("gates", peft_model, gates, encoded, config, pad_id, state, report)
+        told = {**expert.card.training, "gates": {**origin, **encoded.counts, **record, "versions": versions()}}
+        examples = expert.card.examples or task_data.sample(config)
+        card = expert.card.model_copy(update={"training": told, "examples": examples})
+        vectors = {site + GATE: gate.detach().to("cpu", torch.bfloat16) for site, gate in gates.items()}
+        if expert.instruction is not None:
+            vectors[INSTRUCTION] = expert.instruction
+        return _replace(expert, card, vectors)
+
+
+def describe(directory: Path | str, description: str, embedder: str, prefix: str = "") -> Expert:
+    """Give an expert its description and the embedding of it; everything else stays."""
+    expert = Expert.open(directory)
+    embedding = load_embedder(embedder, prefix)
+    card = expert.card.model_copy(update={"description": description, "embedder": embedding.identity})
+    vectors = {site + GATE: gate for site in expert.sites if (gate := expert.gate(site)) is not None}
+    return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})
+
+
+def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Expert:
+    """The same adapter files with another card and other vectors, put in place at once."""
+    with new_directory(expert.directory) as partial:
+        for file in ADAPTER_FILES:
+            _copy(expert.directory / file, partial / file)
+        vectors = {name: vector.contiguous() for name, vector in vectors.items()}
+        save_tensors(vectors, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
+        write_json(partial / CARD_FILE, card.model_dump(mode="json"))
+        Expert.open(partial).verify()
+    return Expert.open(expert.directory)
+
+
+def _adapter_directory(source: Path | str) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        return _download(str(source))
+    if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
+        raise ExpertError(
+            f"{ADAPTER_WEIGHTS_FILE} in {path}",
+            "adapter_model.bin, a pickle",
+            "Save it again with PEFT's save_pretrained, which writes safetensors; pickles are not opened.",
+        )
+    return path
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(ADAPTER_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as fault:
+        raise ExpertError(
+            f"a directory or a hub repository {repository}", str(fault).splitlines()[0], "Check the path or the id."
+        ) from fault
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise ExpertError(f"the file {source}", "no such file", "Give a directory that PEFT saved.")
+    shutil.copyfile(source, target)
+
+
+def _require_sites(expert: Expert, loaded: BaseModel) -> None:
+    for name, site in expert.sites.items():
+        try:
+            module = loaded.model.get_submodule(name)
+        except AttributeError:
+            module = None
+        got = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if got != (site.in_features, site.out_features):
+            raise PoolError(
+                f"a linear module {site.in_features} -> {site.out_features} at {name} of {loaded.identity.model_id}",
+                "no such module" if module is None else f"{type(module).__name__} {got[0]} -> {got[1]}",
+                "The adapter is for another base model.",
+            )
