@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.import_official import import_official
 from glider.cli.options import with_settings
 from glider.config import EMBEDDED_BASE, EMBEDDED_EMBEDDER
 from glider.contribute.settings import TrainConfig
@@ -17,6 +18,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
     nouns.command()(with_settings(TrainConfig)(train))
     nouns.command("import")(import_)
+    nouns.command("import-official")(import_official)
     nouns.command()(with_settings(TrainConfig)(gates))
     nouns.command()(describe)
     app.add_typer(nouns, name=name)

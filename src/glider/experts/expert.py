@@ -87,14 +87,15 @@ class Expert:
                     f"sha256 {got[:12]}",
                     "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
                 )
-        for path, tensors in ((ADAPTER_WEIGHTS_FILE, self._adapter), (GLIDER_WEIGHTS_FILE, self._extra)):
-            for key in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                if not torch.isfinite(tensors.get_tensor(key)).all():
-                    raise ExpertError(
-                        f"finite weights in {self.directory / path} of expert {self.name}",
-                        f"NaN or infinity in {key}",
-                        "The expert is broken; train it again or leave it out.",
-                    )
+        for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE):
+            with _reading(self.directory / file) as path, safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    if not torch.isfinite(tensors.get_tensor(key)).all():
+                        raise ExpertError(
+                            f"finite weights in {path} of expert {self.name}",
+                            f"NaN or infinity in {key}",
+                            "The expert is broken; train it again or leave it out.",
+                        )
 
     @cached_property
     def _adapter(self) -> Any:

@@ -1,0 +1,139 @@
+"""`glider expert import-official`: the published checkpoints of GLIDER and PHATGOOSE in, a pool out."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from glider.experts.official_import import OfficialBase
+
+
+class GateKind(str, Enum):
+    """What the gates of a checkpoint are."""
+
+    auto = "auto"
+    trained = "trained"
+    arrow = "arrow"
+
+
+class StoredDtype(str, Enum):
+    """How LoRA pairs and gates are stored."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def import_official(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A directory of <task>_best.pt, one such file, or PHATGOOSE's file of all experts.")
+    ],
+    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model it was made for.")],
+    pool: Annotated[Path, typer.Option("--pool", help="The pool's new directory.")],
+    embeddings: Annotated[
+        Path | None, typer.Option("--embeddings", help="The experts' instruction embeddings (a .pt of task: vector).")
+    ] = None,
+    descriptions: Annotated[
+        Path | None, typer.Option("--descriptions", help="A JSON object of task: sentence, for the cards.")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            "--order",
+            help="The experts' names, comma-separated or one a line in a file. "
+            "Default: the files' names; for PHATGOOSE's file its 36 T0 tasks.",
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="An expert to leave out; may be given several times.")
+    ] = None,
+    gates: Annotated[
+        GateKind, typer.Option("--gates", help="What the gates are; auto tells Arrow's by their unit length.")
+    ] = GateKind.auto,
+    dtype: Annotated[
+        StoredDtype, typer.Option("--dtype", help="Storage of LoRA pairs and gates.")
+    ] = StoredDtype.float32,
+    licence: Annotated[str | None, typer.Option("--licence", help="Licence of the experts (SPDX).")] = None,
+) -> None:
+    """Import a published checkpoint as a new pool: all of its experts, or nothing."""
+    import torch
+
+    from glider.cli.terminal import quiet_libraries
+    from glider.errors import PoolError
+    from glider.experts.official_format import open_checkpoint, read_embeddings
+    from glider.experts.official_import import import_checkpoint
+
+    quiet_libraries()
+    if pool.exists():  # before the base model is loaded
+        raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another --pool.")
+    opened = open_checkpoint(checkpoint, None if order is None else _names(order))
+    vectors = None if embeddings is None else read_embeddings(embeddings)
+    sentences = None if descriptions is None else _sentences(descriptions)
+    facts = _facts(base)
+    with _progress() as report:
+        made = import_checkpoint(
+            opened,
+            pool,
+            facts,
+            embeddings=vectors,
+            descriptions=sentences,
+            without=without or (),
+            gates=gates.value,
+            dtype=getattr(torch, dtype.value),
+            licence=licence,
+            report=report,
+        )
+    kinds = sorted({expert.card.training["gates"] for expert in made})
+    embedded = "with" if vectors else "without"
+    print(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {'/'.join(kinds)} gates, {embedded} instructions")
+
+
+def _names(order: str) -> list[str]:
+    """Names from a comma-separated list, or from a file with one a line."""
+    file = Path(order)
+    given = file.read_text("utf8").split() if "," not in order and file.is_file() else order.split(",")
+    return [name.strip() for name in given if name.strip()]
+
+
+def _sentences(path: Path) -> dict[str, str]:
+    from glider.errors import DataError
+
+    try:
+        read = json.loads(path.read_text("utf8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"descriptions at {path}", "no such file", "Check the path.") from None
+    except (ValueError, RecursionError) as fault:
+        raise DataError(f"JSON in {path}", str(fault), "Mend the file.") from fault
+    if not isinstance(read, dict) or not all(isinstance(sentence, str) for sentence in read.values()):
+        raise DataError(f"an object of task: sentence in {path}", "another content", "Mend the file.")
+    return read
+
+
+def _facts(base: str) -> "OfficialBase":
+    """What the import needs of the base model, which is let go."""
+    from glider.base_model import load_base
+    from glider.experts.official_import import OfficialBase
+
+    loaded = load_base(base)
+    return OfficialBase.of(loaded.model, loaded.identity.model_id)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, one step for each expert; nothing where it is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Importing", total=None)
+
+        def report(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        yield report
