@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.hub import pull_expert, push_expert
 from glider.cli.import_official import import_official
 from glider.cli.options import with_settings
 from glider.config import EMBEDDED_BASE, EMBEDDED_EMBEDDER
@@ -21,6 +22,8 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns.command("import-official")(import_official)
     nouns.command()(with_settings(TrainConfig)(gates))
     nouns.command()(describe)
+    nouns.command("push")(push_expert)
+    nouns.command("pull")(pull_expert)
     app.add_typer(nouns, name=name)
 
 

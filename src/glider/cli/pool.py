@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.hub import pull_pool, push_pool
+from glider.cli.signature import SignatureKey, check_signature, keygen, sign
+
 if TYPE_CHECKING:
     from glider.experts.pool import Pool
 
@@ -17,6 +20,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
     for command in (ls, show, verify, build, add, remove, rename, calibrate):
+        nouns.command()(command)
+    nouns.command("push")(push_pool)
+    nouns.command("pull")(pull_pool)
+    for command in (keygen, sign):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
 
@@ -59,12 +66,13 @@ def show(
     print(json.dumps(shown.model_dump(mode="json"), indent=2, ensure_ascii=False))
 
 
-def verify(path: PoolPath) -> None:
-    """Check every file against its hash and every weight for being finite."""
+def verify(path: PoolPath, key: SignatureKey = None) -> None:
+    """Check every file against its hash, every weight for being finite, and the signature if a key is given."""
     from rich.progress import track
 
     from glider.experts.pool import Pool
 
+    check_signature(path, key)
     pool = Pool.open(path)
     for expert, record in track(
         list(zip(pool.experts, pool.index.experts, strict=True)), description="Verifying", transient=True

@@ -1,0 +1,177 @@
+"""How long does a large pool take to open and to grow, and how much memory does it hold before its first use?
+
+    python benchmarks/large_pool.py [--experts 1000] [--rank 4] [--repeats 3] [--json out.json] [--profile]
+
+Makes a pool of experts in the shape of SmolLM2-135M (210 sites) in a temporary directory; the tensors are hard links
+to one file, the cards differ. Every repeat is a fresh process, and the best of them counts.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+
+from glider.experts.base_identity import BaseIdentity
+from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
+from glider.experts.disk import sha256, write_json
+from glider.experts.expert import EXPERT_FILES, Expert, write_expert
+from glider.experts.pool import POOL_FILE, ExpertRecord, FileRecord, Pool, PoolIndex
+from glider.experts.prompt_format import PromptFormat
+
+LAYERS, WIDTH, KEY_WIDTH, INNER = 30, 576, 192, 1536
+EMBEDDER = EmbedderIdentity(embedder="all-MiniLM-L6-v2", dimension=384, probe=(0.0,) * 8)
+BASE = BaseIdentity(
+    model_id="HuggingFaceTB/SmolLM2-135M-Instruct", config_hash="0" * 16, weight_hashes={"model.norm.weight": "0" * 16}
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", type=int, default=1000)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in the fresh processes
+    parser.add_argument("--newcomer", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.newcomer, arguments.profile)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        pool = Path(directory) / "pool"
+        began = time.perf_counter()
+        make_pool(pool, arguments.experts, arguments.repeats, arguments.rank)
+        made = time.perf_counter() - began
+        runs = [fresh_process(pool, f"new{i}", arguments.profile) for i in range(arguments.repeats)]
+    best = {name: min(run[name] for run in runs) for name in runs[0]}
+    table = Table(
+        "", "best", f"all {len(runs)} runs", box=None, title=f"{arguments.experts} experts, made in {made:.1f} s"
+    )
+    for name, value in best.items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}", "  ".join(f"{run[name]:.3f}" for run in runs))
+    Console().print(table)
+    if arguments.json:
+        settings = {"experts": arguments.experts, "rank": arguments.rank}
+        write_json(arguments.json, {"settings": settings, "best": best, "runs": runs})
+
+
+def measure(path: Path, newcomer: str, profile: bool) -> dict[str, float]:
+    """Seconds and resident megabytes of opening a pool and of adding an expert to it, in this process."""
+    profiler = cProfile.Profile()
+    before, clock = resident_megabytes(), time.perf_counter()
+    if profile:
+        profiler.enable()
+    pool = Pool.open(path)
+    opened, held = time.perf_counter() - clock, resident_megabytes()
+    clock = time.perf_counter()
+    pool.add(newcomer)
+    added = time.perf_counter() - clock
+    if profile:
+        profiler.disable()
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(40)  # pyright: ignore
+    return {
+        "open_seconds": opened,
+        "open_growth_megabytes": held - before,
+        "open_resident_megabytes": held,
+        "add_seconds": added,
+        "add_growth_megabytes": resident_megabytes() - held,
+    }
+
+
+def fresh_process(path: Path, newcomer: str, profile: bool) -> dict[str, float]:
+    """What `measure` finds in a process of its own."""
+    command = [sys.executable, __file__, "--measure", str(path), "--newcomer", newcomer, *["--profile"] * profile]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout)
+
+
+def resident_megabytes() -> float:
+    """Memory of this process that is resident now, mapped files included (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def make_pool(path: Path, experts: int, newcomers: int, rank: int) -> None:
+    """Write a pool of `experts` members, with directories of `newcomers` more beside them."""
+    template = write_template(path / "template", rank)
+    known = {file: record(template.directory / file) for file in EXPERT_FILES}
+    records = []
+    for i in range(experts):
+        home = link_expert(template, path / f"expert{i:04d}")
+        files = {**known, CARD_FILE: record(home / CARD_FILE)}
+        records.append(ExpertRecord(name=home.name, files=files))
+    for i in range(newcomers):
+        link_expert(template, path / f"new{i}")
+    index = PoolIndex(base=BASE, embedder=EMBEDDER, experts=tuple(records))
+    write_json(path / POOL_FILE, index.model_dump(mode="json", exclude_none=True))
+
+
+def write_template(directory: Path, rank: int) -> Expert:
+    """A whole expert with random weights in bfloat16."""
+    chance = torch.Generator().manual_seed(0)
+    lora, gates = {}, {}
+    for site, width, out in sites():
+        lora[f"base_model.model.{site}.lora_A.weight"] = torch.randn(rank, width, generator=chance)
+        lora[f"base_model.model.{site}.lora_B.weight"] = torch.randn(out, rank, generator=chance)
+        gates[site] = torch.randn(width, generator=chance)
+    modules = sorted({site.rsplit(".", 1)[1] for site in gates})
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, base_model_name_or_path=BASE.model_id)
+    return write_expert(directory, card(directory.name), settings, lora, gates, torch.randn(384, generator=chance))
+
+
+def link_expert(template: Expert, directory: Path) -> Path:
+    """An expert of the template's tensors with a card of its own."""
+    directory.mkdir()
+    for file in EXPERT_FILES:
+        if file != CARD_FILE:
+            (directory / file).hardlink_to(template.directory / file)
+    (directory / CARD_FILE).write_text(json.dumps(card(directory.name).model_dump(mode="json"), indent=2), "utf8")
+    return directory
+
+
+def card(name: str) -> ExpertCard:
+    """A card as training writes it, with a description and a training record."""
+    return ExpertCard(
+        name=name,
+        task=name,
+        description=f"Decide whether the statement about {name} follows from the text before it.",
+        licence="Apache-2.0",
+        base=BASE,
+        prompt=PromptFormat(kind="chat"),
+        embedder=EMBEDDER,
+        training={stage: {"step": 100, "validation": [[20 * i, 1.0 / i] for i in range(1, 6)]} for stage in ("lora", "gates")},
+        metrics={"accuracy": 0.5},
+    )  # fmt: skip
+
+
+def sites() -> Iterator[tuple[str, int, int]]:
+    """Name, input and output width of every linear layer of SmolLM2-135M."""
+    attention = {"q_proj": (WIDTH, WIDTH), "k_proj": (WIDTH, KEY_WIDTH), "v_proj": (WIDTH, KEY_WIDTH)}
+    inner = {"gate_proj": (WIDTH, INNER), "up_proj": (WIDTH, INNER), "down_proj": (INNER, WIDTH)}
+    for layer in range(LAYERS):
+        for name, widths in {**attention, "o_proj": (WIDTH, WIDTH)}.items():
+            yield f"model.layers.{layer}.self_attn.{name}", *widths
+        for name, widths in inner.items():
+            yield f"model.layers.{layer}.mlp.{name}", *widths
+
+
+def record(file: Path) -> FileRecord:
+    """A file's entry in `pool.json`."""
+    return FileRecord(sha256=sha256(file), size=file.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`push` and `pull` of `glider expert` and `glider pool`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Repo = Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")]
+Out = Annotated[Path, typer.Option("--out", help="The new directory.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made now.")]
+Branch = Annotated[str | None, typer.Option("--revision", help="Branch to push to; made if there is none.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. Default: main.")]
+PublicKey = Annotated[Path | None, typer.Option("--key", help="Public key that must have signed the pool (PEM).")]
+
+
+def push_expert(
+    path: Annotated[Path, typer.Argument(help="Directory of the expert.")],
+    repo: Repo,
+    private: Private = False,
+    revision: Branch = None,
+) -> None:
+    """Publish an expert, with a model card, on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
+    from glider.experts import hub
+    from glider.experts.expert import Expert
+
+    print(hub.push_expert(Expert.open(path), repo, private=private, revision=revision))
+
+
+def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
+    """Get an expert from the hub; it is verified before it appears."""
+    from glider.experts import hub
+
+    expert = hub.pull_expert(repo, out, revision=revision)
+    print(f"{out}: {expert.name}, {len(expert.sites)} sites, for {expert.card.base.model_id}")
+
+
+def push_pool(
+    path: Annotated[Path, typer.Argument(help="Directory of the pool.")],
+    repo: Repo,
+    private: Private = False,
+    revision: Branch = None,
+) -> None:
+    """Publish a pool, its experts and its signature on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
+    from glider.experts import hub
+    from glider.experts.pool import Pool
+
+    print(hub.push_pool(Pool.open(path), repo, private=private, revision=revision))
+
+
+def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: PublicKey = None) -> None:
+    """Get a pool from the hub; it is verified before it appears, its signature too if a key is given."""
+    from glider.experts import hub
+
+    pool = hub.pull_pool(repo, out, revision=revision, public_key_file=key)
+    print(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")

@@ -1,0 +1,43 @@
+"""Keys and signatures of `glider pool`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SignatureKey = Annotated[
+    Path | None, typer.Option("--key", help="Public key (PEM); the pool's signature is then checked too.")
+]
+
+
+def keygen(
+    private_key: Annotated[Path, typer.Argument(help="New file for the private key; the public one gets .pub.")],
+) -> None:
+    """Make an Ed25519 key pair to sign pools with."""
+    from glider.experts.signature import generate_keys
+
+    public = private_key.with_name(f"{private_key.name}.pub")
+    generate_keys(private_key, public)
+    print(f"{private_key}: keep it secret\n{public}: hand it to those who use your pools")
+
+
+def sign(
+    path: Annotated[Path, typer.Argument(help="Directory of the pool.")],
+    key: Annotated[Path, typer.Option("--key", help="Private key (PEM).")],
+) -> None:
+    """Sign pool.json, and by it every file of the pool; the pool is verified first."""
+    from glider.experts.pool import Pool
+    from glider.experts.signature import sign_pool
+
+    Pool.open(path).verify()
+    print(sign_pool(path, key))
+
+
+def check_signature(path: Path, key: Path | None) -> None:
+    """The part of `glider pool verify` that looks at the signature; nothing without a key."""
+    if key is None:
+        return
+    from glider.experts.signature import verify_signature
+
+    verify_signature(path, key)
+    print(f"{path}: signed by the owner of {key}")
