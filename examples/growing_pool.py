@@ -1,0 +1,54 @@
+"""A held-out task becomes held-in: what changes when its expert joins the pool, and what does not.
+
+    python examples/growing_pool.py [EXPERT]
+
+Takes the embedded pool without one expert (default: trec), asks a question of that expert's task, adds the expert and
+asks again. Adding retrains nothing and touches no file but the pool's index.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import glider
+from glider.demo.pool import DEMO_POOL
+from glider.demo.prompts import PROMPTS
+from glider.experts.disk import sha256
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "trec"
+    prompt = next(prompt for prompt in PROMPTS if prompt.expert == name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pool"
+        shutil.copytree(DEMO_POOL, path)
+        pool = glider.Pool.open(path).remove(name)
+        print(f"{prompt.text}\n")
+        before, others = ask(pool, prompt.text, f"without {name}"), hashes(path)
+        pool = pool.add(name)
+        after = ask(pool, prompt.text, f"with {name}")
+        assert hashes(path) == others, "adding an expert must not touch another's files"
+        shared = {e: (before.global_scores[e], after.global_scores[e]) for e in before.global_scores}
+        assert all(abs(old - new) < 1e-6 for old, new in shared.values())
+        print(f"The other {len(shared)} experts have the scores they had; {len(others)} files are as they were.")
+
+
+def ask(pool: glider.Pool, text: str, title: str) -> glider.Answer:
+    """Answer with the pool as it is, and print what guided the answer."""
+    model = glider.load(pool=pool.path)
+    (answer,) = model.generate([text], max_new_tokens=16, trace=True)
+    print(f"{title}: {answer.text!r}, alpha {answer.alpha:g}")
+    for expert, score in sorted(answer.global_scores.items(), key=lambda item: -item[1]):
+        print(f"    {expert:>16}  global {score:5.2f}   weight {answer.usage[expert]:.2f}")
+    print()
+    return answer
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """Content of every expert's files."""
+    return {str(file): sha256(file) for file in sorted(path.glob("*/*"))}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The front door: the embedded base, the embedded pool, the demo command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import glider
+from glider.base_model import load_base
+from glider.demo.base import converted_base
+from glider.demo.pool import DEMO_POOL
+from glider.demo.prompts import PROMPTS
+from glider.experts.pool import Pool
+
+MOST_BYTES = 3_000_000
+
+
+def test_embedded_pool_is_sound_and_small() -> None:
+    pool = Pool.open(DEMO_POOL)
+    pool.verify()
+    assert len(pool) == 8
+    assert pool.index.calibration is not None
+    for expert in pool:
+        assert sum(file.stat().st_size for file in expert.directory.iterdir()) <= MOST_BYTES
+        assert expert.card.examples == ()
+        assert expert.factors(next(iter(expert.sites)))[0].dtype == torch.bfloat16
+
+
+def test_prompts_name_experts_of_the_pool() -> None:
+    own = {prompt.expert for prompt in PROMPTS} - {None}
+    assert own == set(Pool.open(DEMO_POOL).names)
+    assert sum(prompt.expert is None for prompt in PROMPTS) >= 3
+
+
+@pytest.mark.slow
+def test_embedded_base_is_converted_once_and_is_the_pools_own() -> None:
+    directory = converted_base()
+    made = (directory / "config.json").stat().st_mtime_ns
+    assert converted_base() == directory and (directory / "config.json").stat().st_mtime_ns == made
+    assert load_base("smollm2-135m").identity == Pool.open(DEMO_POOL).index.base
+
+
+@pytest.mark.slow
+def test_own_experts_answer_own_prompts_in_one_mixed_batch() -> None:
+    model = glider.load()
+    answers = model.generate([prompt.text for prompt in PROMPTS], max_new_tokens=8, trace=True)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert sum(answer.usage.values()) == pytest.approx(1, abs=1e-3)
+        if prompt.expert:
+            assert max(answer.global_scores, key=answer.global_scores.__getitem__) == prompt.expert
+        if answer.alpha == 103:
+            assert answer.usage[max(answer.global_scores, key=answer.global_scores.__getitem__)] > 0.9
+    by_task = {prompt.expert: answer.text for prompt, answer in zip(PROMPTS, answers, strict=True)}
+    assert by_task["trec"] == "Quantity"
+    assert by_task["rotten_tomatoes"] == "positive"
+    assert by_task["dbpedia_14"] == "Natural Place"
+
+
+@pytest.mark.slow
+def test_demo_command_prints_answers_and_the_path_of_a_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "heat.png"
+    command = [sys.executable, "-m", "glider.cli.main", "demo", "--picture", str(picture), "--max-new-tokens", "8"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert str(picture) in ran.stdout and picture.read_bytes().startswith(b"\x89PNG")
+    assert ran.stdout.count("alpha ") == len(PROMPTS)
+    assert "█" in ran.stdout
+
+
+@pytest.mark.slow
+def test_example_of_a_growing_pool_runs() -> None:
+    script = Path(__file__).parents[2] / "examples" / "growing_pool.py"
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "have the scores they had" in ran.stdout
