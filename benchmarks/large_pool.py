@@ -1,9 +1,11 @@
 """How long does a large pool take to open and to grow, and how much memory does it hold before its first use?
 
-    python benchmarks/large_pool.py [--experts 1000] [--rank 4] [--repeats 3] [--json out.json] [--profile]
+    python benchmarks/large_pool.py [--experts 1000] [--rank 4] [--layouts 1] [--repeats 3] [--json out.json]
+                                    [--profile]
 
 Makes a pool of experts in the shape of SmolLM2-135M (210 sites) in a temporary directory; the tensors are hard links
-to one file, the cards differ. Every repeat is a fresh process, and the best of them counts.
+to one file, the cards differ. With --layouts K there are K such files, each without another one of the sites. Every
+repeat is a fresh process, and the best of them counts.
 """
 
 import argparse
@@ -19,14 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from rich.console import Console
-from rich.table import Table
 
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
 from glider.experts.disk import sha256, write_json
-from glider.experts.expert import EXPERT_FILES, Expert, write_expert
+from glider.experts.expert import EXPERT_FILES, write_expert
 from glider.experts.pool import POOL_FILE, ExpertRecord, FileRecord, Pool, PoolIndex
 from glider.experts.prompt_format import PromptFormat
 
@@ -41,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--layouts", type=int, default=1, help="how many different sets of sites the experts have")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
@@ -50,10 +50,13 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.newcomer, arguments.profile)))
         return
+    from rich.console import Console  # what the fresh processes do not need is not in their memory
+    from rich.table import Table
+
     with tempfile.TemporaryDirectory() as directory:
         pool = Path(directory) / "pool"
         began = time.perf_counter()
-        make_pool(pool, arguments.experts, arguments.repeats, arguments.rank)
+        make_pool(pool, arguments.experts, arguments.repeats, arguments.rank, arguments.layouts)
         made = time.perf_counter() - began
         runs = [fresh_process(pool, f"new{i}", arguments.profile) for i in range(arguments.repeats)]
     best = {name: min(run[name] for run in runs) for name in runs[0]}
@@ -64,7 +67,7 @@ def main() -> None:
         table.add_row(name.replace("_", " "), f"{value:.3f}", "  ".join(f"{run[name]:.3f}" for run in runs))
     Console().print(table)
     if arguments.json:
-        settings = {"experts": arguments.experts, "rank": arguments.rank}
+        settings = {"experts": arguments.experts, "rank": arguments.rank, "layouts": arguments.layouts}
         write_json(arguments.json, {"settings": settings, "best": best, "runs": runs})
 
 
@@ -104,46 +107,50 @@ def resident_megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def make_pool(path: Path, experts: int, newcomers: int, rank: int) -> None:
+def make_pool(path: Path, experts: int, newcomers: int, rank: int, layouts: int) -> None:
     """Write a pool of `experts` members, with directories of `newcomers` more beside them."""
-    template = write_template(path / "template", rank)
-    known = {file: record(template.directory / file) for file in EXPERT_FILES}
+    templates = [write_template(path / f"template{i}", rank, i if layouts > 1 else None) for i in range(layouts)]
+    known = [{file: record(template / file) for file in EXPERT_FILES} for template in templates]
     records = []
     for i in range(experts):
-        home = link_expert(template, path / f"expert{i:04d}")
-        files = {**known, CARD_FILE: record(home / CARD_FILE)}
+        home = link_expert(templates[i % layouts], path / f"expert{i:04d}")
+        files = {**known[i % layouts], CARD_FILE: record(home / CARD_FILE)}
         records.append(ExpertRecord(name=home.name, files=files))
     for i in range(newcomers):
-        link_expert(template, path / f"new{i}")
+        link_expert(templates[i % layouts], path / f"new{i}")
     index = PoolIndex(base=BASE, embedder=EMBEDDER, experts=tuple(records))
     write_json(path / POOL_FILE, index.model_dump(mode="json", exclude_none=True))
 
 
-def write_template(directory: Path, rank: int) -> Expert:
-    """A whole expert with random weights in bfloat16."""
+def write_template(directory: Path, rank: int, left_out: int | None) -> Path:
+    """A whole expert with random weights in bfloat16, perhaps without one of the sites."""
+    from peft import LoraConfig
+
     chance = torch.Generator().manual_seed(0)
     lora, gates = {}, {}
-    for site, width, out in sites():
-        lora[f"base_model.model.{site}.lora_A.weight"] = torch.randn(rank, width, generator=chance)
-        lora[f"base_model.model.{site}.lora_B.weight"] = torch.randn(out, rank, generator=chance)
-        gates[site] = torch.randn(width, generator=chance)
-    modules = sorted({site.rsplit(".", 1)[1] for site in gates})
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, base_model_name_or_path=BASE.model_id)
-    return write_expert(directory, card(directory.name), settings, lora, gates, torch.randn(384, generator=chance))
+    for number, (site, width, out) in enumerate(sites()):
+        if number != left_out:
+            lora[f"base_model.model.{site}.lora_A.weight"] = torch.randn(rank, width, generator=chance)
+            lora[f"base_model.model.{site}.lora_B.weight"] = torch.randn(out, rank, generator=chance)
+            gates[site] = torch.randn(width, generator=chance)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(gates), base_model_name_or_path=BASE.model_id)
+    instruction = torch.randn(384, generator=chance)
+    return write_expert(directory, card(directory.name), settings, lora, gates, instruction).directory
 
 
-def link_expert(template: Expert, directory: Path) -> Path:
+def link_expert(template: Path, directory: Path) -> Path:
     """An expert of the template's tensors with a card of its own."""
     directory.mkdir()
     for file in EXPERT_FILES:
         if file != CARD_FILE:
-            (directory / file).hardlink_to(template.directory / file)
+            (directory / file).hardlink_to(template / file)
     (directory / CARD_FILE).write_text(json.dumps(card(directory.name).model_dump(mode="json"), indent=2), "utf8")
     return directory
 
 
 def card(name: str) -> ExpertCard:
     """A card as training writes it, with a description and a training record."""
+    stage = {"step": 100, "validation": [[20 * i, 1.0 / i] for i in range(1, 6)]}
     return ExpertCard(
         name=name,
         task=name,
@@ -152,9 +159,9 @@ def card(name: str) -> ExpertCard:
         base=BASE,
         prompt=PromptFormat(kind="chat"),
         embedder=EMBEDDER,
-        training={stage: {"step": 100, "validation": [[20 * i, 1.0 / i] for i in range(1, 6)]} for stage in ("lora", "gates")},
+        training={"lora": stage, "gates": stage},
         metrics={"accuracy": 0.5},
-    )  # fmt: skip
+    )
 
 
 def sites() -> Iterator[tuple[str, int, int]]:

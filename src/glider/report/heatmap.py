@@ -28,7 +28,7 @@ def draw_heatmap(trace: Trace, path: Path, titles: Sequence[str], rows: Sequence
     )
     image = None
     for panel, (row, title) in zip(axes.flat, zip(rows, titles, strict=True), strict=False):
-        image = panel.imshow(trace.heatmap(row), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        image = panel.imshow(trace.heatmap(row).numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(trace.experts)), trace.experts, rotation=60, ha="right", fontsize=7)
         marks = _layer_marks(sites)
