@@ -31,7 +31,7 @@ def demo(
     from glider.model import load
     from glider.report.heatmap import draw_heatmap
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status("Loading the base model, the embedder and the pool ..."):
         model = load()
     console.print(
@@ -42,7 +42,7 @@ def demo(
     for number, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True), start=1):
         _show(console, number, prompt, answer)
     titles = [f"{p.task}" + ("" if p.expert else " (no expert)") for p in PROMPTS]
-    written = draw_heatmap(trace, picture, titles, range(len(PROMPTS)))
+    written = draw_heatmap(trace, picture, titles, range(len(PROMPTS)), [prompt.expert for prompt in PROMPTS])
     console.print(f"\nRouting heatmap (sites x experts): {written.resolve()}", soft_wrap=True)
 
 

@@ -8,10 +8,12 @@ from glider.experts.disk import write_file
 from glider.layers.trace import Trace
 
 
-def draw_heatmap(trace: Trace, path: Path, titles: Sequence[str], rows: Sequence[int]) -> Path:
+def draw_heatmap(
+    trace: Trace, path: Path, titles: Sequence[str], rows: Sequence[int], own: Sequence[str | None] | None = None
+) -> Path:
     """Draw sites x experts, mean weight over tokens, a panel for each of the given rows of the batch; write a PNG.
 
-    Raises `MissingDependency` without matplotlib.
+    `own` names the expert of each panel's task, which is outlined. Raises `MissingDependency` without matplotlib.
     """
     try:
         import matplotlib
@@ -27,8 +29,14 @@ def draw_heatmap(trace: Trace, path: Path, titles: Sequence[str], rows: Sequence
         lines, columns, figsize=(2.6 * columns + 1.6, 3.4 * lines + 0.9), sharex=True, sharey=True, squeeze=False
     )
     image = None
-    for panel, (row, title) in zip(axes.flat, zip(rows, titles, strict=True), strict=False):
-        image = panel.imshow(trace.heatmap(row).numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    for panel, row, title, expert in zip(axes.flat, rows, titles, own or [None] * len(rows), strict=False):
+        weights = trace.heatmap(row).numpy()  # (S, E)
+        image = panel.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        if expert in trace.experts:
+            left = trace.experts.index(expert) - 0.5
+            box = pyplot.Rectangle((left, -0.5), 1, len(sites), fill=False, edgecolor="red", linestyle="--", lw=1.5)
+            box.set_clip_on(False)
+            panel.add_patch(box)
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(trace.experts)), trace.experts, rotation=60, ha="right", fontsize=7)
         marks = _layer_marks(sites)
@@ -37,7 +45,9 @@ def draw_heatmap(trace: Trace, path: Path, titles: Sequence[str], rows: Sequence
         panel.set_axis_off()
     for panel in axes[:, 0]:
         panel.set_ylabel("site (layer)", fontsize=8)
-    figure.suptitle("Mean weight of each expert at each site", fontsize=11)
+    figure.suptitle(
+        "Mean weight of each expert at each site" + (" (dashed: the task's own expert)" if own else ""), fontsize=11
+    )
     figure.tight_layout(rect=(0, 0, 0.93, 0.97))
     if image is not None:
         bar = figure.add_axes((0.945, 0.25, 0.012, 0.5))
