@@ -21,6 +21,7 @@ def draw_heatmap(
         raise MissingDependency("matplotlib", "draw the heatmap", "pip install 'glider-moe[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
 
     sites = trace.sites
     columns = min(4, len(rows))
@@ -34,7 +35,7 @@ def draw_heatmap(
         image = panel.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         if expert in trace.experts:
             left = trace.experts.index(expert) - 0.5
-            box = pyplot.Rectangle((left, -0.5), 1, len(sites), fill=False, edgecolor="red", linestyle="--", lw=1.5)
+            box = Rectangle((left, -0.5), 1, len(sites), fill=False, edgecolor="red", linestyle="--", lw=1.5)
             box.set_clip_on(False)
             panel.add_patch(box)
         panel.set_title(title, fontsize=9)
