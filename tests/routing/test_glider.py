@@ -9,7 +9,8 @@ from glider.errors import PoolError, RouterError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Calibration, Pool
 from glider.routing.base import GlobalTerm, Prepared, Router, Site, routers
-from glider.routing.glider import THRESHOLDS, Glider
+from glider.routing.glider import Glider
+from glider.routing.parts import THRESHOLDS
 from glider.routing.phatgoose import Phatgoose
 from glider.routing.scores import local_scores, standardise
 from glider.routing.select import TopK, TopP

@@ -1,0 +1,66 @@
+"""A method as a composition: a local score, a global term, a selection. Each part is written once."""
+
+from typing import Protocol, runtime_checkable
+
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.routing.base import Condition, Decision, GlobalTerm, Prepared, Site
+from glider.routing.scores import cosine
+from glider.routing.select import Select
+from glider.shapes import Float, Tensor
+
+
+@runtime_checkable
+class Local(Protocol):
+    """Scores each expert for each token at a site."""
+
+    def prepare(self, pool: Pool) -> dict[str, Site]:
+        """What the score needs of each site; raises `RouterError` where an expert lacks it."""
+        ...
+
+    def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
+        """Minus infinity where an expert is absent."""
+        ...
+
+
+@runtime_checkable
+class Global(Protocol):
+    """Scores each expert for a whole query."""
+
+    def prepare(self, pool: Pool) -> GlobalTerm:
+        """The experts' embeddings and the constants of alpha; raises `RouterError` where an expert lacks one."""
+        ...
+
+
+class Composed:
+    """A router made of parts: score = alpha * global + local, then a selection. Subclasses name the parts."""
+
+    select: Select
+
+    @property
+    def local(self) -> Local:
+        """The local score."""
+        raise NotImplementedError
+
+    @property
+    def global_(self) -> Global | None:
+        """The global term, if the method has one."""
+        return None
+
+    def prepare(self, pool: Pool) -> Prepared:
+        if not len(pool):
+            raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
+        term = self.global_.prepare(pool) if self.global_ is not None else None
+        return Prepared(pool.experts, self.local.prepare(pool), term)
+
+    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> Condition | None:
+        term = prepared.global_term
+        if term is None:
+            return None
+        scores = cosine(queries, term.instructions)  # (B, E)
+        confident = scores.amax(dim=-1) > term.p  # (B,)
+        return Condition(scores, term.gamma * confident.float() + term.beta)
+
+    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+        scores = self.local.scores(x, site)
+        return self.select(scores if condition is None else scores + condition)

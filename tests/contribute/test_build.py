@@ -1,0 +1,451 @@
+"""A plan becomes a pool: what is missing is made, what is there stays, and an interruption changes no byte."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+
+from glider.base_model import load_base
+from glider.cli.main import main
+from glider.contribute.build import Executor, ExpertJob, LocalExecutor, Outcome, PoolPlan, Report, attempt, build_pool
+from glider.errors import ConfigError
+from glider.experts.expert import EXPERT_FILES, Expert
+from glider.experts.pool import Pool
+
+TENSORS = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
+QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 4, "learning_rate": 0.02}
+
+
+class AllAtOnce:
+    """Runs every job before it tells of the first, as workers that are faster than their pool do."""
+
+    def run(self, jobs: Sequence[ExpertJob], report: Report) -> Iterator[Outcome]:
+        yield from [attempt(job, report) for job in jobs]
+
+
+class Draft:
+    """A directory with rows, an adapter and a plan that tests change."""
+
+    def __init__(self, root: Path, base: Path):
+        self.root, self.pool = root, root / "pool"
+        self.plan: dict[str, Any] = {"base": str(base), "defaults": dict(QUICK), "experts": []}
+
+    def rows(self, name: str, answer: str = "x", rows: int = 16) -> str:
+        lines = [json.dumps({"input": f"say {i}", "output": answer}) + "\n" for i in range(rows)]
+        (self.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
+        return f"{name}.jsonl"
+
+    def write(self) -> Path:
+        (self.root / "pool.yaml").write_text(yaml.safe_dump(self.plan), "utf8")
+        return self.root / "pool.yaml"
+
+    def build(self, executor: Executor = LocalExecutor(), report: Report = lambda *line: None) -> dict[str, str]:  # noqa: B008
+        """Statuses by name; a failure says why."""
+        plan = PoolPlan.read(self.write())
+        outcomes = build_pool(plan, self.root, self.pool, executor, report)
+        return {o.job.out.name: f"{o.status} {o.message}".strip() for o in outcomes}
+
+    def bytes_of(self, name: str, files: Sequence[str] = TENSORS) -> dict[str, bytes]:
+        return {file: (self.pool / name / file).read_bytes() for file in files}
+
+    def state(self) -> dict[str, tuple[bytes, int]]:
+        files = [file for file in self.pool.rglob("*") if file.is_file() and file.name in (*EXPERT_FILES, "pool.json")]
+        return {str(file.relative_to(self.pool)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+    def leftovers(self) -> list[str]:
+        return [path.name for path in self.pool.iterdir() if path.name.startswith(".") and path.name != ".pool.lock"]
+
+
+@pytest.fixture
+def draft(tmp_path: Path, llama_directory: Path) -> Draft:
+    """A plan of two experts to train, `one` and `two`."""
+    draft = Draft(tmp_path, llama_directory)
+    for name in ("one", "two"):
+        draft.plan["experts"].append({"name": name, "data": draft.rows(name, answer=name[0])})
+    return draft
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, llama_directory: Path) -> Path:
+    """A PEFT adapter beside the plan, in `lora`."""
+    torch.manual_seed(0)
+    settings = LoraConfig(r=3, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(load_base(str(llama_directory)).model, settings).save_pretrained(
+        str(tmp_path / "lora"), save_embedding_layers=False
+    )
+    return tmp_path / "lora"
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """`glider("pool", "build", ...)` runs the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
+
+    return run
+
+
+def faults(draft: Draft) -> str:
+    with pytest.raises(ConfigError) as raised:
+        PoolPlan.read(draft.write())
+    return str(raised.value)
+
+
+def test_every_fault_of_the_form_is_named(draft: Draft):
+    draft.plan["experts"] = [{"name": "../x", "data": "a"}, {"data": "b"}, {"name": "c", "flavour": "sweet"}]
+    told = faults(draft)
+    for part in ("experts.0.name", "experts.1.name", "experts.2.flavour", "pool.yaml"):
+        assert part in told
+
+
+def test_every_fault_of_the_settings_is_named(draft: Draft):
+    draft.plan["experts"] = [
+        {"name": "a", "data": "x", "config": {"rank": -1, "steps": "many"}},
+        {"name": "b", "data": "x", "config": {"colour": "red"}},
+        {"name": "c"},
+        {"name": "d", "data": "x"},
+        {"name": "d", "data": "y"},
+    ]
+    told = faults(draft)
+    for part in ("a: rank", "steps", "b: colour", "c: neither data nor adapter", "d twice"):
+        assert part in told
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "experts: []", "base: [", "experts: {a: 1}", "\x00", "a: *b"])
+def test_what_is_no_plan_is_named(tmp_path: Path, content: str):
+    (tmp_path / "pool.yaml").write_text(content, "utf8")
+    with pytest.raises(ConfigError, match=r"pool\.yaml"):
+        PoolPlan.read(tmp_path / "pool.yaml")
+
+
+def test_an_absent_plan_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        PoolPlan.read(tmp_path / "nowhere.yaml")
+
+
+def test_a_plan_runs_no_code(tmp_path: Path):
+    (tmp_path / "pool.yaml").write_text(f"experts: !!python/object/apply:os.mkdir [{tmp_path}/made]", "utf8")
+    with pytest.raises(ConfigError):
+        PoolPlan.read(tmp_path / "pool.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+def test_experts_are_trained_imported_and_given_gates(draft: Draft, adapter: Path):
+    description = "Say the first letter."
+    draft.plan["experts"] = [
+        {"name": "trained", "data": "one.jsonl", "task": "letters", "licence": "CC0-1.0"},
+        {"name": "imported", "adapter": "lora"},
+        {"name": "both", "adapter": "lora", "data": "two.jsonl", "description": description},
+    ]
+    assert draft.build() == {"trained": "done", "imported": "done", "both": "done"}
+    pool = Pool.open(draft.pool)
+    pool.verify()
+    assert pool.names == ["trained", "imported", "both"]
+    gates = {expert.name: {site.has_gate for site in expert.sites.values()} for expert in pool}
+    assert gates == {"trained": {True}, "imported": {False}, "both": {True}}
+    assert (pool["trained"].card.task, pool["trained"].card.licence) == ("letters", "CC0-1.0")
+    assert pool["both"].card.description == description
+    assert pool["both"].instruction is not None and pool["imported"].instruction is None
+    for name in ("imported", "both"):
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (draft.pool / name / file).read_bytes() == (adapter / file).read_bytes()
+    assert draft.leftovers() == []
+
+
+def test_settings_of_an_expert_go_before_the_defaults(draft: Draft):
+    draft.plan["experts"][1]["config"] = {"rank": 3, "minutes": 5}
+    draft.build()
+    configs = [expert.card.training["config"] for expert in Pool.open(draft.pool)]
+    assert [config["rank"] for config in configs] == [2, 3]
+    assert [config["minutes"] for config in configs] == [None, 5]
+
+
+def test_nothing_is_done_twice(draft: Draft):
+    draft.build()
+    before = draft.state()
+    assert draft.build() == {"one": "unchanged", "two": "unchanged"}
+    assert draft.state() == before
+
+
+@pytest.mark.parametrize("change", ["rows", "settings", "description"])
+def test_only_the_expert_that_changed_is_made_again(draft: Draft, change: str):
+    draft.build()
+    before, one = draft.state(), draft.bytes_of("one")
+    if change == "rows":
+        draft.rows("two", answer="z")
+    elif change == "settings":
+        draft.plan["experts"][1]["config"] = {"rank": 3}
+    else:
+        draft.plan["experts"][1]["description"] = "Say t."
+    assert draft.build() == {"one": "unchanged", "two": "done"}
+    after = draft.state()
+    assert {name for name in after if after[name] != before[name]} <= {
+        "pool.json",
+        *(f"two/{file}" for file in EXPERT_FILES),
+    }
+    assert after["two/card.json"] != before["two/card.json"]
+    assert draft.bytes_of("one") == one
+    Pool.open(draft.pool).verify()
+    assert draft.build() == {"one": "unchanged", "two": "unchanged"}
+
+
+def test_a_changed_adapter_is_imported_again(draft: Draft, adapter: Path, edit_tensors: Callable[..., None]):
+    draft.plan["experts"] = [{"name": "ex", "adapter": "lora"}]
+    draft.build()
+    edit_tensors(adapter / "adapter_model.safetensors", lambda tensors: next(iter(tensors.values())).add_(1))
+    assert draft.build() == {"ex": "done"}
+    copied = (draft.pool / "ex" / "adapter_model.safetensors").read_bytes()
+    assert copied == (adapter / "adapter_model.safetensors").read_bytes()
+    Pool.open(draft.pool).verify()
+
+
+def test_an_expert_whose_files_changed_is_not_called_unchanged(draft: Draft):
+    """A rotten file would otherwise join the pool with a fresh hash, as if it had been trained so."""
+    draft.build()
+    sound = draft.bytes_of("two")
+    file = draft.pool / "two" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    told = draft.build()
+    assert told["one"] == "unchanged" and told["two"] != "unchanged"
+    if told["two"] == "done":
+        assert draft.bytes_of("two") == sound
+
+
+def test_a_new_entry_is_added_and_the_others_stay(draft: Draft):
+    draft.build()
+    before = draft.state()
+    draft.plan["experts"].insert(0, {"name": "new", "data": draft.rows("new")})
+    told = draft.build()
+    assert told == {"new": "done", "one": "unchanged", "two": "unchanged"}
+    after = draft.state()
+    assert {name for name in before if after[name] != before[name]} == {"pool.json"}
+    assert sorted(Pool.open(draft.pool).names) == ["new", "one", "two"]
+
+
+def test_a_rebuild_keeps_the_name_an_expert_was_given(draft: Draft):
+    draft.build()
+    Pool.open(draft.pool).rename("one", "uno")
+    assert draft.build() == {"one": "unchanged", "two": "unchanged"}
+    assert sorted(Pool.open(draft.pool).names) == ["two", "uno"]
+
+
+def test_a_failing_expert_does_not_stop_the_others(draft: Draft, adapter: Path, edit_json: Callable[..., None]):
+    edit_json(adapter / "adapter_config.json", use_dora=True)
+    (draft.root / "bad.jsonl").write_text('{"input": 1}\n', "utf8")
+    draft.plan["experts"] = [
+        {"name": "bad", "data": "bad.jsonl"},
+        {"name": "dora", "adapter": "lora"},
+        {"name": "absent", "data": "nowhere.jsonl"},
+        {"name": "unreachable", "adapter": "nobody/no-such-adapter"},
+        *draft.plan["experts"],
+    ]
+    told = draft.build()
+    assert {name for name, status in told.items() if status.startswith("failed ")} == {
+        *("bad", "dora", "absent", "unreachable")
+    }
+    for name, part in {"bad": "bad.jsonl", "dora": "use_dora", "absent": "nowhere.jsonl"}.items():
+        assert part in told[name]
+    assert Pool.open(draft.pool).names == ["one", "two"]
+    draft.rows("bad")
+    again = draft.build()
+    assert again["bad"] == "done" and again["one"] == again["two"] == "unchanged"
+
+
+def test_a_repaired_expert_leaves_nothing_behind(draft: Draft, adapter: Path, edit_json: Callable[..., None]):
+    settings = (adapter / "adapter_config.json").read_bytes()
+    edit_json(adapter / "adapter_config.json", use_dora=True)
+    draft.plan["experts"] = [{"name": "ex", "adapter": "lora"}]
+    assert draft.build()["ex"].startswith("failed")
+    (adapter / "adapter_config.json").write_bytes(settings)
+    assert draft.build() == {"ex": "done"}
+    assert draft.leftovers() == []
+
+
+def test_an_older_expert_stays_while_its_successor_fails(draft: Draft):
+    draft.build()
+    before = draft.bytes_of("two", EXPERT_FILES)
+    (draft.root / "two.jsonl").write_text("no rows", "utf8")
+    assert draft.build()["two"].startswith("failed")
+    assert draft.bytes_of("two", EXPERT_FILES) == before
+    assert Pool.open(draft.pool).names == ["one", "two"]
+
+
+def test_experts_made_at_the_same_time_all_join(draft: Draft):
+    """A changed expert lies in its place before the index tells of it; the others must not trip over that."""
+    draft.build()
+    draft.plan["defaults"]["rank"] = 3
+    assert draft.build(AllAtOnce()) == {"one": "done", "two": "done"}
+    pool = Pool.open(draft.pool)
+    pool.verify()
+    assert {expert.layout.rank for expert in pool} == {3}
+
+
+def test_a_job_attempted_twice_makes_the_same_expert(draft: Draft):
+    job = PoolPlan.read(draft.write()).jobs(draft.root, draft.pool)[0]
+    assert attempt(job, lambda *line: None).status == "done"
+    first = draft.bytes_of("one")
+    assert attempt(job, lambda *line: None).status == "done"
+    assert draft.bytes_of("one") == first
+    assert draft.build() == {"one": "unchanged", "two": "done"}
+
+
+@pytest.mark.parametrize("kind", ["data", "adapter", "both"])
+def test_a_job_that_stopped_before_the_end_goes_on(
+    draft: Draft, adapter: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """The expert was made and the process died before it was put in place."""
+    entry = {"data": {"data": "one.jsonl"}, "adapter": {"adapter": "lora"}}
+    entry["both"] = {**entry["data"], **entry["adapter"]}
+    draft.plan["experts"] = [{"name": "ex", **entry[kind]}]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            draft.build()
+    assert not (draft.pool / "ex").exists()
+    assert draft.build() == {"ex": "done"}
+    assert all(site.has_gate == (kind != "adapter") for site in Expert.open(draft.pool / "ex").sites.values())
+    Pool.open(draft.pool).verify()
+    assert draft.leftovers() == []
+
+
+@pytest.mark.parametrize("change", ["settings", "adapter"])
+def test_a_stopped_job_is_not_taken_for_another_one(
+    draft: Draft, adapter: Path, monkeypatch: pytest.MonkeyPatch, change: str
+):
+    """What a stopped job left must not become the expert of a plan that was changed since."""
+    draft.plan["experts"] = [{"name": "ex", **({"data": "one.jsonl"} if change == "settings" else {"adapter": "lora"})}]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            draft.build()
+    if change == "settings":
+        draft.plan["defaults"]["rank"] = 3
+    else:
+        (draft.root / "other").mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(adapter / file, draft.root / "other" / file)
+        content = bytearray((draft.root / "other" / "adapter_model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (draft.root / "other" / "adapter_model.safetensors").write_bytes(content)
+        draft.plan["experts"][0]["adapter"] = "other"
+    assert draft.build() == {"ex": "done"}
+    if change == "settings":
+        assert Expert.open(draft.pool / "ex").layout.rank == 3
+    else:
+        assert draft.bytes_of("ex", ("adapter_model.safetensors",)) == {"adapter_model.safetensors": bytes(content)}
+
+
+def test_an_expert_lost_in_the_moment_of_its_replacement_comes_back(draft: Draft):
+    """The old expert was gone and the new one not yet in place when the process died."""
+    draft.build()
+    (draft.pool / ".making").mkdir()
+    (draft.pool / "two").rename(draft.pool / ".making" / "two")
+    told = draft.build()
+    assert told == {"one": "unchanged", "two": "done"}
+    Pool.open(draft.pool).verify()
+
+
+def test_progress_names_every_expert(draft: Draft):
+    lines: list[tuple[str, str, float]] = []
+    draft.build(report=lambda *line: lines.append(line))
+    assert {name for name, _, _ in lines} == {"one", "two"}
+    assert all(text and 0 <= share <= 1 for _, text, share in lines)
+
+
+def test_the_command_tells_what_it_did(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool)
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines() if line.strip()] == [["one", "done"], ["two", "done"]]
+    assert err.splitlines() == ["one: done", "two: done"]
+
+
+def test_a_failure_is_named_at_the_end_with_exit_code_1(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    (draft.root / "one.jsonl").write_text("no rows", "utf8")
+    code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")
+    assert code == 1
+    told = {row["name"]: row for row in json.loads(out)}
+    assert told["one"]["status"] == "failed" and "one.jsonl" in told["one"]["message"]
+    assert told["two"] == {"name": "two", "status": "done", "message": ""}
+    assert err.splitlines()[-1] == "glider: 1 of 2 experts failed: one"
+    assert Pool.open(draft.pool).names == ["two"]
+
+
+def test_a_faulty_plan_is_one_line_with_exit_code_2(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["experts"].append({"name": "three"})
+    code, _, err = glider("pool", "build", draft.write(), "--out", draft.pool)
+    assert code == 2
+    assert err.count("\n") == 1 and "three: neither data nor adapter" in err
+    assert not draft.pool.exists()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_bytes_as_one(draft: Draft, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    draft.plan["experts"].append({"name": "bad", "data": "nowhere.jsonl"})
+    told = draft.build()
+    alone = {name: draft.bytes_of(name) for name in ("one", "two")}
+    shutil.rmtree(draft.pool)
+    lines: list[tuple[str, str, float]] = []
+    assert draft.build(LocalExecutor(2), lambda *line: lines.append(line)) == told
+    assert {name: draft.bytes_of(name) for name in ("one", "two")} == alone
+    assert {name for name, _, _ in lines} == {"one", "two"}
+    assert sorted(Pool.open(draft.pool).names) == ["one", "two"]
+
+
+KILLED_BUILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from glider.contribute import loop
+from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+
+loop.SAVE_SECONDS = 0.0
+plan, pool = map(Path, sys.argv[1:])
+told = lambda *line: print(*line, flush=True)
+for outcome in build_pool(PoolPlan.read(plan), plan.parent, pool, LocalExecutor(), told):
+    told(outcome.job.out.name, outcome.status, outcome.message)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["one lora 9/", "one gates 3/", "two lora 5/"])
+def test_a_killed_build_goes_on_to_the_same_bytes(draft: Draft, moment: str):
+    draft.plan["defaults"] |= {"steps": 20, "gate_steps": 8}
+    draft.build()
+    whole = {name: draft.bytes_of(name) for name in ("one", "two")}
+    shutil.rmtree(draft.pool)
+    command = [sys.executable, "-c", KILLED_BUILD, str(draft.write()), str(draft.pool)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as killed:
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if line.startswith(moment):
+                killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    seen: list[str] = []
+    told = draft.build(report=lambda name, text, share: seen.append(f"{name} {text}"))
+    assert told == {"one": "unchanged" if moment.startswith("two") else "done", "two": "done"}
+    stage = moment.split("/")[0].rsplit(" ", 1)[0]
+    first = next(line for line in seen if line.startswith(stage))
+    assert not first.startswith(f"{stage} 1/")
+    assert {name: draft.bytes_of(name) for name in ("one", "two")} == whole
+    assert draft.leftovers() == []
+    Pool.open(draft.pool).verify()
