@@ -80,6 +80,10 @@ class RoutedModel:
         self.attached.detach()
         return self.model
 
+    def fold(self) -> None:
+        """Put a static router's expert into the base weights: the same outputs at the base model's cost."""
+        self.attached.fold()
+
     def condition(self, queries: Sequence["str | Query"]) -> Condition | None:
         """The global term of a batch of queries; None for a router without one."""
         if self.attached.prepared.global_term is None:

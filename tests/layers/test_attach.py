@@ -16,6 +16,7 @@ from glider.experts.expert import write_expert
 from glider.experts.prompt_format import PromptFormat
 from glider.layers.attach import attach
 from glider.layers.routed_linear import RoutedLinear
+from glider.model import load
 from glider.routing.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
@@ -229,3 +230,25 @@ def test_an_expert_of_another_width_cannot_join_the_pool(llama_directory: Path, 
     write_expert(pool.path / "wide", card, config, lora, {}, None)
     with pytest.raises(PoolError, match="40 -> 32 in wide"):
         pool.add("wide")
+
+
+def test_folding_a_static_expert_changes_no_output_and_detaching_restores_the_weights(
+    make_pool, base_directory: Path
+) -> None:
+    pool = make_pool(base_directory)
+    model = load(str(base_directory), pool.path, router="single:e1")
+    before = {name: value.clone() for name, value in model.model.state_dict().items() if ".base." in name}
+    unfolded = model.score("which one?", ["a", "bc"])
+    model.fold()
+    assert not any(isinstance(module, RoutedLinear) for module in model.model.modules())
+    for folded, wanted in zip(model.score("which one?", ["a", "bc"]), unfolded, strict=True):
+        assert folded.log_likelihood == pytest.approx(wanted.log_likelihood, abs=1e-3)
+    bare = model.detach()
+    for name, value in before.items():
+        assert torch.equal(bare.state_dict()[name.replace(".base.", ".")], value)
+
+
+def test_folding_needs_a_static_router(make_pool, llama_directory: Path) -> None:
+    model = load(str(llama_directory), make_pool(llama_directory).path, router="phatgoose")
+    with pytest.raises(RouterError, match="chooses among 3 experts"):
+        model.fold()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,18 @@ from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
 _AGAIN = "Get the expert anew; the file is damaged or not an expert's."
+
+
+@runtime_checkable
+class ExpertLike(Protocol):
+    """What a layer needs of an expert: LoRA pairs by site. An `Expert` has them on disk, a merged one in memory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sites(self) -> Mapping[str, ExpertSite]: ...
+    def factors(self, site: str) -> tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]: ...
+    def scaling(self, site: str) -> float: ...
 
 
 class Expert:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glider.errors import PoolError
+from glider.errors import PoolError, RouterError
 from glider.experts.pool import Pool
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
@@ -24,6 +24,7 @@ class Attached:
         self.model, self.router, self.prepared = model, router, prepared
         self.context = RoutingContext()
         self._originals = originals
+        self._unfolded: dict[str, torch.Tensor] = {}
 
     @contextmanager
     def routing(
@@ -37,8 +38,37 @@ class Attached:
         with self.context.use(Batch(condition, token_to_query, trace)):
             yield
 
+    def fold(self) -> None:
+        """Add a static router's one expert to the base weights, so that it costs nothing; `detach` takes it out again.
+
+        The weights before are kept until then. Raises `RouterError` for a router that decides by token, and for a base
+        whose layers are not plain `nn.Linear` (quantised weights cannot be added to).
+        """
+        if len(self.prepared.experts) != 1:
+            raise RouterError(
+                "a static router to fold (single, merge, ...)",
+                f"one that chooses among {len(self.prepared.experts)} experts",
+                "Keep it attached, or choose a static router.",
+            )
+        for site, module in self._originals.items():
+            if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+                got = f"{type(module).__name__} at {site}"
+                raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
+        (expert,) = self.prepared.experts
+        for site, module in self._originals.items():
+            assert isinstance(module, nn.Linear)
+            a, b = (factor.to(module.weight.device).float() for factor in expert.factors(site))
+            self._unfolded[site] = module.weight.detach().clone()
+            with torch.no_grad():
+                module.weight += (expert.scaling(site) * (b @ a)).to(module.weight.dtype)
+            _replace(self.model, site, module)
+
     def detach(self) -> None:
         """Restore the model exactly."""
+        with torch.no_grad():
+            for site, weight in self._unfolded.items():
+                self._originals[site].weight.copy_(weight)  # pyright: ignore
+        self._unfolded = {}
         for site, module in self._originals.items():
             _replace(self.model, site, module)
         self._originals = {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from glider.experts.expert import Expert
+from glider.experts.expert import ExpertLike
 from glider.shapes import Float, Tensor
 
 
@@ -27,7 +27,7 @@ class Bank(nn.Module):
         self.register_buffer("scaling", scaling, persistent=False)
 
     @classmethod
-    def of(cls, site: str, experts: Sequence[Expert], dtype: torch.dtype) -> "Bank":
+    def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype) -> "Bank":
         """Stack what the experts hold at a site, stored in `dtype`."""
         present = [(i, expert) for i, expert in enumerate(experts) if site in expert.sites]
         shapes = [expert.sites[site] for _, expert in present]

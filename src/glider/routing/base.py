@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from glider.errors import RouterError
-from glider.experts.expert import Expert
+from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.registry import Registry
 from glider.shapes import Bool, Float, Int, Tensor
@@ -69,9 +69,12 @@ class GlobalTerm:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a router makes of a pool, once: the experts that can be chosen (in column order) and each site's vectors."""
+    """What a router makes of a pool, once: the experts that can be chosen (in column order) and each site's vectors.
 
-    experts: tuple[Expert, ...]
+    With one expert only, every decision is known before: such a router is static, and its expert can be folded.
+    """
+
+    experts: tuple[ExpertLike, ...]
     sites: dict[str, Site]
     global_term: GlobalTerm | None = None
 
@@ -93,6 +96,6 @@ class Router(Protocol):
         ...
 
 
-def absent_at(site: str, experts: Sequence[Expert]) -> Bool[Tensor, " E"]:
+def absent_at(site: str, experts: Sequence[ExpertLike]) -> Bool[Tensor, " E"]:
     """True for every expert without a LoRA pair at a site."""
     return torch.tensor([site not in expert.sites for expert in experts])

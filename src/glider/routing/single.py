@@ -2,32 +2,22 @@
 
 from dataclasses import dataclass
 
-import torch
-
+from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, Prepared, Site, router
+from glider.routing.static import Static
 from glider.shapes import Float, Tensor
 
 
 @router("single")
 @dataclass(frozen=True)
-class Single:
+class Single(Static):
     """`single:NAME`: the expert NAME for every token, as PEFT alone would apply it."""
 
     argument: str
 
-    def prepare(self, pool: Pool) -> Prepared:
-        expert = pool[self.argument]
-        present = torch.zeros(1, dtype=torch.bool)
-        return Prepared((expert,), {site: Site(site, None, present) for site in expert.sites})
-
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> None:
-        return None
-
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        tokens = x.shape[0]
-        only = torch.zeros(tokens, 1, dtype=torch.long, device=x.device)
-        return Decision(only, torch.ones(tokens, 1, device=x.device))
+    def expert(self, pool: Pool) -> Expert:
+        return pool[self.argument]
 
 
 @router("base")
