@@ -115,7 +115,7 @@ def make_pool(path: Path, experts: int, newcomers: int, rank: int, layouts: int)
     for i in range(experts):
         home = link_expert(templates[i % layouts], path / f"expert{i:04d}")
         files = {**known[i % layouts], CARD_FILE: record(home / CARD_FILE)}
-        records.append(ExpertRecord(name=home.name, files=files))
+        records.append(ExpertRecord(name=home.name, directory=None, files=files))
     for i in range(newcomers):
         link_expert(templates[i % layouts], path / f"new{i}")
     index = PoolIndex(base=BASE, embedder=EMBEDDER, experts=tuple(records))

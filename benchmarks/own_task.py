@@ -18,8 +18,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from glider.contribute.examples import Row, read_rows
 from glider.experts.disk import write_json
-from glider.experts.pool import Pool
-from glider.model import RoutedModel, load
+from glider.model import RoutedModel, load, open_pool
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     if done.get("settings", settings) != settings:
         sys.exit(f"{arguments.json} holds a run with other settings; remove it or give another file")
     results = done.get("tasks", {})
-    for name in Pool.open(arguments.pool).names:
+    for name in open_pool(arguments.pool).names:
         result = results.setdefault(name, {})
         rows = read_rows(arguments.data.replace("{name}", name), "test")
         rows = random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))

@@ -1,4 +1,4 @@
-"""A stranger's files are data: whatever is in them, the readers answer with one clear error, soon and in little memory."""
+"""A stranger's files are data: whatever is in them, the readers give one clear error, soon and in little memory."""
 
 import json
 import os
@@ -304,10 +304,10 @@ def test_a_deep_card_that_opens_can_be_written_again(pool: Path, edit_json: Call
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "x" * 10_000, "a\n", "a\0", "/etc", "-rf", "é"])
 def test_a_bad_name_never_reaches_the_disk(pool: Path, name: str):
-    before = sorted(path.name for path in pool.parent.rglob("*"))
+    before = sorted(pool.parent.rglob("*"))
     for change in (lambda: Pool.open(pool).add(name), lambda: Pool.put(pool, name)):
         refused(change)
-    assert sorted(path.name for path in pool.parent.rglob("*") if path.name != ".pool.lock") == before
+    assert sorted(pool.parent.rglob("*")) == before
     assert Pool.open(pool).names == ["a", "b"]
 
 
@@ -379,11 +379,12 @@ else:
 def refused_in_little_room(path: Path, kind: str) -> str:
     """The error that a process of little memory raises in little time."""
     command = [sys.executable, "-c", IN_LITTLE_ROOM, str(path), kind]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", EXPERT_FILES)
 def test_a_pipe_in_place_of_a_file_does_not_hang(pool: Path, file: str):
     (pool / "a" / file).unlink()
@@ -391,6 +392,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(pool: Path, file: str):
     assert file in refused_in_little_room(pool / "a", "expert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [*EXPERT_FILES, "pool.json"])
 def test_a_giant_file_is_refused_in_little_memory(pool: Path, file: str):
     """Two gigabytes that take no room on the disk; a tensor file says that nearly all of it is header."""
@@ -436,11 +438,11 @@ def test_a_pattern_that_explodes_does_not_hang(pool: Path, edit_json: Callable[.
     """Patterns are regular expressions, and a stranger's may take longer than the universe has left."""
     edit_json(pool / "a" / "adapter_config.json", **{setting: {pattern: 4}})
     script = (
-        "import sys\nfrom glider.errors import GliderError\nfrom glider.experts.expert import Expert\n"
-        "try:\n    expert = Expert.open(sys.argv[1])\n    [expert.scaling(site) for site in expert.sites]\n"
-        "except GliderError:\n    pass\n"
+        "import sys\nfrom pathlib import Path\nfrom glider.errors import GliderError\n"
+        "from glider.experts.peft_format import read_layout\n"
+        "try:\n    read_layout(Path(sys.argv[1])).scaling(sys.argv[2])\nexcept GliderError:\n    pass\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(pool / "a")], timeout=15, check=True)
+    subprocess.run([sys.executable, "-c", script, str(pool / "a"), Q], timeout=5, check=True)
 
 
 def test_the_error_of_a_giant_setting_is_short(pool: Path, edit_json: Callable[..., None]):

@@ -85,24 +85,23 @@ def add(
     path: PoolPath,
     names: Annotated[list[str], typer.Argument(help="Directories of experts inside the pool.")],
 ) -> None:
-    """Take up experts that lie in the pool's directory; the first one makes the pool."""
+    """Take up experts that lie in the pool's directory, also ones that changed; the first one makes the pool."""
     from glider.experts.expert import Expert
     from glider.experts.pool import POOL_FILE, Pool
 
     if not (path / POOL_FILE).exists():
         Pool.create(path, Expert.open(path / names[0]).card.base)
-    pool = Pool.open(path)
     for name in names:
-        pool = pool.add(name)
-    print(f"{path}: {len(pool)} experts")
+        Pool.put(path, name)
+    print(f"{path}: {len(Pool.open(path))} experts")
 
 
 def remove(path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")]) -> None:
     """Take an expert out of the pool; its directory stays where it is."""
     from glider.experts.pool import Pool
 
-    pool = Pool.open(path).remove(name)
-    print(f"{path}: {len(pool)} experts; the files of {name} are still there")
+    left = Pool.discard(path, name)
+    print(f"{path}: {len(left)} experts; the files of {name} are still there")
 
 
 def rename(

@@ -12,10 +12,10 @@ from glider.base_model import BaseModel, load_base
 from glider.contribute.gates import gated
 from glider.contribute.protocol import Report, read_task, require_new, run_stage, training_state, versions
 from glider.contribute.settings import TrainConfig
-from glider.errors import ExpertError, PoolError
+from glider.errors import ExpertError
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, ExpertCard
-from glider.experts.disk import new_directory, save_tensors, write_json
+from glider.experts.disk import new_directory, refuse_links_out, save_tensors, write_json
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.experts.prompt_format import PromptFormat
@@ -53,7 +53,7 @@ def import_adapter(
             licence=licence,
             base=loaded.identity,
             prompt=prompt or PromptFormat.of(loaded.model, loaded.tokenizer),
-            training={"imported_from": str(source) if not directory.is_absolute() else directory.name},
+            training={"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)},
         )
         save_tensors({}, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
@@ -118,7 +118,8 @@ def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Ex
 def _adapter_directory(source: Path | str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        return _download(str(source))
+        return _download(str(source))  # its files are links within the hub's own cache
+    refuse_links_out(path, ADAPTER_FILES)
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(
             f"{ADAPTER_WEIGHTS_FILE} in {path}",
@@ -154,7 +155,7 @@ def _require_sites(expert: Expert, loaded: BaseModel) -> None:
             module = None
         got = (getattr(module, "in_features", None), getattr(module, "out_features", None))
         if got != (site.in_features, site.out_features):
-            raise PoolError(
+            raise ExpertError(
                 f"a linear module {site.in_features} -> {site.out_features} at {name} of {loaded.identity.model_id}",
                 "no such module" if module is None else f"{type(module).__name__} {got[0]} -> {got[1]}",
                 "The adapter is for another base model.",

@@ -114,7 +114,11 @@ class ExpertJob:
     @property
     def finished(self) -> bool:
         """Whether the expert lies there, made by this very job."""
-        return self.out.exists() and ExpertCard.read(self.out).training.get("job") == self.key
+        from glider.experts.pool import Pool
+
+        if not self.out.exists() or ExpertCard.read(self.out).training.get("job") != self.key:
+            return False
+        return Pool.unchanged(self.out.parent, self.out.name)
 
     def run(self, report: Report = lambda expert, text, share: None) -> None:
         """Make the expert; an interrupted run goes on, and an older expert is replaced when the new one is whole."""
@@ -122,7 +126,10 @@ class ExpertJob:
         from glider.contribute.protocol import train_expert
 
         name, key = self.out.name, self.key
-        making = self.out.parent / ".making" / name
+        making = self.out.parent / ".making" / name / key[:16] / name  # what another plan left is not this expert
+        for other in making.parent.parent.glob("*"):
+            if other != making.parent:
+                shutil.rmtree(other)
 
         def told(stage: str, progress: Any, steps: int) -> None:
             report(name, f"{stage} {progress.step}/{steps}  loss {progress.loss:.3f}", progress.step / steps)
@@ -147,6 +154,7 @@ class ExpertJob:
         if self.out.exists():
             shutil.rmtree(self.out)
         making.rename(self.out)
+        shutil.rmtree(making.parent.parent)
 
 
 @dataclass(frozen=True)
@@ -207,15 +215,9 @@ def build_pool(
         except GliderError as fault:
             yield Outcome(job, "failed", _one_line(fault))
     for job in ready:
-        _take_up(job)
-        yield Outcome(job, "unchanged")
+        yield _take_up(Outcome(job, "unchanged"))
     for outcome in executor.run(todo, report):
-        if outcome.status == "done":
-            try:
-                _take_up(outcome.job)
-            except GliderError as fault:
-                outcome = Outcome(outcome.job, "failed", _one_line(fault))
-        yield outcome
+        yield _take_up(outcome) if outcome.status == "done" else outcome
     making = pool / ".making"
     if making.exists() and not any(making.iterdir()):
         making.rmdir()
@@ -235,14 +237,19 @@ def _attempt_elsewhere(job: ExpertJob, lines: Any) -> Outcome:
     return attempt(job, lambda expert, text, share: lines.put((expert, text, share)))
 
 
-def _take_up(job: ExpertJob) -> None:
+def _take_up(outcome: Outcome) -> Outcome:
+    """Put a finished expert into its pool; what goes wrong is the outcome."""
     from glider.experts.expert import Expert
     from glider.experts.pool import POOL_FILE, Pool
 
-    root, name = job.out.parent, job.out.name
-    if not (root / POOL_FILE).exists():
-        Pool.create(root, Expert.open(job.out).card.base)
-    Pool.put(root, name)
+    root, name = outcome.job.out.parent, outcome.job.out.name
+    try:
+        if not (root / POOL_FILE).exists():
+            Pool.create(root, Expert.open(outcome.job.out).card.base)
+        Pool.put(root, name)
+    except GliderError as fault:
+        return Outcome(outcome.job, "failed", _one_line(fault))
+    return outcome
 
 
 def _share_cores(workers: int) -> None:

@@ -125,7 +125,7 @@ def require_new(out: Path) -> None:
     """Raise `ExpertError` unless `out` can become an expert's directory."""
     if out.exists():
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
-    if re.match(NAME, out.name) is None:
+    if re.fullmatch(NAME, out.name) is None:
         raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")
 
 

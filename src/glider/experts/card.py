@@ -1,6 +1,5 @@
 """The card: what an expert says of itself."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from pydantic import Field, ValidationError
 from glider.config import Config, faults
 from glider.errors import ExpertError
 from glider.experts.base_identity import BaseIdentity
+from glider.experts.disk import read_json
 from glider.experts.prompt_format import PromptFormat
 
 CARD_FILE = "card.json"
@@ -71,7 +71,7 @@ class ExpertCard(Config):
         """Read `directory/card.json`; raises `ExpertError` naming the file and every fault."""
         path = directory / CARD_FILE
         try:
-            return cls.model_validate(json.loads(path.read_text("utf8")))
+            return cls.model_validate(read_json(path))
         except FileNotFoundError:
             raise ExpertError(
                 f"an expert directory with {CARD_FILE}",
@@ -82,5 +82,5 @@ class ExpertCard(Config):
             raise ExpertError(
                 f"a card of format 1 in {path}", faults(fault), "Mend the card or get the expert anew."
             ) from fault
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
+        except (ValueError, RecursionError, OSError) as fault:
             raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault

@@ -5,8 +5,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from glider.errors import ExpertError
+
+LARGEST_JSON = 64 << 20
+_DEEPEST_JSON = 64
 
 
 def sha256(path: Path) -> str:
@@ -23,6 +29,39 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a stranger's JSON file; `ValueError` says what is wrong with it (names twice, too large, too deep)."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("no regular file")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path.stat().st_size} bytes")
+    value = json.loads(path.read_text("utf8"), object_pairs_hook=_unique)
+    layer, depth = [value], 0
+    while layer:
+        depth += 1
+        if depth > _DEEPEST_JSON:
+            raise ValueError("too deep nesting")
+        layer = [x for v in layer for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return value
+
+
+def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
+    """Raise `ExpertError` for a file that is a link out of its directory."""
+    for file in files:
+        place = directory / file
+        if place.is_symlink() and os.path.realpath(place.parent) != str(Path(os.path.realpath(place)).parent):
+            raise ExpertError(f"the file {place} itself", "a link out of the directory", "Copy the file.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            raise ValueError(f"the name {name[:60]!r} twice")
+        seen[name] = value
+    return seen
 
 
 def canonical_json(value: Any) -> str:

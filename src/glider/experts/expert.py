@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from glider.errors import ExpertError
 from glider.experts.card import CARD_FILE, ExpertCard
-from glider.experts.disk import new_directory, save_tensors, sha256, write_json
-from glider.experts.headers import read_header
+from glider.experts.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
+from glider.experts.headers import Header, read_header
 from glider.experts.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -56,10 +56,12 @@ class Expert:
         Values are checked by `verify`.
         """
         directory = Path(directory)
+        refuse_links_out(directory, EXPERT_FILES)
         card = ExpertCard.read(directory)
         layout = read_layout(directory)
-        sites = _sites_of(directory)
-        _check_agreement(directory, card, layout, sites)
+        adapter, extra = (read_header(directory / file) for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE))
+        sites = _sites_of(directory, adapter, extra)
+        _check_agreement(directory, card, layout, sites, extra)
         return cls(name or card.name, directory, card, layout, sites)
 
     def renamed(self, name: str) -> "Expert":
@@ -169,15 +171,16 @@ def _reading(path: Path) -> Iterator[Path]:
         raise ExpertError(f"a safetensors file in {path}", f"a damaged one ({fault})", _AGAIN) from fault
 
 
-def _sites_of(directory: Path) -> Mapping[str, ExpertSite]:
-    adapter, extra = (read_header(directory / file) for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE))
+def _sites_of(directory: Path, adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     try:
         return parse_sites(adapter, extra)
     except MisfitError as fault:
         raise ExpertError(f"{fault.wanted} in {directory / fault.file}", fault.got, _AGAIN) from fault
 
 
-def _check_agreement(directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite]) -> None:
+def _check_agreement(
+    directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite], extra: Header
+) -> None:
     """The files say the same: ranks as the adapter's settings, the instruction as wide as the embedder's vectors."""
     for name, site in sites.items():
         if site.rank != layout.rank_at(name):
@@ -186,7 +189,7 @@ def _check_agreement(directory: Path, card: ExpertCard, layout: LoraLayout, site
                 f"rank {site.rank} in {ADAPTER_WEIGHTS_FILE}",
                 "The files do not belong together; get the expert anew.",
             )
-    width = read_header(directory / GLIDER_WEIGHTS_FILE).shapes.get(INSTRUCTION)
+    width = extra.shapes.get(INSTRUCTION)
     wanted = card.embedder and (card.embedder.dimension,)
     if width != wanted:
         raise ExpertError(

@@ -16,6 +16,7 @@ from glider.errors import ExpertError
 LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth of it
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MOST_AXES = 8
+_LARGEST_CACHED = 256 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +33,20 @@ def read_header(path: Path) -> Header:
     Raises `ExpertError` naming the file if it is missing, cut short, longer than it says, or inconsistent in itself.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise _damaged(path, "no regular file")
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise _damaged(path, f"a header of {length} bytes in a file of {size}")
             header = file.read(length)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
         raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
+    except OSError as fault:
+        raise _damaged(path, str(fault)) from fault
     try:
-        parsed = _parse(header)
+        parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse(header)
     except (ValueError, RecursionError) as fault:
         raise _damaged(path, str(fault)) from fault
     if 8 + length + parsed.data_bytes != size:
@@ -53,7 +58,11 @@ def _damaged(path: Path, got: str) -> ExpertError:
     return ExpertError(f"a safetensors file in {path}", f"a damaged one ({got})", "Get the expert anew.")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
+def _parse_known(header: bytes) -> Header:
+    return _parse(header)
+
+
 def _parse(header: bytes) -> Header:
     """The header, or a `ValueError` that says what is wrong with it."""
     entries = json.loads(header, object_pairs_hook=_unique)

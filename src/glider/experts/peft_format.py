@@ -1,6 +1,5 @@
 """PEFT's adapter files, read without PEFT and without loading a tensor."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -8,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import ExpertError
+from glider.experts.disk import read_json
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])\.weight$")
 
+# a stranger's pattern must not take for ever: no repeated group, and few repetitions
+_REPEATED_GROUP, _REPETITION = re.compile(r"\)[*+{?]"), re.compile(r"[*+{]")
+_LONGEST_PATTERN, _MOST_REPETITIONS, _LARGEST_ALPHA = 256, 3, 1e9
 _NONE = (None, False, [], {}, "")
 # settings that make an adapter more than B A x, and the values that do not
 _PLAIN = {
@@ -56,12 +59,12 @@ def read_layout(directory: Path) -> LoraLayout:
     """Read `adapter_config.json`; raises `ExpertError` for anything glider would compute otherwise than PEFT."""
     path = directory / ADAPTER_CONFIG_FILE
     try:
-        config = json.loads(path.read_text("utf8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise ExpertError(
             f"a PEFT adapter in {directory}", f"no {ADAPTER_CONFIG_FILE}", "Give a directory that PEFT saved."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError, OSError) as fault:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
     _refuse_unsupported(config, path)
     return LoraLayout(
@@ -92,7 +95,7 @@ def _refuse_unsupported(config: object, path: Path) -> None:
         if changes_base or (allowed is not None and value not in allowed):
             raise ExpertError(
                 f"a plain LoRA adapter in {path}",
-                f"{setting}={value!r}",
+                f"{setting}={value!r}"[:200],
                 "Such an adapter is more than B A x and cannot be routed; retrain it without.",
             )
 
@@ -105,9 +108,15 @@ def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     for pattern in patterns:
         try:
             re.compile(pattern)
+            if len(pattern) > _LONGEST_PATTERN or _explosive(pattern):
+                raise re.error("a pattern that may take for ever")
         except re.error as fault:
             raise ExpertError(f"regular expressions in {name} of {path}", f"{pattern!r}", "Mend the file.") from fault
     return patterns
+
+
+def _explosive(pattern: str) -> bool:
+    return bool(_REPEATED_GROUP.search(pattern)) or len(_REPETITION.findall(pattern)) > _MOST_REPETITIONS
 
 
 def _is_rank(value: object) -> bool:
@@ -115,7 +124,7 @@ def _is_rank(value: object) -> bool:
 
 
 def _is_alpha(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore[reportArgumentType]
+    return type(value) in (int, float) and abs(value) < _LARGEST_ALPHA  # pyright: ignore[reportArgumentType]
 
 
 def _pattern_value(patterns: dict, site: str, default: float) -> float:

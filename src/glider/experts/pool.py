@@ -1,6 +1,6 @@
 """A pool: experts for the same base model, and the `pool.json` that binds them."""
 
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from glider.config import Config, faults
 from glider.errors import PoolError, RouterError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
-from glider.experts.disk import sha256, write_json
+from glider.experts.disk import read_json, sha256, write_json
 from glider.experts.expert import EXPERT_FILES, Expert
 
 POOL_FILE = "pool.json"
@@ -119,21 +119,52 @@ class Pool:
             return now._write(index.model_copy(update={"experts": (*index.experts, record)}), (*now.experts, expert))
 
     @staticmethod
-    def put(path: Path, name: str) -> "Pool":
-        """Take up the expert in `path/name`, in place of one of that name if its files have changed.
+    def put(path: Path, name: str) -> None:
+        """Take up the expert in `path/name`, in place of what the index told of that directory before.
 
-        Unlike `Pool.open(path).add(name)` it works while the index still tells of the old files.
+        Reads that expert alone, so that it works whatever has become of the others.
         """
-        index = _read_index(path)
-        known = next((record for record in index.experts if record.name == name), None)
-        if known is not None:
-            if known == _record(Expert.open(path / known.home, name), name, known.directory):
-                return Pool.open(path)
-            with FileLock(path / LOCK_FILE):
-                index = _read_index(path)
-                records = tuple(record for record in index.experts if record.name != name)
-                write_json(path / POOL_FILE, _dump(index.model_copy(update={"experts": records})))
-        return Pool.open(path).add(name)
+        _check_name(name)
+        with FileLock(path / LOCK_FILE):
+            before = index = _read_index(path)
+            known = next((record for record in index.experts if record.home == name), None)
+            expert = Expert.open(path / name, known.name if known else name)
+            if index.embedder is None and expert.card.embedder is not None:
+                index = index.model_copy(update={"embedder": expert.card.embedder})
+            _check_member(index, expert)
+            expert.verify()
+            record = _record(expert, expert.name, None if expert.name == name else name)
+            _check_files(path, record)
+            records = list(index.experts)
+            if known is None:
+                records.append(record)
+            else:
+                records[records.index(known)] = record
+            index = index.model_copy(update={"experts": tuple(records)})
+            if index != before:
+                write_json(path / POOL_FILE, _dump(index))
+
+    @staticmethod
+    def discard(path: Path, name: str) -> list[str]:
+        """Take an expert out of the index, even one whose files are broken; returns the names that are left."""
+        with FileLock(path / LOCK_FILE):
+            index = _read_index(path)
+            left = tuple(record for record in index.experts if record.name != name)
+            if len(left) == len(index.experts):
+                known = ", ".join(record.name for record in index.experts)
+                raise PoolError(f"an expert of the pool ({known})", repr(name), "Check the name.")
+            write_json(path / POOL_FILE, _dump(index.model_copy(update={"experts": left})))
+            return [record.name for record in left]
+
+    @staticmethod
+    def unchanged(path: Path, name: str) -> bool:
+        """Whether the files of the expert in `path/name` are as when they joined; True for one that has not joined."""
+        index = _read_index(path) if (path / POOL_FILE).exists() else None
+        known = next((record for record in index.experts if record.home == name), None) if index else None
+        return known is None or all(
+            (path / name / file).is_file() and sha256(path / name / file) == told.sha256
+            for file, told in known.files.items()
+        )
 
     def remove(self, name: str) -> "Pool":
         """Take an expert out of the index; its directory stays. Returns the pool as it is now."""
@@ -190,10 +221,15 @@ class Pool:
         """Raise `RouterError` naming every expert that lacks what a router needs."""
         if gates:
             lacking = [e.name for e in self if not all(site.has_gate for site in e.sites.values())]
-            _refuse(router, "a gate at every site of every expert", lacking, "Train the missing gates")
+            _refuse(router, "a gate at every site of every expert", lacking, "Train them with `glider expert gates`")
         if instructions:
             lacking = [expert.name for expert in self if expert.instruction is None]
-            _refuse(router, "an instruction embedding for every expert", lacking, "Describe and embed these experts")
+            _refuse(
+                router,
+                "an instruction embedding for every expert",
+                lacking,
+                "Give them one with `glider expert describe`",
+            )
 
     @contextmanager
     def _changing(self) -> Iterator["Pool"]:
@@ -219,14 +255,14 @@ def _refuse(router: str, needed: str, lacking: list[str], remedy: str) -> None:
 def _read_index(path: Path) -> PoolIndex:
     file = path / POOL_FILE
     try:
-        index = PoolIndex.model_validate(json.loads(file.read_text("utf8")))
+        index = PoolIndex.model_validate(read_json(file))
     except (FileNotFoundError, NotADirectoryError):
         raise PoolError(
             f"a pool directory with {POOL_FILE}", f"{path} without it", "Give --pool the directory of a pool."
         ) from None
     except ValidationError as fault:
         raise PoolError(f"a pool of format 1 in {file}", faults(fault), "Build the pool again.") from fault
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError, OSError) as fault:
         raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
     for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
         if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
@@ -235,7 +271,7 @@ def _read_index(path: Path) -> PoolIndex:
 
 
 def _check_name(name: str) -> None:
-    if re.match(NAME, name) is None:
+    if re.fullmatch(NAME, name) is None:
         raise PoolError("a name of letters, digits, '.', '_' and '-'", repr(name), "Choose another name.")
 
 
@@ -251,7 +287,7 @@ def _check_files(pool: Path, record: ExpertRecord) -> None:
             "Build the pool again.",
         )
     for place in (home, *(home / name for name in EXPERT_FILES)):
-        if place.is_symlink() and not place.resolve().is_relative_to(pool.resolve()):
+        if place.is_symlink() and not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(pool)):
             raise PoolError(
                 f"files of expert {record.name} inside the pool", f"{place}, a link to elsewhere", "Copy the files."
             )

@@ -30,7 +30,7 @@ class MisfitError(Exception):
         self.file, self.wanted, self.got = file, wanted, got
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     """Sites in the order of their names in the adapter file; raises `MisfitError`.
 

@@ -50,8 +50,8 @@ class Composed:
     def prepare(self, pool: Pool) -> Prepared:
         if not len(pool):
             raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
-        term = self.global_.prepare(pool) if self.global_ is not None else None
-        return Prepared(pool.experts, self.local.prepare(pool), term)
+        sites = self.local.prepare(pool)
+        return Prepared(pool.experts, sites, self.global_.prepare(pool) if self.global_ is not None else None)
 
     def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> Condition | None:
         term = prepared.global_term
