@@ -12,10 +12,10 @@ demo: install
 	$(BIN)/glider demo
 
 test: lint types install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow"
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
 
 lint: install
 	$(BIN)/ruff check .

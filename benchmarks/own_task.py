@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
-from rouge_score.rouge_scorer import RougeScorer
+from rich.progress import Progress
 
 from glider.contribute.examples import Row, read_rows
+from glider.evaluation.scoring import score_rows
 from glider.experts.disk import write_json
 from glider.model import RoutedModel, load, open_pool
 
@@ -62,25 +62,10 @@ def scores_of(result: dict, routers: list[str]) -> str:
 def mean_score(model: RoutedModel, rows: list[Row], text: str) -> float:
     """Mean score of a model on rows of one task, in [0, 1]."""
     console = Console(stderr=True)
-    shown = track(rows, description=text, console=console, transient=True, disable=not console.is_terminal)
-    if rows[0].choices:
-        return sum(chooses_right(model, row) for row in shown) / len(rows)
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    total = 0.0
-    for start in range(0, len(rows), 16):
-        batch = rows[start : start + 16]
-        answers = model.generate([row.input for row in batch], max_new_tokens=48)
-        for row, answer in zip(batch, answers, strict=True):
-            wanted = row.references or (row.output,)
-            total += max(scorer.score(reference, answer.text)["rougeL"].fmeasure for reference in wanted)
-    return total / len(rows)
-
-
-def chooses_right(model: RoutedModel, row: Row) -> bool:
-    """Rank classification: whether the likeliest choice, per token, is the output."""
-    assert row.choices is not None
-    scores = model.score(row.input, row.choices)
-    return max(scores, key=lambda score: score.normalised).choice == row.output
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=len(rows))
+        scored = score_rows(model, rows, tick=lambda done: bar.update(task, completed=done))
+    return sum(scored.scores) / len(rows)
 
 
 if __name__ == "__main__":

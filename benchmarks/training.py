@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of our loop")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     base = load_base(arguments.base)
@@ -52,7 +53,7 @@ def main() -> None:
     tokens = sum(map(len, encoded))
 
     plain_losses = plain_loop(base, prompt, random_order, arguments.rank)
-    our_losses = our_loop(base, same, len(same), arguments.rank)
+    our_losses = our_loop(base, same, len(same), arguments)
     print("loss of each step, plain:", *(f"{loss:.4f}" for loss in plain_losses))
     print("loss of each step, ours: ", *(f"{loss:.4f}" for loss in our_losses), flush=True)
     pairs = []
@@ -60,7 +61,7 @@ def main() -> None:
         began = time.perf_counter()
         plain_loop(base, prompt, random_order, arguments.rank)
         middle = time.perf_counter()
-        our_loop(base, Batches(encoded, size, SEED), len(same), arguments.rank)
+        our_loop(base, Batches(encoded, size, SEED), len(same), arguments)
         plain, ours = tokens / (middle - began), tokens / (time.perf_counter() - middle)
         pairs.append({"plain": plain, "ours": ours, "ratio": ours / plain})
         print(f"pair {pair}: plain {plain:.0f} tokens/s, ours {ours:.0f}, ratio {ours / plain:.2f}", flush=True)
@@ -106,13 +107,16 @@ def plain_loop(base: BaseModel, prompt: PromptFormat, batches: Sequence[Sequence
         return losses
 
 
-def our_loop(base: BaseModel, batches: "Batches | Sequence[list[EncodedRow]]", steps: int, rank: int) -> list[float]:
+def our_loop(
+    base: BaseModel, batches: "Batches | Sequence[list[EncodedRow]]", steps: int, arguments: argparse.Namespace
+) -> list[float]:
     """The protocol's loop, with the learning rate constant from the first step as in the plain one."""
     schedule = Schedule(steps=steps, learning_rate=RATE, warmup_ratio=0.0, clip_norm=1.0, minutes=None, validations=1)
     losses: list[float] = []
-    with fresh_lora(base, rank) as model, tempfile.TemporaryDirectory() as folder:
+    autocast = arguments.precision == "bfloat16"
+    with fresh_lora(base, arguments.rank) as model, tempfile.TemporaryDirectory() as folder:
         state, pad_id = Path(folder) / "state.safetensors", base.tokenizer.pad_token_id
-        loop = Loop(model, lora_parameters(model), schedule, pad_id, state, autocast=False, seed=SEED)
+        loop = Loop(model, lora_parameters(model), schedule, pad_id, state, autocast=autocast, seed=SEED)
         loop.run(batches, [], lambda progress: losses.append(progress.loss))  # pyright: ignore[reportArgumentType]
     return losses
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "demo": ("glider.cli.demo", "Answer a dozen prompts of different tasks with the embedded pool."),
     "generate": ("glider.cli.generate", "Answer a prompt with a routed pool."),
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
+    "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }

@@ -43,7 +43,7 @@ def mean_gates(base: BaseModel, rows: Sequence[EncodedRow], sites: Iterable[str]
 def _add_to(sums: dict[str, Tensor], counts: dict[str, int], site: str) -> Callable[[Any, tuple[Tensor]], None]:
     def add(module: Any, inputs: tuple[Tensor]) -> None:
         tokens = inputs[0].flatten(0, -2)
-        sums[site] = sums.get(site, 0) + tokens.sum(dim=0, dtype=torch.float64).cpu()
+        sums[site] = sums.get(site, 0) + tokens.sum(dim=0, dtype=torch.float32).cpu().double()
         counts[site] = counts.get(site, 0) + len(tokens)
 
     return add

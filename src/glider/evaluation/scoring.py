@@ -1,0 +1,66 @@
+"""The score of one model on rows of one task, row by row."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from glider.contribute.examples import Row
+from glider.errors import MissingDependency
+from glider.model import RoutedModel
+
+Tick = Callable[[int], None]  # rows done
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """A score for each row, in [0, 1]; `exact` (exact match) for rows without choices only."""
+
+    metric: str  # "accuracy" or "rougeL"
+    scores: list[float]
+    exact: list[float] | None
+    tokens: int  # tokens of prompts and answers that were computed
+
+
+def score_rows(
+    model: RoutedModel, rows: Sequence[Row], max_new_tokens: int = 48, tick: Tick = lambda _: None
+) -> RowScores:
+    """Rows with choices: rank classification by length-normalised log-likelihood, end token included. Rows without:
+    ROUGE-L (best of the references) and exact match of the greedy answer."""
+    if all(row.choices for row in rows):
+        return _rank(model, rows, tick)
+    return _generate(model, rows, max_new_tokens, tick)
+
+
+def _rank(model: RoutedModel, rows: Sequence[Row], tick: Tick) -> RowScores:
+    scores, tokens = [], 0
+    for done, row in enumerate(rows, start=1):
+        assert row.choices is not None
+        ranked = model.score(row.input, row.choices)
+        best = max(ranked, key=lambda choice: choice.normalised)
+        scores.append(float(best.choice == row.output))
+        tokens += len(model.prompt.prompt_ids(model.tokenizer, row.input)) + sum(choice.tokens for choice in ranked)
+        tick(done)
+    return RowScores("accuracy", scores, None, tokens)
+
+
+def _generate(model: RoutedModel, rows: Sequence[Row], max_new_tokens: int, tick: Tick) -> RowScores:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError:
+        raise MissingDependency("rouge-score", "score free text", "pip install 'glider-moe[eval]'") from None
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores, exact, tokens = [], [], 0
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        answers = model.generate([row.input for row in batch], max_new_tokens=max_new_tokens)
+        for row, answer in zip(batch, answers, strict=True):
+            wanted = row.references or (row.output,)
+            scores.append(max(scorer.score(reference, answer.text)["rougeL"].fmeasure for reference in wanted))
+            exact.append(float(any(_plain(answer.text) == _plain(reference) for reference in wanted)))
+            tokens += len(model.prompt.prompt_ids(model.tokenizer, row.input)) + len(answer.token_ids)
+        tick(start + len(batch))
+    return RowScores("rougeL", scores, exact, tokens)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".")
