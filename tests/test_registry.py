@@ -95,7 +95,7 @@ def test_entries_come_in_the_order_of_names_with_their_papers(registry: Registry
 def test_the_routers_of_this_package_are_known() -> None:
     assert {"glider", "phatgoose", "single", "base"} <= {entry.name for entry in routers}
     for entry in routers:
-        made = routers.create(f"{entry.name}:x" if entry.name == "single" else entry.name)
+        made = routers.create(f"{entry.name}:x" if entry.name in ("single", "multitask") else entry.name)
         assert isinstance(made, Router)
     assert routers.create("glider", p=0.5) == Glider(p=0.5)
 

@@ -18,7 +18,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.instructions.embedders import Embedder, load_for
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
-from glider.routing.base import Condition, Router, routers
+from glider.routing.base import Condition, Observer, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
 OnPiece = Callable[[Piece], None]
@@ -94,6 +94,23 @@ class RoutedModel:
         texts = [query.description or query.text for query in map(_query, queries)]
         return self.router.condition(self.attached.prepared, self._embedder.embed(texts))
 
+    def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
+        """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
+        if not isinstance(self.router, Observer):
+            return self.condition(queries)
+        trace = Trace(self.experts, None, inputs["attention_mask"].cpu().bool())
+        with torch.inference_mode(), self.attached.routing(None, trace=trace):
+            self.model(**self._forward_inputs(inputs))
+        return self.router.observe(trace.mean_scores())
+
+    def _forward_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a plain forward pass over prompts takes: encoder-decoder models need a decoder's start."""
+        if not self.model.config.is_encoder_decoder:
+            return inputs
+        start = self.model.config.decoder_start_token_id
+        rows = len(inputs["input_ids"])
+        return {**inputs, "decoder_input_ids": torch.full((rows, 1), start, device=self.model.device)}
+
     def generate(
         self,
         prompts: Sequence["str | Query"],
@@ -154,7 +171,7 @@ class RoutedModel:
         for row, target in zip(labels, targets, strict=True):
             row[: len(target)] = torch.tensor(target)
         labels = labels.to(self.model.device)
-        with torch.inference_mode(), self.attached.routing(self.condition([prompt])):
+        with torch.inference_mode(), self.attached.routing(self._condition([prompt], inputs)):
             logits = self._choice_logits(inputs, labels)
         logp = logits.float().log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         sums = logp.masked_fill(labels == -100, 0.0).sum(dim=-1).tolist()
@@ -163,13 +180,10 @@ class RoutedModel:
     def trace(self, prompt: "str | Query", *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
         inputs = self._encode([prompt], truncate, 0)
-        condition = self.condition([prompt])
+        condition = self._condition([prompt], inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool())
-        if self.model.config.is_encoder_decoder:
-            start = self.model.config.decoder_start_token_id
-            inputs = {**inputs, "decoder_input_ids": torch.full((1, 1), start, device=self.model.device)}
         with torch.inference_mode(), self.attached.routing(condition, trace=trace):
-            self.model(**inputs)
+            self.model(**self._forward_inputs(inputs))
         return [self.tokenizer.decode([token]) for token in inputs["input_ids"][0].tolist()], trace
 
     def _generate(
@@ -184,7 +198,7 @@ class RoutedModel:
         if generation.get("num_return_sequences", 1) != 1:
             raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
         inputs = self._encode(prompts, truncate, max_new_tokens)
-        condition = self.condition(prompts)
+        condition = self._condition(prompts, inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool()) if traced else None
         settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
         if on_piece is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar
 
 from glider.errors import GliderError
@@ -56,8 +56,10 @@ class Registry(Generic[T]):
             raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), "Check the spelling.")
         if colon:
             settings["argument"] = argument
-        known = set(signature(entry.make).parameters)
-        required = "argument" in known and "argument" not in settings
+        parameters = signature(entry.make).parameters
+        known = set(parameters)
+        argument_needed = "argument" in known and parameters["argument"].default is Parameter.empty
+        required = argument_needed and "argument" not in settings
         unknown = settings.keys() - known
         if required or unknown:
             got = f"{name} without one" if required else f"{', '.join(sorted(unknown))} for {name}"
@@ -65,6 +67,12 @@ class Registry(Generic[T]):
             wanted = "an argument after a colon" if required else f"settings of {', '.join(sorted(known)) or 'none'}"
             raise self.error(wanted, got, remedy)
         return entry.make(**settings)
+
+    def settings(self, name: str) -> set[str]:
+        """Names of the settings of an implementation; none for an unknown name."""
+        self._load()
+        entry = self._entries.get(name.partition(":")[0])
+        return set(signature(entry.make).parameters) - {"argument"} if entry else set()
 
     def __iter__(self) -> Iterator[Entry[T]]:
         self._load()

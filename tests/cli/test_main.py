@@ -159,7 +159,7 @@ def test_missing_gates_are_refused(glider, make_pool, llama_directory: Path) -> 
 
 def test_unknown_router_lists_the_known(glider, pool: Pool) -> None:
     ran = glider("generate", "hi", "--pool", pool.path, "--router", "gilder")
-    assert refused(ran, "base, glider, phatgoose, single", "'gilder'")
+    assert refused(ran, "arrow, base, glider,", "phatgoose,", "single", "'gilder'")
 
 
 def test_row_without_output_is_named(glider, tmp_path: Path, llama_directory: Path) -> None:

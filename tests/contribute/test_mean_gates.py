@@ -5,11 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from glider.base_model import BaseModel, load_base
 from glider.contribute.examples import EncodedRow, collate
 from glider.contribute.mean_gates import mean_gates
 from glider.errors import DataError
+from glider.experts.expert import write_expert
+from glider.experts.pool import Pool
+from glider.routing.phatgoose import Phatgoose
+from glider.routing.scores import standardise
 
 ROWS = [EncodedRow([40, 71, 99, 5], [200, 1]), EncodedRow([8], [150, 31, 62, 1]), EncodedRow([9, 9, 30, 7, 5, 6], [1])]
 
@@ -74,6 +79,21 @@ def test_a_failure_leaves_no_hook(llama_directory: Path, monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match="power cut"):
         mean_gates(base, ROWS, linear_names(base))
     assert not any(module._forward_pre_hooks for module in base.model.modules())
+
+
+def test_stored_in_an_expert_they_route_as_trained_ones(llama_directory: Path, tmp_path: Path, random_expert) -> None:
+    base = load_base(str(llama_directory))
+    site = "model.layers.1.mlp.down_proj"
+    made = random_expert(tmp_path / "made", base, sites=[site])
+    gates = mean_gates(base, ROWS, made.sites)
+    config = LoraConfig.from_pretrained(str(made.directory))
+    a, b = made.factors(site)
+    lora = {f"base_model.model.{site}.lora_A.weight": a, f"base_model.model.{site}.lora_B.weight": b}
+    card = made.card.model_copy(update={"name": "e0"})
+    write_expert(tmp_path / "pool" / "e0", card, config, lora, gates, None, torch.float32)
+    pool = Pool.create(tmp_path / "pool", base.identity).add("e0")
+    vectors = Phatgoose().prepare(pool).sites[site].vectors
+    torch.testing.assert_close(vectors, standardise(gates[site])[None])
 
 
 def test_no_rows_are_refused(llama_directory: Path) -> None:

@@ -35,11 +35,13 @@ def load_model(pool: str, base: str | None, router: str, top_k: int | None, top_
         raise ConfigError("--top-k or --top-p", "both", "Give one of them.")
     quiet_libraries()
     from glider.model import load
+    from glider.routing.base import routers
     from glider.routing.select import TopK, TopP
 
     settings: dict[str, Any] = {}
-    if top_k is not None:
-        settings["select"] = TopK(top_k)
+    if top_k is not None:  # methods that choose once a query call it k
+        by_query = "k" in routers.settings(router)
+        settings = {"k": top_k} if by_query else {"select": TopK(top_k)}
     if top_p is not None:
         settings["select"] = TopP(top_p)
     return load(base, pool, router=router, **settings)

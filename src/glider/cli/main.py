@@ -1,6 +1,7 @@
 """The command line: one file per noun, imported only when named, so that help is instant."""
 
 import errno
+import os
 import sys
 from importlib import import_module
 
@@ -12,6 +13,7 @@ COMMANDS = {
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
+    "routers": ("glider.cli.routers", "List the routing methods there are."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
 
@@ -48,6 +50,9 @@ def main() -> None:
         if debug:
             raise
         _fail(str(fault), fault.exit_code)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as fault:
         if debug or fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from glider.base_model import load_base
 from glider.contribute.examples import Row
 from glider.errors import RouterError
 from glider.evaluation.scoring import RowScores, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
 from glider.layers.routed_linear import RoutedLinear
-from glider.model import RoutedModel, load, open_pool
+from glider.model import RoutedModel, base_of, load, open_pool
 from glider.routing.base import Router, routers
 
 Tick = Callable[[str, int], None]  # router, rows done
@@ -93,10 +93,9 @@ def _entry(
 
 
 def _lorahub(pool: Pool, base: str | None, fewshot: Sequence[Row]) -> Router:
-    from glider.routing.lorahub import Lorahub, search_lorahub
+    from glider.contribute.lorahub import search_lorahub
 
-    found: Any = search_lorahub(pool, fewshot, base=base)
-    return Lorahub(weights=tuple(found.weights))
+    return search_lorahub(load_base(base or base_of(pool)), pool, fewshot).router
 
 
 def _run(

@@ -78,6 +78,20 @@ class Trace:
             tokens[call.site] += int(counted.sum())
         return torch.stack([sums[site] / max(1, tokens[site]) for site in self.sites])
 
+    def mean_scores(self) -> Float[Tensor, "B E"]:
+        """Mean score of each expert over the sites that have it and the tokens that count, a row for each query."""
+        rows = len(self.prompt_mask)
+        sums, counts = torch.zeros(rows, len(self.experts)), torch.zeros(rows, len(self.experts))
+        for call in self.calls:
+            if call.decision.scores is None:
+                continue
+            counted = self.counts(call)[..., None]  # (B, S, 1)
+            scores = call.decision.scores.view(rows, -1, len(self.experts))
+            there = counted & torch.isfinite(scores)
+            sums += torch.where(there, scores, 0.0).sum(dim=1)
+            counts += there.sum(dim=1)
+        return sums / counts.clamp(min=1)
+
     def usage(self, row: int | None = None) -> dict[str, float]:
         """Mean weight of each expert over all sites and tokens of one row or of all."""
         shares = self.heatmap(row).mean(dim=0) if self.calls else torch.zeros(len(self.experts))

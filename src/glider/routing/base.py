@@ -15,7 +15,12 @@ from glider.shapes import Bool, Float, Int, Tensor
 routers: "Registry[Router]" = Registry(
     "router",
     "glider.routers",
-    ("glider.routing.glider", "glider.routing.phatgoose", "glider.routing.single"),
+    (
+        *("glider.routing.glider", "glider.routing.phatgoose", "glider.routing.single"),
+        *("glider.routing.arrow", "glider.routing.spectr", "glider.routing.glider_spectral"),
+        *("glider.routing.tasklevel", "glider.routing.merging", "glider.routing.lorahub"),
+        *("glider.routing.oracle", "glider.routing.retrieval"),
+    ),
     RouterError,
 )
 router = routers.register
@@ -93,6 +98,19 @@ class Router(Protocol):
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
         """Decide for each token; `condition` is the global term of the token's query."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A router that decides by query from what the prompt's tokens say: the prompt runs twice.
+
+    In the first pass there is no condition and `route` gives token scores; their mean makes the condition that holds
+    for the second pass and for every new token.
+    """
+
+    def observe(self, scores: Float[Tensor, "B E"]) -> Condition:
+        """The condition of a batch from the mean score of each expert over its prompt's tokens and all sites."""
         ...
 
 

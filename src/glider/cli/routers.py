@@ -1,0 +1,60 @@
+"""`glider routers`: the methods there are, from the registry."""
+
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+
+from glider.cli.arguments import JsonOption
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(routers)
+
+
+def routers(
+    as_json: JsonOption = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table, as in docs/routers.md.")
+    ] = False,
+) -> None:
+    """List the methods by name, with their paper, formula and settings."""
+    rows = method_rows()
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif markdown:
+        print(markdown_table(rows))
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("router", "paper", "what it does", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(row["name"], row["paper"] or "-", escape(row["summary"]))
+        Console(highlight=False).print(table)
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """Name, paper, first paragraph of the docstring and settings of every registered router."""
+    from glider.routing.base import routers as registry
+
+    rows = []
+    for entry in registry:
+        paragraph = inspect.cleandoc(entry.make.__doc__ or "").split("\n\n")[0]
+        settings = [name for name in inspect.signature(entry.make).parameters if name != "argument"]
+        takes_name = "argument" in inspect.signature(entry.make).parameters
+        name = f"{entry.name}:NAME" if takes_name else entry.name
+        rows.append({"name": name, "paper": entry.paper, "summary": " ".join(paragraph.split()), "settings": settings})
+    return rows
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| router | paper | what it does | settings |", "|---|---|---|---|"]
+    for row in rows:
+        summary = row["summary"].replace("|", "\\|")
+        settings = ", ".join(f"`{name}`" for name in row["settings"])
+        lines.append(f"| `{row['name']}` | {row['paper'] or ''} | {summary} | {settings} |")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""GLIDER's global term over the local scores of Arrow and SpectR, which need no trained gates."""
+
+from dataclasses import dataclass
+
+from glider.routing.arrow import ArrowVectors
+from glider.routing.base import router
+from glider.routing.compose import Composed
+from glider.routing.parts import InstructionTerm
+from glider.routing.select import Select, TopK
+from glider.routing.spectr import SpectralNorm
+
+
+@router("glider+arrow", paper="arXiv:2410.07172")
+@dataclass(frozen=True)
+class GliderArrow(Composed):
+    """score = alpha * cosine(g_e, q) + |v_e . x| / temperature: GLIDER (section 4.2) over Arrow (arXiv 2405.11157)."""
+
+    select: Select = TopK(2)
+    temperature: float = 1.0
+    p: float | None = None
+    gamma: float | None = None
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        ArrowVectors(self.temperature)  # refuses a bad temperature now, not at the first token
+
+    @property
+    def local(self) -> ArrowVectors:
+        return ArrowVectors(self.temperature)
+
+    @property
+    def global_(self) -> InstructionTerm:
+        return InstructionTerm("glider+arrow", self.p, self.gamma, self.beta)
+
+
+@router("glider+spectr", paper="arXiv:2410.07172")
+@dataclass(frozen=True)
+class GliderSpectr(Composed):
+    """score = alpha * cosine(g_e, q) + |S_e V_e^T x|: GLIDER (section 4.2) over SpectR (arXiv 2504.03454)."""
+
+    select: Select = TopK(2)
+    p: float | None = None
+    gamma: float | None = None
+    beta: float | None = None
+
+    @property
+    def local(self) -> SpectralNorm:
+        return SpectralNorm()
+
+    @property
+    def global_(self) -> InstructionTerm:
+        return InstructionTerm("glider+spectr", self.p, self.gamma, self.beta)

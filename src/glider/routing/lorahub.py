@@ -1,0 +1,114 @@
+"""LoRAHub: one expert, a weighted sum of all, its weights found without gradients (arXiv 2307.13269)."""
+
+import gc
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glider.errors import MissingDependency, RouterError
+from glider.experts.pool import Pool
+from glider.routing.base import Decision, Prepared, Site, absent_at, router
+from glider.routing.merging import require_experts, weighted_sum
+from glider.routing.static import MergedExpert, Static
+from glider.shapes import Float, Tensor
+
+BOUND = 1.5
+_HOW = "Find them on few-shot rows: glider.contribute.lorahub.search_lorahub(base, pool, rows)."
+
+
+@router("lorahub", paper="arXiv:2307.13269")
+@dataclass(frozen=True)
+class Lorahub(Static):
+    """sum of w_e s_e B_e A_e with w_e in [-1.5, 1.5], found for a task on few examples of it.
+
+    The weights stand over the products. The paper composes (sum w_e A_e)(sum w_e B_e), which has cross terms; the
+    products need no equal ranks and have none.
+    """
+
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, weight in (self.weights or {}).items():
+            if not math.isfinite(weight) or abs(weight) > BOUND + 1e-6:
+                raise RouterError(f"weights in [-{BOUND}, {BOUND}]", f"{weight} for {name}", "Search them again.")
+
+    def expert(self, pool: Pool) -> MergedExpert:
+        require_experts(pool)
+        if self.weights is None:
+            raise RouterError("the experts' weights (router lorahub)", "none", _HOW)
+        missing = [name for name in pool.names if name not in self.weights]
+        unknown = [name for name in self.weights if name not in pool.names]
+        if missing or unknown:
+            got = f"none of {', '.join(missing)}" if missing else f"one of {', '.join(unknown)}, not in the pool"
+            raise RouterError("a weight for every expert of the pool (router lorahub)", got, _HOW)
+        return MergedExpert("lorahub", weighted_sum(pool, self.weights))
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Every token uses every expert with the same weights: the stacked form, in which only `weights` changes.
+
+    The search owns the tensor and fills it anew for each evaluation.
+    """
+
+    weights: Float[Tensor, " E"]
+
+    def prepare(self, pool: Pool) -> Prepared:
+        require_experts(pool)
+        sites = {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites}
+        return Prepared(pool.experts, sites)
+
+    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> None:
+        return None
+
+    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+        count, tokens = len(self.weights), x.shape[0]
+        every = torch.arange(count, device=x.device).expand(tokens, count)
+        return Decision(every, self.weights.to(x.device).expand(tokens, count))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of a search: the weights of the experts searched over, the loss there, and with the penalty."""
+
+    weights: tuple[float, ...]
+    loss: float
+    objective: float
+
+
+def minimise(
+    loss: Callable[[Sequence[float]], float], count: int, *, budget: int, l1: float, seed: int
+) -> list[Evaluation]:
+    """Minimise loss(w) + l1 * mean |w| over [-1.5, 1.5]^count by nevergrad's NGOpt, as LoRAHub's authors do.
+
+    Returns every evaluation in turn, the first at w = 0 (the base alone). Raises `MissingDependency` without nevergrad.
+    """
+    try:
+        import nevergrad
+    except ImportError:
+        command = "pip install 'glider-moe[lorahub]'"
+        raise MissingDependency("nevergrad", "search the weights of lorahub", command) from None
+    space = nevergrad.p.Array(init=[0.0] * count).set_bounds(-BOUND, BOUND)
+    space.random_state.seed(seed)
+    optimiser = nevergrad.optimizers.NGOpt(parametrization=space, budget=budget)
+    optimiser.suggest([0.0] * count)
+    history = []
+    try:
+        with warnings.catch_warnings():  # NGOpt gives its optimisers settings of which they complain
+            warnings.filterwarnings("ignore", module=r"(nevergrad|scipy|cma|bayes_opt)\b")
+            for _ in range(budget):
+                candidate = optimiser.ask()
+                weights = tuple(float(weight) for weight in candidate.value)
+                value = loss(weights)
+                if not math.isfinite(value):
+                    raise RouterError("a finite loss", f"{value} at {weights}", "Check the rows and the experts.")
+                evaluation = Evaluation(weights, value, value + l1 * sum(map(abs, weights)) / count)
+                optimiser.tell(candidate, evaluation.objective)
+                history.append(evaluation)
+    finally:  # some of NGOpt's optimisers run in a thread that ends with them, and would keep the process alive
+        del optimiser
+        gc.collect()
+    return history
