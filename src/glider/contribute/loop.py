@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from glider.contribute.examples import Batches, EncodedRow, collate
+from glider.contribute.examples import Batches, EncodedRow
 from glider.contribute.settings import Schedule
+from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
 from glider.experts.disk import save_tensors, write_file
 from glider.shapes import Float, Tensor
@@ -102,20 +103,11 @@ class Loop:
 
     def _loss(self, rows: Sequence[EncodedRow]) -> tuple[Float[Tensor, ""], int]:
         """Summed cross-entropy over the target tokens of a batch, and their number."""
-        encoder_decoder = self.model.config.is_encoder_decoder
-        batch = collate(rows, self.pad_id, encoder_decoder)
-        labels = batch["labels"]
         device = next(iter(self.parameters.values())).device
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            if encoder_decoder:
-                logits = self.model(**batch).logits
-            else:
-                del batch["labels"]  # logits only where there is a target: the vocabulary is wide
-                kept = labels.shape[1] + 1
-                logits = self.model(**batch, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
+            logits, labels = target_logits(self.model, rows, self.pad_id, device)
         summed = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.to(device).flatten(), ignore_index=-100, reduction="sum"
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
         )
         return summed, int((labels != -100).sum())
 
