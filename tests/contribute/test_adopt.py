@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from glider.base_model import BaseModel, load_base
-from glider.contribute.adopt import describe, import_adapter, train_gates
+from glider.contribute.adopt import describe, import_adapter, make_gates
 from glider.contribute.settings import TrainConfig
 from glider.errors import BaseModelError, DataError, EmbedderError, ExpertError, GliderError, RouterError
 from glider.experts.expert import Expert
@@ -264,7 +264,7 @@ def test_what_cannot_be_reached_is_one_clear_error(llama_directory: Path, tmp_pa
 
 def test_gates_come_afterwards_and_the_adapter_stays(expert: Expert, llama_directory: Path, data: Path):
     before = content(expert.directory)
-    gated = train_gates(expert.directory, data, str(llama_directory), quick())
+    gated = make_gates(expert.directory, data, str(llama_directory), quick())
     assert content(expert.directory) == before
     assert all(site.has_gate for site in gated.sites.values())
     assert any((gate := gated.gate(site)) is not None and gate.abs().max() > 0 for site in gated.sites)
@@ -281,16 +281,16 @@ def test_gates_come_afterwards_and_the_adapter_stays(expert: Expert, llama_direc
 
 def test_the_same_data_gives_the_same_gates(expert: Expert, llama_directory: Path, data: Path, tmp_path: Path):
     twin = shutil.copytree(expert.directory, tmp_path / "twin" / "ex")
-    train_gates(expert.directory, data, str(llama_directory), quick())
+    make_gates(expert.directory, data, str(llama_directory), quick())
     torch.randn(3)
-    train_gates(twin, data, str(llama_directory), quick())
+    make_gates(twin, data, str(llama_directory), quick())
     assert content(twin, ("glider.safetensors",)) == content(expert.directory, ("glider.safetensors",))
 
 
 def test_gates_can_be_trained_again(expert: Expert, llama_directory: Path, data: Path):
-    first = train_gates(expert.directory, data, str(llama_directory), quick())
+    first = make_gates(expert.directory, data, str(llama_directory), quick())
     old = content(first.directory, ("glider.safetensors",))
-    second = train_gates(expert.directory, data, str(llama_directory), quick(seed=1))
+    second = make_gates(expert.directory, data, str(llama_directory), quick(seed=1))
     assert content(second.directory, ("glider.safetensors",)) != old
     assert second.card.training["gates"]["config"]["seed"] == 1
 
@@ -298,7 +298,7 @@ def test_gates_can_be_trained_again(expert: Expert, llama_directory: Path, data:
 def test_gates_for_another_base_are_refused(expert: Expert, other_llama_directory: Path, data: Path):
     before = content(expert.directory, (*ADAPTER_FILES, "card.json", "glider.safetensors"))
     with pytest.raises(BaseModelError, match="ex"):
-        train_gates(expert.directory, data, str(other_llama_directory), quick())
+        make_gates(expert.directory, data, str(other_llama_directory), quick())
     assert content(expert.directory, (*ADAPTER_FILES, "card.json", "glider.safetensors")) == before
 
 
@@ -306,7 +306,7 @@ def test_bad_rows_leave_the_expert_as_it_is(expert: Expert, llama_directory: Pat
     before = content(expert.directory, (*ADAPTER_FILES, "card.json", "glider.safetensors"))
     (tmp_path / "bad.jsonl").write_text('{"input": 1}\n', "utf8")
     with pytest.raises(DataError):
-        train_gates(expert.directory, tmp_path / "bad.jsonl", str(llama_directory), quick())
+        make_gates(expert.directory, tmp_path / "bad.jsonl", str(llama_directory), quick())
     assert content(expert.directory, (*ADAPTER_FILES, "card.json", "glider.safetensors")) == before
     assert [file.name for file in expert.directory.parent.iterdir()] == ["ex"]
 
@@ -315,7 +315,7 @@ def test_bad_rows_leave_the_expert_as_it_is(expert: Expert, llama_directory: Pat
 def test_gates_and_description_do_not_undo_each_other(expert: Expert, llama_directory: Path, data: Path, order: str):
     before = content(expert.directory)
     steps: list[Callable[[], Expert]] = [
-        lambda: train_gates(expert.directory, data, str(llama_directory), quick()),
+        lambda: make_gates(expert.directory, data, str(llama_directory), quick()),
         lambda: describe(expert.directory, "Say x.", EMBEDDER),
     ]
     for step in steps if order == "gates first" else steps[::-1]:
@@ -348,9 +348,21 @@ def test_the_router_says_what_an_expert_lacks_and_how_to_get_it(
 ):
     with pytest.raises(RouterError, match=r"gate.*ex.*glider expert gates"):
         routed_logits(expert, llama_directory, tmp_path / "bare", "glider")
-    gated = train_gates(expert.directory, data, str(llama_directory), quick())
+    gated = make_gates(expert.directory, data, str(llama_directory), quick())
     with pytest.raises(RouterError, match=r"(?i)instruction.*ex.*glider expert describe"):
         routed_logits(gated, llama_directory, tmp_path / "gated", "glider")
     whole = describe(expert.directory, "Say x.", EMBEDDER)
     assert torch.isfinite(routed_logits(whole, llama_directory, tmp_path / "whole", "phatgoose")).all()
     routers.create("glider").prepare(Pool.open(tmp_path / "whole"))
+
+
+def test_mean_gates_are_the_mean_inputs_and_need_no_training(expert: Expert, llama_directory: Path, data: Path):
+    adapter = content(expert.directory)
+    made = make_gates(expert.directory, data, str(llama_directory), quick(), how="mean")
+    assert content(expert.directory) == adapter
+    assert all(site.has_gate for site in made.sites.values())
+    assert made.card.training["gates"]["how"] == "mean"
+    site = next(iter(made.sites))
+    mean = torch.as_tensor(made.gate(site)).clone()
+    trained = make_gates(expert.directory, data, str(llama_directory), quick())
+    assert not torch.equal(mean, torch.as_tensor(trained.gate(site)))

@@ -1,7 +1,7 @@
 """`glider expert train`: data in, expert out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -79,18 +79,22 @@ def gates(
     data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
     config: TrainConfig,
     base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    how: Annotated[
+        Literal["trained", "mean"], typer.Option("--how", help="Train them, or take each site's mean input.")
+    ] = "trained",
 ) -> None:
-    """Train the gates of an expert from rows of its task; its LoRA is untouched.
+    """Make the gates of an expert from rows of its task; its LoRA is untouched.
 
     Of the settings, those of the LoRA (rank, alpha, sites, steps) are not used.
     """
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.adopt import train_gates
+    from glider.contribute.adopt import make_gates
 
     quiet_libraries()
     with _ProgressLine() as line:
-        made = train_gates(expert, data, base, config, line.update)
-    print(f"{made.directory}: {len(made.sites)} gates, validation loss: {_best(made.card.training['gates'])}")
+        made = make_gates(expert, data, base, config, line.update, how)
+    told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
+    print(f"{made.directory}: {len(made.sites)} gates, {told}")
 
 
 def describe(

@@ -5,12 +5,14 @@ Nothing is retrained and the adapter's own files stay as they are, to the byte.
 
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from glider.base_model import BaseModel, load_base
 from glider.contribute.gates import gated
-from glider.contribute.protocol import Report, read_task, require_new, run_stage, training_state, versions
+from glider.contribute.mean_gates import mean_gates
+from glider.contribute.protocol import EncodedTask, Report, read_task, require_new, run_stage, training_state, versions
 from glider.contribute.settings import TrainConfig
 from glider.errors import ExpertError
 from glider.experts.base_identity import require_same_base
@@ -23,6 +25,8 @@ from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
 from glider.instructions.embedders import load_embedder
 from glider.shapes import Tensor
 
+GateMaking = Literal["trained", "mean"]
+_MEAN_ROWS = 256
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
 
 
@@ -63,16 +67,20 @@ def import_adapter(
     return Expert.open(out)
 
 
-def train_gates(
+def make_gates(
     directory: Path | str,
     data: Path | str,
     base: str,
     config: TrainConfig,
     report: Report = lambda stage, progress, steps: None,
+    how: GateMaking = "trained",
 ) -> Expert:
-    """Train the gates of an expert whose LoRA exists, by the second step of the protocol; the LoRA is untouched."""
-    from peft import PeftModel
+    """Give gates to an expert whose LoRA exists; the LoRA is untouched.
 
+    "trained" is the second step of the protocol; "mean" takes each site's mean input over the first 256 training rows
+    (PHATGOOSE's ablation), without training. Arrow's vectors are no gates: a singular vector's sign means nothing, so
+    that the router `arrow` compares by absolute value.
+    """
     expert = Expert.open(directory)
     expert.verify()
     task_data = read_task(data, config)
@@ -80,18 +88,30 @@ def train_gates(
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     encoded = task_data.encode(loaded, expert.card.prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
-    with training_state(expert.directory, origin) as state:
-        peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory)).train()
-        with gated(peft_model) as gates:
-            pad_id = loaded.tokenizer.pad_token_id
-            record = run_stage("gates", peft_model, gates, encoded, config, pad_id, state, report)
+    with training_state(expert.directory, {**origin, "how": how}) as state:
+        if how == "mean":
+            gates = mean_gates(loaded, encoded.train[:_MEAN_ROWS], expert.sites)
+            record: dict[str, Any] = {"how": how}
+        else:
+            gates, record = _train_gates(expert, loaded, encoded, config, state, report)
         told = {**expert.card.training, "gates": {**origin, **encoded.counts, **record, "versions": versions()}}
         examples = expert.card.examples or task_data.sample(config)
         card = expert.card.model_copy(update={"training": told, "examples": examples})
-        vectors = {site + GATE: gate.detach().to("cpu", torch.bfloat16) for site, gate in gates.items()}
+        vectors = {site + GATE: gate.to("cpu", torch.bfloat16) for site, gate in gates.items()}
         if expert.instruction is not None:
             vectors[INSTRUCTION] = expert.instruction
         return _replace(expert, card, vectors)
+
+
+def _train_gates(
+    expert: Expert, loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: Report
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from peft import PeftModel
+
+    peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory)).train()
+    with gated(peft_model) as gates:
+        record = run_stage("gates", peft_model, gates, task, config, loaded.tokenizer.pad_token_id, state, report)
+    return {site: gate.detach() for site, gate in gates.items()}, record
 
 
 def describe(directory: Path | str, description: str, embedder: str, prefix: str = "") -> Expert:

@@ -122,7 +122,7 @@ class ExpertJob:
 
     def run(self, report: Report = lambda expert, text, share: None) -> None:
         """Make the expert; an interrupted run goes on, and an older expert is replaced when the new one is whole."""
-        from glider.contribute.adopt import describe, import_adapter, train_gates
+        from glider.contribute.adopt import describe, import_adapter, make_gates
         from glider.contribute.protocol import train_expert
 
         name, key = self.out.name, self.key
@@ -145,7 +145,7 @@ class ExpertJob:
             if not making.exists():
                 import_adapter(self.adapter, self.base, making, task=self.task, licence=self.licence)
             if self.data is not None and "gates" not in ExpertCard.read(making).training:
-                train_gates(making, self.data, self.base, self.config, told)
+                make_gates(making, self.data, self.base, self.config, told)
             if self.description is not None:
                 describe(making, self.description, self.config.embedder, self.config.embedder_prefix)
         card = ExpertCard.read(making)
