@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError
@@ -41,10 +42,10 @@ def load_base(base: str, *, dtype: torch.dtype = torch.float32, device: str | to
             if shown:
                 logging.enable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
         raise BaseModelError(
             f"a transformers model at {base}",
-            str(fault).splitlines()[0],
+            (str(fault).splitlines() or [type(fault).__name__])[0],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
     model.eval().to(device)

@@ -123,10 +123,10 @@ class RoutedModel:
     ) -> list[Answer]:
         """Answer a batch that may mix tasks; each prompt has its own global term.
 
-        Greedy unless `generation` (keyword arguments of transformers' `generate`) says otherwise; one answer for each
-        prompt. With `trace` the answers carry the experts' usage; `on_piece` is called with each new piece of text (not
-        with beams). Raises `QueryError` for an empty prompt or one
-        beyond the context length (`truncate` keeps its end instead).
+        Greedy unless `generation` (keyword arguments of transformers' `generate`) has `do_sample=True`; one answer for
+        each prompt. With `trace` the answers carry the experts' usage; `on_piece` is called with each new piece of text
+        (not with beams). Raises `QueryError` for an empty prompt or one beyond the context length (`truncate` keeps its
+        end instead).
         """
         answers, _ = self._generate(prompts, max_new_tokens, truncate, trace, on_piece, generation)
         return answers
@@ -162,6 +162,8 @@ class RoutedModel:
 
     def score(self, prompt: "str | Query", choices: Sequence[str], *, truncate: bool = False) -> list[ChoiceScore]:
         """Log-likelihood of each choice as the answer; the prompt is computed once for all of them."""
+        if isinstance(choices, str):
+            raise QueryError("a list of choices", "one string", "Write [choice, ...].")
         if not choices:
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
         targets = [self.prompt.target_ids(self.tokenizer, choice) for choice in choices]
@@ -248,6 +250,8 @@ class RoutedModel:
 
     def _encode(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
         """Token ids of a batch, padded on the left for decoder-only models, with every prompt's length checked."""
+        if isinstance(prompts, str | Query):
+            raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
         if not prompts:
             raise QueryError("at least one prompt", "none", "Give a prompt.")
         rows = []
@@ -343,7 +347,7 @@ def load(
 
 def open_pool(pool: str | Path) -> Pool:
     """Open a pool by path, or the embedded one by the name "demo"."""
-    if str(pool) == "demo":
+    if pool == "demo":
         from glider.demo.pool import DEMO_POOL
 
         pool = DEMO_POOL

@@ -1,5 +1,6 @@
 """Names to implementations: one registry a kind, open to other packages through an entry point group."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -83,5 +84,8 @@ class Registry(Generic[T]):
             for module in self.modules:
                 import_module(module)
             for point in entry_points(group=self.group):
-                point.load()
+                try:
+                    point.load()
+                except Exception as fault:  # another package's fault must not take every command down
+                    warnings.warn(f"the {self.kind} plug-in {point.name} is left out: {fault}", stacklevel=2)
             self._loaded = True

@@ -235,3 +235,27 @@ def test_base_in_either_storage_is_the_same_base(pool: Pool, llama_directory: Pa
 
     (answer,) = load(str(llama_directory), pool.path, dtype=dtype).generate(["hello"], max_new_tokens=3)
     assert answer.token_ids
+
+
+def test_a_list_is_wanted_where_a_list_is_wanted(pool: Pool, llama_directory: Path) -> None:
+    from glider.errors import QueryError
+    from glider.model import load
+
+    model = load(str(llama_directory), pool.path)
+    with pytest.raises(QueryError, match=r"\[prompt\]"):
+        model.generate("abc")
+    with pytest.raises(QueryError, match=r"\[choice"):
+        model.score("abc", "yes")
+
+
+def test_compare_without_a_router_is_refused(glider, pool: Pool) -> None:
+    assert refused(glider("compare", "--pool", pool.path, "--data", "x", "--routers", ","), "--routers")
+
+
+def test_top_k_for_a_method_that_selects_nothing_is_refused(glider, pool: Pool) -> None:
+    assert refused(glider("generate", "x", "--pool", pool.path, "--router", "base", "--top-k", "2"), "--top-k")
+
+
+def test_a_directory_in_place_of_a_plan_is_one_line(glider, tmp_path: Path) -> None:
+    ran = glider("pool", "build", tmp_path, "--out", tmp_path / "pool")
+    assert ran.code == 2 and ran.err.startswith("glider: ") and ran.err.count("\n") == 1, ran.err

@@ -366,3 +366,9 @@ def test_mean_gates_are_the_mean_inputs_and_need_no_training(expert: Expert, lla
     mean = torch.as_tensor(made.gate(site)).clone()
     trained = make_gates(expert.directory, data, str(llama_directory), quick())
     assert not torch.equal(mean, torch.as_tensor(trained.gate(site)))
+
+
+def test_other_files_of_the_directory_stay(expert: Expert):
+    (expert.directory / "README.md").write_text("mine")
+    describe(expert.directory, "Say something.", "all-MiniLM-L6-v2")
+    assert (expert.directory / "README.md").read_text() == "mine"

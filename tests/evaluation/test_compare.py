@@ -8,7 +8,7 @@ import pytest
 
 from glider.cli.main import main
 from glider.contribute.examples import Row
-from glider.errors import RouterError
+from glider.errors import DataError, RouterError
 from glider.evaluation.compare import compare
 from glider.evaluation.scoring import score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
@@ -75,3 +75,19 @@ def test_command_prints_a_table_and_json(make_pool, llama_directory, tmp_path: P
         out = capsys.readouterr().out
     told = json.loads(out)
     assert told["rows"] == 6 and [entry["router"] for entry in told["entries"]] == ["base", "glider"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([*CHOICE_ROWS, *TEXT_ROWS], "both kinds"),
+        ([Row(input="a", output=" No", choices=("Yes", "No"))], "' No'"),
+    ],
+)
+def test_rows_whose_score_would_mean_nothing_are_refused(make_pool, llama_directory, rows, told) -> None:
+    with pytest.raises(DataError, match=told):
+        next(compare(make_pool(llama_directory).path, rows, ["base"], base="nobody/no-such-model"))
+
+
+def test_one_row_has_no_p_value_to_speak_of() -> None:
+    assert paired_p([0.0], [1.0]) == 1.0

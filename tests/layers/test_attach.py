@@ -252,3 +252,24 @@ def test_folding_needs_a_static_router(make_pool, llama_directory: Path) -> None
     model = load(str(llama_directory), make_pool(llama_directory).path, router="phatgoose")
     with pytest.raises(RouterError, match="chooses among 3 experts"):
         model.fold()
+
+
+def test_folding_twice_is_folding_once_and_a_folded_model_takes_no_second_pool(
+    make_pool, llama_directory: Path
+) -> None:
+    pool = make_pool(llama_directory)
+    model = load(str(llama_directory), pool.path, router="single:e0")
+    before = {name: value.clone() for name, value in model.model.state_dict().items() if ".base." in name}
+    model.fold()
+    once = {name: value.clone() for name, value in model.model.state_dict().items()}
+    model.fold()
+    assert all(torch.equal(value, once[name]) for name, value in model.model.state_dict().items())
+    with pytest.raises(PoolError, match="detach"):
+        attach(model.model, pool, Phatgoose())
+    bare = model.detach()
+    assert all(torch.equal(bare.state_dict()[name.replace(".base.", ".")], value) for name, value in before.items())
+    attach(bare, pool, Phatgoose()).detach()
+
+
+def test_folding_the_base_router_does_nothing(make_pool, llama_directory: Path) -> None:
+    load(str(llama_directory), make_pool(llama_directory).path, router="base").fold()

@@ -39,6 +39,8 @@ def load_model(pool: str, base: str | None, router: str, top_k: int | None, top_
     from glider.routing.select import TopK, TopP
 
     settings: dict[str, Any] = {}
+    if (top_k is not None or top_p is not None) and not {"k", "select"} & routers.settings(router):
+        raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
     if top_k is not None:  # methods that choose once a query call it k
         by_query = "k" in routers.settings(router)
         settings = {"k": top_k} if by_query else {"select": TopK(top_k)}

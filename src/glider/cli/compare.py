@@ -45,9 +45,12 @@ def compare(
 
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.examples import read_rows
+    from glider.errors import ConfigError
     from glider.evaluation.compare import compare as run
 
     names = [name.strip() for name in routers.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("at least one router in --routers", "none", "Write --routers base,glider.")
     chosen = read_rows(data, split)
     if rows is not None:
         chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
@@ -74,6 +77,7 @@ def compare(
 def _print_table(entries: list["Entry"], rows: int) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     first = entries[0]
     heads = ["router", first.metric, "95 %", *(["exact"] if first.exact is not None else [])]
@@ -83,7 +87,7 @@ def _print_table(entries: list["Entry"], rows: int) -> None:
         p_value = "" if entry.p_value is None else f"{entry.p_value:.3f}"
         interval = f"{100 * entry.low:.1f}-{100 * entry.high:.1f}"
         costs = (f"{entry.tokens_per_second:.0f}", f"{entry.expert_megabytes:.1f}")
-        table.add_row(entry.router, f"{100 * entry.score:.1f}", interval, *exact, p_value, *costs, entry.note)
+        table.add_row(Text(entry.router), f"{100 * entry.score:.1f}", interval, *exact, p_value, *costs, entry.note)
     console = Console(highlight=False)
     console.print(f"{rows} rows")
     console.print(table)

@@ -34,7 +34,7 @@ def generate(
     description: DescriptionOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="For a temperature above 0.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
     truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     as_json: JsonOption = False,

@@ -54,9 +54,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as fault:
-        if debug or fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if debug or fault.strerror is None:
             raise
-        _fail(f"wanted to write; got {fault.strerror}: {fault.filename or ''}. Free space or choose another path.", 2)
+        place = fault.filename or "a file"
+        remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
+        _fail(f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place.", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -39,6 +39,7 @@ def ls(path: PoolPath, as_json: AsJson = False) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
     for row in rows:
@@ -48,7 +49,7 @@ def ls(path: PoolPath, as_json: AsJson = False) -> None:
             str(row["sites"]),
             str(row["gates"]),
             f"{row['mb']:.1f}",
-            row["description"] or "-",
+            Text(row["description"] or "-"),
         )
     console = Console()
     console.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})", highlight=False)

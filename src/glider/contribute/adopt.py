@@ -108,6 +108,8 @@ def _train_gates(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from peft import PeftModel
 
+    if config.minutes is not None:  # the whole budget is the gates': no LoRA is trained
+        config = config.model_copy(update={"minutes": config.minutes / config.gate_share})
     peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory)).train()
     with gated(peft_model) as gates:
         record = run_stage("gates", peft_model, gates, task, config, loaded.tokenizer.pad_token_id, state, report)
@@ -126,8 +128,7 @@ def describe(directory: Path | str, description: str, embedder: str, prefix: str
 def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Expert:
     """The same adapter files with another card and other vectors, put in place at once."""
     with new_directory(expert.directory) as partial:
-        for file in ADAPTER_FILES:
-            _copy(expert.directory / file, partial / file)
+        shutil.copytree(expert.directory, partial, symlinks=True, dirs_exist_ok=True)  # what else lies there stays too
         vectors = {name: vector.contiguous() for name, vector in vectors.items()}
         save_tensors(vectors, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from glider.config import EMBEDDED_BASE, Config, faults
 from glider.contribute.settings import TrainConfig
-from glider.errors import ConfigError, GliderError
+from glider.errors import ConfigError, ExpertError, GliderError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.disk import canonical_json, sha256, write_json
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -126,6 +126,12 @@ class ExpertJob:
         from glider.contribute.protocol import train_expert
 
         name, key = self.out.name, self.key
+        if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
+            raise ExpertError(
+                f"no expert at {self.out}, or one that a plan made",
+                "one made by hand",
+                "Remove it, or give the plan's expert another name.",
+            )
         making = self.out.parent / ".making" / name / key[:16] / name  # what another plan left is not this expert
         for other in making.parent.parent.glob("*"):
             if other != making.parent:
@@ -152,7 +158,7 @@ class ExpertJob:
         card = card.model_copy(update={"training": {**card.training, "job": key}})
         write_json(making / CARD_FILE, card.model_dump(mode="json"))
         if self.out.exists():
-            shutil.rmtree(self.out)
+            self.out.rename(making.parent / "replaced")
         making.rename(self.out)
         shutil.rmtree(making.parent.parent)
 
@@ -185,10 +191,10 @@ class LocalExecutor:
         context = get_context("spawn")
         share = (self.workers,)
         with (
-            context.Manager() as manager,
+            context.Manager() as shared,
             ProcessPoolExecutor(self.workers, context, _share_cores, share) as pool,
         ):
-            lines = manager.Queue()
+            lines = shared.Queue()
             pending = {pool.submit(_attempt_elsewhere, job, lines): job for job in jobs}
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)

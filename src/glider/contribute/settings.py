@@ -48,14 +48,19 @@ class TrainConfig(Config):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Arithmetic: bfloat16 runs under autocast and pays only where the CPU or GPU has it."
     )
-    seed: int = Field(0, ge=0, description="Order of rows and initial weights.")
+    seed: int = Field(0, ge=0, lt=2**30, description="Order of rows and initial weights.")
     examples: int = Field(3, ge=0, le=64, description="Training rows kept in the card.")
     embedder: str = Field(EMBEDDED_EMBEDDER, description="sentence-transformers model for the description.")
     embedder_prefix: str = Field("", description="Text put before whatever is embedded (nomic wants one).")
 
+    @property
+    def gate_share(self) -> float:
+        """The gates' part of the minutes."""
+        return 0.25
+
     def schedule(self, stage: Literal["lora", "gates"]) -> Schedule:
         """The schedule of one stage."""
-        share = 0.75 if stage == "lora" else 0.25
+        share = self.gate_share if stage == "gates" else 1 - self.gate_share
         return Schedule(
             steps=self.steps if stage == "lora" else self.gate_steps,
             learning_rate=self.learning_rate,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from glider.base_model import load_base
 from glider.contribute.examples import Row
 from glider.errors import RouterError
-from glider.evaluation.scoring import RowScores, score_rows
+from glider.evaluation.scoring import RowScores, require_scorable, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
 from glider.layers.routed_linear import RoutedLinear
@@ -54,6 +54,7 @@ def compare(
     """
     opened = open_pool(pool)
     _check(names, opened, fewshot)
+    require_scorable(rows)
     first: list[float] | None = None
     for name in names:
         entry = _entry(name, opened, rows, base, fewshot, max_new_tokens, first, tick)
@@ -136,5 +137,7 @@ def _summary(
 def _megabytes(model: RoutedModel) -> float:
     layers = [module for module in model.model.modules() if isinstance(module, RoutedLinear)]
     tensors: list[torch.Tensor] = [buffer for layer in layers for buffer in layer.bank.buffers()]
-    tensors += [layer.site.vectors for layer in layers if layer.site.vectors is not None]
+    for layer in layers:
+        held = (getattr(layer.site, field.name) for field in fields(layer.site) if field.name != "absent")
+        tensors += [value for value in held if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6

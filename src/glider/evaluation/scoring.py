@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glider.contribute.examples import Row
-from glider.errors import MissingDependency
+from glider.errors import DataError, MissingDependency
 from glider.model import RoutedModel
 
 Tick = Callable[[int], None]  # rows done
@@ -24,11 +24,24 @@ class RowScores:
 def score_rows(
     model: RoutedModel, rows: Sequence[Row], max_new_tokens: int = 48, tick: Tick = lambda _: None
 ) -> RowScores:
-    """Rows with choices: rank classification by length-normalised log-likelihood, end token included. Rows without:
-    ROUGE-L (best of the references) and exact match of the greedy answer."""
+    """Rows with choices: rank classification by length-normalised log-likelihood, end token included.
+
+    Rows without: ROUGE-L, best of the references, and exact match of the greedy answer. Raises `DataError` for rows of
+    both kinds, or an output that is none of its choices.
+    """
+    require_scorable(rows)
     if all(row.choices for row in rows):
         return _rank(model, rows, tick)
     return _generate(model, rows, max_new_tokens, tick)
+
+
+def require_scorable(rows: Sequence[Row]) -> None:
+    """Raise `DataError` for rows whose score would mean nothing."""
+    if any(row.choices for row in rows) and not all(row.choices for row in rows):
+        raise DataError("rows all with choices, or all without", "both kinds", "Compare them apart.")
+    for number, row in enumerate(rows, start=1):
+        if row.choices and row.output not in row.choices:
+            raise DataError(f"the output of row {number} among its choices", repr(row.output), "Mend the row.")
 
 
 def _rank(model: RoutedModel, rows: Sequence[Row], tick: Tick) -> RowScores:

@@ -22,7 +22,7 @@ def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]
 def paired_p(first: Sequence[float], second: Sequence[float], seed: int = 0) -> float:
     """Two-sided p of "the mean difference is zero", by random swaps within rows (paired permutation test)."""
     differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    if np.all(differences == 0):
+    if len(differences) < 2 or np.all(differences == 0):
         return 1.0
     found = stats.permutation_test(
         (differences,),

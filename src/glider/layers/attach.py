@@ -16,6 +16,8 @@ from glider.layers.trace import Trace
 from glider.routing.base import Condition, Prepared, Router
 from glider.shapes import Int, Tensor
 
+_FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
+
 
 class Attached:
     """A pool installed on a model. The model is still the transformers model it was."""
@@ -44,6 +46,10 @@ class Attached:
         The weights before are kept until then. Raises `RouterError` for a router that decides by token, and for a base
         whose layers are not plain `nn.Linear` (quantised weights cannot be added to).
         """
+        if self._unfolded or not self.prepared.sites:
+            return  # folded already, or nothing to fold
+        if not self._originals:
+            raise RouterError("an attached pool", "one that was detached", "Attach it again.")
         if len(self.prepared.experts) != 1:
             raise RouterError(
                 "a static router to fold (single, merge, ...)",
@@ -62,12 +68,14 @@ class Attached:
             with torch.no_grad():
                 module.weight += (expert.scaling(site) * (b @ a)).to(module.weight.dtype)
             _replace(self.model, site, module)
+            module.register_buffer(_FOLDED, torch.empty(0), persistent=False)
 
     def detach(self) -> None:
         """Restore the model exactly."""
         with torch.no_grad():
             for site, weight in self._unfolded.items():
                 self._originals[site].weight.copy_(weight)  # pyright: ignore
+                delattr(self._originals[site], _FOLDED)
         self._unfolded = {}
         for site, module in self._originals.items():
             _replace(self.model, site, module)
@@ -117,7 +125,7 @@ def _find(model: nn.Module, name: str, prepared: Prepared) -> nn.Module:
             "no such module",
             "The pool is for another architecture; give the base it was made for.",
         ) from None
-    if isinstance(module, RoutedLinear):
+    if isinstance(module, RoutedLinear) or hasattr(module, _FOLDED):
         raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
     got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     if got != (wanted.in_features, wanted.out_features):

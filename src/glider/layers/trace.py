@@ -69,6 +69,8 @@ class Trace:
 
     def heatmap(self, row: int | None = None) -> Float[Tensor, "S E"]:
         """Mean weight of each expert at each site (in the order of `sites`), over the tokens of one row or of all."""
+        if not self.calls:
+            return torch.zeros(0, len(self.experts))
         rows = slice(None) if row is None else slice(row, row + 1)
         sums = {site: torch.zeros(len(self.experts)) for site in self.sites}
         tokens = dict.fromkeys(self.sites, 0)

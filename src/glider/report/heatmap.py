@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from glider.errors import MissingDependency
+from glider.errors import MissingDependency, RouterError
 from glider.experts.disk import write_file
 from glider.layers.trace import Trace
 
@@ -15,6 +15,8 @@ def draw_heatmap(
 
     `own` names the expert of each panel's task, which is outlined. Raises `MissingDependency` without matplotlib.
     """
+    if not trace.calls:
+        raise RouterError("a trace with decisions", "none (a router without experts)", "Trace another router.")
     try:
         import matplotlib
     except ModuleNotFoundError:
