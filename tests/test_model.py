@@ -367,3 +367,15 @@ def test_a_model_loads_in_the_asked_dtype(base_directory: Path, make_pool, dtype
     assert model.model.lm_head.weight.dtype == dtype
     assert len(model.generate(PROMPTS, max_new_tokens=3)) == 3
     assert all(torch.isfinite(torch.tensor(s.log_likelihood)) for s in model.score(PROMPTS[0], ["a", "bc"]))
+
+
+def test_an_end_of_the_callers_own_ends_the_answer(make_pool, llama_directory: Path) -> None:
+    model = load(str(llama_directory), make_pool(llama_directory).path)
+    prompts = ["hello", "a second prompt"]
+    free = model.generate(prompts, max_new_tokens=8)
+    end = free[0].token_ids[2]
+    stopped = model.generate(prompts, max_new_tokens=8, eos_token_id=[end])
+    for whole, cut in zip(free, stopped, strict=True):
+        wanted = whole.token_ids[: whole.token_ids.index(end) + 1] if end in whole.token_ids else whole.token_ids
+        assert cut.token_ids == wanted
+        assert cut.finish_reason == ("stop" if end in whole.token_ids else whole.finish_reason)

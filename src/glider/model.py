@@ -203,23 +203,25 @@ class RoutedModel:
         condition = self._condition(prompts, inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool()) if traced else None
         settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
+        ends = self._end_ids(generation.get("eos_token_id"))
         if on_piece is not None:
-            settings["streamer"] = PieceStreamer(self.tokenizer, len(prompts), self._end_ids(), on_piece)
+            settings["streamer"] = PieceStreamer(self.tokenizer, len(prompts), ends, on_piece)
         with torch.inference_mode(), self.attached.routing(condition, trace=trace):
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        written = [self._until_end(row) for row in output[:, start:].tolist()]
+        written = [self._until_end(row, ends) for row in output[:, start:].tolist()]
         if trace is not None:
             trace.generated = [len(ids) for ids in written]
-        return [self._answer(i, ids, condition, trace) for i, ids in enumerate(written)], trace
+        return [self._answer(i, ids, ends, max_new_tokens, condition, trace) for i, ids in enumerate(written)], trace
 
-    def _answer(self, row: int, ids: list[int], condition: Condition | None, trace: Trace | None) -> Answer:
-        ended = bool(ids) and ids[-1] in self._end_ids()
+    def _answer(
+        self, row: int, ids: list[int], ends: set[int], limit: int, condition: Condition | None, trace: Trace | None
+    ) -> Answer:
         values = [] if condition is None else condition.global_scores[row].tolist()
         return Answer(
             text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=tuple(ids),
-            finish_reason="stop" if ended else "length",
+            finish_reason="stop" if (ids and ids[-1] in ends) or len(ids) < limit else "length",
             global_scores=dict(zip(self.experts, values, strict=False)),  # empty without a global term
             alpha=None if condition is None else condition.alpha[row].item(),
             usage={} if trace is None else trace.usage(row),
@@ -302,13 +304,15 @@ class RoutedModel:
         rest = self.model(input_ids=targets[:, :-1], attention_mask=mask, past_key_values=cache).logits
         return torch.cat([first, rest], dim=1)
 
-    def _end_ids(self) -> set[int]:
-        ends = self.model.generation_config.eos_token_id
+    def _end_ids(self, wanted: int | Sequence[int] | None = None) -> set[int]:
+        """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id if wanted is None else wanted
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        return {*ends, *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else [])}
+        own = [self.tokenizer.eos_token_id] if wanted is None and self.tokenizer.eos_token_id is not None else []
+        return {*ends, *own}
 
-    def _until_end(self, ids: list[int]) -> list[int]:
-        ends = self._end_ids()
+    def _until_end(self, ids: list[int], ends: set[int]) -> list[int]:
+        """A row's answer, up to its end token."""
         for i, token in enumerate(ids):
             if token in ends:
                 return ids[: i + 1]
