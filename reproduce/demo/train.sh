@@ -3,7 +3,7 @@
 #   reproduce/demo/train.sh TASKS_DIRECTORY POOL_DIRECTORY
 # TASKS_DIRECTORY holds <task>.jsonl.gz (T0 held-in tasks, rows with input, output, split). Finished experts are
 # skipped and an interrupted one goes on, so the command can be killed and given again. About an hour on two cores that
-# have bfloat16 instructions; on others set PRECISION=float32 (bfloat16 is 10-20 times slower there).
+# have bfloat16 instructions; on others set PRECISION=float32 (bfloat16 is far slower there).
 set -euo pipefail
 tasks=$1 pool=$2
 names=(rotten_tomatoes trec ag_news common_gen wiki_hop social_i_qa paws dbpedia_14)
