@@ -27,7 +27,9 @@ from glider.base_model import BaseModel, load_base
 from glider.experts.card import EmbedderIdentity, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.pool import Pool
+from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
+from glider.instructions.inputs import ngrams
 
 SHARED = Path(__file__).parents[2] / "shared"
 CHAT_TEMPLATE = (
@@ -148,8 +150,12 @@ def write_random_expert(
     gates: bool = True,
     embedder: EmbedderIdentity | None = None,
     dtype: torch.dtype = torch.float32,
+    profile: bool = False,
 ) -> Expert:
-    """A whole expert directory with random weights; its instruction is random too, if an embedder is given."""
+    """A whole expert directory with random weights; its instruction is random too, if an embedder is given.
+
+    With `profile` it keeps the n-grams of texts of its own few words, and embeddings around its instruction.
+    """
     chance = torch.Generator().manual_seed(seed)
     modules = linear_sites(base.model)
     sites = list(modules) if sites is None else sites
@@ -178,7 +184,22 @@ def write_random_expert(
         task_type="SEQ_2_SEQ_LM" if base.model.config.is_encoder_decoder else "CAUSAL_LM",  # pyright: ignore
     )
     instruction = normal(embedder.dimension) if embedder else None
-    return write_expert(directory, card, config, lora, gate if gates else {}, instruction, dtype)
+    kept = _profile(directory.name, instruction, chance) if profile else None
+    return write_expert(directory, card, config, lora, gate if gates else {}, instruction, dtype, kept)
+
+
+def _profile(word: str, instruction: torch.Tensor | None, chance: torch.Generator) -> Profile:
+    def texts(count: int) -> list[torch.Tensor]:
+        numbers = torch.randint(40, (count, 6), generator=chance).tolist()
+        return [ngrams(f"the {word} " + " ".join(f"{word}{number} and" for number in row)) for row in numbers]
+
+    def around(count: int) -> torch.Tensor | None:
+        if instruction is None:
+            return None
+        vectors = instruction + 0.5 * torch.randn(count, len(instruction), generator=chance)
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+    return Profile.of(texts(64), texts(24), around(64), around(24))
 
 
 @pytest.fixture(scope="session")
@@ -226,6 +247,12 @@ def make_pool(tmp_path: Path, embedder_identity: EmbedderIdentity) -> PoolMaker:
         return pool
 
     return make
+
+
+@pytest.fixture
+def pool_with_profiles(make_pool: PoolMaker, llama_directory: Path) -> Callable[..., Pool]:
+    """`pool_with_profiles(**settings)`: a pool whose experts e0, e1, ... keep words and embeddings of their tasks."""
+    return lambda **settings: make_pool(llama_directory, profile=True, **settings)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.routed_linear import RoutedLinear
 from glider.model import RoutedModel, load
-from glider.routing.base import Condition, Decision, Prepared, Router, Site, absent_at, routers
+from glider.routing.base import Asked, Condition, Decision, Prepared, Router, Site, absent_at, routers
 from glider.routing.glider import Glider
 from glider.routing.phatgoose import Phatgoose
 from glider.routing.scores import standardise
@@ -41,7 +41,7 @@ class Fixed:
     def prepare(self, pool: Pool) -> Prepared:
         return Prepared(pool.experts, {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites})
 
-    def condition(self, prepared: Prepared, queries: torch.Tensor) -> None:
+    def condition(self, prepared: Prepared, asked: Asked) -> None:
         return None
 
     def route(self, site: Site, x: torch.Tensor, condition: torch.Tensor | None) -> Decision:

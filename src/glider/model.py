@@ -16,9 +16,10 @@ from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.instructions.embedders import Embedder, load_for
+from glider.instructions.inputs import edges, ngrams
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
-from glider.routing.base import Condition, Observer, Router, routers
+from glider.routing.base import Asked, Condition, GlobalTerm, Observer, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
 OnPiece = Callable[[Piece], None]
@@ -86,13 +87,19 @@ class RoutedModel:
 
     def condition(self, queries: Sequence["str | Query"]) -> Condition | None:
         """The global term of a batch of queries; None for a router without one."""
-        if self.attached.prepared.global_term is None:
-            return None
-        if self._embedder is None:
-            assert self.pool.index.embedder is not None  # experts with instructions have one
-            self._embedder = load_for(self.pool.index.embedder)
-        texts = [query.description or query.text for query in map(_query, queries)]
-        return self.router.condition(self.attached.prepared, self._embedder.embed(texts))
+        term = self.attached.prepared.global_term
+        return None if term is None else self.router.condition(self.attached.prepared, self._asked(queries, term))
+
+    def _asked(self, queries: Sequence["str | Query"], term: GlobalTerm) -> Asked:
+        """What the signal needs of the queries: n-grams of their texts, embeddings of their descriptions or texts."""
+        asked, embedded = [_query(query) for query in queries], None
+        if term.scores.needs - {"grams"}:
+            if self._embedder is None:
+                assert self.pool.index.embedder is not None  # experts with embeddings have one
+                self._embedder = load_for(self.pool.index.embedder)
+            embedded = self._embedder.embed([query.description or edges(query.text) for query in asked])
+        grams = tuple((ngrams(query.text),) for query in asked) if "grams" in term.scores.needs else None
+        return Asked(embedded, grams, embedded)
 
     def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""

@@ -88,7 +88,7 @@ def logits(pool: Pool, llama: BaseModel, router: str | Router = "phatgoose") -> 
         (lambda pool: pool.remove("b"), ["a", "c"]),
         (lambda pool: pool.rename("b", "z"), ["a", "z", "c"]),
         (lambda pool: Pool.put(pool.path, "d") or pool.reload(), ["a", "b", "c", "d"]),
-        (lambda pool: pool.calibrate(Calibration(p=0.5, source="x")), ["a", "b", "c"]),
+        (lambda pool: pool.calibrate("examples", Calibration(p=0.5, source="x")), ["a", "b", "c"]),
     ],
     ids=["add", "remove", "rename", "put", "calibrate"],
 )

@@ -126,8 +126,10 @@ def test_removing_and_adding_again_comes_back_to_the_same_index(path: Path):
 def test_a_calibration_is_kept_with_the_index(path: Path):
     calibration = Calibration(p=0.7, source="held-in queries")
     before = state(path)
-    assert Pool.open(path).calibrate(calibration).index.calibration == calibration
-    assert Pool.open(path).add("ex2").index.calibration == calibration
+    index = Pool.open(path).calibrate("examples", calibration).index
+    assert (index.signal, index.calibrations) == ("examples", {"examples": calibration})
+    assert Pool.open(path).calibrate("ensemble", calibration, default=False).index.signal == "examples"
+    assert Pool.open(path).add("ex2").index.calibrations["examples"] == calibration
     assert others(state(path)) == others(before)
 
 
@@ -195,7 +197,9 @@ def test_a_damaged_index_is_named(path: Path, damage: bytes):
     refused(path, PoolError, str(path / "pool.json"))
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"flavour": "sweet"}, {"base": {}}, {"calibration": {"q": 1}}])
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"flavour": "sweet"}, {"base": {}}, {"calibrations": {"examples": {"q": 1}}}]
+)
 def test_an_index_that_is_not_of_format_1_is_refused(path: Path, edit_json: Edit, change: dict[str, Any]):
     edit_json(path / "pool.json", **change)
     refused(path, PoolError, str(path / "pool.json"), next(iter(change)))

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import glider
 from glider.cli.import_official import import_official
 from glider.experts.official_format import read_embeddings
+from glider.routing.base import Asked
 
 CASES = [
     *("phatgoose_top1", "phatgoose_top2", "phatgoose_top3"),
@@ -75,7 +76,7 @@ def test_golden_case(layout: Path, base: Path, pool: glider.Pool, name: str) -> 
     condition = None
     if case["query"] is not None:
         query = read_embeddings(layout / EMBEDDINGS.format("t0-v4"))[case["query"]]
-        condition = routed.router.condition(routed.attached.prepared, query)
+        condition = routed.router.condition(routed.attached.prepared, Asked(query))
         assert condition is not None and condition.alpha.tolist() == [case["alpha"]]
         torch.testing.assert_close(condition.global_scores[0], wanted["global_scores"], atol=TOLERANCE, rtol=0)
     encoder = {key: inputs[key] for key in ("input_ids", "attention_mask")}

@@ -8,24 +8,24 @@ import torch
 from glider.errors import PoolError, RouterError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Calibration, Pool
-from glider.routing.base import GlobalTerm, Prepared, Router, Site, routers
+from glider.routing.base import Asked, GlobalTerm, Prepared, Router, Site, routers
 from glider.routing.glider import Glider
-from glider.routing.parts import THRESHOLDS
 from glider.routing.phatgoose import Phatgoose
 from glider.routing.scores import local_scores, standardise
 from glider.routing.select import TopK, TopP
+from glider.routing.signals.instruction import THRESHOLDS, Cosines
 
 ONE_SITE = ["model.layers.0.self_attn.q_proj"]
 
 
 def prepared_with(p: float, gamma: float = 100.0, beta: float = 3.0) -> Prepared:
     """Two experts whose instructions are the axes of a plane."""
-    return Prepared((), {}, GlobalTerm(torch.eye(2), p, gamma, beta))
+    return Prepared((), {}, GlobalTerm(Cosines(torch.eye(2)), p, gamma, beta))
 
 
-def queries_at(*cosines: float) -> torch.Tensor:
+def queries_at(*cosines: float) -> Asked:
     """Queries (not of unit length) with these cosines to expert 0, and a negative one to expert 1."""
-    return torch.tensor([[5 * c, -5 * (1 - c * c) ** 0.5] for c in cosines])
+    return Asked(torch.tensor([[5 * c, -5 * (1 - c * c) ** 0.5] for c in cosines]))
 
 
 def random_site(experts: int, width: int) -> Site:
@@ -41,7 +41,7 @@ def test_alpha_is_103_above_the_threshold_and_3_below_for_each_row() -> None:
 
 
 def test_a_score_that_only_meets_the_threshold_is_not_above_it() -> None:
-    assert Glider().condition(prepared_with(p=1.0), torch.tensor([[1.0, 0.0]])).alpha.tolist() == [3]
+    assert Glider().condition(prepared_with(p=1.0), Asked(torch.tensor([[1.0, 0.0]]))).alpha.tolist() == [3]
 
 
 def test_gamma_and_beta_are_the_formulas() -> None:
@@ -86,7 +86,7 @@ def test_a_strong_global_term_overrules_every_token() -> None:
 def test_constants_come_from_settings_then_calibration_then_the_paper(llama_directory: Path, make_pool) -> None:
     pool: Pool = make_pool(llama_directory, 2, sites=ONE_SITE)
     assert constants(Glider(), pool) == (THRESHOLDS["all-MiniLM-L6-v2"], 100, 3)
-    pool = pool.calibrate(Calibration(p=0.4, gamma=50, beta=2, source="test"))
+    pool = pool.calibrate("instruction", Calibration(p=0.4, gamma=50, beta=2, source="test"))
     assert constants(Glider(), pool) == (0.4, 50, 2)
     assert constants(Glider(p=0.7, beta=0.0), pool) == (0.7, 50, 0)
     assert constants(Glider(gamma=0.0), Pool.open(pool.path)) == (0.4, 0, 2)
@@ -104,8 +104,9 @@ def test_instructions_are_prepared_at_unit_length(llama_directory: Path, make_po
     pool = make_pool(llama_directory, 3, sites=ONE_SITE)
     term = Glider().prepare(pool).global_term
     assert term is not None
-    torch.testing.assert_close(term.instructions.norm(dim=-1), torch.ones(3))
-    for row, expert in zip(term.instructions, pool, strict=True):
+    assert isinstance(term.scores, Cosines)
+    torch.testing.assert_close(term.scores.instructions.norm(dim=-1), torch.ones(3))
+    for row, expert in zip(term.scores.instructions, pool, strict=True):
         assert torch.cosine_similarity(row, expert.instruction, dim=0).item() == pytest.approx(1, abs=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_an_expert_without_instruction_is_named_and_phatgoose_serves_it(
         Glider().prepare(pool)
     prepared = Phatgoose().prepare(pool)
     assert prepared.global_term is None
-    assert Phatgoose().condition(prepared, torch.zeros(1, 4)) is None
+    assert Phatgoose().condition(prepared, Asked(torch.zeros(1, 4))) is None
 
 
 def test_glider_refuses_an_empty_pool(llama_directory: Path, make_pool) -> None:

@@ -13,7 +13,7 @@ from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.layers.attach import attach
 from glider.model import load
-from glider.routing.base import Prepared, Router, Site, routers
+from glider.routing.base import Asked, Prepared, Router, Site, routers
 from glider.routing.merging import Merge
 from glider.routing.retrieval import AdapterSoup, LoraRetriever, Nearest, Retrieval, Uniform
 from glider.routing.select import Select
@@ -35,8 +35,8 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS, **decoder).logits
 
 
-def own_query(pool: Pool, *names: str) -> torch.Tensor:
-    return torch.stack([pool[name].instruction for name in names])  # pyright: ignore
+def own_query(pool: Pool, *names: str) -> Asked:
+    return Asked(torch.stack([pool[name].instruction for name in names]))  # pyright: ignore
 
 
 def uneven_pool(make_pool, grow_pool, base_directory: Path) -> Pool:

@@ -22,6 +22,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns.command("import-official")(import_official)
     nouns.command()(with_settings(TrainConfig)(gates))
     nouns.command()(describe)
+    nouns.command()(with_settings(TrainConfig)(profile))
     nouns.command("push")(push_expert)
     nouns.command("pull")(pull_expert)
     app.add_typer(nouns, name=name)
@@ -110,6 +111,25 @@ def describe(
     quiet_libraries()
     made = give(expert, description, embedder, prefix)
     print(f"{made.directory}: described")
+
+
+def profile(
+    expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
+    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    config: TrainConfig,
+) -> None:
+    """Make the profile of an expert from rows of its task: the words by which its queries are known without an LLM.
+
+    Of the settings only --validation and --seed are used.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.adopt import make_profile
+
+    quiet_libraries()
+    made = make_profile(expert, data, config).profile
+    assert made is not None
+    embedded = "with" if made.inputs is not None else "without"
+    print(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")
 
 
 def _best(record: dict[str, Any]) -> str:

@@ -94,15 +94,15 @@ def add(
         Pool.create(path, Expert.open(path / names[0]).card.base)
     for name in names:
         Pool.put(path, name)
-    print(f"{path}: {len(Pool.open(path))} experts")
+    print(f"{path}: {len(_settled(path))} experts")
 
 
 def remove(path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")]) -> None:
     """Take an expert out of the pool; its directory stays where it is."""
     from glider.experts.pool import Pool
 
-    left = Pool.discard(path, name)
-    print(f"{path}: {len(left)} experts; the files of {name} are still there")
+    Pool.discard(path, name)
+    print(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
 
 
 def rename(
@@ -114,6 +114,7 @@ def rename(
     from glider.experts.pool import Pool
 
     Pool.open(path).rename(name, new)
+    _settled(path)
     print(f"{path}: {name} is now {new}")
 
 
@@ -151,30 +152,36 @@ def build(
 
 def calibrate(
     path: PoolPath,
-    data: Annotated[str, typer.Option("--data", help="Rows of each expert's task; {name} stands for the expert.")],
-    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
-    rows: Annotated[int, typer.Option("--rows", min=16, help="Rows of each expert.")] = 64,
+    signal: Annotated[
+        str, typer.Option("--signal", help="Global signal: examples, ensemble, instruction, or an installed one.")
+    ] = "examples",
+    default: Annotated[bool, typer.Option("--default/--no-default", help="Use this signal from now on.")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Choose the threshold p of alpha from the experts' own held-back rows, and store it with the pool."""
-    from glider.cli.terminal import quiet_libraries
-    from glider.contribute.examples import read_rows
-    from glider.errors import ConfigError, PoolError
-    from glider.experts.pool import Pool
-    from glider.instructions.embedders import load_for
-    from glider.routing.calibrate import calibrate_threshold
+    """Choose the threshold p of alpha from the queries that the experts keep held back, and store it with the pool."""
+    from rich.progress import Progress
 
-    if "{name}" not in data:
-        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    from glider.experts.pool import Pool
+    from glider.routing.calibrate import calibrate as choose
+
     pool = Pool.open(path)
-    if pool.index.embedder is None:
-        raise PoolError("a pool with an embedder", "one without", "Describe its experts first.")
-    quiet_libraries()
-    embedder = load_for(pool.index.embedder)
-    texts = {name: [row.input for row in read_rows(data.replace("{name}", name), split)[:rows]] for name in pool.names}
-    embedded = {name: embedder.embed(inputs) for name, inputs in texts.items()}
-    stored = calibrate_threshold(pool, embedded, "query text, leave-one-out")
-    pool.calibrate(stored)
-    print(f"{path}: p = {stored.p:g} ({stored.source})")
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Leaving out one expert at a time", total=len(pool))
+        stored = choose(pool, signal, report=lambda done, _: bar.update(task, completed=done))
+    pool.calibrate(signal, stored, default)
+    if as_json:
+        print(json.dumps(stored.model_dump(mode="json"), indent=2))
+        return
+    quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
+    print(f"{path}: {signal}, p = {stored.p:g} ({quality}, {stored.source})")
+
+
+def _settled(path: Path) -> "Pool":
+    """The pool, its calibrations made anew if its experts changed."""
+    from glider.experts.pool import Pool
+    from glider.routing.calibrate import recalibrated
+
+    return recalibrated(Pool.open(path))
 
 
 def _row(pool: "Pool", name: str) -> dict[str, Any]:

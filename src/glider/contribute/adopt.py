@@ -12,17 +12,19 @@ import torch
 from glider.base_model import BaseModel, load_base
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
+from glider.contribute.profile import profile_of
 from glider.contribute.protocol import EncodedTask, Report, read_task, require_new, run_stage, training_state, versions
 from glider.contribute.settings import TrainConfig
-from glider.errors import ExpertError
+from glider.errors import DataError, ExpertError
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, ExpertCard
 from glider.experts.disk import new_directory, refuse_links_out, save_tensors, write_json
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
-from glider.instructions.embedders import load_embedder
+from glider.instructions.embedders import load_embedder, load_for
 from glider.shapes import Tensor
 
 GateMaking = Literal["trained", "mean"]
@@ -98,9 +100,7 @@ def make_gates(
         examples = expert.card.examples or task_data.sample(config)
         card = expert.card.model_copy(update={"training": told, "examples": examples})
         vectors = {site + GATE: gate.to("cpu", torch.bfloat16) for site, gate in gates.items()}
-        if expert.instruction is not None:
-            vectors[INSTRUCTION] = expert.instruction
-        return _replace(expert, card, vectors)
+        return _replace(expert, card, {**expert.vectors, **vectors})
 
 
 def _train_gates(
@@ -117,12 +117,32 @@ def _train_gates(
 
 
 def describe(directory: Path | str, description: str, embedder: str, prefix: str = "") -> Expert:
-    """Give an expert its description and the embedding of it; everything else stays."""
+    """Give an expert its description and the embedding of it; everything else stays.
+
+    Embeddings in its profile that another embedder made go.
+    """
     expert = Expert.open(directory)
     embedding = load_embedder(embedder, prefix)
     card = expert.card.model_copy(update={"description": description, "embedder": embedding.identity})
-    vectors = {site + GATE: gate for site in expert.sites if (gate := expert.gate(site)) is not None}
+    foreign = {PREFIX + part for part in EMBEDDED} if not embedding.identity.matches(expert.card.embedder) else set()
+    vectors = {name: vector for name, vector in expert.vectors.items() if name not in foreign}
     return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})
+
+
+def make_profile(directory: Path | str, data: Path | str, config: TrainConfig) -> Expert:
+    """Give an expert its profile, from rows of its task; everything else stays.
+
+    Its embeddings are by the expert's own embedder; without one the profile holds words only. Raises `DataError` where
+    the rows leave none held back.
+    """
+    expert = Expert.open(directory)
+    task = read_task(data, config)
+    if not task.validation:
+        raise DataError("rows held back, to calibrate a pool on", "none", "Raise --validation, or give more rows.")
+    embedder = load_for(expert.card.embedder) if expert.card.embedder else None
+    profile = profile_of(task.train, task.validation, embedder, config.seed)
+    vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}
+    return _replace(expert, expert.card, {**vectors, **profile.tensors()})
 
 
 def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Expert:

@@ -18,11 +18,13 @@ from glider.contribute.examples import Batches, EncodedRow, Row, encode_rows, re
 from glider.contribute.gates import gated
 from glider.contribute.loop import Loop, Progress
 from glider.contribute.lora import add_lora, lora_parameters
+from glider.contribute.profile import profile_of
 from glider.contribute.settings import TrainConfig
 from glider.errors import DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.disk import canonical_json, sha256, write_json
 from glider.experts.expert import Expert, write_expert
+from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
 from glider.instructions.embedders import load_embedder
 
@@ -69,7 +71,8 @@ def train_expert(
             training={**origin, **encoded.counts, **record, "versions": versions()},
         )
         instruction = embedder.embed([description])[0] if embedder and description else None
-        return _write(out, card, peft_model, gates, instruction)
+        profile = profile_of(task_data.train, task_data.validation, embedder, config.seed)
+        return _write(out, card, peft_model, gates, instruction, profile)
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,13 @@ def _train(
     return peft_model, {site: gate.detach() for site, gate in gates.items()}, record
 
 
-def _write(out: Path, card: ExpertCard, peft_model: Any, gates: dict[str, torch.Tensor], instruction: Any) -> Expert:
+def _write(
+    out: Path, card: ExpertCard, peft_model: Any, gates: dict[str, torch.Tensor], instruction: Any, profile: Profile
+) -> Expert:
     from peft import get_peft_model_state_dict
 
     peft_config = peft_model.peft_config["default"]
     peft_config.base_model_name_or_path = card.base.model_id
     peft_config.inference_mode = True
     lora = get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # no adapter here touches embeddings
-    return write_expert(out, card, peft_config, lora, gates, instruction)
+    return write_expert(out, card, peft_config, lora, gates, instruction, profile=profile)

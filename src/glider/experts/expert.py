@@ -20,6 +20,7 @@ from glider.experts.peft_format import (
     LoraLayout,
     read_layout,
 )
+from glider.experts.profile import EMBEDDED, PREFIX, Profile
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertSite, MisfitError, parse_sites
 from glider.shapes import Float, Tensor
 
@@ -89,6 +90,17 @@ class Expert:
         """The instruction embedding, or None where the expert has no description."""
         return self._extra.get_tensor(INSTRUCTION) if INSTRUCTION in self._extra.keys() else None  # noqa: SIM118
 
+    @cached_property
+    def profile(self) -> Profile | None:
+        """What the expert keeps of its training inputs, or None where it has no profile."""
+        names = [name for name in self._extra.keys() if name.startswith(PREFIX)]  # noqa: SIM118
+        return Profile.of_tensors({name: self._extra.get_tensor(name) for name in names}) if names else None
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Everything in `glider.safetensors`: gates, instruction embedding, profile."""
+        return {name: self._extra.get_tensor(name) for name in self._extra.keys()}  # noqa: SIM118
+
     def verify(self, hashes: Mapping[str, str] | None = None) -> None:
         """Check every file against its hash (where given) and every value for being finite."""
         for file, wanted in (hashes or {}).items():
@@ -130,6 +142,7 @@ def write_expert(
     gates: Mapping[str, Float[Tensor, " D"]],
     instruction: Float[Tensor, " G"] | None,
     dtype: torch.dtype = torch.bfloat16,
+    profile: Profile | None = None,
 ) -> Expert:
     """Write a whole expert directory atomically and open it.
 
@@ -147,6 +160,8 @@ def write_expert(
         extra = {site + GATE: gate.detach().to("cpu", dtype).contiguous() for site, gate in gates.items()}
         if instruction is not None:
             extra[INSTRUCTION] = instruction.detach().to("cpu", torch.float32).contiguous()
+        if profile is not None:
+            extra |= profile.tensors()
         save_tensors(extra, partial / GLIDER_WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
         Expert.open(partial).verify()
@@ -191,6 +206,13 @@ def _check_agreement(
             )
     width = extra.shapes.get(INSTRUCTION)
     wanted = card.embedder and (card.embedder.dimension,)
+    embedded = {extra.shapes[PREFIX + part][-1:] for part in EMBEDDED if PREFIX + part in extra.shapes}
+    if embedded - {wanted}:
+        raise ExpertError(
+            f"profile embeddings of width {wanted} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
+            f"{sorted(embedded)}",
+            "The files do not belong together; make the profile again.",
+        )
     if width != wanted:
         raise ExpertError(
             f"an instruction of shape {wanted} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",

@@ -42,11 +42,15 @@ class ExpertRecord(Config):
 
 
 class Calibration(Config):
-    """The constants of alpha = gamma * [max global > p] + beta for this pool and embedder, and where they come from."""
+    """The constants of alpha = gamma * [max global > p] + beta for one global signal, and how good they are."""
 
     p: float
     gamma: float = 100.0
     beta: float = 3.0
+    auc: float | None = None  # of the best score, between queries with and without their expert in the pool
+    balanced_accuracy: float | None = None  # of p, between the same
+    queries: int | None = None  # held-back queries of each kind
+    experts: tuple[str, ...] = ()  # the pool's experts when it was made
     source: str
 
 
@@ -56,7 +60,8 @@ class PoolIndex(Config):
     format: Literal[1] = 1
     base: BaseIdentity
     embedder: EmbedderIdentity | None = None
-    calibration: Calibration | None = None
+    signal: str | None = None  # the global signal to use where the caller names none
+    calibrations: dict[str, Calibration] = {}  # by global signal
     experts: tuple[ExpertRecord, ...] = ()
 
 
@@ -187,10 +192,12 @@ class Pool:
             records[position], experts[position] = record, experts[position].renamed(new)
             return now._write(now.index.model_copy(update={"experts": tuple(records)}), tuple(experts))
 
-    def calibrate(self, calibration: Calibration) -> "Pool":
-        """Store the constants of alpha; returns the pool as it is now."""
+    def calibrate(self, signal: str, calibration: Calibration, default: bool = True) -> "Pool":
+        """Store what a global signal was calibrated to; by `default` it is the one to use from now on."""
         with self._changing() as now:
-            return now._write(now.index.model_copy(update={"calibration": calibration}), now.experts)
+            stored = {**now.index.calibrations, signal: calibration}
+            changed = {"calibrations": stored, "signal": signal if default else now.index.signal}
+            return now._write(now.index.model_copy(update=changed), now.experts)
 
     def verify(self) -> None:
         """Check every file of every expert against its hash, and every weight for being finite."""

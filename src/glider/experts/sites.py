@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from glider.experts.headers import Header
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE, parse_key
+from glider.experts.profile import PREFIX, misfit
 
 GLIDER_WEIGHTS_FILE = "glider.safetensors"
 GATE = ".gate"
@@ -44,12 +45,16 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     if not pairs:
         raise MisfitError(ADAPTER_WEIGHTS_FILE, "LoRA pairs", "no tensor")
     sites = {site: _parse_pair(site, pair, extra) for site, pair in pairs.items()}
+    if fault := misfit(extra.shapes):
+        raise MisfitError(GLIDER_WEIGHTS_FILE, "the tensors of a profile", fault)
     for key, shape in extra.shapes.items():
+        if key.startswith(PREFIX):
+            continue
         gate = key.endswith(GATE) and key.removesuffix(GATE) in sites
         if not gate and (key != INSTRUCTION or len(shape) != 1 or shape[0] == 0):
             raise MisfitError(
                 GLIDER_WEIGHTS_FILE,
-                "gates of adapted sites and one instruction vector",
+                "gates of adapted sites, one instruction vector and a profile",
                 f"the tensor {key} of shape {shape}",
             )
     return sites

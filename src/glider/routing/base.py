@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -37,10 +37,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Condition:
-    """The global term of a batch: a score per query and expert, and how much it counts for the query."""
+    """The global term of a batch: a score per query and expert, how much it counts for the query, and its source."""
 
     global_scores: Float[Tensor, "B E"]
     alpha: Float[Tensor, " B"]
+    signal: str = ""
 
     @property
     def term(self) -> Float[Tensor, "B E"]:
@@ -62,14 +63,41 @@ class Site:
         return Site(self.name, vectors, self.absent.to(device))
 
 
+Need = Literal["instructions", "grams", "inputs"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a batch of queries. A global signal names the parts that it needs; the others may be None."""
+
+    instructions: Float[Tensor, "B G"] | None = None  # embedded descriptions
+    grams: tuple[tuple[Int[Tensor, " _"], ...], ...] | None = None  # n-grams of each query and of its examples' inputs
+    inputs: Float[Tensor, "B G"] | None = None  # mean embedding of the query's text and of its examples' inputs
+
+
+@runtime_checkable
+class GlobalScores(Protocol):
+    """Scores each expert of a pool for a whole query; about 1 for a query's own expert, near 0 for the others."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The parts of `Asked` that are read."""
+        ...
+
+    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
+        """The scores; `without` an expert, they are those of the pool that lacks it, its own minus infinity."""
+        ...
+
+
 @dataclass(frozen=True)
 class GlobalTerm:
-    """The instruction embeddings of a pool's experts, and the constants of alpha = gamma * [max > p] + beta."""
+    """The global scores of a pool, and the constants of alpha = gamma * [max > p] + beta."""
 
-    instructions: Float[Tensor, "E G"]  # unit length
+    scores: GlobalScores
     p: float
     gamma: float
     beta: float
+    signal: str = "instruction"
 
 
 @dataclass(frozen=True)
@@ -92,8 +120,8 @@ class Router(Protocol):
         """Whatever depends on the pool alone. Raises `RouterError` where the pool lacks what the method needs."""
         ...
 
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> Condition | None:
-        """The global term of a batch of queries (embedded), or None for a method without one."""
+    def condition(self, prepared: Prepared, asked: Asked) -> Condition | None:
+        """The global term of a batch of queries, or None for a method without one."""
         ...
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:

@@ -1,52 +1,112 @@
-"""The threshold p of alpha, chosen for a pool from its experts' own held-back queries."""
+"""The threshold p of alpha, chosen for a pool and a global signal from its experts' own held-back queries."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from glider.errors import PoolError
 from glider.experts.pool import Calibration, Pool
-from glider.routing.scores import cosine
+from glider.routing.base import Asked, GlobalScores
+from glider.routing.signals.base import profiles, signals
 from glider.shapes import Float, Tensor
 
-MINIMUM_QUERIES = 16
+MINIMUM_QUERIES = 16  # of each expert
+MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
 
 
-def calibrate_threshold(pool: Pool, queries: Mapping[str, Float[Tensor, "B G"]], source: str) -> Calibration:
-    """Choose p by leave-one-out: a query's best score counts as held-in, and its best score among the other experts
-    (as if its own were not in the pool) as held-out; p is the threshold with the best balanced accuracy.
+def calibrate(
+    pool: Pool,
+    signal: str,
+    queries: Mapping[str, Asked] | None = None,
+    report: Callable[[int, int], None] = lambda done, experts: None,
+) -> Calibration:
+    """Choose p by leave-one-out: a query's best score counts as held-in, and its best score in the pool without its own
+    expert as held-out; p is the threshold with the best balanced accuracy.
 
-    `queries` holds embedded queries of each expert's own task. gamma and beta stay the paper's. Raises `PoolError`
-    with fewer than two experts or 16 queries for one.
+    `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
+    is embedded or asked again when the pool grows. gamma and beta stay as stored, or the paper's. Raises `PoolError`
+    with fewer than two experts, or 16 queries of one.
     """
     if len(pool) < 2:
         raise PoolError("at least two experts to calibrate", str(len(pool)), "Add experts first.")
-    pool.require("calibration", instructions=True)
-    experts = torch.nn.functional.normalize(
-        torch.stack([expert.instruction for expert in pool if expert.instruction is not None]), dim=-1
-    )
+    scores = signals.create(signal).prepare(pool, "calibration")
+    asked = held_back(pool, scores) if queries is None else queries
     held_in, held_out = [], []
     for column, name in enumerate(pool.names):
-        count = len(queries.get(name, ()))
+        count = size(asked[name]) if name in asked else 0
         if count < MINIMUM_QUERIES:
             raise PoolError(
-                f"at least {MINIMUM_QUERIES} queries of expert {name}'s task", str(count), "Give more validation rows."
+                f"at least {MINIMUM_QUERIES} held-back queries of expert {name}'s task",
+                str(count),
+                "Make its profile of more rows (`glider expert profile`), or give more rows.",
             )
-        scores = cosine(queries[name], experts)
-        held_in.append(scores.amax(dim=-1))
-        others = torch.arange(len(pool)) != column
-        held_out.append(scores[:, others].amax(dim=-1))
-    return best_threshold(torch.cat(held_in), torch.cat(held_out), source)
+        held_in.append(scores.of(asked[name]).amax(dim=-1))
+        held_out.append(scores.of(asked[name], without=column).amax(dim=-1))
+        report(column + 1, len(pool))
+    stored = pool.index.calibrations.get(signal)
+    kept = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
+    p, accuracy, auc = best_threshold(torch.cat(held_in), torch.cat(held_out))
+    return Calibration(
+        p=round(p, 4),
+        auc=round(auc, 4),
+        balanced_accuracy=round(accuracy, 4),
+        queries=sum(map(len, held_in)),
+        experts=tuple(pool.names),
+        source=f"leave-one-out over {'the profiles' if queries is None else 'given rows'}",
+        **kept,
+    )
 
 
-def best_threshold(held_in: Float[Tensor, " N"], held_out: Float[Tensor, " M"], source: str) -> Calibration:
-    """The threshold with the best balanced accuracy, with its quality in `source`."""
+def recalibrated(pool: Pool) -> Pool:
+    """The pool with its calibrations made anew, where its experts changed since and their profiles suffice.
+
+    A calibration that can't be redone stays as it is; its list of experts tells.
+    """
+    for signal, stored in pool.index.calibrations.items():
+        if stored.experts == tuple(pool.names) or len(pool) < 2:
+            continue
+        if all(_suffices(pool, signal)):
+            pool = pool.calibrate(signal, calibrate(pool, signal), default=False)
+    return pool
+
+
+def held_back(pool: Pool, scores: GlobalScores) -> dict[str, Asked]:
+    """The queries that the experts' profiles keep, by expert; raises `RouterError` naming those without a profile."""
+    found = profiles(pool, "calibration", inputs=bool(scores.needs - {"grams"}))
+    most = max(MINIMUM_QUERIES, MOST_QUERIES // len(found))
+    asked = {}
+    for name, profile in zip(pool.names, found, strict=True):
+        inputs = profile.held_back_inputs
+        embedded = None if inputs is None else inputs[:most].float()
+        asked[name] = Asked(embedded, tuple((query,) for query in profile.queries[:most]), embedded)
+    return asked
+
+
+def size(asked: Asked) -> int:
+    """How many queries."""
+    parts: Sequence[Sequence | Tensor | None] = (asked.instructions, asked.grams, asked.inputs)
+    return max(0 if part is None else len(part) for part in parts)
+
+
+def best_threshold(held_in: Float[Tensor, " N"], held_out: Float[Tensor, " M"]) -> tuple[float, float, float]:
+    """The threshold with the best balanced accuracy, that accuracy, and the area under the ROC curve."""
     values = torch.cat([held_in, held_out]).sort().values
     candidates = (values[1:] + values[:-1]) / 2
-    accuracy = (
-        (held_in[None] > candidates[:, None]).float().mean(1) + (held_out[None] <= candidates[:, None]).float().mean(1)
-    ) / 2
-    p = candidates[accuracy.argmax()].item()
-    auc = (held_in[:, None] > held_out[None]).float().mean().item()
-    told = f"balanced accuracy {accuracy.max().item():.3f}, AUC {auc:.3f}, {len(held_in)} queries"
-    return Calibration(p=round(p, 4), source=f"{source}: {told}")
+    ordered_in, ordered_out = held_in.sort().values, held_out.sort().values
+    above = 1 - torch.searchsorted(ordered_in, candidates, right=True) / len(held_in)
+    below = torch.searchsorted(ordered_out, candidates, right=True) / len(held_out)
+    accuracy = (above + below) / 2
+    best = accuracy.argmax()
+    wins = torch.searchsorted(ordered_out, held_in).double() + torch.searchsorted(ordered_out, held_in, right=True)
+    return candidates[best].item(), accuracy[best].item(), (wins.mean() / 2 / len(held_out)).item()
+
+
+def _suffices(pool: Pool, signal: str) -> list[bool]:
+    """Whether each expert's profile holds enough to calibrate a signal by it."""
+    embedded = signal != "examples"
+    return [
+        expert.profile is not None
+        and len(expert.profile.held_back) >= MINIMUM_QUERIES
+        and not (embedded and expert.profile.held_back_inputs is None)
+        for expert in pool
+    ]

@@ -4,8 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Condition, Decision, GlobalTerm, Prepared, Site
-from glider.routing.scores import cosine
+from glider.routing.base import Asked, Condition, Decision, GlobalTerm, Prepared, Site
 from glider.routing.select import Select
 from glider.shapes import Float, Tensor
 
@@ -28,7 +27,7 @@ class Global(Protocol):
     """Scores each expert for a whole query."""
 
     def prepare(self, pool: Pool) -> GlobalTerm:
-        """The experts' embeddings and the constants of alpha; raises `RouterError` where an expert lacks one."""
+        """The scores and the constants of alpha; raises `RouterError` where an expert lacks what they need."""
         ...
 
 
@@ -43,7 +42,7 @@ class Composed:
         raise NotImplementedError
 
     @property
-    def global_(self) -> Global | None:
+    def global_term(self) -> Global | None:
         """The global term, if the method has one."""
         return None
 
@@ -51,15 +50,15 @@ class Composed:
         if not len(pool):
             raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
         sites = self.local.prepare(pool)
-        return Prepared(pool.experts, sites, self.global_.prepare(pool) if self.global_ is not None else None)
+        return Prepared(pool.experts, sites, self.global_term.prepare(pool) if self.global_term is not None else None)
 
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> Condition | None:
+    def condition(self, prepared: Prepared, asked: Asked) -> Condition | None:
         term = prepared.global_term
         if term is None:
             return None
-        scores = cosine(queries, term.instructions)  # (B, E)
+        scores = term.scores.of(asked)  # (B, E)
         confident = scores.amax(dim=-1) > term.p  # (B,)
-        return Condition(scores, term.gamma * confident.float() + term.beta)
+        return Condition(scores, term.gamma * confident.float() + term.beta, term.signal)
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
         scores = self.local.scores(x, site)

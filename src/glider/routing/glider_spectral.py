@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from glider.routing.arrow import ArrowVectors
 from glider.routing.base import router
 from glider.routing.compose import Composed
-from glider.routing.parts import InstructionTerm
+from glider.routing.parts import GlobalPart
 from glider.routing.select import Select, TopK
 from glider.routing.spectr import SpectralNorm
 
@@ -13,10 +13,11 @@ from glider.routing.spectr import SpectralNorm
 @router("glider+arrow", paper="arXiv:2410.07172")
 @dataclass(frozen=True)
 class GliderArrow(Composed):
-    """score = alpha * cosine(g_e, q) + |v_e . x| / temperature: GLIDER (section 4.2) over Arrow (arXiv 2405.11157)."""
+    """score = alpha * global_e + |v_e . x| / temperature: GLIDER (section 4.2) over Arrow (arXiv 2405.11157)."""
 
     select: Select = TopK(2)
     temperature: float = 1.0
+    global_: str | None = None
     p: float | None = None
     gamma: float | None = None
     beta: float | None = None
@@ -29,16 +30,17 @@ class GliderArrow(Composed):
         return ArrowVectors(self.temperature)
 
     @property
-    def global_(self) -> InstructionTerm:
-        return InstructionTerm("glider+arrow", self.p, self.gamma, self.beta)
+    def global_term(self) -> GlobalPart:
+        return GlobalPart("glider+arrow", self.global_, self.p, self.gamma, self.beta)
 
 
 @router("glider+spectr", paper="arXiv:2410.07172")
 @dataclass(frozen=True)
 class GliderSpectr(Composed):
-    """score = alpha * cosine(g_e, q) + |S_e V_e^T x|: GLIDER (section 4.2) over SpectR (arXiv 2504.03454)."""
+    """score = alpha * global_e + |S_e V_e^T x|: GLIDER (section 4.2) over SpectR (arXiv 2504.03454)."""
 
     select: Select = TopK(2)
+    global_: str | None = None
     p: float | None = None
     gamma: float | None = None
     beta: float | None = None
@@ -48,5 +50,5 @@ class GliderSpectr(Composed):
         return SpectralNorm()
 
     @property
-    def global_(self) -> InstructionTerm:
-        return InstructionTerm("glider+spectr", self.p, self.gamma, self.beta)
+    def global_term(self) -> GlobalPart:
+        return GlobalPart("glider+spectr", self.global_, self.p, self.gamma, self.beta)

@@ -10,7 +10,7 @@ import torch
 
 from glider.errors import MissingDependency, RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Decision, Prepared, Site, absent_at, router
+from glider.routing.base import Asked, Decision, Prepared, Site, absent_at, router
 from glider.routing.merging import require_experts, weighted_sum
 from glider.routing.static import MergedExpert, Static
 from glider.shapes import Float, Tensor
@@ -61,7 +61,7 @@ class Weighted:
         sites = {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites}
         return Prepared(pool.experts, sites)
 
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> None:
+    def condition(self, prepared: Prepared, asked: Asked) -> None:
         return None
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:

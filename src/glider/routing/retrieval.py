@@ -11,8 +11,8 @@ from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, GlobalTerm, Prepared, Site, absent_at, router
 from glider.routing.compose import Composed
-from glider.routing.parts import unit_instructions
 from glider.routing.select import Select
+from glider.routing.signals.instruction import Cosines, unit_instructions
 from glider.routing.static import MergedExpert
 from glider.shapes import Float, Int, Tensor
 
@@ -65,7 +65,7 @@ class Similarity:
     temperature: float = 1.0
 
     def prepare(self, pool: Pool) -> GlobalTerm:
-        return GlobalTerm(unit_instructions(pool, self.router), p=1.0, gamma=0.0, beta=1 / self.temperature)
+        return GlobalTerm(Cosines(unit_instructions(pool, self.router)), p=1.0, gamma=0.0, beta=1 / self.temperature)
 
 
 class _ByEmbedding(Composed):
@@ -79,7 +79,7 @@ class _ByEmbedding(Composed):
         return Everywhere()
 
     @property
-    def global_(self) -> Similarity:
+    def global_term(self) -> Similarity:
         return Similarity(self.name, self.temperature)
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:

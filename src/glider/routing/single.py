@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
-from glider.routing.base import Decision, Prepared, Site, router
+from glider.routing.base import Asked, Decision, Prepared, Site, router
 from glider.routing.static import Static
 from glider.shapes import Float, Tensor
 
@@ -28,7 +28,7 @@ class Base:
     def prepare(self, pool: Pool) -> Prepared:
         return Prepared((), {})
 
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> None:
+    def condition(self, prepared: Prepared, asked: Asked) -> None:
         return None
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:

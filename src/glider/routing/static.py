@@ -8,7 +8,7 @@ import torch
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.experts.sites import ExpertSite
-from glider.routing.base import Decision, Prepared, Site
+from glider.routing.base import Asked, Decision, Prepared, Site
 from glider.shapes import Float, Tensor
 
 
@@ -45,7 +45,7 @@ class Static:
         present = torch.zeros(1, dtype=torch.bool)
         return Prepared((expert,), {site: Site(site, None, present) for site in expert.sites})
 
-    def condition(self, prepared: Prepared, queries: Float[Tensor, "B G"]) -> None:
+    def condition(self, prepared: Prepared, asked: Asked) -> None:
         return None
 
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:

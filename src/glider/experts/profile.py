@@ -1,0 +1,107 @@
+"""The profile: what an expert keeps of its training inputs, so that a pool can tell its queries without an LLM.
+
+Counts of hashed word n-grams and the mean embedding of some training inputs, and the same of a few inputs held back,
+one by one, on which a pool is calibrated. Shapes are the same for every expert of an embedder, so that the headers of
+a large pool's files stay equal.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from glider.shapes import Float, Int, Tensor
+
+PREFIX = "profile."
+ROWS = 64  # training inputs counted
+HELD_BACK = 24  # inputs kept for calibration
+MOST_GRAMS = 12288
+MOST_QUERY_GRAMS = 512
+EMBEDDED = ("inputs", "held_back_inputs")
+_AXES = {"grams": 1, "counts": 1, "held_back": 2, "inputs": 1, "held_back_inputs": 2}
+_DTYPES = {"grams": torch.int32, "counts": torch.uint8, "held_back": torch.int32}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Hashed n-grams as signed 32-bit integers, 0 where a row is shorter than its room."""
+
+    grams: Int[Tensor, " N"]  # the expert's n-grams, sorted
+    counts: Int[Tensor, " N"]  # uint8: inputs that hold each
+    held_back: Int[Tensor, "Q L"]  # n-grams of each held-back input
+    inputs: Float[Tensor, " G"] | None = None  # mean embedding of the training inputs, unit length
+    held_back_inputs: Float[Tensor, "Q G"] | None = None  # embeddings of the held-back inputs
+
+    @property
+    def known(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """The n-grams (int64) and their counts, without the filling."""
+        real = self.counts > 0
+        return _unsigned(self.grams[real]), self.counts[real].long()
+
+    @property
+    def queries(self) -> tuple[Int[Tensor, " _"], ...]:
+        """The n-grams (int64) of each held-back input."""
+        return tuple(_unsigned(row[row != 0]) for row in self.held_back)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names in `glider.safetensors`."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {PREFIX + name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Profile":
+        """From the tensors of a file, whatever their dtypes there."""
+        parts = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        return cls(**{part: tensor.to(_DTYPES.get(part, tensor.dtype)) for part, tensor in parts.items()})
+
+    @classmethod
+    def of(
+        cls,
+        training: Sequence[Int[Tensor, " _"]],
+        held_back: Sequence[Int[Tensor, " _"]],
+        inputs: Float[Tensor, "N G"] | None = None,
+        held_back_inputs: Float[Tensor, "Q G"] | None = None,
+    ) -> "Profile":
+        """Count the n-grams of training inputs; beyond 12,288 distinct ones those of the fewest inputs go."""
+        grams, counts = torch.cat([torch.zeros(0, dtype=torch.int64), *training]).unique(return_counts=True)
+        if len(grams) > MOST_GRAMS:
+            kept = counts.sort(descending=True, stable=True).indices[:MOST_GRAMS].sort().values
+            grams, counts = grams[kept], counts[kept]
+        rows = torch.zeros(len(held_back), MOST_QUERY_GRAMS, dtype=torch.int32)
+        for row, query in zip(rows, held_back, strict=True):
+            query = query[torch.linspace(0, len(query) - 1, min(len(query), MOST_QUERY_GRAMS)).long()]
+            row[: len(query)] = _signed(query)
+        return cls(
+            _filled(_signed(grams), MOST_GRAMS),
+            _filled(counts.clamp(max=255).to(torch.uint8), MOST_GRAMS),
+            rows,
+            None if inputs is None else torch.nn.functional.normalize(inputs.float().mean(dim=0), dim=-1),
+            None if held_back_inputs is None else held_back_inputs.half(),
+        )
+
+
+def misfit(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What keeps tensors of these names and shapes from being a profile; None if nothing does, or if there is none."""
+    parts = {name.removeprefix(PREFIX): shape for name, shape in shapes.items() if name.startswith(PREFIX)}
+    for part, shape in parts.items():
+        if len(shape) != _AXES.get(part):
+            return f"the tensor {PREFIX}{part} of shape {shape}"
+    if parts and (missing := {"grams", "counts", "held_back"} - parts.keys()):
+        return f"a profile without {', '.join(sorted(missing))}"
+    if parts and parts["grams"] != parts["counts"]:
+        return f"{parts['grams']} n-grams and {parts['counts']} counts"
+    if "held_back_inputs" in parts and parts["held_back_inputs"][0] != parts["held_back"][0]:
+        return f"{parts['held_back'][0]} held-back inputs and {parts['held_back_inputs'][0]} embeddings of them"
+    return None
+
+
+def _signed(grams: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    return torch.where(grams >= 1 << 31, grams - (1 << 32), grams).to(torch.int32)
+
+
+def _unsigned(grams: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    return grams.long() & 0xFFFFFFFF
+
+
+def _filled(values: Tensor, length: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(length - len(values))])

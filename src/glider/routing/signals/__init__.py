@@ -1,0 +1,1 @@
+"""Global signals: which experts suit a whole query, one way a file."""

@@ -1,0 +1,85 @@
+"""A global signal without LLM and embedder: which expert's training inputs a query's words look like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+
+from glider.experts.pool import Pool
+from glider.experts.profile import Profile
+from glider.routing.base import Asked, Need
+from glider.routing.signals.base import absent, lead, profiles, signal
+from glider.shapes import Float, Int, Tensor
+
+SMOOTHING = 0.01
+USUAL_LEAD = 32.0  # the median lead of a query's own expert, nearly the same in pools of 2 and of 36
+THRESHOLD = 0.35
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Naive Bayes over hashed word n-grams: an index from n-gram to the experts that know it, with their weights.
+
+    An n-gram that few experts know counts more (inverse expert frequency); one that none knows counts nothing.
+    """
+
+    count: int  # experts
+    grams: Int[Tensor, " U"]  # sorted
+    starts: Int[Tensor, " V"]  # U + 1: where each n-gram's entries begin
+    experts: Int[Tensor, " N"]  # of each entry
+    gains: Float[Tensor, " N"]  # log of what knowing the n-gram adds to its likelihood
+    floors: Float[Tensor, " E"]  # log-likelihood of an n-gram that the expert does not know
+    needs: frozenset[Need] = frozenset({"grams"})
+
+    @classmethod
+    def of_profiles(cls, experts: Sequence[Profile]) -> "Likelihoods":
+        """Build the index; linear in the n-grams of all experts."""
+        known = [profile.known for profile in experts]
+        grams = torch.cat([grams for grams, _ in known])
+        counts = torch.cat([counts for _, counts in known]).float()
+        owner = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(grams) for grams, _ in known]))
+        order = grams.argsort(stable=True)
+        distinct, sizes = grams[order].unique_consecutive(return_counts=True)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        totals = torch.tensor([counts.sum().item() for _, counts in known])
+        floors = log(SMOOTHING) - (totals + SMOOTHING * len(distinct)).log()
+        gains = ((counts + SMOOTHING) / SMOOTHING).log()
+        return cls(len(known), distinct, starts, owner[order], gains[order], floors)
+
+    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
+        assert asked.grams is not None
+        texts = [torch.stack([self._one(text, without) for text in query]).mean(dim=0) for query in asked.grams]
+        scores = torch.stack(texts)  # (B, E)
+        return lead(scores, absent(scores, without)) / USUAL_LEAD
+
+    def _one(self, text: Int[Tensor, " N"], without: int | None) -> Float[Tensor, " E"]:
+        """Weighed log-likelihood of one text under every expert, over the norm of the weights."""
+        place = torch.searchsorted(self.grams, text).clamp(max=len(self.grams) - 1)
+        place = place[self.grams[place] == text]
+        sizes = self.starts[place + 1] - self.starts[place]
+        gram = torch.repeat_interleave(torch.arange(len(place)), sizes)  # of each entry
+        entry = torch.arange(len(gram)) - (sizes.cumsum(0) - sizes)[gram] + self.starts[place][gram]
+        if without is not None:
+            entry, gram = (part[self.experts[entry] != without] for part in (entry, gram))
+            sizes = torch.bincount(gram, minlength=len(place))
+        present = self.count - (without is not None)
+        weights = torch.where(sizes > 0, ((1 + present) / (1 + sizes)).log() + 1, 0.0)
+        gains = torch.zeros(self.count).index_add_(0, self.experts[entry], weights[gram] * self.gains[entry])
+        return (gains + weights.sum() * self.floors) / (weights.square().sum() + 1e-9).sqrt()
+
+
+@signal("examples")
+@dataclass(frozen=True)
+class Examples:
+    """global_e = lead of the query's log-likelihood under e's word n-grams (64 training inputs) over the others' mean.
+
+    Naive Bayes with inverse expert frequencies; a query may bring examples of its task, whose scores are averaged with
+    its own. No LLM, no embedder, well under a millisecond.
+    """
+
+    def prepare(self, pool: Pool, router: str) -> Likelihoods:
+        return Likelihoods.of_profiles(profiles(pool, router))
+
+    def threshold(self, pool: Pool) -> float | None:
+        return THRESHOLD

@@ -1,0 +1,110 @@
+"""Global signals: the paper's cosine, words, and both."""
+
+from math import log
+
+import pytest
+import torch
+
+from glider.errors import RouterError
+from glider.experts.profile import Profile
+from glider.instructions.inputs import ngrams
+from glider.routing.base import Asked, GlobalScores
+from glider.routing.signals.base import Signal, lead, signals
+from glider.routing.signals.examples import SMOOTHING, USUAL_LEAD, Likelihoods
+
+TEXTS = {
+    "films": ["is this film good or bad", "a dull film , good or bad"],
+    "sums": ["add two and three", "what is three times two"],
+    "places": ["where is the river", "name the river in the north"],
+}
+
+
+def likelihoods(*names: str) -> Likelihoods:
+    chosen = [TEXTS[name] for name in names or TEXTS]
+    return Likelihoods.of_profiles([Profile.of([ngrams(text) for text in texts], []) for texts in chosen])
+
+
+def asked(*texts: str) -> Asked:
+    return Asked(grams=tuple((ngrams(text),) for text in texts))
+
+
+def test_a_query_leads_under_the_expert_whose_words_it_has() -> None:
+    scores = likelihoods().of(asked("good or bad film", "add two and three", "the river"))
+    assert scores.argmax(dim=-1).tolist() == [0, 1, 2]
+
+
+def test_scores_are_naive_bayes_over_the_others_mean() -> None:
+    """The formula written out, for one query of one known and one unknown word."""
+    counts = [{"red": 2, "is": 1}, {"blue": 1, "is": 1}]
+    profiles = [
+        Profile.of([ngrams("red").repeat(n) if n == 1 else ngrams("red") for n in (1, 2)] + [ngrams("is")], []),
+        Profile.of([ngrams("blue"), ngrams("is")], []),
+    ]
+    got = Likelihoods.of_profiles(profiles).of(asked("red"))[0]
+    vocabulary = 3
+    totals = [sum(known.values()) for known in counts]
+    weight = log(3 / 2) + 1  # two experts, one of which knows the word
+    scores = [
+        weight * log((known.get("red", 0) + SMOOTHING) / (total + SMOOTHING * vocabulary)) / weight
+        for known, total in zip(counts, totals, strict=True)
+    ]
+    torch.testing.assert_close(got, torch.tensor([scores[0] - scores[1], scores[1] - scores[0]]) / USUAL_LEAD)
+
+
+def test_leaving_an_expert_out_equals_the_pool_without_it() -> None:
+    query = asked("is the film in the north good", "two rivers")
+    without = likelihoods().of(query, without=1)
+    assert (without[:, 1] == -torch.inf).all()
+    smaller = likelihoods("films", "places").of(query)
+    # the same but for the vocabulary's size, which smoothing alone sees
+    torch.testing.assert_close(without[:, [0, 2]], smaller, atol=0.02, rtol=0)
+
+
+def test_words_that_nobody_knows_say_nothing() -> None:
+    assert likelihoods().of(asked("zzz", "")).eq(0).all()
+    assert likelihoods().of(asked("river zzz")).equal(likelihoods().of(asked("river")))
+
+
+def test_examples_of_the_task_are_averaged_with_the_query() -> None:
+    many = Asked(grams=((ngrams("three"), ngrams("add two")),))
+    one, other = (likelihoods().of(asked(text)) for text in ("three", "add two"))
+    torch.testing.assert_close(likelihoods().of(many), (one + other) / 2)
+
+
+def test_permuting_the_experts_permutes_the_scores() -> None:
+    query = asked("is the river bad")
+    turned = likelihoods("places", "films", "sums").of(query)
+    torch.testing.assert_close(likelihoods().of(query), turned[:, [1, 2, 0]])
+
+
+def test_lead_is_over_the_mean_of_the_others_present() -> None:
+    scores = torch.tensor([[4.0, 1.0, 3.0]])
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    assert lead(scores, none).tolist() == [[2.0, -2.5, 0.5]]
+    assert lead(scores, torch.tensor([[False, True, False]])).tolist() == [[1.0, -torch.inf, -1.0]]
+    assert lead(scores[:, :1], none[:, :1]).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("name", ["instruction", "examples", "ensemble"])
+def test_every_signal_prepares_of_a_pool_and_scores_its_own_queries_highest(pool_with_profiles, name: str) -> None:
+    pool = pool_with_profiles()
+    made = signals.create(name)
+    assert isinstance(made, Signal)
+    scores = made.prepare(pool, "a test")
+    assert isinstance(scores, GlobalScores)
+    for column, expert in enumerate(pool):
+        held = expert.profile.held_back_inputs.float()
+        query = Asked(expert.instruction[None], tuple((grams,) for grams in expert.profile.queries[:1]), held[:1])
+        assert scores.of(query).argmax().item() == column
+        assert scores.of(query, without=column)[0, column] == -torch.inf
+
+
+@pytest.mark.parametrize("name", ["examples", "ensemble"])
+def test_an_expert_without_profile_is_named(make_pool, llama_directory, name: str) -> None:
+    with pytest.raises(RouterError, match=r"profile.*none in e0, e1, e2\..*glider expert profile"):
+        signals.create(name).prepare(make_pool(llama_directory), "glider")
+
+
+def test_an_unknown_signal_lists_the_known() -> None:
+    with pytest.raises(RouterError, match="ensemble, examples, instruction"):
+        signals.create("smell")
