@@ -51,6 +51,25 @@ class EmbedderError(GliderError):
     """An embedder that is missing, or is not the pool's own."""
 
 
+class DescriberError(GliderError):
+    """A describer that does not exist, whose settings do not fit, or that wrote nothing usable."""
+
+
+class EndpointError(GliderError):
+    """A model endpoint that is down, slow, refusing, or answering nonsense.
+
+    `passing` says that a later try may succeed; `down` that other requests will meet the same fate.
+    """
+
+    def __init__(self, wanted: str, got: str, remedy: str, *, passing: bool = False, down: bool = False):
+        super().__init__(wanted, got, remedy)
+        self.passing, self.down = passing, down
+
+
+class GliderWarning(UserWarning):
+    """Something failed that the work goes on without."""
+
+
 class MissingDependency(GliderError):
     """An optional package is not installed."""
 

@@ -15,22 +15,14 @@ from glider.errors import PoolError, QueryError, RouterError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
-from glider.instructions.embedders import Embedder, load_for
-from glider.instructions.inputs import edges, ngrams
+from glider.instructions.describers import Describer, load_describer
+from glider.instructions.queries import DescribedCondition, Query, ask
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
-from glider.routing.base import Asked, Condition, GlobalTerm, Observer, Router, routers
+from glider.routing.base import Condition, Observer, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
 OnPiece = Callable[[Piece], None]
-
-
-@dataclass(frozen=True)
-class Query:
-    """What the user asks. `description`, one sentence naming the task, is embedded in place of the text where given."""
-
-    text: str
-    description: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,8 @@ class Answer:
     global_scores: dict[str, float]  # by expert; empty for a router without a global term
     alpha: float | None
     usage: dict[str, float]  # mean weight of each expert over tokens and sites; empty unless traced
+    description: str | None = None  # what was embedded for the global term
+    fault: str | None = None  # why the global term was left out
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,18 @@ class ChoiceScore:
 class RoutedModel:
     """A base model whose every adapted layer routes every token among the experts of a pool."""
 
-    def __init__(self, base: BaseModel, pool: Pool, attached: Attached, prompt: PromptFormat):
+    def __init__(
+        self,
+        base: BaseModel,
+        pool: Pool,
+        attached: Attached,
+        prompt: PromptFormat,
+        describer: Describer | None = None,
+        strict: bool = False,
+    ):
         self.base, self.pool, self.attached, self.prompt = base, pool, attached, prompt
         self.model, self.tokenizer = base.model, base.tokenizer
-        self._embedder: Embedder | None = None
+        self.describer, self.strict = describer, strict
 
     @property
     def router(self) -> Router:
@@ -87,19 +89,11 @@ class RoutedModel:
 
     def condition(self, queries: Sequence["str | Query"]) -> Condition | None:
         """The global term of a batch of queries; None for a router without one."""
-        term = self.attached.prepared.global_term
-        return None if term is None else self.router.condition(self.attached.prepared, self._asked(queries, term))
-
-    def _asked(self, queries: Sequence["str | Query"], term: GlobalTerm) -> Asked:
-        """What the signal needs of the queries: n-grams of their texts, embeddings of their descriptions or texts."""
-        asked, embedded = [_query(query) for query in queries], None
-        if term.scores.needs - {"grams"}:
-            if self._embedder is None:
-                assert self.pool.index.embedder is not None  # experts with embeddings have one
-                self._embedder = load_for(self.pool.index.embedder)
-            embedded = self._embedder.embed([query.description or edges(query.text) for query in asked])
-        grams = tuple((ngrams(query.text),) for query in asked) if "grams" in term.scores.needs else None
-        return Asked(embedded, grams, embedded)
+        if (term := self.attached.prepared.global_term) is None:
+            return None
+        identity, asking = self.pool.index.embedder, [_query(query) for query in queries]
+        asked = ask(asking, term.scores.needs, identity, self.describer, strict=self.strict)
+        return asked.temper(self.router.condition(self.attached.prepared, asked.asked), term.beta)
 
     def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
@@ -225,6 +219,7 @@ class RoutedModel:
         self, row: int, ids: list[int], ends: set[int], limit: int, condition: Condition | None, trace: Trace | None
     ) -> Answer:
         values = [] if condition is None else condition.global_scores[row].tolist()
+        told = condition.described[row] if isinstance(condition, DescribedCondition) else None
         return Answer(
             text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=tuple(ids),
@@ -232,6 +227,8 @@ class RoutedModel:
             global_scores=dict(zip(self.experts, values, strict=False)),  # empty without a global term
             alpha=None if condition is None else condition.alpha[row].item(),
             usage={} if trace is None else trace.usage(row),
+            description=told and told.text,
+            fault=told and told.fault,
         )
 
     def _pieces(self, batch: list["str | Query"], settings: dict[str, Any]) -> Iterator[Piece]:
@@ -335,25 +332,30 @@ def load(
     device: str | torch.device = "cpu",
     expert_dtype: torch.dtype | None = None,
     prompt: PromptFormat | None = None,
+    describer: str | Describer | None = None,
+    strict: bool = False,
     **settings: Any,
 ) -> RoutedModel:
     """Load a base model, open and verify a pool, and attach it.
 
     `base` is a hub id, a path or "smollm2-135m"; by default the model the pool was made for. `pool` is a directory, or
     "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the
-    base, `expert_dtype` the experts. Raises the `GliderError` of whatever does not fit, before anything is attached.
+    base, `expert_dtype` the experts. `describer` (a registry name such as "openai:MODEL", or a describer) writes the
+    descriptions of queries that come without; a query that it fails goes on with the local term, unless `strict`.
+    Raises the `GliderError` of whatever does not fit, before anything is attached.
     """
     opened = open_pool(pool)
     chosen = routers.create(router, **settings) if isinstance(router, str) else router
     if not isinstance(router, str) and settings:
         raise RouterError("settings within the router", f"{', '.join(settings)} beside it", "Put them into the router.")
+    writer = load_describer(describer) if isinstance(describer, str) else describer
     prepared = chosen.prepare(opened)  # what the pool cannot serve shows before the base model is loaded
     opened.verify()
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
     require_same_base(opened.index.base, loaded.identity, f"the pool {opened.path}")
     prompt = prompt or _prompt_of(opened, loaded)
     attached = attach(loaded.model, opened, chosen, expert_dtype=expert_dtype, prepared=prepared)
-    return RoutedModel(loaded, opened, attached, prompt)
+    return RoutedModel(loaded, opened, attached, prompt, writer, strict)
 
 
 def open_pool(pool: str | Path) -> Pool:

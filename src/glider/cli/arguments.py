@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from glider.instructions.describers import Describer
     from glider.model import RoutedModel
 
 PoolOption = Annotated[str, typer.Option("--pool", help="Directory of the pool, or demo for the embedded one.")]
@@ -24,9 +25,27 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DescriptionOption = Annotated[
     str | None, typer.Option("--description", help="One sentence naming the task, for the global term.")
 ]
+DescriberOption = Annotated[
+    str | None,
+    typer.Option("--describer", help="Who describes a prompt that comes without: openai:MODEL, local:MODEL."),
+]
+BaseUrlOption = Annotated[
+    str | None, typer.Option("--base-url", help="Address of the describer's endpoint, up to /v1.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Stop if a description fails, instead of routing by the local term.")
+]
 
 
-def load_model(pool: str, base: str | None, router: str, top_k: int | None, top_p: float | None) -> "RoutedModel":
+def load_model(
+    pool: str,
+    base: str | None,
+    router: str,
+    top_k: int | None,
+    top_p: float | None,
+    describer: "Describer | None" = None,
+    strict: bool = False,
+) -> "RoutedModel":
     """The model that the shared options describe."""
     from glider.cli.terminal import quiet_libraries
     from glider.errors import ConfigError
@@ -46,7 +65,20 @@ def load_model(pool: str, base: str | None, router: str, top_k: int | None, top_
         settings = {"k": top_k} if by_query else {"select": TopK(top_k)}
     if top_p is not None:
         settings["select"] = TopP(top_p)
-    return load(base, pool, router=router, **settings)
+    return load(base, pool, router=router, describer=describer, strict=strict, **settings)
+
+
+def make_describer(name: str | None, base_url: str | None) -> "Describer | None":
+    """The describer that the shared options name."""
+    from glider.errors import ConfigError
+
+    if name is None:
+        if base_url is not None:
+            raise ConfigError("--describer openai:MODEL for --base-url", "no --describer", "Give both or none.")
+        return None
+    from glider.instructions.describers import load_describer
+
+    return load_describer(name, **({} if base_url is None else {"base_url": base_url}))
 
 
 def read_prompt(prompt: str) -> str:

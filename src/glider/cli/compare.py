@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glider.cli.arguments import BaseOption, JsonOption, PoolOption
+from glider.cli.arguments import (
+    BaseOption,
+    BaseUrlOption,
+    DescriberOption,
+    JsonOption,
+    PoolOption,
+    make_describer,
+)
 
 if TYPE_CHECKING:
     from glider.evaluation.compare import Entry
@@ -32,6 +39,8 @@ def compare(
     ] = None,
     fewshot_rows: Annotated[int, typer.Option("--fewshot-rows", min=1, help="How many of them.")] = 5,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 48,
+    describer: DescriberOption = None,
+    base_url: BaseUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score routers on the same rows: score with 95 % bootstrap interval, paired p against the first, tokens/s, memory.
@@ -56,6 +65,7 @@ def compare(
         chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
     shots = [] if fewshot is None else read_rows(fewshot, None)
     shots = [row for row in shots if row.split in (None, "train")][:fewshot_rows]
+    writer = make_describer(describer, base_url)
     quiet_libraries()
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -66,7 +76,16 @@ def compare(
                 tasks[name] = bar.add_task(name, total=len(chosen))
             bar.update(tasks[name], completed=done)
 
-        entries = list(run(pool, chosen, names, base=base, fewshot=shots, max_new_tokens=max_new_tokens, tick=tick))
+        entries = list(
+            run(
+                *(pool, chosen, names),
+                base=base,
+                fewshot=shots,
+                max_new_tokens=max_new_tokens,
+                describer=writer,
+                tick=tick,
+            )
+        )
     if as_json:
         told = {"data": str(data), "rows": len(chosen), "seed": seed, "entries": [asdict(entry) for entry in entries]}
         print(json.dumps(told, indent=2))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from glider.cli.arguments import BaseUrlOption, make_describer
 from glider.cli.hub import pull_expert, push_expert
 from glider.cli.import_official import import_official
 from glider.cli.options import with_settings
@@ -100,17 +101,47 @@ def gates(
 
 def describe(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
-    description: Annotated[str, typer.Argument(help="One sentence: the task and the skill it needs.")],
-    embedder: Annotated[str, typer.Option("--embedder", help="sentence-transformers model.")] = EMBEDDED_EMBEDDER,
+    description: Annotated[
+        str | None, typer.Argument(help="One sentence: the task and the skill it needs. Or give --describer.")
+    ] = None,
+    describer: Annotated[
+        str | None, typer.Option("--describer", help="Who writes it: openai:MODEL, local:MODEL.")
+    ] = None,
+    base_url: BaseUrlOption = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Rows for the describer to read. Default: the card's examples.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many of them.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Which of them.")] = 0,
+    embedder: Annotated[
+        str, typer.Option("--embedder", help="sentence-transformers model, or openai:MODEL.")
+    ] = EMBEDDED_EMBEDDER,
     prefix: Annotated[str, typer.Option("--embedder-prefix", help="Text put before what is embedded.")] = "",
 ) -> None:
-    """Give an expert its description, and the embedding of it for the global term."""
-    from glider.cli.terminal import quiet_libraries
-    from glider.contribute.adopt import describe as give
+    """Give an expert its description, and the embedding of it for the global term.
 
+    The sentence is yours, or a describer's that reads rows of the task.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.errors import ConfigError
+
+    if (description is None) == (describer is None):
+        got = "neither" if description is None else "both"
+        raise ConfigError("a description or --describer", got, "Give one of them.")
+    writer = make_describer(describer, base_url)
     quiet_libraries()
-    made = give(expert, description, embedder, prefix)
-    print(f"{made.directory}: described")
+    if writer is None:
+        from glider.contribute.adopt import describe as give
+
+        made = give(expert, description or "", embedder, prefix)
+        print(f"{made.directory}: described")
+        return
+    from glider.contribute.describing import describe_expert
+    from glider.instructions.cache import cache
+
+    made, told = describe_expert(expert, writer, embedder, prefix, data=data, rows=rows, seed=seed, cache=cache())
+    spent = "from the cache" if told.cached else f"{told.tokens_in} tokens read, {told.tokens_out} written"
+    print(f"{made.directory}: {told.text} ({told.source}, prompt {told.prompt}, {spent})")
 
 
 def profile(

@@ -8,14 +8,18 @@ import typer
 
 from glider.cli.arguments import (
     BaseOption,
+    BaseUrlOption,
+    DescriberOption,
     DescriptionOption,
     JsonOption,
     PoolOption,
     RouterOption,
+    StrictOption,
     TopKOption,
     TopPOption,
     TruncateOption,
     load_model,
+    make_describer,
     read_prompt,
 )
 from glider.errors import QueryError, RouterError
@@ -37,6 +41,9 @@ def explain(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     description: DescriptionOption = None,
+    describer: DescriberOption = None,
+    base_url: BaseUrlOption = None,
+    strict: StrictOption = False,
     sites: Annotated[str, typer.Option("--sites", help="Only sites whose name fits, such as '*.q_proj'.")] = "*",
     truncate: TruncateOption = False,
     as_json: JsonOption = False,
@@ -46,7 +53,7 @@ def explain(
     The table has each token's experts over the chosen sites; JSON has every site by itself.
     """
     text = read_prompt(prompt)
-    model = load_model(pool, base, router, top_k, top_p)
+    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict)
     from glider.model import Query
 
     if not model.experts:
@@ -74,12 +81,17 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 
 
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
+    from glider.instructions.queries import DescribedCondition
+
     if trace.condition is None:
         return {"global_scores": {}, "alpha": None}
+    told = trace.condition.described[0] if isinstance(trace.condition, DescribedCondition) else None
     scores = trace.condition.global_scores[0].tolist()
     return {
         "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
         "alpha": trace.condition.alpha[0].item(),
+        "description": told and told.text,
+        "fault": told and told.fault,
     }
 
 

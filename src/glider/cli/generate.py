@@ -8,14 +8,18 @@ import typer
 
 from glider.cli.arguments import (
     BaseOption,
+    BaseUrlOption,
+    DescriberOption,
     DescriptionOption,
     JsonOption,
     PoolOption,
     RouterOption,
+    StrictOption,
     TopKOption,
     TopPOption,
     TruncateOption,
     load_model,
+    make_describer,
     read_prompt,
 )
 
@@ -32,6 +36,9 @@ def generate(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     description: DescriptionOption = None,
+    describer: DescriberOption = None,
+    base_url: BaseUrlOption = None,
+    strict: StrictOption = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
@@ -45,7 +52,7 @@ def generate(
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
-    model = load_model(pool, base, router, top_k, top_p)
+    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict)
     import torch
 
     from glider.model import Query

@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "routers": ("glider.cli.routers", "List the routing methods there are."),
+    "cache": ("glider.cli.cache", "Look at and clear what is remembered of descriptions and embeddings."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
 

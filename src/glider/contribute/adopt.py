@@ -17,7 +17,7 @@ from glider.contribute.protocol import EncodedTask, Report, read_task, require_n
 from glider.contribute.settings import TrainConfig
 from glider.errors import DataError, ExpertError
 from glider.experts.base_identity import require_same_base
-from glider.experts.card import CARD_FILE, ExpertCard
+from glider.experts.card import CARD_FILE, DescriptionOrigin, ExpertCard
 from glider.experts.disk import new_directory, refuse_links_out, save_tensors, write_json
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -116,14 +116,18 @@ def _train_gates(
     return {site: gate.detach() for site, gate in gates.items()}, record
 
 
-def describe(directory: Path | str, description: str, embedder: str, prefix: str = "") -> Expert:
-    """Give an expert its description and the embedding of it; everything else stays.
+def describe(
+    directory: Path | str, description: str, embedder: str, prefix: str = "", origin: DescriptionOrigin | None = None
+) -> Expert:
+    """Give an expert its description, who wrote it, and the embedding of it; everything else stays.
 
     Embeddings in its profile that another embedder made go.
     """
     expert = Expert.open(directory)
     embedding = load_embedder(embedder, prefix)
-    card = expert.card.model_copy(update={"description": description, "embedder": embedding.identity})
+    card = expert.card.model_copy(
+        update={"description": description, "described_by": origin, "embedder": embedding.identity}
+    )
     foreign = {PREFIX + part for part in EMBEDDED} if not embedding.identity.matches(expert.card.embedder) else set()
     vectors = {name: vector for name, vector in expert.vectors.items() if name not in foreign}
     return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})

@@ -13,6 +13,7 @@ from glider.errors import RouterError
 from glider.evaluation.scoring import RowScores, require_scorable, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
+from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.model import RoutedModel, base_of, load, open_pool
 from glider.routing.base import Router, routers
@@ -45,19 +46,21 @@ def compare(
     base: str | None = None,
     fewshot: Sequence[Row] = (),
     max_new_tokens: int = 48,
+    describer: Describer | None = None,
     tick: Tick = lambda router, done: None,
 ) -> Iterator[Entry]:
     """Score each router on the rows; yields an entry as each is done.
 
     Every router is checked against the pool before a model is loaded: an unknown name, a pool that lacks what a router
     needs, `lorahub` without few-shot rows. `oracle` is the best single expert on these very rows.
+    `describer` describes the rows; where it fails the comparison ends, since a failure must not become a score.
     """
     opened = open_pool(pool)
     _check(names, opened, fewshot)
     require_scorable(rows)
     first: list[float] | None = None
     for name in names:
-        entry = _entry(name, opened, rows, base, fewshot, max_new_tokens, first, tick)
+        entry = _entry(name, opened, rows, base, fewshot, max_new_tokens, describer, first, tick)
         first = first if first is not None else entry.scores
         yield entry
 
@@ -80,17 +83,18 @@ def _entry(
     base: str | None,
     fewshot: Sequence[Row],
     max_new_tokens: int,
+    describer: Describer | None,
     first: list[float] | None,
     tick: Tick,
 ) -> Entry:
     if name == "oracle":
-        singles = [_run(f"single:{e}", f"single:{e}", pool, rows, base, max_new_tokens, tick) for e in pool.names]
+        singles = [_run(f"single:{e}", f"single:{e}", pool, rows, base, max_new_tokens, None, tick) for e in pool.names]
         position = max(range(len(singles)), key=lambda i: sum(singles[i][0].scores))
         return _summary(name, *singles[position], first, f"single:{pool.names[position]}")
     router: str | Router = name
     if name == "lorahub":
         router = _lorahub(pool, base, fewshot)
-    return _summary(name, *_run(name, router, pool, rows, base, max_new_tokens, tick), first)
+    return _summary(name, *_run(name, router, pool, rows, base, max_new_tokens, describer, tick), first)
 
 
 def _lorahub(pool: Pool, base: str | None, fewshot: Sequence[Row]) -> Router:
@@ -106,10 +110,11 @@ def _run(
     rows: Sequence[Row],
     base: str | None,
     max_new_tokens: int,
+    describer: Describer | None,
     tick: Tick,
 ) -> tuple[RowScores, float, float]:
     """Scores, seconds, and megabytes of stacked experts."""
-    model = load(base, pool.path, router=router)
+    model = load(base, pool.path, router=router, describer=describer, strict=True)
     began = time.perf_counter()
     scored = score_rows(model, rows, max_new_tokens, lambda done: tick(name, done))
     return scored, time.perf_counter() - began, _megabytes(model)

@@ -51,6 +51,13 @@ class Example(Config):
     output: str
 
 
+class DescriptionOrigin(Config):
+    """Who wrote a description: the describer's name, and the prompt's with its version."""
+
+    describer: str
+    prompt: str | None = None
+
+
 class ExpertCard(Config):
     """`card.json`, format 1."""
 
@@ -58,6 +65,7 @@ class ExpertCard(Config):
     name: str = Field(pattern=NAME)
     task: str
     description: str | None = None
+    described_by: DescriptionOrigin | None = None  # None: the contributor
     examples: tuple[Example, ...] = ()
     licence: str | None = None
     base: BaseIdentity

@@ -1,23 +1,29 @@
 """Text -> instruction embedding. A pool names its embedder, and only that one may embed a query for it."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+
+import torch
 
 from glider.config import EMBEDDED_EMBEDDER
 from glider.errors import EmbedderError
 from glider.experts.card import EmbedderIdentity
+from glider.registry import Registry
 from glider.shapes import Float, Tensor
 
+ENDPOINT_VARIABLE = "GLIDER_EMBEDDING_URL"
 _PROBE_SENTENCE = "Decide which expert answers this question."
 _PROBE_VALUES = 8
 
+Encode = Callable[[list[str]], Tensor]  # texts -> (B, G)
+
 
 class Embedder:
-    """A sentence-transformers model with a fixed prefix; its vectors have unit length."""
+    """What turns texts into vectors of unit length, each text with a fixed prefix before it."""
 
-    def __init__(self, name: str, model: Any, prefix: str = ""):
-        self.name, self.prefix, self._model = name, prefix, model
+    def __init__(self, name: str, encode: Encode, prefix: str = ""):
+        self.name, self.prefix, self._encode = name, prefix, encode
         probe = self.embed([_PROBE_SENTENCE])[0]
         self.identity = EmbedderIdentity(
             embedder=name,
@@ -28,19 +34,25 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "B G"]:
         """Embed texts (each with the prefix before it), float32, unit length."""
-        prefixed = [self.prefix + text for text in texts]
-        vectors = self._model.encode(
-            prefixed, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-        )
-        return vectors.float().cpu()
+        return self._encode([self.prefix + text for text in texts]).float().cpu()
+
+
+embedders: "Registry[Embedder]" = Registry(
+    "embedder",
+    "glider.embedders",
+    ("glider.instructions.embedders", "glider.instructions.openai_embedder"),
+    EmbedderError,
+)
+embedder = embedders.register
 
 
 def load_embedder(name: str = EMBEDDED_EMBEDDER, prefix: str = "") -> Embedder:
-    """Load a sentence-transformers model by name or path; `all-MiniLM-L6-v2` is read from its wheel, offline.
+    """Load an embedder: a sentence-transformers model by name or path, or `KIND:NAME` for another registered kind.
 
-    Raises `EmbedderError` where there is no such model.
+    `all-MiniLM-L6-v2` is read from its wheel, offline. `openai:MODEL` asks the endpoint at `$GLIDER_EMBEDDING_URL`.
+    Raises `EmbedderError` where there is no such model, `EndpointError` where an endpoint fails.
     """
-    return _load(name, prefix)
+    return _load(name, prefix, os.environ.get(ENDPOINT_VARIABLE))
 
 
 def load_for(identity: EmbedderIdentity) -> Embedder:
@@ -55,15 +67,31 @@ def load_for(identity: EmbedderIdentity) -> Embedder:
     return embedder
 
 
+@embedder(EMBEDDED_EMBEDDER)
+def embedded(prefix: str = "") -> Embedder:
+    """all-MiniLM-L6-v2 from its wheel."""
+    from glider.demo.base import embedder_directory
+
+    return Embedder(EMBEDDED_EMBEDDER, _sentence_transformer(EMBEDDED_EMBEDDER, str(embedder_directory())), prefix)
+
+
+@embedder("sentence-transformers")
+def sentence_transformers(argument: str, prefix: str = "") -> Embedder:
+    """A sentence-transformers model by hub id or path; models such as nomic's want a task prefix."""
+    return Embedder(argument, _sentence_transformer(argument, argument), prefix)
+
+
 @lru_cache(maxsize=4)
-def _load(name: str, prefix: str) -> Embedder:
+def _load(name: str, prefix: str, address: str | None) -> Embedder:
+    kinds = {entry.name for entry in embedders}
+    if name.partition(":")[0] not in kinds:
+        name = f"sentence-transformers:{name}"
+    return embedders.create(name, prefix=prefix)
+
+
+def _sentence_transformer(name: str, source: str) -> Encode:
     from sentence_transformers import SentenceTransformer
 
-    source = name
-    if name == EMBEDDED_EMBEDDER:
-        from glider.demo.base import embedder_directory
-
-        source = str(embedder_directory())
     try:
         model = SentenceTransformer(source, device="cpu")
     except (OSError, ValueError) as fault:
@@ -72,4 +100,8 @@ def _load(name: str, prefix: str) -> Embedder:
             str(fault).splitlines()[0],
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
-    return Embedder(name, model, prefix)
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        return model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+
+    return encode

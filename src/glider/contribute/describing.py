@@ -1,0 +1,52 @@
+"""An expert's description, written by a describer from rows of its task (GLIDER, section 4.1)."""
+
+import random
+from pathlib import Path
+
+from glider.contribute.adopt import describe as give
+from glider.contribute.examples import read_rows
+from glider.errors import DescriberError, ExpertError
+from glider.experts.card import DescriptionOrigin
+from glider.experts.expert import Expert
+from glider.instructions.cache import Cache
+from glider.instructions.describers import Described, Describer, Task, describe
+from glider.instructions.prompts import Pair
+
+
+def describe_expert(
+    directory: Path | str,
+    describer: Describer,
+    embedder: str,
+    prefix: str = "",
+    *,
+    data: Path | str | None = None,
+    rows: int = 3,
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> tuple[Expert, Described]:
+    """Let a describer read examples of an expert's task, and give the expert what it writes.
+
+    The examples are `rows` rows of `data` (of its training split where it names one), drawn by `seed`, or without
+    `data` those of the card. Raises `ExpertError` where there are none, `DescriberError` where no description came;
+    the expert is then as it was.
+    """
+    examples = _examples(Path(directory), data, rows, seed)
+    (told,) = describe(describer, [Task(examples)], cache=cache)
+    if told.text is None:
+        got = told.fault or "none"
+        raise DescriberError(f"a description by {describer.name}", got, "Try again, or give the sentence yourself.")
+    origin = DescriptionOrigin(describer=told.source, prompt=told.prompt)
+    return give(directory, told.text, embedder, prefix, origin), told
+
+
+def _examples(directory: Path, data: Path | str | None, rows: int, seed: int) -> tuple[Pair, ...]:
+    if data is not None:
+        read = [row for row in read_rows(data) if row.split in (None, "train")]
+        chosen = random.Random(seed).sample(read, min(rows, len(read)))
+        pairs = tuple((row.input, row.output) for row in chosen)
+    else:
+        pairs = tuple((example.input, example.output) for example in Expert.open(directory).card.examples[:rows])
+    if not pairs:
+        place = data if data is not None else f"the card of {directory}"
+        raise ExpertError("examples of the expert's task", f"none in {place}", "Give rows of the task by --data.")
+    return pairs

@@ -1,0 +1,107 @@
+"""A describer's reply becomes one plain sentence, or is refused.
+
+The reply is a stranger's text: it may be a web page, a thought, an echo, a refusal, or an attempt to give orders. It is
+only ever embedded and printed, so what is left of it must be short, one line, and free of markup and control
+characters; what it says is not judged.
+"""
+
+import re
+import unicodedata
+
+LONGEST = 500  # characters of a description; the longest of 600 that GPT-4 wrote has 502
+LONGEST_REPLY = 20_000  # characters that are looked at
+_FEWEST_LETTERS = 8
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+_PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml)\b", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_LINE_MARK = re.compile(r"^(?:[#>*+\-\u2022\s]+|\d{1,2}[.)]\s+)+")
+_EMPHASIS = re.compile(r"\*\*|__|`+")
+_LABEL = re.compile(
+    r"^(?:the\s+)?(?:task\s+|one[- ]sentence\s+)?(?:instruction|description|answer|task|response|sentence)\s*:\s*", re.I
+)
+_SHOWN = re.compile(r"^(?:input|output|request|example)\s*\d*\s*:", re.IGNORECASE)
+_REFUSAL = re.compile(r"^(?:i['\u2019]?m\s+(?:very\s+)?sorry|i\s+can(?:no|['\u2019])t|as\s+an\s+ai\b|sorry,)", re.I)
+_END = re.compile(r"""(?<=[.!?])["'\u201d\u2019)\]]*\s+(?=["'\u201c\u2018(\[]?[A-Z0-9])""")
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|dr|mr|mrs|ms|st|no|fig)\.$", re.IGNORECASE)
+_QUOTES = "\"'\u201c\u201d\u2018\u2019 "
+
+
+class Nonsense(ValueError):
+    """A reply without a usable sentence; the message says what it was instead."""
+
+
+def clean(reply: str, prompt: str = "", instruction: str = "") -> str:
+    """The first sentence of a reply, on one line, at most 500 characters.
+
+    `prompt` is what was asked and `instruction` its fixed part: neither may come back as the answer. Raises `Nonsense`.
+    """
+    if len(reply) > LONGEST_REPLY:
+        raise Nonsense(f"{len(reply)} characters where one sentence was asked for")
+    text = _without_thought(_after_echo(reply, prompt))
+    if _PAGE.search(text):
+        raise Nonsense("a web page")
+    if text.lstrip().startswith(("{", "[")):
+        raise Nonsense("structured data")
+    lines = [plain for line in _printable(text).splitlines() if (plain := _plain(line))]
+    told = _words(instruction)
+    fresh = [line for line in lines if _words(line) not in told and not _SHOWN.match(line)]
+    if lines and not fresh:
+        raise Nonsense("an echo of the prompt")
+    if len(fresh) > 1 and fresh[0].endswith(":"):  # "Here is the instruction:"
+        fresh = fresh[1:]
+    sentence = _bounded(_first_sentence(fresh[0]).strip(_QUOTES)) if fresh else ""
+    if _REFUSAL.match(sentence):
+        raise Nonsense("a refusal")
+    if sum(letter.isalpha() for letter in sentence) < _FEWEST_LETTERS:
+        raise Nonsense("hardly a word" if sentence else "nothing")
+    return sentence
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """A stranger's text on one line, fit for a message."""
+    line = " ".join(_printable(text[: 4 * longest]).split())
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def _after_echo(reply: str, prompt: str) -> str:
+    end = prompt[-80:]
+    return reply.rpartition(end)[2] if len(end) == 80 else reply
+
+
+def _without_thought(text: str) -> str:
+    text = _THOUGHT.sub("", text)
+    text = text.rpartition("</think>")[2]  # some templates open the thought within the prompt
+    if "<think>" in text.lower():
+        raise Nonsense("a thought without an end")
+    return text
+
+
+def _printable(text: str) -> str:
+    """Line breaks stay, other control characters, direction marks, lone surrogates and private ones go."""
+    text = _ESCAPES.sub("", text).replace("\r", "\n").replace("\t", " ")
+    return "".join(letter for letter in text if letter == "\n" or unicodedata.category(letter)[0] != "C")
+
+
+def _plain(line: str) -> str:
+    line = _EMPHASIS.sub("", _TAG.sub("", line)).strip()
+    line = _LINE_MARK.sub("", line)
+    return " ".join(_LABEL.sub("", line).split())
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _first_sentence(line: str) -> str:
+    for end in _END.finditer(line):
+        if not _ABBREVIATION.search(line[: end.start()]):
+            return line[: end.end()].strip()
+    return line
+
+
+def _bounded(sentence: str) -> str:
+    if len(sentence) <= LONGEST:
+        return sentence
+    return sentence[:LONGEST].rpartition(" ")[0] or sentence[:LONGEST]

@@ -1,0 +1,198 @@
+"""Who writes the one sentence that names a task: a registry, and the descriptions that come of it.
+
+A describer only writes; what it wrote is cleaned, bounded and cached here. The text is embedded and printed, never
+followed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import ValidationError
+
+from glider.config import Config, faults
+from glider.errors import ConfigError, DescriberError
+from glider.instructions.cache import Cache, key_of
+from glider.instructions.cleaning import LONGEST, Nonsense, clean, printable
+from glider.instructions.prompts import Pair, Prompt, prompt_for
+from glider.registry import Registry
+
+Tick = Callable[[int], None]  # tasks that are done
+_KIND = "description"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a describer wrote for one prompt, or why it wrote nothing; tokens and cost as far as they are known."""
+
+    text: str | None = None
+    fault: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+
+
+@runtime_checkable
+class Describer(Protocol):
+    """Frozen settings of a way to describe a task."""
+
+    @property
+    def name(self) -> str:
+        """The registry's name with its argument, as `openai:gpt-4o-mini`."""
+        ...
+
+    @property
+    def makes(self) -> dict[str, Any] | None:
+        """All that its text depends on beside the prompt (JSON values); None for one that reads no prompt."""
+        ...
+
+    def write(self, prompts: Sequence[str], tick: Tick = lambda done: None) -> list[Written]:
+        """Answer each prompt, in order. A failure is a `Written` with its fault, not an exception."""
+        ...
+
+
+describers: "Registry[Describer]" = Registry(
+    "describer",
+    "glider.describers",
+    ("glider.instructions.describers", "glider.instructions.openai_describer", "glider.instructions.local_describer"),
+    DescriberError,
+)
+describer = describers.register
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task: examples (input, output), or else the text of one query."""
+
+    examples: tuple[Pair, ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """The description of a task: its text and who made it, or the fault that left it without one."""
+
+    text: str | None
+    source: str  # "given", "query" (its own text), or the describer's name
+    prompt: str | None = None  # name and version of the prompt; None where none was asked
+    fault: str | None = None
+    cached: bool = False
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+
+
+def load_describer(name: str, **settings: Any) -> Describer:
+    """A describer by its registry name, such as `openai:gpt-4o-mini`.
+
+    Raises `DescriberError` for an unknown name, `ConfigError` for settings that do not fit, `MissingDependency` for a
+    package that is not installed.
+    """
+    try:
+        return describers.create(name, **settings)
+    except ValidationError as fault:
+        raise ConfigError(f"valid settings of the describer {name}", faults(fault), "Mend them.") from fault
+
+
+def describe(
+    describer: Describer,
+    tasks: Sequence[Task],
+    *,
+    cache: Cache | None = None,
+    prompt: Prompt | None = None,
+    tick: Tick = lambda done: None,
+) -> list[Described]:
+    """Describe tasks, each once: what the cache knows is taken from it, equal tasks are asked for together.
+
+    `prompt` is by default the one that suits each task's examples. A failure is a fault in the result.
+    """
+    if describer.makes is None:
+        written = describer.write([""] * len(tasks), tick)
+        return [Described(one.text, describer.name, fault=one.fault) for one in written]
+    chosen = [prompt or prompt_for(task.examples) for task in tasks]
+    asked = [one.render(task.examples, task.text) for one, task in zip(chosen, tasks, strict=True)]
+    keys = [key_of(_KIND, describer.makes, one.name, text) for one, text in zip(chosen, asked, strict=True)]
+    known = _recall(cache, keys)
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}  # one task for each missing key
+    order = sorted(first.values())
+    replies = _write(describer, [asked[i] for i in order], tick)
+    made = {
+        keys[i]: _described(reply, asked[i], chosen[i], describer.name) for i, reply in zip(order, replies, strict=True)
+    }
+    if cache is not None:
+        kept = {key: one.text.encode("utf8") for key, one in made.items() if one.text is not None}
+        cache.put(_KIND, kept)
+    results = []
+    for i, key in enumerate(keys):
+        if key in made:
+            one = made[key]
+            results.append(one if first[key] == i else replace(one, tokens_in=0, tokens_out=0, cost=0.0))
+        else:
+            results.append(Described(known[key], describer.name, chosen[i].name, cached=True))
+    return results
+
+
+@describer("given")
+class Given(Config):
+    """The text as it is given, for every task."""
+
+    argument: str
+
+    @property
+    def name(self) -> str:
+        return "given"
+
+    @property
+    def makes(self) -> dict[str, Any] | None:
+        return None
+
+    def write(self, prompts: Sequence[str], tick: Tick = lambda done: None) -> list[Written]:
+        return [Written(self.argument)] * len(prompts)
+
+
+@describer("none")
+class Nobody(Config):
+    """No description: a query's own text is embedded."""
+
+    @property
+    def name(self) -> str:
+        return "none"
+
+    @property
+    def makes(self) -> dict[str, Any] | None:
+        return None
+
+    def write(self, prompts: Sequence[str], tick: Tick = lambda done: None) -> list[Written]:
+        return [Written()] * len(prompts)
+
+
+def _write(describer: Describer, prompts: Sequence[str], tick: Tick) -> list[Written]:
+    if not prompts:
+        return []
+    try:
+        return describer.write(prompts, tick)
+    except Exception as fault:  # another package's describer must not take a batch down
+        reason = (str(fault).splitlines() or [""])[0]
+        return [Written(fault=f"{describer.name}: {type(fault).__name__} {reason}")] * len(prompts)
+
+
+def _recall(cache: Cache | None, keys: Sequence[bytes]) -> dict[bytes, str]:
+    """Descriptions that the cache holds; an entry that is no clean sentence counts as none."""
+    if cache is None:
+        return {}
+    known = {}
+    for key, value in cache.get(dict.fromkeys(keys)).items():
+        text = value[: 4 * LONGEST + 4].decode("utf8", "replace")
+        if text and printable(text, LONGEST) == text:
+            known[key] = text
+    return known
+
+
+def _described(written: Written, asked: str, prompt: Prompt, source: str) -> Described:
+    spent = {"tokens_in": written.tokens_in, "tokens_out": written.tokens_out, "cost": written.cost}
+    if written.text is None:
+        return Described(None, source, prompt.name, written.fault or f"{source} wrote nothing", **spent)
+    try:
+        return Described(clean(written.text, asked, prompt.instruction), source, prompt.name, **spent)
+    except Nonsense as nonsense:
+        return Described(None, source, prompt.name, f"{source} wrote {nonsense}", **spent)

@@ -1,0 +1,204 @@
+"""An OpenAI-compatible endpoint: requests that end in time, with bounded replies and bounded retries."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from glider.config import Config
+from glider.errors import EndpointError, MissingDependency
+from glider.instructions.cleaning import printable
+
+Service = Literal["chat", "embeddings"]
+Tick = Callable[[int], None]  # requests that are done
+_PASSING = frozenset({408, 409, 429})
+_BATCH_WIDE = frozenset({401, 403, 404, 429})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Endpoint(Config):
+    """Which model of which endpoint, and how long to try. Nothing waits longer than `timeout` for a request."""
+
+    argument: str = Field(min_length=1, description="Name of the model.")
+    base_url: str | None = Field(
+        None, pattern=r"^https?://", description="Address up to /v1. Default: $OPENAI_BASE_URL, or OpenAI's own."
+    )
+    key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    timeout: float = Field(30.0, gt=0, description="Seconds for a request, its retries included.")
+    retries: int = Field(2, ge=0, le=20, description="Further tries after a failure that may pass.")
+    backoff: float = Field(0.5, ge=0, description="Seconds before the first retry; doubles with each.")
+    concurrency: int = Field(4, ge=1, le=64, description="Requests at the same time.")
+
+    @property
+    def address(self) -> str:
+        """Where requests go."""
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+
+    def require_client(self) -> None:
+        """Raise `MissingDependency` where the `openai` package is not installed."""
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise MissingDependency("openai", "ask a model endpoint", "pip install 'glider-moe[describe]'") from None
+
+    def ask(
+        self,
+        service: Service,
+        requests: Sequence[dict[str, Any]],
+        longest: int,
+        tick: Tick = lambda done: None,
+    ) -> list[dict[str, Any] | EndpointError]:
+        """Send requests, several at a time; each gives the reply's JSON object or its fault, in order.
+
+        `longest` bounds a reply in bytes. Once the endpoint proves down (no connection, no answer in time, key or
+        quota refused), requests that have not begun are given that fault at once.
+        """
+        results: dict[int, dict[str, Any] | EndpointError] = {}
+        down: list[EndpointError] = []
+
+        def run(request: dict[str, Any]) -> dict[str, Any] | EndpointError:
+            if down:
+                return down[0]
+            try:
+                return self._with_retries(service, request, longest)
+            except EndpointError as fault:
+                if fault.down:
+                    down.append(fault)
+                return fault
+
+        pool = ThreadPoolExecutor(max_workers=max(1, min(self.concurrency, len(requests))))
+        try:
+            futures = {pool.submit(run, request): i for i, request in enumerate(requests)}
+            for done, future in enumerate(as_completed(futures), start=1):
+                results[futures[future]] = future.result()
+                tick(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [results[i] for i in range(len(requests))]
+
+    @cached_property
+    def _client(self) -> Any:
+        self.require_client()
+        from openai import OpenAI
+
+        key = os.environ.get(self.key_variable)
+        if not key and urlsplit(self.address).hostname not in _LOOPBACK:
+            remedy = f"Put the key into {self.key_variable}, or name another variable in key_variable."
+            raise EndpointError(f"a key for {self.address}", f"no {self.key_variable} set", remedy, down=True)
+        # the client's own retries obey a Retry-After of up to two minutes each, and so are left off
+        return OpenAI(api_key=key or "none", base_url=self.address, max_retries=0)
+
+    def _with_retries(self, service: Service, request: dict[str, Any], longest: int) -> dict[str, Any]:
+        client = self._client
+        resource = client.chat.completions if service == "chat" else client.embeddings  # importing it takes a second
+        deadline = time.monotonic() + self.timeout
+        for attempt in range(self.retries + 1):
+            try:
+                return self._once(resource, request, longest, deadline)
+            except _TryAgain as passing:
+                wait = self.backoff * 2**attempt * random.uniform(0.75, 1.0)
+                wait = max(wait, passing.wait or 0.0)
+                if attempt == self.retries or time.monotonic() + wait >= deadline:
+                    raise passing.fault from None
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _once(self, resource: Any, request: dict[str, Any], longest: int, deadline: float) -> dict[str, Any]:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        left = max(0.001, deadline - time.monotonic())
+        headers = {"Accept-Encoding": "identity"}  # what is bounded is what arrives
+        sent = {"model": self.argument, **request}
+        try:
+            with resource.with_streaming_response.create(**sent, timeout=left, extra_headers=headers) as reply:
+                return _parse(self._read(reply, longest, deadline), self.address)
+        except EndpointError as fault:
+            if fault.passing:
+                raise _TryAgain(fault) from None
+            raise
+        except APITimeoutError:
+            raise self._late() from None
+        except APIStatusError as fault:
+            raise self._refused(fault) from None
+        except APIConnectionError as fault:
+            got = f"no connection ({printable(str(fault.__cause__ or fault))})"
+            raise _TryAgain(self._fault(got, "Is it running?", passing=True, down=True)) from None
+        except Exception as fault:  # transport faults while the body is read come unclassified from the HTTP library
+            if "timeout" in type(fault).__name__.lower():
+                raise self._late() from None
+            got = f"a broken reply ({type(fault).__name__}: {printable(str(fault))})"
+            raise _TryAgain(self._fault(got, "Is it running?", passing=True)) from None
+
+    def _read(self, reply: Any, longest: int, deadline: float) -> bytes:
+        body = bytearray()
+        for chunk in reply.iter_bytes():
+            body += chunk
+            if len(body) > longest:
+                remedy = "This is no model endpoint, or not the model meant."
+                raise self._fault(f"a reply of more than {longest} bytes", remedy)
+            if time.monotonic() > deadline:
+                raise self._late()
+        return bytes(body)
+
+    def _refused(self, fault: Any) -> Exception:
+        status, code = fault.status_code, str(getattr(fault, "code", None) or "")
+        body = fault.body.get("message") if isinstance(fault.body, dict) else None
+        quota = code in ("insufficient_quota", "billing_hard_limit_reached")
+        passing = (status in _PASSING or status >= 500) and not quota
+        told = f": {printable(body)}" if isinstance(body, str) else ""
+        remedy = "Check the key." if status in (401, 403) else "Check the model's name and the address."
+        remedy = "Wait, or look at your quota." if status == 429 else "Try again later." if status >= 500 else remedy
+        made = self._fault(f"HTTP {status}{told}", remedy, passing=passing, down=status in _BATCH_WIDE)
+        return _TryAgain(made, _retry_after(fault.response.headers)) if passing else made
+
+    def _late(self) -> EndpointError:
+        return self._fault(f"none within {self.timeout:g} s", "Raise the timeout, or try again later.", down=True)
+
+    def _fault(self, got: str, remedy: str, *, passing: bool = False, down: bool = False) -> EndpointError:
+        return EndpointError(f"an answer of {self.argument} at {self.address}", got, remedy, passing=passing, down=down)
+
+
+class _TryAgain(Exception):
+    """A fault that may pass, and the seconds that the endpoint asks to wait."""
+
+    def __init__(self, fault: EndpointError, wait: float | None = None):
+        super().__init__(str(fault))
+        self.fault, self.wait = fault, wait
+
+
+def _parse(body: bytes, address: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        start = body.lstrip()[:1]
+        got = "HTML" if start == b"<" else "text that is no JSON" if start else "an empty reply"
+        parsed = None
+    else:
+        got = "JSON that is no object"
+    if not isinstance(parsed, dict):
+        remedy = "Check the address: it ends in /v1 for most servers."
+        raise EndpointError(f"JSON from {address}", got, remedy, passing=True)
+    return parsed
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds that a reply asks to wait: a number, or an HTTP date."""
+    value = headers.get("retry-after")
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1000)
+        return None if value is None else max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(str(value)).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,72 @@
+"""The describer `openai`: any endpoint that speaks OpenAI's chat protocol."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from glider.errors import EndpointError
+from glider.instructions.describers import Tick, Written, describer
+from glider.instructions.endpoint import Endpoint
+
+_LONGEST = 1_000_000  # bytes of a reply
+_MILLION = 1_000_000
+
+
+@describer("openai")
+class OpenAIDescriber(Endpoint):
+    """A chat model of an endpoint, at temperature 0."""
+
+    max_tokens: int = Field(160, ge=8, description="Longest reply, in tokens.")
+    price_in: float = Field(0.0, ge=0, description="Price of a million tokens read.")
+    price_out: float = Field(0.0, ge=0, description="Price of a million tokens written.")
+    options: dict[str, Any] = Field(
+        {}, description="More fields of the request; None takes one out (some models refuse temperature)."
+    )
+
+    @model_validator(mode="after")
+    def _installed(self) -> "OpenAIDescriber":
+        self.require_client()
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"openai:{self.argument}"
+
+    @property
+    def makes(self) -> dict[str, Any] | None:
+        return {"describer": self.name, "address": self.address, **self._sampling}
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        fields = {"temperature": 0, "max_tokens": self.max_tokens, **self.options}
+        return {name: value for name, value in sorted(fields.items()) if value is not None}
+
+    def write(self, prompts: Sequence[str], tick: Tick = lambda done: None) -> list[Written]:
+        requests = [
+            {"messages": [{"role": "user", "content": prompt}], "extra_body": self._sampling} for prompt in prompts
+        ]
+        return [self._written(reply) for reply in self.ask("chat", requests, _LONGEST, tick)]
+
+    def _written(self, reply: dict[str, Any] | EndpointError) -> Written:
+        if isinstance(reply, EndpointError):
+            return Written(fault=str(reply))
+        usage = reply.get("usage")
+        read, wrote = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        cost = (read * self.price_in + wrote * self.price_out) / _MILLION
+        text = _content(reply)
+        fault = None if text is not None else f"{self.name} sent no message"
+        return Written(text, fault, read, wrote, cost)
+
+
+def _content(reply: dict[str, Any]) -> str | None:
+    try:
+        content = reply["choices"][0]["message"]["content"]
+    except (LookupError, TypeError):
+        return None
+    return content if isinstance(content, str) else None
+
+
+def _count(usage: Any, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and 0 <= value < _MILLION else 0
