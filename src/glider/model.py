@@ -18,6 +18,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.instructions.embedders import Embedder, load_for
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
+from glider.likelihood import likelihoods
 from glider.routing.base import Condition, Observer, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
@@ -92,7 +93,9 @@ class RoutedModel:
             assert self.pool.index.embedder is not None  # experts with instructions have one
             self._embedder = load_for(self.pool.index.embedder)
         texts = [query.description or query.text for query in map(_query, queries)]
-        return self.router.condition(self.attached.prepared, self._embedder.embed(texts))
+        once = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # queries of one task share its description
+        vectors = self._embedder.embed(list(once))[[once[text] for text in texts]]
+        return self.router.condition(self.attached.prepared, vectors)
 
     def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
@@ -162,22 +165,28 @@ class RoutedModel:
 
     def score(self, prompt: "str | Query", choices: Sequence[str], *, truncate: bool = False) -> list[ChoiceScore]:
         """Log-likelihood of each choice as the answer; the prompt is computed once for all of them."""
-        if isinstance(choices, str):
+        return self.score_many([prompt], [choices], truncate=truncate)[0][0]
+
+    def score_many(
+        self, prompts: Sequence["str | Query"], choices: Sequence[Sequence[str]], *, truncate: bool = False
+    ) -> tuple[list[list[ChoiceScore]], Condition | None]:
+        """`score` of several prompts, each with its own choices, as one batch; with the batch's global term.
+
+        Prompts of like length waste little on padding.
+        """
+        if any(isinstance(texts, str) for texts in choices):
             raise QueryError("a list of choices", "one string", "Write [choice, ...].")
-        if not choices:
+        if not all(choices):
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
-        targets = [self.prompt.target_ids(self.tokenizer, choice) for choice in choices]
-        longest = max(map(len, targets))
-        inputs = self._encode([prompt], truncate, longest)
-        labels = torch.full((len(targets), longest), -100)
-        for row, target in zip(labels, targets, strict=True):
-            row[: len(target)] = torch.tensor(target)
-        labels = labels.to(self.model.device)
-        with torch.inference_mode(), self.attached.routing(self._condition([prompt], inputs)):
-            logits = self._choice_logits(inputs, labels)
-        logp = logits.float().log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        sums = logp.masked_fill(labels == -100, 0.0).sum(dim=-1).tolist()
-        return [ChoiceScore(c, total, len(t)) for c, total, t in zip(choices, sums, targets, strict=True)]
+        targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
+        inputs = self._encode(prompts, truncate, max(len(ids) for row in targets for ids in row))
+        condition = self._condition(prompts, inputs)
+        found = likelihoods(self.model, self.attached, inputs, targets, condition)
+        scores = [
+            [ChoiceScore(text, value.total, value.tokens) for text, value in zip(texts, row, strict=True)]
+            for texts, row in zip(choices, found, strict=True)
+        ]
+        return scores, condition
 
     def trace(self, prompt: "str | Query", *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
@@ -285,24 +294,6 @@ class RoutedModel:
                 "Shorten it, or give --truncate to keep its end.",
             )
         return ids[-room:]
-
-    def _choice_logits(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Logits (choices, longest, vocabulary) that predict `labels`; the prompt runs once."""
-        count, longest = labels.shape
-        targets = labels.clamp(min=0)
-        if self.model.config.is_encoder_decoder:
-            states = self.model.get_encoder()(**inputs).last_hidden_state.expand(count, -1, -1)
-            mask = inputs["attention_mask"].expand(count, -1)
-            return self.model(encoder_outputs=(states,), attention_mask=mask, labels=targets).logits
-        prefix = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        first = prefix.logits.expand(count, -1, -1)
-        if longest == 1:
-            return first
-        cache = prefix.past_key_values
-        cache.batch_repeat_interleave(count)
-        mask = torch.cat([inputs["attention_mask"].expand(count, -1), (labels[:, :-1] != -100).long()], dim=1)
-        rest = self.model(input_ids=targets[:, :-1], attention_mask=mask, past_key_values=cache).logits
-        return torch.cat([first, rest], dim=1)
 
     def _end_ids(self, wanted: int | Sequence[int] | None = None) -> set[int]:
         """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""

@@ -1,7 +1,7 @@
 """Arguments that several commands share, and how they become a model."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,17 +36,13 @@ def load_model(pool: str, base: str | None, router: str, top_k: int | None, top_
     quiet_libraries()
     from glider.model import load
     from glider.routing.base import routers
-    from glider.routing.select import TopK, TopP
+    from glider.routing.specification import router_from
 
-    settings: dict[str, Any] = {}
     if (top_k is not None or top_p is not None) and not {"k", "select"} & routers.settings(router):
         raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
-    if top_k is not None:  # methods that choose once a query call it k
-        by_query = "k" in routers.settings(router)
-        settings = {"k": top_k} if by_query else {"select": TopK(top_k)}
-    if top_p is not None:
-        settings["select"] = TopP(top_p)
-    return load(base, pool, router=router, **settings)
+    settings = {"top_k": top_k, "top_p": top_p}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return load(base, pool, router=router_from(router, given))
 
 
 def read_prompt(prompt: str) -> str:
