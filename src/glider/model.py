@@ -97,7 +97,7 @@ class RoutedModel:
         vectors = self._embedder.embed(list(once))[[once[text] for text in texts]]
         return self.router.condition(self.attached.prepared, vectors)
 
-    def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
+    def condition_of(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
         if not isinstance(self.router, Observer):
             return self.condition(queries)
@@ -180,7 +180,7 @@ class RoutedModel:
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
         targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
         inputs = self._encode(prompts, truncate, max(len(ids) for row in targets for ids in row))
-        condition = self._condition(prompts, inputs)
+        condition = self.condition_of(prompts, inputs)
         found = likelihoods(self.model, self.attached, inputs, targets, condition)
         scores = [
             [ChoiceScore(text, value.total, value.tokens) for text, value in zip(texts, row, strict=True)]
@@ -191,7 +191,7 @@ class RoutedModel:
     def trace(self, prompt: "str | Query", *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
         inputs = self._encode([prompt], truncate, 0)
-        condition = self._condition([prompt], inputs)
+        condition = self.condition_of([prompt], inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool())
         with torch.inference_mode(), self.attached.routing(condition, trace=trace):
             self.model(**self._forward_inputs(inputs))
@@ -209,7 +209,7 @@ class RoutedModel:
         if generation.get("num_return_sequences", 1) != 1:
             raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
         inputs = self._encode(prompts, truncate, max_new_tokens)
-        condition = self._condition(prompts, inputs)
+        condition = self.condition_of(prompts, inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool()) if traced else None
         settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
         ends = self._end_ids(generation.get("eos_token_id"))
@@ -260,7 +260,7 @@ class RoutedModel:
             thread.join()
 
     def _encode(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
-        """Token ids of a batch, padded on the left for decoder-only models, with every prompt's length checked."""
+        """Token ids of a batch, padded, with every prompt's length checked."""
         if isinstance(prompts, str | Query):
             raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
         if not prompts:
@@ -270,6 +270,10 @@ class RoutedModel:
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
             rows.append(self._fit(self.prompt.prompt_ids(self.tokenizer, query.text), truncate, new_tokens, number))
+        return self.padded(rows)
+
+    def padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
         width = max(map(len, rows))
         left = not self.model.config.is_encoder_decoder
         pad = self.tokenizer.pad_token_id
