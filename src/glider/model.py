@@ -19,7 +19,7 @@ from glider.instructions.embedders import Embedder, load_for
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
 from glider.likelihood import likelihoods
-from glider.routing.base import Condition, Observer, Router, routers
+from glider.routing.base import Condition, Observer, Prepared, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
 OnPiece = Callable[[Piece], None]
@@ -338,10 +338,23 @@ def load(
     prepared = chosen.prepare(opened)  # what the pool cannot serve shows before the base model is loaded
     opened.verify()
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
-    require_same_base(opened.index.base, loaded.identity, f"the pool {opened.path}")
-    prompt = prompt or _prompt_of(opened, loaded)
-    attached = attach(loaded.model, opened, chosen, expert_dtype=expert_dtype, prepared=prepared)
-    return RoutedModel(loaded, opened, attached, prompt)
+    return over(loaded, opened, chosen, expert_dtype=expert_dtype, prompt=prompt, prepared=prepared)
+
+
+def over(
+    base: BaseModel,
+    pool: Pool,
+    router: Router,
+    *,
+    expert_dtype: torch.dtype | None = None,
+    prompt: PromptFormat | None = None,
+    prepared: Prepared | None = None,
+) -> RoutedModel:
+    """A routed model over a base that is loaded already; after `detach()` the base serves for the next."""
+    require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
+    prompt = prompt or _prompt_of(pool, base)
+    attached = attach(base.model, pool, router, expert_dtype=expert_dtype, prepared=prepared)
+    return RoutedModel(base, pool, attached, prompt)
 
 
 def open_pool(pool: str | Path) -> Pool:
