@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -139,7 +139,7 @@ class GliderLM(LM):
         """Greedy text after each context (unless the task says `do_sample`), cut before its stop strings."""
         groups: dict[str, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[json.dumps(request.args[1], sort_keys=True, default=str)].append(i)
+            groups[json.dumps(_pair_of(request)[1], sort_keys=True, default=str)].append(i)
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="glider: generate", disable=disable_tqdm) as bar:
             for members in groups.values():
@@ -154,7 +154,7 @@ class GliderLM(LM):
         return texts
 
     def _generate(self, requests: "Sequence[Instance]") -> list[str]:
-        settings = dict(requests[0].args[1])
+        settings = dict(_pair_of(requests[0])[1])
         stops = settings.pop("until", None) or []
         stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
         limits = [settings.pop(name) for name in _NEW_TOKENS if name in settings]
@@ -189,7 +189,7 @@ class GliderLM(LM):
         return [results[i] for i in range(len(asked))]
 
     def _asked(self, request: "Instance") -> Asked:
-        context, continuation = request.args
+        context, continuation = _pair_of(request)
         query = self._query(request, context or continuation)
         if not self.raw:
             prompt = self.routed.prompt
@@ -232,6 +232,12 @@ class GliderLM(LM):
     @property
     def _prefix_text(self) -> str:
         return self.tokenizer.decode([self._prefix])
+
+
+def _pair_of(request: "Instance") -> tuple[str, Any]:
+    """The context, and the continuation or the settings of generation."""
+    context, second = cast("tuple[str, Any]", request.args)
+    return context, second
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

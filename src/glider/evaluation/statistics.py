@@ -73,7 +73,8 @@ def wilcoxon_p(first: Sequence[float], second: Sequence[float]) -> float:
     differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     if np.all(differences == 0):
         return 1.0
-    return float(stats.wilcoxon(differences).pvalue)
+    _, p_value = stats.wilcoxon(differences)
+    return float(p_value)  # pyright: ignore[reportArgumentType]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

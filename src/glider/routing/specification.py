@@ -24,4 +24,5 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
         return routers.create(name, k=top_k, **plain)
     if "select" not in known:
         raise RouterError("a router that selects experts, for top_k or top_p", name, "Leave the setting out.")
-    return routers.create(name, select=TopP(top_p) if top_k is None else TopK(top_k), **plain)
+    select = TopP(top_p) if top_p is not None else TopK(top_k)  # pyright: ignore[reportArgumentType]
+    return routers.create(name, select=select, **plain)
