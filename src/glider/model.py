@@ -19,7 +19,8 @@ from glider.instructions.describers import Describer, load_describer
 from glider.instructions.queries import DescribedCondition, Query, ask
 from glider.layers.attach import Attached, attach
 from glider.layers.trace import Trace
-from glider.routing.base import Condition, Observer, Router, routers
+from glider.likelihood import likelihoods
+from glider.routing.base import Condition, Observer, Prepared, Router, routers
 from glider.streaming import Piece, PieceStreamer, StopRequested
 
 OnPiece = Callable[[Piece], None]
@@ -95,7 +96,7 @@ class RoutedModel:
         asked = ask(asking, term.scores.needs, identity, self.describer, strict=self.strict)
         return asked.temper(self.router.condition(self.attached.prepared, asked.asked), term.beta)
 
-    def _condition(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
+    def condition_of(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition | None:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
         if not isinstance(self.router, Observer):
             return self.condition(queries)
@@ -163,27 +164,33 @@ class RoutedModel:
 
     def score(self, prompt: "str | Query", choices: Sequence[str], *, truncate: bool = False) -> list[ChoiceScore]:
         """Log-likelihood of each choice as the answer; the prompt is computed once for all of them."""
-        if isinstance(choices, str):
+        return self.score_many([prompt], [choices], truncate=truncate)[0][0]
+
+    def score_many(
+        self, prompts: Sequence["str | Query"], choices: Sequence[Sequence[str]], *, truncate: bool = False
+    ) -> tuple[list[list[ChoiceScore]], Condition | None]:
+        """`score` of several prompts, each with its own choices, as one batch; with the batch's global term.
+
+        Prompts of like length waste little on padding.
+        """
+        if any(isinstance(texts, str) for texts in choices):
             raise QueryError("a list of choices", "one string", "Write [choice, ...].")
-        if not choices:
+        if not all(choices):
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
-        targets = [self.prompt.target_ids(self.tokenizer, choice) for choice in choices]
-        longest = max(map(len, targets))
-        inputs = self._encode([prompt], truncate, longest)
-        labels = torch.full((len(targets), longest), -100)
-        for row, target in zip(labels, targets, strict=True):
-            row[: len(target)] = torch.tensor(target)
-        labels = labels.to(self.model.device)
-        with torch.inference_mode(), self.attached.routing(self._condition([prompt], inputs)):
-            logits = self._choice_logits(inputs, labels)
-        logp = logits.float().log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        sums = logp.masked_fill(labels == -100, 0.0).sum(dim=-1).tolist()
-        return [ChoiceScore(c, total, len(t)) for c, total, t in zip(choices, sums, targets, strict=True)]
+        targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
+        inputs = self._encode(prompts, truncate, max(len(ids) for row in targets for ids in row))
+        condition = self.condition_of(prompts, inputs)
+        found = likelihoods(self.model, self.attached, inputs, targets, condition)
+        scores = [
+            [ChoiceScore(text, value.total, value.tokens) for text, value in zip(texts, row, strict=True)]
+            for texts, row in zip(choices, found, strict=True)
+        ]
+        return scores, condition
 
     def trace(self, prompt: "str | Query", *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
         inputs = self._encode([prompt], truncate, 0)
-        condition = self._condition([prompt], inputs)
+        condition = self.condition_of([prompt], inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool())
         with torch.inference_mode(), self.attached.routing(condition, trace=trace):
             self.model(**self._forward_inputs(inputs))
@@ -201,7 +208,7 @@ class RoutedModel:
         if generation.get("num_return_sequences", 1) != 1:
             raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
         inputs = self._encode(prompts, truncate, max_new_tokens)
-        condition = self._condition(prompts, inputs)
+        condition = self.condition_of(prompts, inputs)
         trace = Trace(self.experts, condition, inputs["attention_mask"].cpu().bool()) if traced else None
         settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
         ends = self._end_ids(generation.get("eos_token_id"))
@@ -255,7 +262,7 @@ class RoutedModel:
             thread.join()
 
     def _encode(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
-        """Token ids of a batch, padded on the left for decoder-only models, with every prompt's length checked."""
+        """Token ids of a batch, padded, with every prompt's length checked."""
         if isinstance(prompts, str | Query):
             raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
         if not prompts:
@@ -265,6 +272,10 @@ class RoutedModel:
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
             rows.append(self._fit(self.prompt.prompt_ids(self.tokenizer, query.text), truncate, new_tokens, number))
+        return self.padded(rows)
+
+    def padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
         width = max(map(len, rows))
         left = not self.model.config.is_encoder_decoder
         pad = self.tokenizer.pad_token_id
@@ -289,24 +300,6 @@ class RoutedModel:
                 "Shorten it, or give --truncate to keep its end.",
             )
         return ids[-room:]
-
-    def _choice_logits(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Logits (choices, longest, vocabulary) that predict `labels`; the prompt runs once."""
-        count, longest = labels.shape
-        targets = labels.clamp(min=0)
-        if self.model.config.is_encoder_decoder:
-            states = self.model.get_encoder()(**inputs).last_hidden_state.expand(count, -1, -1)
-            mask = inputs["attention_mask"].expand(count, -1)
-            return self.model(encoder_outputs=(states,), attention_mask=mask, labels=targets).logits
-        prefix = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        first = prefix.logits.expand(count, -1, -1)
-        if longest == 1:
-            return first
-        cache = prefix.past_key_values
-        cache.batch_repeat_interleave(count)
-        mask = torch.cat([inputs["attention_mask"].expand(count, -1), (labels[:, :-1] != -100).long()], dim=1)
-        rest = self.model(input_ids=targets[:, :-1], attention_mask=mask, past_key_values=cache).logits
-        return torch.cat([first, rest], dim=1)
 
     def _end_ids(self, wanted: int | Sequence[int] | None = None) -> set[int]:
         """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""
@@ -352,10 +345,25 @@ def load(
     prepared = chosen.prepare(opened)  # what the pool cannot serve shows before the base model is loaded
     opened.verify()
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
-    require_same_base(opened.index.base, loaded.identity, f"the pool {opened.path}")
-    prompt = prompt or _prompt_of(opened, loaded)
-    attached = attach(loaded.model, opened, chosen, expert_dtype=expert_dtype, prepared=prepared)
-    return RoutedModel(loaded, opened, attached, prompt, writer, strict)
+    made = over(loaded, opened, chosen, expert_dtype=expert_dtype, prompt=prompt, prepared=prepared)
+    made.describer, made.strict = writer, strict
+    return made
+
+
+def over(
+    base: BaseModel,
+    pool: Pool,
+    router: Router,
+    *,
+    expert_dtype: torch.dtype | None = None,
+    prompt: PromptFormat | None = None,
+    prepared: Prepared | None = None,
+) -> RoutedModel:
+    """A routed model over a base that is loaded already; after `detach()` the base serves for the next."""
+    require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
+    prompt = prompt or _prompt_of(pool, base)
+    attached = attach(base.model, pool, router, expert_dtype=expert_dtype, prepared=prepared)
+    return RoutedModel(base, pool, attached, prompt)
 
 
 def open_pool(pool: str | Path) -> Pool:

@@ -41,8 +41,14 @@ def of_length(*lengths: int) -> list[EncodedRow]:
 
 def test_rows_are_read_with_all_their_fields(tmp_path: Path):
     row = {"input": "é", "output": "b", "choices": ["a", "b"], "references": ["b"], "definition": "d", "split": "val"}
+    row["id"] = "x-1"
     (read,) = read_rows(write(tmp_path / "x.jsonl", row))
     assert json.loads(read.model_dump_json()) == row
+
+
+def test_targets_are_references_by_another_name(tmp_path: Path):
+    rows = {"input": "a", "output": "b", "targets": ["b", "c"]}, {"input": "a", "output": "b"}
+    assert [row.accepted for row in read_rows(write(tmp_path / "x.jsonl", *rows))] == [("b", "c"), ("b",)]
 
 
 def test_further_fields_and_empty_lines_are_ignored(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Arguments that several commands share, and how they become a model."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,6 +35,13 @@ BaseUrlOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Stop if a description fails, instead of routing by the local term.")
 ]
+GlobalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--global",
+        help="Global signal: instruction, examples, ensemble. Default: the pool's; instruction for a description.",
+    ),
+]
 
 
 def load_model(
@@ -45,8 +52,9 @@ def load_model(
     top_p: float | None,
     describer: "Describer | None" = None,
     strict: bool = False,
+    signal: str | None = None,
 ) -> "RoutedModel":
-    """The model that the shared options describe."""
+    """The model that the shared options describe; a signal for a router that has none is an error of the router's."""
     from glider.cli.terminal import quiet_libraries
     from glider.errors import ConfigError
 
@@ -55,17 +63,13 @@ def load_model(
     quiet_libraries()
     from glider.model import load
     from glider.routing.base import routers
-    from glider.routing.select import TopK, TopP
+    from glider.routing.specification import router_from
 
-    settings: dict[str, Any] = {}
     if (top_k is not None or top_p is not None) and not {"k", "select"} & routers.settings(router):
         raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
-    if top_k is not None:  # methods that choose once a query call it k
-        by_query = "k" in routers.settings(router)
-        settings = {"k": top_k} if by_query else {"select": TopK(top_k)}
-    if top_p is not None:
-        settings["select"] = TopP(top_p)
-    return load(base, pool, router=router, describer=describer, strict=strict, **settings)
+    settings = {"top_k": top_k, "top_p": top_p, "global_": signal}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return load(base, pool, router=router_from(router, given), describer=describer, strict=strict)
 
 
 def make_describer(name: str | None, base_url: str | None) -> "Describer | None":

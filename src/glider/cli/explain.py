@@ -11,6 +11,7 @@ from glider.cli.arguments import (
     BaseUrlOption,
     DescriberOption,
     DescriptionOption,
+    GlobalOption,
     JsonOption,
     PoolOption,
     RouterOption,
@@ -38,6 +39,7 @@ def explain(
     pool: PoolOption = "demo",
     base: BaseOption = None,
     router: RouterOption = "glider",
+    signal: GlobalOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     description: DescriptionOption = None,
@@ -53,7 +55,9 @@ def explain(
     The table has each token's experts over the chosen sites; JSON has every site by itself.
     """
     text = read_prompt(prompt)
-    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict)
+    if signal is None and router.startswith("glider") and (description or describer):
+        signal = "instruction"
+    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict, signal)
     from glider.model import Query
 
     if not model.experts:

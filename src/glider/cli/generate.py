@@ -11,6 +11,7 @@ from glider.cli.arguments import (
     BaseUrlOption,
     DescriberOption,
     DescriptionOption,
+    GlobalOption,
     JsonOption,
     PoolOption,
     RouterOption,
@@ -33,6 +34,7 @@ def generate(
     pool: PoolOption = "demo",
     base: BaseOption = None,
     router: RouterOption = "glider",
+    signal: GlobalOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     description: DescriptionOption = None,
@@ -52,7 +54,9 @@ def generate(
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
-    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict)
+    if signal is None and router.startswith("glider") and (description or describer):
+        signal = "instruction"
+    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict, signal)
     import torch
 
     from glider.model import Query

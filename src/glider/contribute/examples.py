@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
 from glider.errors import DataError
@@ -19,16 +19,25 @@ _BUCKET = 8  # batches that are sorted by length together
 
 
 class Row(BaseModel):
-    """One example of a task. Fields of the file beyond these are ignored."""
+    """One example of a task. Fields of the file beyond these are ignored.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    `references` (or `targets`) are all the answers that count as right; with choices, the right ones among them.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     input: str = Field(min_length=1)
     output: str = Field(min_length=1)
     choices: tuple[str, ...] | None = None
-    references: tuple[str, ...] | None = None
+    references: tuple[str, ...] | None = Field(None, validation_alias=AliasChoices("references", "targets"))
     definition: str | None = None
     split: str | None = None
+    id: str | int | None = None
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every answer that counts as right."""
+        return self.references or (self.output,)
 
 
 @dataclass(frozen=True)

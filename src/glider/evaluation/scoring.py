@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glider.contribute.examples import Row
-from glider.errors import DataError, MissingDependency
+from glider.errors import DataError
+from glider.evaluation.metrics import require, score_text
 from glider.model import RoutedModel
 
 Tick = Callable[[int], None]  # rows done
@@ -50,30 +51,21 @@ def _rank(model: RoutedModel, rows: Sequence[Row], tick: Tick) -> RowScores:
         assert row.choices is not None
         ranked = model.score(row.input, row.choices)
         best = max(ranked, key=lambda choice: choice.normalised)
-        scores.append(float(best.choice == row.output))
+        scores.append(float(best.choice in row.accepted))
         tokens += len(model.prompt.prompt_ids(model.tokenizer, row.input)) + sum(choice.tokens for choice in ranked)
         tick(done)
     return RowScores("accuracy", scores, None, tokens)
 
 
 def _generate(model: RoutedModel, rows: Sequence[Row], max_new_tokens: int, tick: Tick) -> RowScores:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError:
-        raise MissingDependency("rouge-score", "score free text", "pip install 'glider-moe[eval]'") from None
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    require("rougeL")
     scores, exact, tokens = [], [], 0
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         answers = model.generate([row.input for row in batch], max_new_tokens=max_new_tokens)
         for row, answer in zip(batch, answers, strict=True):
-            wanted = row.references or (row.output,)
-            scores.append(max(scorer.score(reference, answer.text)["rougeL"].fmeasure for reference in wanted))
-            exact.append(float(any(_plain(answer.text) == _plain(reference) for reference in wanted)))
+            scores.append(score_text("rougeL", answer.text, row.accepted))
+            exact.append(score_text("exact_match", answer.text, row.accepted))
             tokens += len(model.prompt.prompt_ids(model.tokenizer, row.input)) + len(answer.token_ids)
         tick(start + len(batch))
     return RowScores("rougeL", scores, exact, tokens)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")

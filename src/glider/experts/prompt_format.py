@@ -4,14 +4,15 @@ from typing import Any, Literal
 
 from glider.config import Config
 
-PromptKind = Literal["chat", "plain", "encoder-decoder"]
+PromptKind = Literal["chat", "plain", "encoder-decoder", "raw"]
 
 
 class PromptFormat(Config):
     """The form of a prompt.
 
     `chat` puts the input into one user turn of the tokenizer's own chat template; `plain` is the input, a line
-    break, then the output; `encoder-decoder` gives the input to the encoder.
+    break, then the output; `encoder-decoder` gives the input to the encoder; `raw` is the input as it stands, which the
+    output continues.
     """
 
     kind: PromptKind
@@ -31,7 +32,8 @@ class PromptFormat(Config):
             turns.append({"role": "user", "content": text})
             rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             return tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return tokenizer(text if self.kind == "encoder-decoder" else text + "\n")["input_ids"]
+        begun = self.kind == "raw" and tokenizer.bos_token and text.startswith(tokenizer.bos_token)
+        return tokenizer(text + "\n" if self.kind == "plain" else text, add_special_tokens=not begun)["input_ids"]
 
     def target_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of an answer, with the end token that the model must learn to write."""

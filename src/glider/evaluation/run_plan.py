@@ -1,0 +1,274 @@
+"""What a run evaluates: routers x tasks, read from one YAML file and checked before anything is loaded."""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from glider.config import Config, faults
+from glider.contribute.examples import Row, read_rows
+from glider.errors import ConfigError, DataError
+from glider.evaluation.lm_eval_tasks import task_name
+from glider.evaluation.metrics import Metric, require
+from glider.experts.disk import canonical_json, sha256
+from glider.experts.pool import POOL_FILE, Pool
+from glider.routing.specification import router_from
+
+FORMAT = 1  # of a result file; another number makes every cell new
+MOST_LEFT_OUT = 0.05  # share of a task's rows that may lack choices by a fault of the source
+
+
+class TaskPlan(Config):
+    """One task. What is not given is the set's, then the run's."""
+
+    data: Path
+    name: str | None = None
+    metric: Metric | None = None
+    rows: int | None = Field(default=None, ge=1)
+    split: str | None = None
+    append: str | None = None  # to every input, such as "\nAnswer:"
+    max_new_tokens: int | None = Field(default=None, ge=1)
+
+
+class SetPlan(Config):
+    """Tasks whose mean is one number of the table. A path may hold wildcards."""
+
+    tasks: tuple[str | TaskPlan, ...] = Field(min_length=1)
+    exclude: tuple[str, ...] = ()  # names of tasks that a wildcard finds and nobody wants
+    rows: int | None = Field(default=None, ge=1)
+    split: str | None = None
+    append: str | None = None
+    max_new_tokens: int | None = Field(default=None, ge=1)
+
+
+class RouterPlan(Config):
+    """A router with its settings (`top_k` and `top_p` too) under a name of its own.
+
+    `{task}` in the router stands for the task's name: `single:{task}` is each task's own expert, and tasks without one
+    are left out. `lorahub` without weights searches them on `fewshot` rows of each task; its settings are then those of
+    the search. `oracle` is the best single expert on these very rows.
+    """
+
+    router: str
+    settings: dict[str, Any] = {}
+    name: str = ""
+    descriptions: bool = True  # False: the query's own text is embedded
+    fewshot: int = Field(default=5, ge=1)
+
+    @property
+    def label(self) -> str:
+        """The name in tables and on disk."""
+        return self.name or self.router
+
+    @property
+    def searched(self) -> bool:
+        """Whether weights are searched for each task."""
+        return self.router == "lorahub" and "weights" not in self.settings
+
+    @property
+    def by_task(self) -> bool:
+        """Whether every task has a router of its own."""
+        return self.searched or "{task}" in self.router
+
+
+class RunPlan(Config):
+    """The run file. Paths are relative to it."""
+
+    routers: tuple[str | RouterPlan, ...] = Field(min_length=1)
+    sets: dict[str, SetPlan] = Field(min_length=1)
+    pool: str = "demo"
+    base: str | None = None
+    dtype: str = "float32"
+    split: str | None = "test"
+    rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed
+    seed: int = 0
+    max_new_tokens: int = Field(default=64, ge=1)
+    metrics: dict[str, Metric] = {}  # by task; accuracy for rows with choices, else rougeL
+    descriptions: Path | None = None  # JSON: task name -> sentence
+    fewshot_splits: tuple[str, ...] = ("train", "val")  # where lorahub's rows come from; never an evaluated row
+
+    @classmethod
+    def read(cls, path: Path) -> "RunPlan":
+        """Read a run file; every fault of its form is reported together, as a `ConfigError`."""
+        import yaml
+
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text("utf8")))
+        except FileNotFoundError:
+            raise ConfigError(f"a run file at {path}", "no such file", "Check the path.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"YAML in {path}", " ".join(str(fault).split()), "Mend the file.") from fault
+        except ValidationError as fault:
+            raise ConfigError(f"a run in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
+
+    def router_plans(self, root: Path, pool: Pool) -> list[RouterPlan]:
+        """The routers in order, each checked by name and settings; before an oracle, the singles it chooses among."""
+        given = [RouterPlan(router=plan) if isinstance(plan, str) else plan for plan in self.routers]
+        labels = [plan.label for plan in given]
+        if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+            raise ConfigError("routers of different names", f"{', '.join(twice)} twice", "Give each a name.")
+        plans = []
+        for plan in given:
+            if plan.router == "oracle":
+                singles = (RouterPlan(router=f"single:{name}") for name in pool.names)
+                plans += [single for single in singles if single.label not in labels]
+            elif plan.router.startswith("multitask:"):
+                path = root / plan.router.partition(":")[2]
+                plan = plan.model_copy(update={"router": f"multitask:{path}", "name": plan.label})
+            if plan.router != "oracle" and not plan.by_task:
+                router_from(plan.router, plan.settings)
+            plans.append(plan)
+        return plans
+
+    def tasks(self, root: Path) -> list["Task"]:
+        """Every task of every set with its settings resolved; names the faults of all of them together."""
+        found, wrong = [], []
+        described = self._descriptions(root)
+        for set_name, chosen in self.sets.items():
+            for given in chosen.tasks:
+                plan = TaskPlan(data=Path(given)) if isinstance(given, str) else given
+                paths = _matching(root, plan.data)
+                if not paths:
+                    wrong.append(f"no file {root / plan.data}")
+                for path in paths:
+                    name = plan.name or task_name(path)
+                    if name not in chosen.exclude:
+                        found.append(self._task(set_name, name, path, chosen, plan, described.get(name)))
+        keys = [(task.set, task.name) for task in found]
+        wrong += [f"{name} twice in {where}" for where, name in dict.fromkeys(keys) if keys.count((where, name)) > 1]
+        wrong += [f"a metric for {name}, no task" for name in self.metrics if name not in {task.name for task in found}]
+        if wrong:
+            raise ConfigError("tasks without faults", "; ".join(wrong), "Mend the run file.")
+        for metric in {task.metric for task in found if task.metric}:
+            require(metric)
+        return found
+
+    def _task(
+        self, where: str, name: str, path: Path, chosen: SetPlan, plan: TaskPlan, description: str | None
+    ) -> "Task":
+        return Task(
+            set=where,
+            name=name,
+            path=path,
+            split=plan.split or chosen.split or self.split,
+            rows=plan.rows or chosen.rows or self.rows,
+            seed=self.seed,
+            metric=plan.metric or self.metrics.get(name),
+            append=plan.append or chosen.append or "",
+            max_new_tokens=plan.max_new_tokens or chosen.max_new_tokens or self.max_new_tokens,
+            description=description,
+        )
+
+    def _descriptions(self, root: Path) -> dict[str, str]:
+        if self.descriptions is None:
+            return {}
+        path = root / self.descriptions
+        try:
+            told = json.loads(path.read_text("utf8"))
+        except (OSError, ValueError) as fault:
+            raise ConfigError(f"JSON of task -> sentence at {path}", str(fault), "Check the file.") from fault
+        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+            raise ConfigError(f"JSON of task -> sentence at {path}", "other values", "Write one sentence for a task.")
+        return told
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run with everything resolved."""
+
+    set: str
+    name: str
+    path: Path
+    split: str | None
+    rows: int | None
+    seed: int
+    metric: Metric | None
+    append: str
+    max_new_tokens: int
+    description: str | None
+
+    def chosen(self) -> "ChosenRows":
+        """The rows to evaluate: the subset drawn by the seed, in the order of the file.
+
+        A few rows of a choice task that lack choices are left out and counted; raises `DataError` for more of them, and
+        for an output that is none of its choices.
+        """
+        found = list(enumerate(read_rows(self.path, self.split)))
+        by_choice = self.metric in (None, "accuracy") and any(row.choices for _, row in found)
+        usable = [(i, row) for i, row in found if row.choices or not by_choice]
+        left_out = len(found) - len(usable)
+        if left_out > MOST_LEFT_OUT * len(found):
+            raise DataError(f"rows of {self.path} with choices", f"{left_out} of {len(found)} without", "Split them.")
+        if self.metric == "accuracy" and not by_choice:
+            raise DataError(f"rows of {self.path} with choices, for accuracy", "none", "Give another metric.")
+        if self.rows is not None and self.rows < len(usable):
+            usable = sorted(random.Random(self.seed).sample(usable, self.rows))
+        for i, row in usable:
+            if by_choice and not {*row.accepted} <= {*(row.choices or ())}:
+                raise DataError(f"the output of row {i} of {self.path} among its choices", row.output, "Mend the row.")
+        metric: Metric = self.metric or ("accuracy" if by_choice else "rougeL")
+        rows = [row.model_copy(update={"input": row.input + self.append}) for _, row in usable]
+        return ChosenRows(rows, [i for i, _ in usable], len(found), left_out, metric)
+
+    def fewshot(self, count: int, splits: Sequence[str]) -> list[Row]:
+        """Rows of the first of `splits` that has any, none of them evaluated; raises `DataError` without."""
+        evaluated = {(row.input, row.output) for row in self.chosen().rows}
+        everything = read_rows(self.path)
+        for split in splits:
+            rows = [
+                row.model_copy(update={"input": row.input + self.append}) for row in everything if row.split == split
+            ]
+            rows = [row for row in rows if (row.input, row.output) not in evaluated]
+            if rows:
+                return random.Random(self.seed).sample(rows, min(count, len(rows)))
+        raise DataError(f"few-shot rows of {self.path} ({', '.join(splits)})", "none", "Name another split.")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, apart from the file's content."""
+        names = ("set", "name", "split", "rows", "seed", "metric", "append", "max_new_tokens", "description")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The rows of a task that are evaluated, with their places among the split's `available` rows."""
+
+    rows: list[Row]
+    places: list[int]
+    available: int
+    left_out: int
+    metric: Metric
+
+
+def pool_hash(pool: Pool) -> str:
+    """sha256 of the pool's index, which holds the sha256 of every file of its experts."""
+    return sha256(pool.path / POOL_FILE)
+
+
+def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
+    """The hash by which a finished cell is known again."""
+    return hashlib.sha256(canonical_json([FORMAT, config, hashes]).encode()).hexdigest()
+
+
+def router_hashes(router: str) -> dict[str, str]:
+    """sha256 of the files of an expert outside the pool (`multitask:PATH`)."""
+    directory = Path(router.partition(":")[2])
+    if not router.startswith("multitask:") or not directory.is_dir():
+        return {}
+    return {f"router/{file.name}": sha256(file) for file in sorted(directory.glob("*")) if file.is_file()}
+
+
+def _matching(root: Path, data: Path) -> list[Path]:
+    path = root / data
+    if path.is_file():
+        return [path]
+    text = str(data)
+    if not any(letter in text for letter in "*?["):
+        return []
+    anchor = Path(path.anchor) if data.is_absolute() else root
+    return sorted(anchor.glob(str(data.relative_to(data.anchor)) if data.is_absolute() else text))

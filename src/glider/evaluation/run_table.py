@@ -1,0 +1,72 @@
+"""The table of a run: each router's mean on each set, with interval and paired test against the first router."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glider.evaluation.runs import Run
+from glider.evaluation.statistics import holm, paired_tasks_p, task_mean, two_level_interval
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One router on one set. No score unless every task of the set that is the router's has a result."""
+
+    router: str
+    set: str
+    tasks: int  # with a result
+    missing: tuple[str, ...]  # failed, or not yet run
+    score: float | None  # mean of task means
+    rows_interval: tuple[float, float] | None  # 95 %, with other rows of these tasks
+    tasks_interval: tuple[float, float] | None  # 95 %, with other tasks of the kind too
+    p_value: float | None  # against the first router, on tasks that both have; None for the first itself
+    p_holm: float | None  # adjusted over the routers of the set
+
+
+def table(run: Run) -> list[Entry]:
+    """Entries by router, then set."""
+    listed = run.routers
+    results = {
+        (plan.label, name): {
+            task.name: cell.read()
+            for task in run.tasks
+            if task.set == name and not run.absent(plan, task)
+            for cell in [run.cells[plan.label, name, task.name]]
+        }
+        for plan in listed
+        for name in run.plan.sets
+    }
+    entries = {}
+    for name in run.plan.sets:
+        raw = [
+            None if i == 0 else _p_value(results[listed[0].label, name], results[plan.label, name])
+            for i, plan in enumerate(listed)
+        ]
+        tested = [value for value in raw if value is not None]
+        adjusted = iter(holm(tested))
+        for plan, value in zip(listed, raw, strict=True):
+            p_holm = None if value is None else next(adjusted)
+            entries[plan.label, name] = _entry(plan.label, name, results[plan.label, name], value, p_holm)
+    return [entries[plan.label, name] for plan in listed for name in run.plan.sets]
+
+
+def _entry(router: str, where: str, results: Mapping[str, Any], p_value: float | None, p_holm: float | None) -> Entry:
+    missing = tuple(task for task, told in results.items() if told is None)
+    found = [_scores(told) for told in results.values() if told is not None]
+    if missing or not found:
+        return Entry(router, where, len(found), missing, None, None, None, None, None)
+    rows, tasks = two_level_interval(found, resample_tasks=False), two_level_interval(found)
+    return Entry(router, where, len(found), (), task_mean(found), rows, tasks, p_value, p_holm)
+
+
+def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
+    if None in first.values() or None in second.values():
+        return None
+    common = [task for task in second if task in first]
+    if not common:
+        return None
+    return paired_tasks_p([_scores(first[task]) for task in common], [_scores(second[task]) for task in common])
+
+
+def _scores(told: Mapping[str, Any]) -> Sequence[float]:
+    return [row["score"] for row in told["results"]]

@@ -1,0 +1,216 @@
+"""Routers x tasks, one JSON file for each pair: a run that may stop anywhere and goes on where it was."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from glider.base_model import BaseModel, load_base
+from glider.contribute.lorahub import search_lorahub
+from glider.errors import ConfigError, GliderError
+from glider.evaluation.run_plan import FORMAT, RouterPlan, RunPlan, Task, cell_key, pool_hash, router_hashes
+from glider.evaluation.task_rows import score_rows_of, summary_of
+from glider.experts.disk import sha256, write_json
+from glider.experts.pool import Pool
+from glider.model import RoutedModel, base_of, open_pool, over
+from glider.routing.oracle import best_expert
+from glider.routing.specification import router_from
+
+Status = Literal["unchanged", "done", "failed", "absent"]
+Tick = Callable[[str, str, int], None]  # router, task, rows done
+_PACKAGES = ("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One router on one task, and the file of its result."""
+
+    plan: RouterPlan
+    task: Task
+    path: Path
+    config: dict[str, Any]
+    hashes: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides the result."""
+        return cell_key(self.config, self.hashes)
+
+    def read(self) -> dict[str, Any] | None:
+        """The finished result of this very cell; None where there is none, or one of other settings, or a fault."""
+        try:
+            told = json.loads(self.path.read_text("utf8"))
+        except (OSError, ValueError):
+            return None
+        return told if told.get("key") == self.key and "fault" not in told else None
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Put a result or a fault in place, whole."""
+        head = {
+            "format": FORMAT,
+            "key": self.key,
+            "router": self.plan.label,
+            "set": self.task.set,
+            "task": self.task.name,
+        }
+        tail = {"config": self.config, "hashes": self.hashes, "versions": versions()}
+        write_json(self.path, {**head, **content, **tail})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    status: Status
+    message: str = ""
+
+
+class Run:
+    """A run file over a pool, with its results in a directory."""
+
+    def __init__(self, plan: RunPlan, root: Path, out: Path):
+        self.plan, self.out = plan, out
+        self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
+        if not isinstance(getattr(torch, plan.dtype, None), torch.dtype):
+            raise ConfigError("a dtype such as float32 or bfloat16", plan.dtype, "Mend the run file.")
+        self.routers = plan.router_plans(root, self.pool)
+        self.tasks = plan.tasks(root)
+        self._base_name = plan.base or base_of(self.pool)
+        self._base: BaseModel | None = None
+        hashes = {"pool": pool_hash(self.pool), "base": self.pool.index.base.hash}
+        files = {task.path: sha256(task.path) for task in self.tasks}
+        self.cells = {
+            (router.label, task.set, task.name): self._cell(router, task, {**hashes, "data": files[task.path]})
+            for router in self.routers
+            for task in self.tasks
+        }
+        places = [str(cell.path) for cell in self.cells.values()]
+        if twice := sorted({path for path in places if places.count(path) > 1}):
+            raise ConfigError("names that make different files", ", ".join(twice), "Give the routers other names.")
+
+    def go(self, tick: Tick = lambda router, task, done: None) -> Iterator[Outcome]:
+        """Evaluate what is missing, router by router; yields an outcome for each cell as it ends.
+
+        A cell that fails is written as a fault, without a score, and tried again by the next run. Interrupted at any
+        moment, no file is partial, and the next run goes on with the cell that was broken off.
+        """
+        for router in self.routers:
+            todo = []
+            for task in self.tasks:
+                cell = self.cells[router.label, task.set, task.name]
+                if self.absent(router, task):
+                    yield Outcome(cell, "absent")
+                elif cell.read() is not None:
+                    yield Outcome(cell, "unchanged")
+                else:
+                    todo.append(cell)
+            if router.router == "oracle":
+                yield from (self._attempt(cell, lambda cell=cell: self._oracle(cell)) for cell in todo)
+            elif router.by_task:
+                for cell in todo:
+                    yield from self._with_model(cell.plan, [cell], tick)
+            elif todo:
+                yield from self._with_model(router, todo, tick)
+
+    def _with_model(self, router: RouterPlan, cells: Sequence[Cell], tick: Tick) -> Iterator[Outcome]:
+        """Evaluate cells that share one routed model."""
+        self.base()  # a base that is missing stops the run
+        try:
+            model, notes = self._model(router, cells[0].task)
+        except Exception as fault:  # one router's fault is not the others'
+            yield from [self._fail(cell, fault) for cell in cells]
+            return
+        try:
+            for cell in cells:
+                yield self._attempt(cell, lambda cell=cell: self._evaluate(cell, model, notes, tick))
+        finally:
+            model.detach()
+
+    def _model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
+        base = self.base()
+        if not plan.searched:
+            router = router_from(plan.router.replace("{task}", task.name), plan.settings)
+            return over(base, self.pool, router), {}
+        rows = task.fewshot(plan.fewshot, self.plan.fewshot_splits)
+        search = search_lorahub(base, self.pool, rows, **{"seed": self.plan.seed, **plan.settings})
+        told = {"weights": search.weights, "loss": search.best.loss, "rows": len(rows)}
+        return over(base, self.pool, search.router), {"lorahub": told}
+
+    def _evaluate(self, cell: Cell, model: RoutedModel, notes: dict[str, Any], tick: Tick) -> dict[str, Any]:
+        task, chosen = cell.task, cell.task.chosen()
+        description = task.description if cell.plan.descriptions else None
+        results = score_rows_of(
+            model, chosen, description, task.max_new_tokens, lambda done: tick(cell.plan.label, task.name, done)
+        )
+        return {**summary_of(chosen, results), **notes, "results": [asdict(result) for result in results]}
+
+    def _oracle(self, cell: Cell) -> dict[str, Any]:
+        """The result of the expert that is best on the task, taken from the cells of the singles."""
+        told = {}
+        for name in self.pool.names:
+            single = next(plan for plan in self.routers if plan.router == f"single:{name}")
+            result = self.cells[single.label, cell.task.set, cell.task.name].read()
+            if result is None:
+                raise ConfigError("a result of every expert (oracle)", f"none of {name}", "See that cell's fault.")
+            told[name] = result
+        scores = {name: result["score"] for name, result in told.items()}
+        best = told[best_expert(scores)]
+        kept = ("metric", "score", "rows", "available", "left_out", "seconds", "corpus_bleu", "results")
+        content = {name: best[name] for name in kept if name in best and name != "results"}
+        return {**content, "oracle": {"expert": best_expert(scores), "scores": scores}, "results": best["results"]}
+
+    def _attempt(self, cell: Cell, work: Callable[[], dict[str, Any]]) -> Outcome:
+        try:
+            cell.write(work())
+        except Exception as fault:  # a failed evaluation is a fault, never a number
+            return self._fail(cell, fault)
+        return Outcome(cell, "done")
+
+    def _fail(self, cell: Cell, fault: Exception) -> Outcome:
+        text = " ".join(str(fault).split())
+        cell.write({"fault": {"type": type(fault).__name__, "message": text}})
+        return Outcome(cell, "failed", text if isinstance(fault, GliderError) else f"{type(fault).__name__}: {text}")
+
+    def _cell(self, router: RouterPlan, task: Task, hashes: dict[str, str]) -> Cell:
+        config: dict[str, Any] = {
+            "router": {"router": router.router.replace("{task}", task.name), "settings": router.settings},
+            "task": task.settings() | ({} if router.descriptions else {"description": None}),
+            "base": self._base_name,
+            "dtype": self.plan.dtype,
+        }
+        if router.searched:
+            config["fewshot"] = {"rows": router.fewshot, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
+        path = self.out / _file_name(router.label) / _file_name(task.set) / f"{_file_name(task.name)}.json"
+        return Cell(router, task, path, config, hashes | router_hashes(router.router))
+
+    def absent(self, router: RouterPlan, task: Task) -> bool:
+        """Whether `single:{task}` has no expert of that name."""
+        return router.router == "single:{task}" and task.name not in self.pool.names
+
+    def base(self) -> BaseModel:
+        """The base model, loaded when first needed."""
+        if self._base is None:
+            self.pool.verify()
+            self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype))
+        return self._base
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that have a part in a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")

@@ -1,0 +1,136 @@
+"""One model on the rows of one task: every row's prediction, score and what guided it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from glider.contribute.examples import Row
+from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
+from glider.evaluation.run_plan import ChosenRows
+from glider.model import Query, RoutedModel
+from glider.routing.base import Condition
+
+Tick = Callable[[int], None]  # rows done
+_TOKENS = 768  # of the prompts in a batch, padding counted
+_CHOICE_TOKENS = 512  # of the choices in a batch, padding counted
+_ROWS = 8  # that are answered together
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What came of one row. `choices`: log-likelihood per token (end token counted) of each, in the row's order."""
+
+    id: str | int | None
+    place: int  # among the rows of the split
+    prediction: str
+    gold: tuple[str, ...]
+    score: float
+    choices: tuple[float, ...] | None
+    seconds: float  # its share of its batch
+    expert: str | None  # of the highest global score; None without a global term
+    alpha: float | None
+
+
+def score_rows_of(
+    model: RoutedModel, chosen: ChosenRows, description: str | None, max_new_tokens: int, tick: Tick = lambda _: None
+) -> list[RowResult]:
+    """Results in the order of the rows; rows of like length run together.
+
+    `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
+    metrics: of the greedy answer. Prompts beyond the model's context keep their end.
+    """
+    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in chosen.rows]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    results: dict[int, RowResult] = {}
+    by_choice = chosen.metric == "accuracy"
+    batches = _batches(model, chosen.rows, order, lengths) if by_choice else _groups(order, _ROWS)
+    for batch in batches:
+        rows = [chosen.rows[i] for i in batch]
+        queries = [Query(row.input, description=description) for row in rows]
+        began = time.perf_counter()
+        work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, chosen, max_new_tokens)
+        found = list(work)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for i, row, fields in zip(batch, rows, found, strict=True):
+            results[i] = RowResult(
+                id=row.id, place=chosen.places[i], gold=row.accepted, seconds=round(seconds, 4), **fields
+            )
+        tick(len(results))
+    return [results[i] for i in range(len(results))]
+
+
+def summary_of(chosen: ChosenRows, results: Sequence[RowResult]) -> dict[str, Any]:
+    """The task's score (mean over rows) and how it came about."""
+    told: dict[str, Any] = {
+        "metric": chosen.metric,
+        "score": sum(result.score for result in results) / len(results),
+        "rows": len(results),
+        "available": chosen.available,
+        "left_out": chosen.left_out,
+        "seconds": round(sum(result.seconds for result in results), 2),
+    }
+    if chosen.metric == "bleu":  # the mean above is of sentences; this is what papers report
+        told["corpus_bleu"] = corpus_bleu([r.prediction for r in results], [r.gold for r in results])
+    return told
+
+
+def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> Iterator[dict[str, Any]]:
+    scored, condition = model.score_many(queries, [row.choices or () for row in rows], truncate=True)
+    for i, (row, choices) in enumerate(zip(rows, scored, strict=True)):
+        values = tuple(round(choice.normalised, 5) for choice in choices)
+        best = max(choices, key=lambda choice: choice.normalised).choice
+        yield {
+            "prediction": best,
+            "score": float(best in row.accepted),
+            "choices": values,
+            **_guide(model, condition, i),
+        }
+
+
+def _answer(
+    model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query], chosen: ChosenRows, max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
+    answers = model.generate(queries, max_new_tokens=max_new_tokens, truncate=True)
+    for row, answer in zip(rows, answers, strict=True):
+        score = score_text(cast(TextMetric, chosen.metric), answer.text, row.accepted)
+        scores = answer.global_scores
+        expert = max(scores, key=lambda name: scores[name]) if scores else None
+        yield {
+            "prediction": answer.text,
+            "score": score,
+            "choices": None,
+            "expert": expert,
+            "alpha": answer.alpha,
+        }
+
+
+def _guide(model: RoutedModel, condition: Condition | None, row: int) -> dict[str, Any]:
+    if condition is None:
+        return {"expert": None, "alpha": None}
+    expert = model.experts[int(condition.global_scores[row].argmax())]
+    return {"expert": expert, "alpha": round(float(condition.alpha[row]), 4)}
+
+
+def _batches(
+    model: RoutedModel, rows: Sequence[Row], order: Sequence[int], lengths: Sequence[int]
+) -> Iterator[list[int]]:
+    """Rows in order of length, as many together as the budgets of tokens allow."""
+    batch: list[int] = []
+    longest = choices = 0
+    for i in order:
+        texts = rows[i].choices or ()
+        target = max(len(model.prompt.target_ids(model.tokenizer, text)) for text in texts)
+        beyond = (
+            lengths[i] * (len(batch) + 1) > _TOKENS or max(longest, target) * (choices + len(texts)) > _CHOICE_TOKENS
+        )
+        if batch and beyond:
+            yield batch
+            batch, longest, choices = [], 0, 0
+        batch.append(i)
+        longest, choices = max(longest, target), choices + len(texts)
+    yield batch
+
+
+def _groups(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    return (list(order[i : i + size]) for i in range(0, len(order), size))

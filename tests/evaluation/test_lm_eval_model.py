@@ -1,0 +1,150 @@
+"""The routed model in lm-evaluation-harness: the harness's own model on the bare base, ours on the same requests."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from glider.cli.main import main
+from glider.errors import ConfigError, RouterError
+from glider.evaluation.lm_eval_model import GliderLM
+from glider.evaluation.lm_eval_tasks import write_tasks
+from glider.model import Query, load
+
+CONTEXTS = ["Is it so? Answer:", "A much longer question about something else. Answer: ", "Why"]
+CHOICES = [" yes", " no, it is not", " 7"]
+
+
+def requests(kind: Any, *arguments: tuple, task: str = "t") -> list[Instance]:
+    return [Instance(kind, {}, args, i, (task, i, 1)) for i, args in enumerate(arguments)]
+
+
+PAIRS = requests("loglikelihood", *((context, choice) for context in CONTEXTS for choice in CHOICES), ("", "empty"))
+TEXTS = requests("loglikelihood_rolling", ("A text of some length.",), ("x" * 700,))
+
+
+@pytest.fixture
+def ours(base_directory: Path, make_pool):
+    pool = make_pool(base_directory)
+
+    def make(**arguments: Any) -> GliderLM:
+        return GliderLM(base=str(base_directory), pool=str(pool.path), **arguments)
+
+    return make
+
+
+@pytest.fixture
+def theirs(base_directory: Path) -> HFLM:
+    return HFLM(pretrained=str(base_directory), device="cpu", batch_size=2, dtype="float32", max_length=512)
+
+
+def test_the_bare_base_scores_as_the_harness_own_model(ours, theirs: HFLM) -> None:
+    got = ours(router="base", batch_size=2).loglikelihood(PAIRS, disable_tqdm=True)
+    wanted = theirs.loglikelihood(PAIRS, disable_tqdm=True)
+    assert [value for value, _ in got] == pytest.approx([value for value, _ in wanted], abs=5e-3, rel=1e-4)
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
+
+
+def test_the_bare_base_reads_texts_as_the_harness_own_model(ours, theirs: HFLM) -> None:
+    got = ours(router="base", max_length=512).loglikelihood_rolling(TEXTS, disable_tqdm=True)
+    assert got == pytest.approx(theirs.loglikelihood_rolling(TEXTS, disable_tqdm=True), rel=1e-3)
+
+
+def test_the_bare_base_writes_as_the_harness_own_model(ours, theirs: HFLM) -> None:
+    first = theirs.generate_until(requests("generate_until", (CONTEXTS[0], {"until": [], "max_gen_toks": 8})), True)[0]
+    stop = first[len(first) // 2 :][:1] or "x"  # a letter it is known to write
+    asked = requests(
+        "generate_until", *((context, {"until": [stop], "max_gen_toks": 8}) for context in CONTEXTS),
+    )  # fmt: skip
+    got = ours(router="base", batch_size=2).generate_until(asked, disable_tqdm=True)
+    assert got == theirs.generate_until(asked, disable_tqdm=True)
+    assert got[0] == first.split(stop)[0]
+
+
+def test_requests_of_one_context_share_it_and_score_as_alone(ours) -> None:
+    model = ours(router="glider", p=-1.0, batch_size=3)
+    together = model.loglikelihood(PAIRS, disable_tqdm=True)
+    alone = [model.loglikelihood([request], disable_tqdm=True)[0] for request in PAIRS]
+    assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=5e-3, rel=1e-4)
+
+
+def test_the_pools_own_prompt_form_scores_as_the_library(ours) -> None:
+    model = ours(prompt="pool")
+    scored = model.routed.score(CONTEXTS[0], [choice.strip() for choice in CHOICES])
+    got = model.loglikelihood(PAIRS[:3], disable_tqdm=True)
+    assert [value for value, _ in got] == pytest.approx([s.log_likelihood for s in scored], abs=2e-3)
+
+
+def test_a_tasks_description_is_the_query_of_its_requests(ours, tmp_path: Path) -> None:
+    told = tmp_path / "descriptions.json"
+    told.write_text(json.dumps({"t": "Answer yes or no."}))
+    model = ours(prompt="pool", descriptions=str(told), p=-1.0)
+    query = Query(CONTEXTS[0], description="Answer yes or no.")
+    (wanted,) = model.routed.score(query, ["yes"])
+    [(got, _)] = model.loglikelihood(PAIRS[:1], disable_tqdm=True)
+    assert got == pytest.approx(wanted.log_likelihood, abs=2e-3)
+    assert got != pytest.approx(model.routed.score(CONTEXTS[0], ["yes"])[0].log_likelihood, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault", "told"),
+    [
+        ({"prompt": "own"}, ConfigError, "prompt=own"),
+        ({"dtype": "float99"}, ConfigError, "float99"),
+        ({"temper": 1}, RouterError, "temper"),
+    ],
+)
+def test_faults_of_the_arguments_are_told(ours, arguments: dict, fault: type[Exception], told: str) -> None:
+    with pytest.raises(fault, match=told):
+        ours(**arguments)
+
+
+def test_the_command_runs_our_tasks_in_the_harness(make_pool, llama_directory, tmp_path, monkeypatch, capsys) -> None:
+    pool = make_pool(llama_directory)
+    rows = [{"input": f"is {i} even?", "output": ("yes", "no")[i % 2], "choices": ["yes", "no"]} for i in range(6)]
+    texts = [{"input": f"say {i}", "output": f"it is {i}", "split": "test"} for i in range(3)]
+    for name, lines in {"even": [{**row, "split": "test"} for row in rows], "say": texts}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    configs, results = tmp_path / "configs", tmp_path / "results"
+    files = [str(tmp_path / "even.jsonl"), str(tmp_path / "say.jsonl")]
+    model_args = f"base={llama_directory},pool={pool.path},router=glider,prompt=pool,p=0.5"
+    commands = [
+        ["lm-eval-tasks", *files, "--out", str(configs)],
+        ["lm-eval", "--model", "glider", "--model_args", model_args, "--tasks", "even,say", "--include_path",
+         str(configs), "--output_path", str(results), "--log_samples", "--batch_size", "4", "--device", "cpu"],
+    ]  # fmt: skip
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["glider", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+    (found,) = results.rglob("results_*.json")
+    told = json.loads(found.read_text())["results"]
+    model = load(str(llama_directory), pool.path, p=0.5)
+    right = 0
+    for row in rows:
+        best = max(model.score(row["input"], row["choices"]), key=lambda choice: choice.log_likelihood)
+        right += best.choice == row["output"]
+    assert told["even"]["acc,none"] == pytest.approx(right / 6)
+    assert 0 <= told["say"]["rougeL,none"] <= 1
+    assert "even" in capsys.readouterr().out
+
+
+def test_a_task_of_ours_runs_on_another_model_of_the_harness(llama_directory: Path, tmp_path: Path) -> None:
+    rows = [{"input": "a?", "output": "b", "choices": ["b", "c", "d"], "targets": ["b", "c"]}, {"input": "e?"}]
+    rows[1] |= {"output": "d", "choices": ["b", "c", "d"]}
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_tasks([tmp_path / "two.jsonl"], tmp_path / "configs", split=None)
+    told = simple_evaluate(
+        model=HFLM(pretrained=str(llama_directory), device="cpu"),
+        tasks=["two"],
+        task_manager=TaskManager(include_path=str(tmp_path / "configs"), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert told is not None and told["results"]["two"]["acc,none"] in (0.0, 0.5, 1.0)

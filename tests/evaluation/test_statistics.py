@@ -1,0 +1,72 @@
+"""Intervals and tests against values that are known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from glider.evaluation.statistics import (
+    holm,
+    paired_p,
+    paired_tasks_p,
+    task_mean,
+    two_level_interval,
+    wilcoxon_p,
+)
+
+
+def test_a_task_counts_the_same_whatever_its_rows() -> None:
+    assert task_mean([[1.0], [0.0] * 99]) == 0.5
+
+
+def test_rows_alone_give_the_binomial_interval() -> None:
+    low, high = two_level_interval([[0.0, 1.0] * 200] * 4, resample_tasks=False)
+    half = 1.96 * math.sqrt(0.25 / 1600)
+    assert low == pytest.approx(0.5 - half, abs=0.004) and high == pytest.approx(0.5 + half, abs=0.004)
+
+
+def test_tasks_that_differ_widen_the_interval() -> None:
+    tasks = [[share] * 50 for share in np.linspace(0, 1, 9)]
+    assert two_level_interval(tasks, resample_tasks=False) == pytest.approx((0.5, 0.5))
+    low, high = two_level_interval(tasks)
+    half = 1.96 * np.std(np.linspace(0, 1, 9)) / 3
+    assert low == pytest.approx(0.5 - half, abs=0.03) and high == pytest.approx(0.5 + half, abs=0.03)
+
+
+def test_the_two_level_variance_is_the_sum_of_both() -> None:
+    chance = np.random.default_rng(1)
+    tasks = [list(chance.binomial(1, share, 30).astype(float)) for share in chance.uniform(0.2, 0.8, 20)]
+    means = np.array([np.mean(rows) for rows in tasks])
+    within = np.mean([m * (1 - m) / 30 for m in means])
+    half = 1.96 * math.sqrt((means.var() + within) / 20)
+    low, high = two_level_interval(tasks)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
+
+
+def test_few_pairs_are_tested_exactly() -> None:
+    assert paired_p([0.0] * 5, [1.0] * 5) == pytest.approx(2 / 32)
+    assert paired_p([0.0] * 5 + [1.0] * 50, [1.0] * 5 + [1.0] * 50) == pytest.approx(2 / 32)  # equals change nothing
+
+
+def test_a_paired_difference_agrees_with_mcnemar() -> None:
+    first, second = [1.0] * 8 + [0.0] * 24 + [1.0] * 68, [0.0] * 8 + [1.0] * 24 + [1.0] * 68
+    assert paired_p(first, second) == pytest.approx(stats.binomtest(8, 32).pvalue, abs=0.005)
+
+
+def test_rows_of_several_tasks_are_swapped_within_tasks() -> None:
+    one, other = [[0.0] * 10, [1.0, 0.0] * 20], [[1.0] * 10, [0.0, 1.0] * 20]
+    assert paired_tasks_p(one, other) < 0.01
+    assert paired_tasks_p(one, one) == 1.0
+    assert paired_tasks_p([[0.0, 1.0] * 20], [[1.0, 0.0] * 20]) > 0.5
+
+
+def test_wilcoxon_is_the_tabulated_value() -> None:
+    assert wilcoxon_p([0.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(2 / 64)
+    assert wilcoxon_p([0.1, 0.2], [0.1, 0.2]) == 1.0
+
+
+def test_holm_adjusts_as_in_the_literature() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
