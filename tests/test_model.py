@@ -276,7 +276,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gilder", {}, RouterError, "base, glider, .*phatgoose, .*single.*'gilder'"),
         ("single:nobody", {}, PoolError, "e0, e1.*'nobody'"),
         ("single", {}, RouterError, "single:NAME"),
-        ("glider", {"top_k": 2}, RouterError, "beta, gamma, local_scale, p, select; got top_k for glider"),
+        ("glider", {"top_k": 2}, RouterError, "beta, gamma, global_, local_scale, p, select; got top_k for glider"),
         ("base", {"p": 0.5}, RouterError, "settings of none; got p for base"),
         (Glider(), {"p": 0.5}, RouterError, "p beside it"),
     ],

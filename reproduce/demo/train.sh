@@ -16,4 +16,4 @@ for name in "${names[@]}"; do
         --validations 4 --examples 0 --seed 0 --precision "${PRECISION:-bfloat16}"
 done
 glider pool add "$pool" "${names[@]}"
-glider pool calibrate "$pool" --data "$tasks/{name}.jsonl.gz"
+for signal in instruction ensemble examples; do glider pool calibrate "$pool" --signal $signal; done

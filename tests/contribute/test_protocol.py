@@ -306,7 +306,8 @@ def test_chosen_sites_are_the_only_ones(llama_directory: Path, data: Path, tmp_p
     chosen = config(sites=sites, steps=2, gate_steps=2)
     expert = train_expert(no_definition(data), str(llama_directory), tmp_path / "e", chosen)
     assert {site.rsplit(".", 1)[1] for site in expert.sites} == names
-    assert len(load_file(expert.directory / "glider.safetensors")) == len(expert.sites) == 2 * len(names)
+    gates = [name for name in load_file(expert.directory / "glider.safetensors") if name.endswith(".gate")]
+    assert len(gates) == len(expert.sites) == 2 * len(names)
 
 
 def test_bfloat16_arithmetic_trains_too(llama_directory: Path, data: Path, tmp_path: Path):

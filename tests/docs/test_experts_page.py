@@ -56,10 +56,7 @@ def _prepare(llama: Path, t5: Path, random_expert, layout: Path) -> None:
         {"input": f"{texts[i % 4]} {i}", "output": ("friendly", "rude")[i % 2], "split": "train"} for i in range(20)
     ]
     held_back = [{**row, "split": "val"} for row in rows]
-    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    Path("tasks").mkdir()
-    for name in ("tone", "imported"):
-        Path("tasks", f"{name}.jsonl").write_text("\n".join(map(json.dumps, held_back)))
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows + held_back)))
     adapter = random_expert(Path("my-adapter"), load_base(str(llama)), rank=3)
     for file in ("card.json", "glider.safetensors"):
         (adapter.directory / file).unlink()

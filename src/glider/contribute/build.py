@@ -122,7 +122,7 @@ class ExpertJob:
 
     def run(self, report: Report = lambda expert, text, share: None) -> None:
         """Make the expert; an interrupted run goes on, and an older expert is replaced when the new one is whole."""
-        from glider.contribute.adopt import describe, import_adapter, make_gates
+        from glider.contribute.adopt import describe, import_adapter, make_gates, make_profile
         from glider.contribute.protocol import train_expert
 
         name, key = self.out.name, self.key
@@ -154,6 +154,8 @@ class ExpertJob:
                 make_gates(making, self.data, self.base, self.config, told)
             if self.description is not None:
                 describe(making, self.description, self.config.embedder, self.config.embedder_prefix)
+            if self.data is not None and self.config.validation:
+                make_profile(making, self.data, self.config)
         card = ExpertCard.read(making)
         card = card.model_copy(update={"training": {**card.training, "job": key}})
         write_json(making / CARD_FILE, card.model_dump(mode="json"))
