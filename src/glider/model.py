@@ -226,7 +226,7 @@ class RoutedModel:
         self, row: int, ids: list[int], ends: set[int], limit: int, condition: Condition | None, trace: Trace | None
     ) -> Answer:
         values = [] if condition is None else condition.global_scores[row].tolist()
-        told = condition.described[row] if isinstance(condition, DescribedCondition) else None
+        told = condition.described[row] if isinstance(condition, DescribedCondition) and condition.described else None
         return Answer(
             text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=tuple(ids),
