@@ -33,6 +33,7 @@ class Row(BaseModel):
     definition: str | None = None
     split: str | None = None
     id: str | int | None = None
+    template: str | None = None  # the prompt it was rendered with
 
     @property
     def accepted(self) -> tuple[str, ...]:
