@@ -31,7 +31,7 @@ from glider.instructions.inputs import edges, ngrams
 from glider.instructions.queries import embed_texts
 from glider.routing.base import Asked, GlobalScores
 from glider.routing.calibrate import best_threshold
-from glider.routing.signals.ensemble import Both
+from glider.routing.signals.ensemble import Mixture
 from glider.routing.signals.examples import Likelihoods
 from glider.routing.signals.instruction import Cosines
 
@@ -56,10 +56,11 @@ class Queries:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Experts' profiles by task, and queries by kind: seen, held_out (templates), t0, bigbench."""
+    """Experts' profiles and descriptions by task, and queries by kind: seen, held_out (templates), t0, bigbench."""
 
     names: list[str]
     profiles: list[Profile]
+    definitions: torch.Tensor  # (E, G): the corpus' own sentence on each task, embedded
     queries: dict[str, Queries]
 
 
@@ -87,7 +88,7 @@ def main() -> None:
 def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
     """Draw everything by seed."""
     chance = random.Random(seed)
-    names, profiles = [], []
+    names, profiles, definitions = [], [], []
     kinds: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for column, file in enumerate(sorted((root / "t0_heldin").glob("*.jsonl.gz"))):
         name, all_rows = file.name.removesuffix(".jsonl.gz"), read_rows(file)
@@ -96,6 +97,7 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         training = [row for row in all_rows if row.split == "train" and row.template not in held_out]
         inputs = [row.input for row in chance.sample(training, min(ROWS, len(training)))]
         names.append(name)
+        definitions.append(next(row.definition for row in all_rows if row.definition))
         profiles.append(Profile.of(list(map(ngrams, inputs)), [], vectors(inputs)))
         test = [row for row in all_rows if row.split == "test"]
         for kind, chosen in (("seen", False), ("held_out", True)):
@@ -110,7 +112,7 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         kind: Queries([text for text, _, _ in part], [task for _, task, _ in part], torch.tensor([c for *_, c in part]))
         for kind, part in kinds.items()
     }
-    return Corpus(names, profiles, queries)
+    return Corpus(names, profiles, vectors(definitions), queries)
 
 
 def vectors(texts: Sequence[str]) -> torch.Tensor:
@@ -126,7 +128,7 @@ def make_signals(corpus: Corpus) -> dict[str, GlobalScores]:
     """The signals of the library, and beside them the mean embedding alone."""
     means = torch.stack([profile.inputs for profile in corpus.profiles if profile.inputs is not None])
     words = Likelihoods.of_profiles(corpus.profiles)
-    return {"mean embedding": Cosines(means), "examples": words, "ensemble": Both(words, means)}
+    return {"mean embedding": Cosines(means), "examples": words, "ensemble": Mixture(words, means, corpus.definitions)}
 
 
 def score(scores: GlobalScores, texts: Sequence[str]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from glider.shapes import Int, Tensor
 
 ORDER = 3  # longest n-gram, in words
 EDGE = 128  # words kept at each end of a text
-EDGE_CHARACTERS = 320  # embedded at each end of a text
+EDGE_CHARACTERS = 160  # embedded at each end of a text
 _WORD = re.compile(r"\w+|[^\w\s]|\n")
 
 

@@ -1,4 +1,4 @@
-"""Words and meaning: the signal `examples` with the embedding of the query's text beside it."""
+"""Words and meaning: the signal `examples` with embeddings of the query's text and description beside it."""
 
 from dataclasses import dataclass
 
@@ -9,39 +9,56 @@ from glider.routing.base import Asked, Need
 from glider.routing.scores import cosine
 from glider.routing.signals.base import absent, lead, profiles, signal
 from glider.routing.signals.examples import THRESHOLD, Likelihoods
+from glider.routing.signals.instruction import unit_instructions
 from glider.shapes import Float, Tensor
 
-MEANING = 0.25  # weight of the embedding beside the words
+MEANING = 0.25  # weight of each embedding beside the words
 USUAL_LEAD = 0.31  # the median lead of a query's own expert in cosine (all-MiniLM-L6-v2)
 
 
 @dataclass(frozen=True)
-class Both:
-    """(words + 0.25 meaning) / 1.25, each about 1 for a query's own expert."""
+class Mixture:
+    """(words + 0.25 inputs + 0.25 descriptions) / 1.5, each part about 1 for a query's own expert."""
 
     words: Likelihoods
-    means: Float[Tensor, "E G"]  # mean embedding of the expert's training inputs, unit length
-    needs: frozenset[Need] = frozenset({"grams", "inputs"})
+    inputs: Float[Tensor, "E G"]  # mean embedding of the expert's training inputs, unit length
+    descriptions: Float[Tensor, "E G"] | None = None  # of its task, unit length; None where an expert has none
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        words: frozenset[Need] = frozenset({"grams", "inputs"})
+        return words if self.descriptions is None else words | {"instructions"}
 
     def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
         assert asked.inputs is not None
-        cosines = cosine(asked.inputs, self.means)
-        meaning = lead(cosines, absent(cosines, without)) / USUAL_LEAD
-        return (self.words.of(asked, without) + MEANING * meaning) / (1 + MEANING)
+        scores, weight = self.words.of(asked, without), 1.0
+        pairs = [(asked.inputs, self.inputs)]
+        if self.descriptions is not None:
+            assert asked.instructions is not None
+            pairs.append((asked.instructions, self.descriptions))
+        for query, experts in pairs:
+            cosines = cosine(query, experts)
+            scores = scores + MEANING / USUAL_LEAD * lead(cosines, absent(cosines, without))
+            weight += MEANING
+        return scores / weight
 
 
 @signal("ensemble")
 @dataclass(frozen=True)
 class Ensemble:
-    """global_e = (examples_e + 0.25 lead of cosine(mean training input of e, query)) / 1.25: better on new wordings.
+    """global_e = (examples_e + 0.25 lead of cosine(mean input of e, query) + 0.25 that of its description) / 1.5.
 
-    Needs the pool's embedder for each query, but no LLM.
+    Better than words alone on wordings that no expert has seen, and with a description of the query where there is one.
+    Needs the pool's embedder for each query, but no LLM. Experts without descriptions leave the last part out.
     """
 
-    def prepare(self, pool: Pool, router: str) -> Both:
+    def prepare(self, pool: Pool, router: str) -> Mixture:
         found = profiles(pool, router, inputs=True)
-        means = torch.stack([profile.inputs.float() for profile in found if profile.inputs is not None])
-        return Both(Likelihoods.of_profiles(found), torch.nn.functional.normalize(means, dim=-1))
+        inputs = torch.stack([profile.inputs.float() for profile in found if profile.inputs is not None])
+        described = all(expert.instruction is not None for expert in pool)
+        descriptions = unit_instructions(pool, router) if described else None
+        words = Likelihoods.of_profiles(found)
+        return Mixture(words, torch.nn.functional.normalize(inputs, dim=-1), descriptions)
 
     def threshold(self, pool: Pool) -> float | None:
         return THRESHOLD
