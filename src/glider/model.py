@@ -328,13 +328,15 @@ def load(
     device: str | torch.device = "cpu",
     expert_dtype: torch.dtype | None = None,
     prompt: PromptFormat | None = None,
+    kernel: str | None = None,
     **settings: Any,
 ) -> RoutedModel:
     """Load a base model, open and verify a pool, and attach it.
 
     `base` is a hub id, a path or "smollm2-135m"; by default the model the pool was made for. `pool` is a directory, or
     "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the
-    base, `expert_dtype` the experts. Raises the `GliderError` of whatever does not fit, before anything is attached.
+    base, `expert_dtype` the experts; `kernel` (native, torch, reference) computes them, by default the best that
+    can run each call. Raises the `GliderError` of whatever does not fit, before anything is attached.
     """
     opened = open_pool(pool)
     chosen = routers.create(router, **settings) if isinstance(router, str) else router
@@ -345,7 +347,7 @@ def load(
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
     require_same_base(opened.index.base, loaded.identity, f"the pool {opened.path}")
     prompt = prompt or _prompt_of(opened, loaded)
-    attached = attach(loaded.model, opened, chosen, expert_dtype=expert_dtype, prepared=prepared)
+    attached = attach(loaded.model, opened, chosen, expert_dtype=expert_dtype, prepared=prepared, kernel=kernel)
     return RoutedModel(loaded, opened, attached, prompt)
 
 
