@@ -20,7 +20,7 @@ namespace glider {
 typedef float V4 __attribute__((vector_size(16)));
 typedef float V8 __attribute__((vector_size(32)));
 
-constexpr int64_t TOKENS_AT_ONCE = 64, ROWS_AT_ONCE = 8, SEGMENT = 48;
+constexpr int64_t TOKENS_AT_ONCE = 64, ROWS_AT_ONCE = 8, SEGMENT = 48, EXPECTED_PAIRS = 32;
 
 #if defined(GLIDER_X86)
 namespace avx512 {
@@ -81,18 +81,25 @@ struct Plan {
     bool together, coded;  // the team shares the scores of each token; 8-bit rows make a shortlist
 };
 
-// Threads cost some microseconds to wake: one for each so many multiplications.
-constexpr double WORK_OF_A_THREAD = 4e5;
+// What a call takes in one thread, in microseconds: products that are in the caches, and bytes that are not.
+constexpr double PRODUCTS = 3e4, BYTES = 2e4;
 constexpr int64_t FEW_TOKENS = 16;
 
+inline double estimate(const Site& site, const Call& call, int64_t kept, bool coded) {
+    double rows = call.experts || !site.rows ? 0.0 : double(site.experts) * site.width;
+    double pairs = call.experts_out ? 0.0 : double(call.tokens) * kept;
+    double pair = double(site.rank) * (site.width + site.out), size = site.stored == Stored::bfloat16 ? 2 : 4;
+    double used = pairs < site.experts ? pairs : site.experts;
+    return (call.tokens * rows + pairs * pair) / PRODUCTS + (rows * (coded ? 1 : 4) + used * pair * size) / BYTES;
+}
+
+// As many threads as have a share each that is worth waking them.
 inline Plan plan(const Site& site, const Call& call, int64_t kept) {
-    double scored = call.experts || !site.rows ? 0.0 : double(call.tokens) * site.experts * site.width;
-    double applied = call.experts_out ? 0.0 : double(call.tokens) * kept * site.rank * (site.width + site.out);
-    int64_t most = (int64_t)((scored + applied) / WORK_OF_A_THREAD);
     Plan made{1, false, site.codes && call.tokens <= FEW_TOKENS};
-    if (most > 1) {
+    double shares = estimate(site, call, kept, made.coded) / runtime().waking;
+    if (shares >= 2) {
         int64_t available = runtime().available();
-        made.threads = (int)(most < available ? most : available);
+        made.threads = (int)(shares < available ? shares : available);
     }
     made.together = made.threads > 1 && call.tokens < FEW_TOKENS;
     return made;

@@ -2,6 +2,9 @@
 #pragma once
 #include <dlfcn.h>
 
+#include <cstdint>
+#include <cstdlib>
+
 namespace glider {
 
 struct Runtime {
@@ -11,6 +14,7 @@ struct Runtime {
     int (*threads)() = nullptr;
     int (*number)() = nullptr;
     int (*nested)() = nullptr;
+    double waking = 20;  // microseconds of work that are worth another thread
 
     // Look in the libraries that libtorch_cpu itself was linked to: other packages may have loaded runtimes of their own.
     bool find(const char* library) {
@@ -20,6 +24,8 @@ struct Runtime {
                    symbol(torch, "omp_get_max_threads", max_threads) & symbol(torch, "omp_get_num_threads", threads) &
                    symbol(torch, "omp_get_thread_num", number) & symbol(torch, "omp_in_parallel", nested);
         if (!all) parallel = nullptr;
+        const char* policy = getenv("OMP_WAIT_POLICY");
+        if (policy && (policy[0] == 'P' || policy[0] == 'p')) waking = 100;  // passive: idle threads sleep
         return all;
     }
 
