@@ -43,6 +43,10 @@ class RouterError(GliderError):
     """An unknown router, or one that the pool cannot serve."""
 
 
+class KernelError(GliderError):
+    """A kernel that is not there, or cannot run what it was asked to."""
+
+
 class QueryError(GliderError):
     """A prompt that cannot be answered as given."""
 

@@ -327,15 +327,17 @@ def load(
     prompt: PromptFormat | None = None,
     describer: str | Describer | None = None,
     strict: bool = False,
+    kernel: str | None = None,
     **settings: Any,
 ) -> RoutedModel:
     """Load a base model, open and verify a pool, and attach it.
 
     `base` is a hub id, a path or "smollm2-135m"; by default the model the pool was made for. `pool` is a directory, or
     "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the
-    base, `expert_dtype` the experts. `describer` (a registry name such as "openai:MODEL", or a describer) writes the
-    descriptions of queries that come without; a query that it fails goes on with the local term, unless `strict`.
-    Raises the `GliderError` of whatever does not fit, before anything is attached.
+    base, `expert_dtype` the experts; `kernel` (native, torch, reference) computes them, by default the best that can
+    run each call. `describer` (a registry name such as "openai:MODEL", or a describer) writes the descriptions of
+    queries that come without; a query that it fails goes on with the local term, unless `strict`. Raises the
+    `GliderError` of whatever does not fit, before anything is attached.
     """
     opened = open_pool(pool)
     chosen = routers.create(router, **settings) if isinstance(router, str) else router
@@ -345,7 +347,7 @@ def load(
     prepared = chosen.prepare(opened)  # what the pool cannot serve shows before the base model is loaded
     opened.verify()
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
-    made = over(loaded, opened, chosen, expert_dtype=expert_dtype, prompt=prompt, prepared=prepared)
+    made = over(loaded, opened, chosen, expert_dtype=expert_dtype, prompt=prompt, prepared=prepared, kernel=kernel)
     made.describer, made.strict = writer, strict
     return made
 
@@ -358,11 +360,12 @@ def over(
     expert_dtype: torch.dtype | None = None,
     prompt: PromptFormat | None = None,
     prepared: Prepared | None = None,
+    kernel: str | None = None,
 ) -> RoutedModel:
     """A routed model over a base that is loaded already; after `detach()` the base serves for the next."""
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
     prompt = prompt or _prompt_of(pool, base)
-    attached = attach(base.model, pool, router, expert_dtype=expert_dtype, prepared=prepared)
+    attached = attach(base.model, pool, router, expert_dtype=expert_dtype, prepared=prepared, kernel=kernel)
     return RoutedModel(base, pool, attached, prompt)
 
 

@@ -15,6 +15,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from glider.layers.attach import Attached
 from glider.layers.bank import Bank
+from glider.layers.kernels.choice import KERNELS
+from glider.layers.kernels.native import why_absent
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
 from glider.routing.base import Condition, Prepared, Site
@@ -42,21 +44,27 @@ def experts(layout: Path) -> list[dict[str, torch.Tensor]]:
     return [_read(layout / "p3-lora-checkpoints" / f"{name}_best.pt") for name in order]
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", CASES)
-def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name: str) -> None:
+def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name: str, kernel: str) -> None:
+    if kernel == "native" and (absent := why_absent()):
+        pytest.skip(f"no native kernel: {absent}")
     case = json.loads((layout / "cases.json").read_text())["cases"][name]
     wanted = load_file(layout / f"{name}.safetensors")
     inputs = load_file(layout / "inputs.safetensors")
     select = TopK(case["top_k"]) if case["top_k"] else TopP(case["top_p"])
-    model, attached = _attach(layout, experts, Glider(select, p=0.8))
+    model, attached = _attach(layout, experts, Glider(select, p=0.8), kernel)
     condition = _condition(layout, case, wanted)
     encoder = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     trace = Trace([str(i) for i in range(8)], condition, encoder["attention_mask"].bool())
     with torch.inference_mode(), attached.routing(condition, trace=trace):
         logits = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
     with torch.inference_mode(), attached.routing(condition):
+        untraced = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
         generated = model.generate(**encoder, max_length=8, do_sample=False)
 
+    assert set(trace.kernels) == {kernel}
+    torch.testing.assert_close(untraced, wanted["logits"], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
     scored = {call.site: call.decision.scores for call in trace.calls}
     compared = 0
@@ -82,7 +90,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def _attach(layout: Path, experts: list[dict], router: Glider) -> tuple[T5ForConditionalGeneration, Attached]:
+def _attach(
+    layout: Path, experts: list[dict], router: Glider, kernel: str | None = None
+) -> tuple[T5ForConditionalGeneration, Attached]:
     model = T5ForConditionalGeneration(T5Config.from_pretrained(layout / "base_t5")).eval()
     model.load_state_dict(_read(layout / "base_t5_state_dict.pt"))
     names = [key.removeprefix(PREFIX).removesuffix(".lora_gate.default") for key in experts[0] if "lora_gate" in key]
@@ -91,7 +101,7 @@ def _attach(layout: Path, experts: list[dict], router: Glider) -> tuple[T5ForCon
     for name, site in sites.items():
         parent, _, child = name.rpartition(".")
         linear: nn.Module = model.get_submodule(name)
-        routed = RoutedLinear(linear, site, _bank(name, experts), router, attached.context, True)
+        routed = RoutedLinear(linear, site, _bank(name, experts), router, attached.context, True, kernel)
         setattr(model.get_submodule(parent), child, routed)
     return model, attached
 

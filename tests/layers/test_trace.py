@@ -32,7 +32,8 @@ class EndRow(LogitsProcessor):
 
 @pytest.fixture
 def model(base_directory: Path, make_pool) -> RoutedModel:
-    return load(str(base_directory), make_pool(base_directory, 3).path)
+    # experts that are no near tie at any token here: another order of sums, as under padding, swaps those
+    return load(str(base_directory), make_pool(base_directory, 3, first_seed=10).path)
 
 
 def call(trace: Trace, site: str, experts: list[list[int]], weights: list[list[float]]) -> None:

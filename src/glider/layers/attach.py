@@ -89,11 +89,13 @@ def attach(
     *,
     expert_dtype: torch.dtype | None = None,
     prepared: Prepared | None = None,
+    kernel: str | None = None,
 ) -> Attached:
     """Replace every site of a pool by a routed one, all of them or none.
 
     `expert_dtype` is the storage of the stacked experts (default: the model's own); `prepared` is what the router made
-    of this pool before, where that exists. Raises `PoolError` for a site the
+    of this pool before, where that exists; `kernel` (native, torch, reference; default `$GLIDER_KERNEL`,
+    else the best that can run each call) computes the experts. Raises `PoolError` for a site the
     model does not have, or has with other widths, and `RouterError` where the pool cannot serve the router.
     """
     prepared = prepared or router.prepare(pool)
@@ -107,7 +109,7 @@ def attach(
         floating = weight is not None and weight.is_floating_point()
         dtype = expert_dtype or (weight.dtype if floating else torch.float32)  # pyright: ignore
         bank = Bank.of(name, prepared.experts, dtype).to(device)
-        layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global)
+        layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global, kernel)
         routed[name] = layer.train(originals[name].training)
     for name, module in routed.items():
         _replace(model, name, module)

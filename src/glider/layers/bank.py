@@ -12,8 +12,8 @@ from glider.shapes import Float, Tensor
 class Bank(nn.Module):
     """LoRA factors of all experts at a site, stacked once and padded to the site's largest rank.
 
-    `A` (E, R, D), `B` (E, O, R), `scaling` (E,); rows of an absent expert are zero. The buffers move with the model
-    and are part of no state dict.
+    `A` (E, R, D), `B` (E, O, R), `scaling` (E,); rows of an absent expert are zero. `B` lies in memory as (E, R, O), so
+    that a kernel adds rows to y. The buffers move with the model and are part of no state dict.
     """
 
     A: Float[Tensor, "E R D"]
@@ -23,7 +23,7 @@ class Bank(nn.Module):
     def __init__(self, a: Float[Tensor, "E R D"], b: Float[Tensor, "E O R"], scaling: Float[Tensor, " E"]):
         super().__init__()
         self.register_buffer("A", a, persistent=False)
-        self.register_buffer("B", b, persistent=False)
+        self.register_buffer("B", b.mT.contiguous().mT, persistent=False)
         self.register_buffer("scaling", scaling, persistent=False)
 
     @classmethod
@@ -33,7 +33,7 @@ class Bank(nn.Module):
         shapes = [expert.sites[site] for _, expert in present]
         rank = max(shape.rank for shape in shapes)
         a = torch.zeros(len(experts), rank, shapes[0].in_features, dtype=dtype)
-        b = torch.zeros(len(experts), shapes[0].out_features, rank, dtype=dtype)
+        b = torch.zeros(len(experts), rank, shapes[0].out_features, dtype=dtype).mT
         scaling = torch.zeros(len(experts))
         for i, expert in present:
             own_a, own_b = expert.factors(site)

@@ -5,11 +5,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from glider.errors import QueryError
 from glider.layers.trace import Trace
 from glider.routing.base import Condition
 from glider.shapes import Float, Int, Tensor
+
+_MEND = "Mend the map."
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,38 @@ class Batch:
     condition: Condition | None
     token_to_query: Int[Tensor, " T"] | None = None
     trace: Trace | None = None
+
+    @cached_property
+    def host_term(self) -> Float[Tensor, "B E"] | None:
+        """alpha * global, for a kernel on the CPU."""
+        return None if self.condition is None else self.condition.term.detach().float().cpu().contiguous()
+
+    @cached_property
+    def host_queries(self) -> Int[Tensor, " T"] | None:
+        """The token-to-query map, for a kernel on the CPU."""
+        if self.token_to_query is None or self.condition is None:
+            return None
+        queries, count = self.token_to_query.detach().long().cpu().contiguous(), len(self.condition.global_scores)
+        least, most = (int(queries.min()), int(queries.max())) if len(queries) else (0, 0)
+        if least < 0 or most >= count:
+            raise QueryError(f"a token-to-query map to {count} queries", f"one to {least} to {most}", _MEND)
+        return queries
+
+    def check(self, tokens: int, rows: int | None) -> None:
+        """Raise `QueryError` where the condition does not fit so many tokens, in so many rows."""
+        if self.condition is None:
+            return
+        if self.token_to_query is not None:
+            if len(self.token_to_query) != tokens:
+                raise QueryError(f"a token-to-query map of {tokens} tokens", f"{len(self.token_to_query)}", _MEND)
+            return
+        queries = self.condition.global_scores.shape[0]
+        if tokens % queries or (rows is not None and rows % queries):
+            raise QueryError(
+                f"rows for {queries} queries",
+                f"{tokens} tokens{'' if rows is None else f' in {rows} rows'}, which do not divide among them",
+                "Give a condition for this batch, or a token-to-query map.",
+            )
 
 
 class RoutingContext(threading.local):
@@ -51,17 +86,8 @@ class RoutingContext(threading.local):
             return None
         if self.batch.condition is None:
             return None
+        self.batch.check(tokens, rows)
         term = self.batch.condition.term
         if self.batch.token_to_query is not None:
-            if len(self.batch.token_to_query) != tokens:
-                raise QueryError(
-                    f"a token-to-query map of {tokens} tokens", f"{len(self.batch.token_to_query)}", "Mend the map."
-                )
             return term[self.batch.token_to_query]
-        if tokens % len(term) or (rows is not None and rows % len(term)):
-            raise QueryError(
-                f"rows for {len(term)} queries",
-                f"{tokens} tokens{'' if rows is None else f' in {rows} rows'}, which do not divide among them",
-                "Give a condition for this batch, or a token-to-query map.",
-            )
         return term if tokens == len(term) else term.repeat_interleave(tokens // len(term), dim=0)

@@ -1,5 +1,6 @@
 """A record of decisions, made only where the caller asks for one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ class Call:
     decision: Decision
     sequences: int  # rows of the call: queries times beams
     sees_prompt: bool  # the site's tokens begin with the prompt's
+    kernel: str | None = None  # what computed the experts
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Trace:
     _counts: dict[str, int] = field(default_factory=dict)
     _see_prompt: dict[str, bool] = field(default_factory=dict)
 
-    def record(self, site: str, decision: Decision, sequences: int | None = None) -> None:
+    def record(self, site: str, decision: Decision, sequences: int | None = None, kernel: str | None = None) -> None:
         """Take up one decision (detached, on the CPU)."""
         index = self._counts.get(site, 0)
         self._counts[site] = index + 1
@@ -42,12 +44,17 @@ class Trace:
         sequences = sequences or len(self.prompt_mask)
         if index == 0:
             self._see_prompt[site] = len(kept.experts) // sequences == self.prompt_mask.shape[1]
-        self.calls.append(Call(site, index, kept, sequences, self._see_prompt[site]))
+        self.calls.append(Call(site, index, kept, sequences, self._see_prompt[site], kernel))
 
     @property
     def sites(self) -> list[str]:
         """Sites in the order they were called."""
         return list(dict.fromkeys(call.site for call in self.calls))
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """How many calls each kernel computed."""
+        return dict(Counter(call.kernel for call in self.calls if call.kernel is not None))
 
     def weights(self, call: Call) -> Float[Tensor, "B S E"]:
         """Each expert's weight for each token of a call, by row."""

@@ -8,6 +8,7 @@ from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import Site, router
 from glider.routing.compose import Composed
+from glider.routing.linear import LinearScores
 from glider.routing.select import Select, TopK
 from glider.routing.spectral import bases
 from glider.shapes import Float, Tensor
@@ -38,6 +39,9 @@ class ArrowVectors:
         assert site.vectors is not None
         scores = (x.float() @ site.vectors.T).abs() / self.temperature
         return scores.masked_fill(site.absent, -torch.inf)
+
+    def linear(self, site: Site) -> LinearScores:
+        return LinearScores(site.vectors, self.temperature, absolute=True)
 
 
 @router("arrow", paper="arXiv:2405.11157")

@@ -5,7 +5,8 @@ from typing import Protocol, runtime_checkable
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import Asked, Condition, Decision, GlobalTerm, Prepared, Site
-from glider.routing.select import Select
+from glider.routing.linear import LinearLocal, LinearTopK
+from glider.routing.select import Select, TopK
 from glider.shapes import Float, Tensor
 
 
@@ -63,3 +64,10 @@ class Composed:
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
         scores = self.local.scores(x, site)
         return self.select(scores if condition is None else scores + condition)
+
+    def linear(self, site: Site) -> LinearTopK | None:
+        """The same decision as a description, where the local score and the selection have one."""
+        own_route = type(self).route is not Composed.route
+        if own_route or type(self.select) is not TopK or not isinstance(self.local, LinearLocal):
+            return None
+        return LinearTopK(self.local.linear(site), self.select.k, self.select.renormalise)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import GlobalTerm, Site
-from glider.routing.scores import LocalScale, local_scores, standardised_gates
+from glider.routing.linear import LinearScores
+from glider.routing.scores import LocalScale, local_divisor, local_scores, standardised_gates
 from glider.routing.signals.base import signals
 from glider.shapes import Float, Tensor
 
@@ -25,6 +26,10 @@ class TrainedGates:
 
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
         return local_scores(x, site, self.scale)
+
+    def linear(self, site: Site) -> LinearScores:
+        assert site.vectors is not None
+        return LinearScores(site.vectors, local_divisor(site.vectors, self.scale), standardise=True)
 
 
 @dataclass(frozen=True)

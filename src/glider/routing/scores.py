@@ -15,9 +15,7 @@ _EPSILON = 1e-5
 
 def standardise(z: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     """Zero mean and unit variance over the last axis (population variance, eps 1e-5), in float32."""
-    z = z.float()
-    variance, mean = torch.var_mean(z, dim=-1, keepdim=True, correction=0)
-    return (z - mean) * torch.rsqrt(variance + _EPSILON)
+    return torch.nn.functional.layer_norm(z.float(), z.shape[-1:], eps=_EPSILON)  # without scale and shift it is that
 
 
 def local_scores(x: Float[Tensor, "T D"], site: Site, scale: LocalScale) -> Float[Tensor, "T E"]:
@@ -27,10 +25,14 @@ def local_scores(x: Float[Tensor, "T D"], site: Site, scale: LocalScale) -> Floa
     (section 4.2): the cosine over sqrt(N), N experts; about sqrt(D N) times smaller.
     """
     assert site.vectors is not None
-    width, count = x.shape[-1], site.vectors.shape[0]
-    divisor = sqrt(width) if scale == "width" else width * sqrt(count)
-    scores = standardise(x) @ site.vectors.T / divisor  # (T, E)
+    scores = standardise(x) @ site.vectors.T / local_divisor(site.vectors, scale)  # (T, E)
     return scores.masked_fill(site.absent, -torch.inf)
+
+
+def local_divisor(vectors: Float[Tensor, "E D"], scale: LocalScale) -> float:
+    """What the products of standardised tokens and gates are divided by."""
+    count, width = vectors.shape
+    return sqrt(width) if scale == "width" else width * sqrt(count)
 
 
 def standardised_gates(pool: Pool) -> dict[str, Site]:

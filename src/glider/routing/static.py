@@ -9,6 +9,7 @@ from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.experts.sites import ExpertSite
 from glider.routing.base import Asked, Decision, Prepared, Site
+from glider.routing.linear import LinearScores, LinearTopK
 from glider.shapes import Float, Tensor
 
 
@@ -51,3 +52,7 @@ class Static:
     def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
         only = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
         return Decision(only, torch.ones(x.shape[0], 1, device=x.device))
+
+    def linear(self, site: Site) -> LinearTopK:
+        """The softmax over one expert, whatever its score, is 1."""
+        return LinearTopK(LinearScores(None), k=1, renormalise=False)

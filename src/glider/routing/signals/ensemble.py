@@ -27,7 +27,8 @@ class Mixture:
     @property
     def needs(self) -> frozenset[Need]:
         words: frozenset[Need] = frozenset({"grams", "inputs"})
-        return words if self.descriptions is None else words | {"instructions"}
+        described: frozenset[Need] = frozenset({"instructions"})
+        return words if self.descriptions is None else words | described
 
     def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
         assert asked.inputs is not None

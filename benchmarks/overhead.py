@@ -1,0 +1,264 @@
+"""What does routing every token among experts cost, beside the bare base model?
+
+    python benchmarks/overhead.py [--experts 8 36 166] [--kernel native] [--cases prefill-1x512 decode-1 ...]
+                                  [--peft lora|arrow] [--share] [--pairs 5] [--steps 30] [--json out.json]
+
+Random experts of rank 16 on all linear layers of SmolLM2-135M, stored in bfloat16, K = 2, the base in float32. Routed
+and bare model run in turn in one process, over the same base weights; printed are the median of the ratios of the
+pairs, their quartiles, and the bare model's time. Prefill makes the cache and the last token's logits; decode is one
+step after 64 tokens. --peft measures PEFT in place of routing: one LoRA, unmerged, or its Arrow with as many experts.
+With --share all layers use one layer's experts (the decisions differ still): the bytes read for a token are the same,
+those resident are not.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from glider.base_model import load_base
+from glider.experts.disk import write_json
+from glider.experts.sites import ExpertSite
+from glider.layers.attach import attach
+from glider.layers.bank import Bank
+from glider.layers.kernels import native
+from glider.layers.routed_linear import RoutedLinear
+from glider.routing.base import Condition, Prepared, Site
+from glider.routing.glider import Glider
+from glider.routing.scores import standardise
+
+CASES = {"prefill-1x512": (1, 512), "prefill-8x128": (8, 128), "decode-1": (1, 1), "decode-8": (8, 1)}
+RANK, CONTEXT = 16, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 36, 166])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--kernel", choices=("native", "torch", "reference"))
+    parser.add_argument("--peft", choices=("lora", "arrow"))
+    parser.add_argument("--share", action="store_true", help="all layers use one layer's experts")
+    parser.add_argument("--pairs", type=int, default=5, help="of prefill")
+    parser.add_argument("--steps", type=int, default=30, help="pairs of decoding steps")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    model = load_base(arguments.base).model
+    rows = []
+    for experts in [1] if arguments.peft == "lora" else arguments.experts:
+        bare = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+        with changed(model, arguments, experts) as (changed_model, routing, kernel):
+            for case in arguments.cases:
+                rows.append(measure(case, bare, changed_model, routing, arguments, experts, kernel))
+                print_row(rows[-1])
+    print_table(rows)
+    if arguments.json:
+        settings = json.loads(json.dumps(vars(arguments), default=str))
+        machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        write_json(arguments.json, {"settings": settings, "machine": machine, "rows": rows})
+
+
+@contextmanager
+def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator[tuple[Any, Callable[[int], Any], str]]:
+    """The model with experts on it, what sets the queries of a batch, and what computes the experts."""
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.peft:
+            with peft_model(model, arguments.peft, experts, Path(folder)) as own:
+                yield own, lambda rows: torch.no_grad(), f"PEFT {arguments.peft}"
+            return
+    attached = attach(
+        *(model, None, Glider(p=0.8)),  # pyright: ignore[reportArgumentType]
+        prepared=random_experts(model, experts, arguments.share),
+        expert_dtype=torch.bfloat16,
+        kernel=arguments.kernel,
+    )
+    if arguments.share:
+        share_banks(model)
+    extension = native.extension()
+    names = arguments.kernel or ("native" if extension is not None else "torch")
+    chance = torch.Generator().manual_seed(1)
+    scores = torch.rand(8, experts, generator=chance)
+    try:
+        yield (
+            model,
+            lambda rows: attached.routing(Condition(scores[:rows], torch.full((rows,), 3.0))),
+            f"{names} {extension.isa()}" if names == "native" and extension is not None else names,
+        )
+    finally:
+        attached.detach()
+
+
+@dataclass(frozen=True)
+class RandomExpert:
+    """An expert whose pairs are made when asked for; without a name for its layer, the same in every layer."""
+
+    name: str
+    sites: dict[str, ExpertSite]
+    share: bool
+
+    def factors(self, site: str) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self.sites[site]
+        if self.share and not site.startswith("model.layers.0."):
+            return torch.zeros(1, shape.in_features), torch.zeros(shape.out_features, 1)  # its bank is replaced
+        a = torch.randn(RANK, shape.in_features, dtype=torch.bfloat16) / shape.in_features**0.5
+        return a, 0.1 * torch.randn(shape.out_features, RANK, dtype=torch.bfloat16)
+
+    def scaling(self, site: str) -> float:
+        return 1.0
+
+
+def random_experts(model: Any, count: int, share: bool) -> Prepared:
+    """Experts with gates on every linear layer but the output head."""
+    torch.manual_seed(0)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    shapes = {
+        name: ExpertSite(
+            rank=1 if share and not name.startswith("model.layers.0.") else RANK,
+            in_features=module.in_features,
+            out_features=module.out_features,
+            has_gate=True,
+        )
+        for name, module in linears.items()
+    }
+    absent = torch.zeros(count, dtype=torch.bool)
+    sites = {
+        name: Site(name, standardise(torch.randn(count, module.in_features)), absent)
+        for name, module in linears.items()
+    }
+    return Prepared(tuple(RandomExpert(f"e{i}", shapes, share) for i in range(count)), sites)
+
+
+def share_banks(model: Any) -> None:
+    """Give every layer the experts of the first."""
+    banks: dict[str, Bank] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedLinear):
+            module.bank = banks.setdefault(name.split(".", 3)[3], module.bank)
+
+
+@contextmanager
+def peft_model(model: Any, kind: str, experts: int, folder: Path) -> Iterator[Any]:
+    """One LoRA of PEFT on the model, or its Arrow over as many experts, read from disk as a user does."""
+    from peft import ArrowConfig, LoraConfig, create_arrow_model, get_peft_model
+
+    settings = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    own = get_peft_model(model, settings)
+    if kind == "arrow":
+        paths = [folder / f"e{i}" for i in range(experts)]
+        for path in paths:
+            with torch.no_grad():
+                for name, parameter in own.named_parameters():
+                    if "lora_" in name:
+                        parameter.normal_(std=0.02)
+            own.save_pretrained(str(path))
+        model = own.unload()
+        own = create_arrow_model(model, [str(path) for path in paths], ArrowConfig(top_k=2))
+    try:
+        yield own.eval()
+    finally:
+        own.unload()
+
+
+def measure(
+    case: str,
+    bare: Any,
+    routed: Any,
+    routing: Callable[[int], Any],
+    arguments: argparse.Namespace,
+    experts: int,
+    kernel: str,
+) -> dict[str, Any]:
+    """Times of interleaved pairs of one case."""
+    rows, length = CASES[case]
+    ids = torch.randint(1000, 20000, (rows, length), generator=torch.Generator().manual_seed(2))
+    runs = [stepper(bare, ids, routing) if length == 1 else filler(bare, ids, routing)]
+    runs.append(stepper(routed, ids, routing) if length == 1 else filler(routed, ids, routing))
+    pairs = []
+    for _ in range(arguments.steps if length == 1 else arguments.pairs):
+        pairs.append([clocked(run) for run in runs])
+    ratios = sorted(own / base for base, own in pairs)
+    quarters = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return {
+        "case": case,
+        "experts": experts,
+        "kernel": kernel,
+        "ratio": statistics.median(ratios),
+        "low": quarters[0],
+        "high": quarters[2],
+        "best": min(own for _, own in pairs) / min(base for base, _ in pairs),
+        "bare_ms": 1e3 * statistics.median(base for base, _ in pairs),
+        "peak_resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "pairs": pairs,
+    }
+
+
+def filler(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
+    """Makes a batch's cache."""
+
+    def run() -> Any:
+        with torch.inference_mode(), routing(len(ids)):
+            return model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    run()
+    return run
+
+
+def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
+    """Takes one step after CONTEXT tokens, and takes it back."""
+    prompt = torch.randint(1000, 20000, (len(ids), CONTEXT), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode(), routing(len(ids)):
+        cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+
+    def run() -> Any:
+        with torch.inference_mode(), routing(len(ids)):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return output
+
+    run()
+    return run
+
+
+def clocked(run: Callable[[], Any]) -> float:
+    """Seconds of one run."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def print_row(row: dict[str, Any]) -> None:
+    Console(stderr=True, highlight=False).print(
+        f"{row['kernel']}, {row['experts']} experts, {row['case']}: {row['ratio']:.2f}"
+        f" ({row['low']:.2f} to {row['high']:.2f})"
+    )
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table(*("kernel", "experts", "case", "ratio", "quartiles", "bare ms", "peak MB"), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            *(row["kernel"], str(row["experts"]), row["case"], f"{row['ratio']:.2f}"),
+            *(f"{row['low']:.2f} to {row['high']:.2f}", f"{row['bare_ms']:.1f}"),
+            f"{row['peak_resident_megabytes']:.0f}",
+        )
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

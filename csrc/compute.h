@@ -1,0 +1,164 @@
+// The kernels, compiled once for each instruction set, and the one that this machine runs.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "site.h"
+#include "threads.h"
+
+#if defined(__x86_64__)
+#define GLIDER_X86 1
+#include <immintrin.h>
+#endif
+
+#ifndef __has_builtin
+#define __has_builtin(x) 0
+#endif
+
+namespace glider {
+
+typedef float V4 __attribute__((vector_size(16)));
+typedef float V8 __attribute__((vector_size(32)));
+
+constexpr int64_t TOKENS_AT_ONCE = 64, ROWS_AT_ONCE = 8, SEGMENT = 48, EXPECTED_PAIRS = 32;
+
+#if defined(GLIDER_X86)
+namespace avx512 {
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define LANES 16
+#define DOT_TOKENS 6
+#define ADD_TOKENS 4
+#include "compute.inc"
+#undef TARGET
+#undef LANES
+#undef DOT_TOKENS
+#undef ADD_TOKENS
+}  // namespace avx512
+namespace avx2 {
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define DOT_TOKENS 3
+#define ADD_TOKENS 2
+#include "compute.inc"
+#undef TARGET
+#undef LANES
+#undef DOT_TOKENS
+#undef ADD_TOKENS
+}  // namespace avx2
+#endif
+namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of them
+#define TARGET
+#define LANES 4
+#define DOT_TOKENS 3
+#define ADD_TOKENS 2
+#include "compute.inc"
+#undef TARGET
+#undef LANES
+#undef DOT_TOKENS
+#undef ADD_TOKENS
+}  // namespace portable
+
+enum class Isa : int { portable, avx2, avx512 };
+
+inline bool supports(Isa isa) {
+#ifdef GLIDER_X86
+    if (isa == Isa::avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return isa == Isa::portable;
+}
+
+inline Isa& chosen_isa() {
+    static Isa isa = supports(Isa::avx512) ? Isa::avx512 : supports(Isa::avx2) ? Isa::avx2 : Isa::portable;
+    return isa;
+}
+
+struct Plan {
+    int threads;
+    bool together, coded;  // the team shares the scores of each token; 8-bit rows make a shortlist
+};
+
+// What a call takes in one thread, in microseconds: products that are in the caches, and bytes that are not.
+constexpr double PRODUCTS = 3e4, BYTES = 2e4;
+constexpr int64_t FEW_TOKENS = 16;
+
+inline double estimate(const Site& site, const Call& call, int64_t kept, bool coded) {
+    double rows = call.experts || !site.rows ? 0.0 : double(site.experts) * site.width;
+    double pairs = call.experts_out ? 0.0 : double(call.tokens) * kept;
+    double pair = double(site.rank) * (site.width + site.out), size = site.stored == Stored::bfloat16 ? 2 : 4;
+    double used = pairs < site.experts ? pairs : site.experts;
+    return (call.tokens * rows + pairs * pair) / PRODUCTS + (rows * (coded ? 1 : 4) + used * pair * size) / BYTES;
+}
+
+// As many threads as have a share each that is worth waking them.
+inline Plan plan(const Site& site, const Call& call, int64_t kept) {
+    Plan made{1, false, site.codes && call.tokens <= FEW_TOKENS};
+    double shares = estimate(site, call, kept, made.coded) / runtime().waking;
+    if (shares >= 2) {
+        int64_t available = runtime().available();
+        made.threads = (int)(shares < available ? shares : available);
+    }
+    made.together = made.threads > 1 && call.tokens < FEW_TOKENS;
+    return made;
+}
+
+template <typename Work> struct Errand {
+    Work work;
+    Plan plan;
+    static void member(void* data) {
+        Errand& errand = *static_cast<Errand*>(data);
+        Team team{runtime().threads(), runtime().number()};
+        Work own = errand.work;
+        own.shared = &errand.work;
+        own.run(team, errand.plan.together, errand.plan.coded);
+    }
+};
+
+// Answer a call. False if a given decision names an expert that does not exist; then y is as it was.
+template <typename Work> bool answer(const Site& site, const Call& call) {
+    static thread_local Scratch memory;
+    int64_t kept = call.experts ? call.kept : site.kept, all = call.tokens * kept;
+    if (!all) return true;
+    Plan made = plan(site, call, kept);
+    size_t bytes = Carver::padded(made.together ? call.tokens * site.experts * 4 : 0) + 3 * Carver::padded(all * 4) +
+                   Carver::padded(all * 8) + Carver::padded((site.experts + 1) * 4) +
+                   Carver::padded(all * site.rank * 4);
+    Carver carver{static_cast<char*>(memory.get(bytes))};
+    float* scores = carver.take<float>(made.together ? call.tokens * site.experts : 0);
+    int32_t* chosen = carver.take<int32_t>(all);
+    float* weights = carver.take<float>(all);
+    int32_t* order = carver.take<int32_t>(all);
+    int64_t* token = carver.take<int64_t>(all);
+    int32_t* starts = carver.take<int32_t>(site.experts + 1);
+    float* z = carver.take<float>(all * site.rank);
+    if (call.experts) {
+        for (int64_t p = 0; p < all; ++p) {
+            if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
+            chosen[p] = (int32_t)call.experts[p];
+        }
+        memcpy(weights, call.weights, all * sizeof(float));
+    }
+    Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, 0, nullptr}, made};
+    if (made.threads > 1) {
+        runtime().parallel(Errand<Work>::member, &errand, made.threads, 0);
+    } else {
+        errand.work.shared = &errand.work;
+        errand.work.run(Team{}, false, made.coded);
+    }
+    if (call.experts_out)
+        for (int64_t p = 0; p < all; ++p) call.experts_out[p] = chosen[p], call.weights_out[p] = weights[p];
+    return true;
+}
+
+inline bool run(const Site& site, const Call& call) {
+#ifdef GLIDER_X86
+    if (chosen_isa() == Isa::avx512) return answer<avx512::Work>(site, call);
+    if (chosen_isa() == Isa::avx2) return answer<avx2::Work>(site, call);
+#endif
+    return answer<portable::Work>(site, call);
+}
+
+}  // namespace glider

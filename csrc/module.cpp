@@ -1,0 +1,172 @@
+// The Python module: plain integers for addresses, so that no version of PyTorch is built against. Stable ABI of 3.10.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "compute.h"
+#include "shortlist.h"
+
+using namespace glider;
+
+namespace {
+
+const char* const NAME = "glider.site";
+const char* const ISAS[] = {"portable", "avx2", "avx512"};
+
+template <typename T> T* address(PyObject* number) { return static_cast<T*>(PyLong_AsVoidPtr(number)); }
+
+void release(PyObject* capsule) {
+    Site* site = static_cast<Site*>(PyCapsule_GetPointer(capsule, NAME));
+    if (!site) return;
+    free(site->scaling), free(site->absent), free(site->codes);
+    free(site->step), free(site->residual), free(site->length);
+    delete site;
+}
+
+Site* site_of(PyObject* capsule) { return static_cast<Site*>(PyCapsule_GetPointer(capsule, NAME)); }
+
+template <typename T> T* copy(const T* from, int64_t count) {
+    T* to = static_cast<T*>(malloc(count * sizeof(T) + 1));
+    if (to) memcpy(to, from, count * sizeof(T));
+    return to;
+}
+
+// site(E, R, D, O, bfloat16, a, b, scaling, rows, absent, standardise, absolute, renormalise, divisor, K, shortlist)
+PyObject* make_site(PyObject*, PyObject* arguments) {
+    Py_ssize_t experts, rank, width, out, kept;
+    int bfloat16, standardise, absolute, renormalise, wants_codes;
+    double divisor;
+    PyObject *a, *b, *scaling, *rows, *absent;
+    if (!PyArg_ParseTuple(
+            arguments, "nnnnpOOOOOpppdnp", &experts, &rank, &width, &out, &bfloat16, &a, &b, &scaling, &rows, &absent,
+            &standardise, &absolute, &renormalise, &divisor, &kept, &wants_codes
+        ))
+        return nullptr;
+    Site* site = new Site{};
+    site->experts = experts, site->rank = rank, site->width = width, site->out = out;
+    site->stored = bfloat16 ? Stored::bfloat16 : Stored::float32;
+    site->a = address<void>(a), site->b = address<void>(b);
+    site->rows = address<float>(rows);
+    site->scaling = copy(address<float>(scaling), experts);
+    const uint8_t* missing = address<uint8_t>(absent);
+    site->absent = missing ? copy(missing, experts) : nullptr;
+    site->standardise = standardise, site->absolute = absolute, site->renormalise = renormalise;
+    site->divisor = (float)divisor, site->kept = kept < experts ? kept : experts;
+    if (PyErr_Occurred()) {
+        free(site->scaling), free(site->absent);
+        delete site;
+        return nullptr;
+    }
+    if (wants_codes && site->rows) {
+        Py_BEGIN_ALLOW_THREADS make_codes(*site);
+        Py_END_ALLOW_THREADS
+    }
+    return PyCapsule_New(site, NAME, release);
+}
+
+PyObject* finish_call(const Site* site, const Call& call) {
+    if (PyErr_Occurred()) return nullptr;
+    bool good;
+    Py_BEGIN_ALLOW_THREADS good = run(*site, call);
+    Py_END_ALLOW_THREADS
+    if (good) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_IndexError, "a decision names an expert that does not exist");
+    return nullptr;
+}
+
+PyObject* wrong(const char* signature) {
+    PyErr_SetString(PyExc_TypeError, signature);
+    return nullptr;
+}
+
+// route(site, x, y, T, term, B, query_of): the site decides
+PyObject* route(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 7) return wrong("route(site, x, y, T, term, B, query_of)");
+    Site* site = site_of(given[0]);
+    if (!site) return nullptr;
+    Call call{};
+    call.x = address<float>(given[1]), call.y = address<float>(given[2]);
+    call.tokens = PyLong_AsSsize_t(given[3]);
+    call.term = address<float>(given[4]), call.queries = PyLong_AsSsize_t(given[5]);
+    call.query_of = address<int64_t>(given[6]);
+    return finish_call(site, call);
+}
+
+// apply(site, x, y, T, experts, weights, K): the decision is given
+PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 7) return wrong("apply(site, x, y, T, experts, weights, K)");
+    Site* site = site_of(given[0]);
+    if (!site) return nullptr;
+    Call call{};
+    call.x = address<float>(given[1]), call.y = address<float>(given[2]);
+    call.tokens = PyLong_AsSsize_t(given[3]);
+    call.experts = address<int64_t>(given[4]), call.weights = address<float>(given[5]);
+    call.kept = PyLong_AsSsize_t(given[6]);
+    return finish_call(site, call);
+}
+
+// decide(site, x, T, term, B, query_of, experts, weights): the site's decision alone
+PyObject* decide(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 8) return wrong("decide(site, x, T, term, B, query_of, experts, weights)");
+    Site* site = site_of(given[0]);
+    if (!site) return nullptr;
+    Call call{};
+    call.x = address<float>(given[1]);
+    call.tokens = PyLong_AsSsize_t(given[2]);
+    call.term = address<float>(given[3]), call.queries = PyLong_AsSsize_t(given[4]);
+    call.query_of = address<int64_t>(given[5]);
+    call.experts_out = address<int64_t>(given[6]), call.weights_out = address<float>(given[7]);
+    return finish_call(site, call);
+}
+
+PyObject* isas(PyObject*, PyObject*) {
+    PyObject* list = PyList_New(0);
+    for (int i = 2; list && i >= 0; --i) {
+        if (!supports((Isa)i)) continue;
+        PyObject* name = PyUnicode_FromString(ISAS[i]);
+        if (!name || PyList_Append(list, name)) Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(ISAS[(int)chosen_isa()]); }
+
+PyObject* use_isa(PyObject*, PyObject* name) {
+    for (int i = 0; i < 3; ++i)
+        if (PyUnicode_CompareWithASCIIString(name, ISAS[i]) == 0 && supports((Isa)i)) {
+            chosen_isa() = (Isa)i;
+            Py_RETURN_NONE;
+        }
+    PyErr_SetString(PyExc_ValueError, "this machine has no such instruction set");
+    return nullptr;
+}
+
+// use_runtime(library): take the OpenMP runtime that a loaded library is linked to; whether there is one
+PyObject* use_runtime(PyObject*, PyObject* library) {
+    PyObject* bytes = PyUnicode_AsUTF8String(library);
+    if (!bytes) return nullptr;
+    bool found = runtime().find(PyBytes_AsString(bytes));
+    Py_DECREF(bytes);
+    return PyBool_FromLong(found);
+}
+
+PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(runtime().available()); }
+
+PyMethodDef methods[] = {
+    {"site", make_site, METH_VARARGS, "What is constant for one routed layer."},
+    {"route", (PyCFunction)(void (*)())route, METH_FASTCALL, "Score, select, and add the experts' outputs to y."},
+    {"apply", (PyCFunction)(void (*)())apply, METH_FASTCALL, "Add the outputs of the experts of a decision to y."},
+    {"decide", (PyCFunction)(void (*)())decide, METH_FASTCALL, "Score and select."},
+    {"isas", isas, METH_NOARGS, "Instruction sets of this machine, best first."},
+    {"isa", isa, METH_NOARGS, "The instruction set in use."},
+    {"use_isa", use_isa, METH_O, "Use another one."},
+    {"use_runtime", use_runtime, METH_O, "Run threads in the OpenMP runtime of a loaded library."},
+    {"threads", threads, METH_NOARGS, "Threads that a large call gets."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "Routed LoRA experts on the CPU.", -1, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&module); }

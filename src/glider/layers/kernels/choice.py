@@ -1,0 +1,40 @@
+"""Which kernel runs: the one asked for, or for each call the best that can."""
+
+import logging
+import os
+from functools import cache
+
+from glider.errors import KernelError
+from glider.layers.bank import Bank
+from glider.layers.kernels import native
+
+KERNELS = ("native", "torch", "reference")
+VARIABLE = "GLIDER_KERNEL"
+
+
+def wanted_kernel(kernel: str | None) -> str | None:
+    """The kernel asked for by argument or by `GLIDER_KERNEL`; None leaves the choice to each call.
+
+    Raises `KernelError` for an unknown name, and for a native kernel that was not built.
+    """
+    wanted = kernel or os.environ.get(VARIABLE) or None
+    if wanted not in (None, *KERNELS):
+        place = "kernel" if kernel else f"the variable {VARIABLE}"
+        raise KernelError(f"a kernel of {', '.join(KERNELS)}", f"{place} {wanted!r}", "Check the spelling.")
+    absent = native.why_absent()
+    if absent and wanted == "native":
+        raise KernelError("the native kernel", absent, "Install again with a C++ compiler, or choose torch.")
+    if absent and wanted is None:
+        _say_once(absent)
+    return wanted
+
+
+def require_native(bank: Bank, site: str) -> None:
+    """Raise `KernelError` where a kernel that was asked for cannot serve a site."""
+    if reason := native.refusal(bank):
+        raise KernelError(f"experts that the native kernel can run at {site}", reason, "Choose kernel torch.")
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger("glider").warning("no native kernel: %s; routing runs in plain PyTorch", reason)

@@ -1,0 +1,131 @@
+"""The CPU kernel in C++: score, select and apply in one call, threads and vectors within. Built where it can be.
+
+It takes addresses, so it is bound to no version of PyTorch, and runs its threads in the OpenMP runtime that PyTorch
+has loaded. The arithmetic is float32; experts may be stored in bfloat16.
+"""
+
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from glider.layers.bank import Bank
+from glider.routing.base import Decision, Site
+from glider.routing.linear import LinearTopK
+from glider.shapes import Float, Int, Tensor
+
+SHORTLIST_FROM = 48  # experts; with fewer, reading all rows in float32 costs less than two passes
+
+
+@cache
+def extension() -> ModuleType | None:
+    """The built extension, with the threads of PyTorch's runtime; None where it was not built."""
+    try:
+        from glider.layers.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError:
+        return None
+    any(_native.use_runtime(name) for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"))
+    wanted = os.environ.get("GLIDER_ISA")
+    if wanted in _native.isas():
+        _native.use_isa(wanted)
+    return _native
+
+
+def why_absent() -> str | None:
+    """Why there is no native kernel, or None if there is."""
+    if extension() is not None:
+        return None
+    return "it was not built (no C++ compiler at installation)"
+
+
+def refusal(bank: Bank) -> str | None:
+    """Why the kernel cannot serve a site's experts, or None."""
+    if bank.A.device.type != "cpu":
+        return f"the experts are on {bank.A.device.type}"
+    if bank.A.dtype != bank.B.dtype or bank.A.dtype not in (torch.float32, torch.bfloat16):
+        return f"the experts are stored in {str(bank.A.dtype).removeprefix('torch.')}"
+    if bank.A.requires_grad or bank.B.requires_grad:
+        return "the experts need gradients"
+    return None
+
+
+class NativeSite:
+    """A site's experts, and where it can be described its router, as the extension knows them.
+
+    Everything it reads stays where it is: whoever moves the bank or the site makes a new one.
+    """
+
+    def __init__(self, bank: Bank, site: Site, linear: LinearTopK | None, shortlist: bool | None = None):
+        native = extension()
+        assert native is not None and refusal(bank) is None
+        experts, rank, width = bank.A.shape
+        a, b = bank.A.contiguous(), bank.B.mT.contiguous()  # as they are stored
+        scores = None if linear is None else linear.scores
+        rows = None if scores is None or scores.rows is None else scores.rows.float().contiguous()
+        absent = site.absent.contiguous() if site.absent.any() else None
+        scaling = bank.scaling.float().contiguous()
+        self._held = (a, b, rows)
+        self._width = width
+        self.decides = linear is not None
+        self._site = native.site(
+            *(experts, rank, width, bank.B.shape[1], a.dtype == torch.bfloat16),
+            *(_address(tensor) for tensor in (a, b, scaling, rows, absent)),
+            scores is not None and scores.standardise,
+            scores is not None and scores.absolute,
+            linear is not None and linear.renormalise,
+            1.0 if scores is None else scores.divisor,
+            1 if linear is None else linear.k,
+            rows is not None
+            and linear is not None
+            and linear.renormalise  # what the shortlist leaves out counts a millionth then, and in full otherwise
+            and (experts >= SHORTLIST_FROM if shortlist is None else shortlist),
+        )
+        self._route, self._apply, self._decide = native.route, native.apply, native.decide
+
+    def route(
+        self,
+        y: Float[Tensor, "*N O"],
+        x: Float[Tensor, "*M D"],
+        term: Float[Tensor, "B E"] | None,
+        query_of: Int[Tensor, " T"] | None,
+    ) -> None:
+        """Decide for each token of x and add the experts' outputs to y, in place. All contiguous, in float32."""
+        self._route(
+            self._site,
+            x.data_ptr(),
+            y.data_ptr(),
+            x.numel() // self._width,
+            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
+            0 if query_of is None else query_of.data_ptr(),
+        )
+
+    def apply(self, y: Float[Tensor, "*N O"], x: Float[Tensor, "*M D"], decision: Decision) -> None:
+        """Add the outputs of a decision's experts to y, in place. x and y contiguous, in float32."""
+        experts, weights = decision.experts.long().contiguous(), decision.weights.float().contiguous()
+        tokens = x.numel() // self._width
+        self._apply(
+            *(self._site, x.data_ptr(), y.data_ptr(), tokens, experts.data_ptr(), weights.data_ptr()), experts.shape[1]
+        )
+
+    def decide(
+        self,
+        x: Float[Tensor, "T D"],
+        kept: int,
+        term: Float[Tensor, "B E"] | None = None,
+        query_of: Int[Tensor, " T"] | None = None,
+    ) -> Decision:
+        """The decision by itself, of `kept` experts (K, or all experts if they are fewer)."""
+        experts = torch.empty(x.shape[0], kept, dtype=torch.long)
+        weights = torch.empty(x.shape[0], kept)
+        self._decide(
+            *(self._site, x.data_ptr(), x.shape[0]),
+            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
+            0 if query_of is None else query_of.data_ptr(),
+            *(experts.data_ptr(), weights.data_ptr()),
+        )
+        return Decision(experts, weights)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
