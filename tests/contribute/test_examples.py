@@ -41,7 +41,7 @@ def of_length(*lengths: int) -> list[EncodedRow]:
 
 def test_rows_are_read_with_all_their_fields(tmp_path: Path):
     row = {"input": "é", "output": "b", "choices": ["a", "b"], "references": ["b"], "definition": "d", "split": "val"}
-    row["id"] = "x-1"
+    row |= {"id": "x-1", "template": "plain"}
     (read,) = read_rows(write(tmp_path / "x.jsonl", row))
     assert json.loads(read.model_dump_json()) == row
 

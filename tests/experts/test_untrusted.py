@@ -442,7 +442,7 @@ def test_a_pattern_that_explodes_does_not_hang(pool: Path, edit_json: Callable[.
         "from glider.experts.peft_format import read_layout\n"
         "try:\n    read_layout(Path(sys.argv[1])).scaling(sys.argv[2])\nexcept GliderError:\n    pass\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(pool / "a"), Q], timeout=5, check=True)
+    subprocess.run([sys.executable, "-c", script, str(pool / "a"), Q], timeout=60, check=True)
 
 
 def test_the_error_of_a_giant_setting_is_short(pool: Path, edit_json: Callable[..., None]):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.arguments import BaseOption
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.signature import SignatureKey, check_signature, keygen, sign
 
 if TYPE_CHECKING:
-    from glider.experts.pool import Pool
+    from glider.experts.pool import Calibration, Pool
 
 PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -156,9 +157,17 @@ def calibrate(
         str, typer.Option("--signal", help="Global signal: examples, ensemble, instruction, or an installed one.")
     ] = "examples",
     default: Annotated[bool, typer.Option("--default/--no-default", help="Use this signal from now on.")] = True,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Rows of each expert's task ({name}), to choose gamma and beta by.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
+    base: BaseOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the threshold p of alpha from the queries that the experts keep held back, and store it with the pool."""
+    """Choose the threshold p of alpha from the queries that the experts keep held back, and store it with the pool.
+
+    With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
+    """
     from rich.progress import Progress
 
     from glider.experts.pool import Pool
@@ -168,12 +177,36 @@ def calibrate(
     with Progress(transient=True) as bar:
         task = bar.add_task("Leaving out one expert at a time", total=len(pool))
         stored = choose(pool, signal, report=lambda done, _: bar.update(task, completed=done))
-    pool.calibrate(signal, stored, default)
+    pool = pool.calibrate(signal, stored, default)
+    if data is not None:
+        stored = _with_constants(pool, signal, data, split, base)
+        pool.calibrate(signal, stored, default)
     if as_json:
         print(json.dumps(stored.model_dump(mode="json"), indent=2))
         return
     quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
-    print(f"{path}: {signal}, p = {stored.p:g} ({quality}, {stored.source})")
+    constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
+    print(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
+
+
+def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, base: str | None) -> "Calibration":
+    from rich.progress import Progress
+
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.examples import read_rows
+    from glider.errors import ConfigError
+    from glider.evaluation.constants import choose_constants
+    from glider.model import load
+
+    if "{name}" not in data:
+        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
+    quiet_libraries()
+    model = load(base, pool.path, router="glider", global_=signal)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Trying gamma and beta", total=None)
+        report = lambda done, of: bar.update(task, completed=done, total=of)  # noqa: E731
+        return choose_constants(model, rows, pool.index.calibrations[signal], report=report)
 
 
 def _settled(path: Path) -> "Pool":
