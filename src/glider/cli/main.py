@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "routers": ("glider.cli.routers", "List the routing methods there are."),
+    "doctor": ("glider.cli.doctor", "Show versions, threads, and which kernel runs and why."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
 
