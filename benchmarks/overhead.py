@@ -186,7 +186,7 @@ def measure(
 ) -> dict[str, Any]:
     """Times of interleaved pairs of one case."""
     rows, length = CASES[case]
-    ids = torch.randint(1000, 20000, (rows, length), generator=torch.Generator().manual_seed(2))
+    ids = random_ids(bare, rows, length, seed=2)
     runs = [stepper(bare, ids, routing) if length == 1 else filler(bare, ids, routing)]
     runs.append(stepper(routed, ids, routing) if length == 1 else filler(routed, ids, routing))
     pairs = []
@@ -221,7 +221,7 @@ def filler(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Call
 
 def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
     """Takes one step after CONTEXT tokens, and takes it back."""
-    prompt = torch.randint(1000, 20000, (len(ids), CONTEXT), generator=torch.Generator().manual_seed(3))
+    prompt = random_ids(model, len(ids), CONTEXT, seed=3)
     with torch.inference_mode(), routing(len(ids)):
         cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
 
@@ -233,6 +233,12 @@ def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Cal
 
     run()
     return run
+
+
+def random_ids(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
+    """Tokens of the whole vocabulary."""
+    chance = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.config.vocab_size, (rows, length), generator=chance)
 
 
 def clocked(run: Callable[[], Any]) -> float:

@@ -18,6 +18,7 @@ COMMANDS = {
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "routers": ("glider.cli.routers", "List the routing methods there are."),
     "cache": ("glider.cli.cache", "Look at and clear what is remembered of descriptions and embeddings."),
+    "doctor": ("glider.cli.doctor", "Show versions, threads, and which kernel runs and why."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
 

@@ -93,10 +93,11 @@ def attach(
 ) -> Attached:
     """Replace every site of a pool by a routed one, all of them or none.
 
-    `expert_dtype` is the storage of the stacked experts (default: the model's own); `prepared` is what the router made
-    of this pool before, where that exists; `kernel` (native, torch, reference; default `$GLIDER_KERNEL`,
-    else the best that can run each call) computes the experts. Raises `PoolError` for a site the
-    model does not have, or has with other widths, and `RouterError` where the pool cannot serve the router.
+    `expert_dtype` is the storage of the stacked experts (default: the model's own, or on the CPU bfloat16 where all
+    files hold that); `prepared` is what the router made of this pool before, where that exists; `kernel` (native,
+    torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. Raises
+    `PoolError` for a site the model does not have, or has with other widths, `RouterError` where the pool cannot serve
+    the router, and `KernelError` for a kernel that is not there.
     """
     prepared = prepared or router.prepare(pool)
     originals = {name: _find(model, name, prepared) for name in prepared.sites}
@@ -108,7 +109,7 @@ def attach(
         device = weight.device if weight is not None else torch.device("cpu")
         floating = weight is not None and weight.is_floating_point()
         dtype = expert_dtype or (weight.dtype if floating else torch.float32)  # pyright: ignore
-        bank = Bank.of(name, prepared.experts, dtype).to(device)
+        bank = Bank.of(name, prepared.experts, dtype, narrow=expert_dtype is None and device.type == "cpu").to(device)
         layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global, kernel)
         routed[name] = layer.train(originals[name].training)
     for name, module in routed.items():

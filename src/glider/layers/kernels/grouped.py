@@ -6,7 +6,8 @@ from glider.layers.bank import Bank
 from glider.routing.base import Decision
 from glider.shapes import Float, Int, Tensor
 
-_FEW = 2  # tokens for which each (token, expert) pair is computed by itself on the CPU
+_FEW = 64  # (token, expert) pairs that are computed one by one on the CPU, if they are no more than ...
+_PAIRS = 4  # ... so many for each expert: a product for an expert costs about five of a pair
 _GATHERED = 16  # tokens for which factors are gathered elsewhere: no count has to reach the host
 
 
@@ -19,9 +20,16 @@ def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Deci
         z = _weighed(x @ bank.A[0].to(x.dtype).T, weights.sum(dim=1, keepdim=True))
         y.addmm_(z, bank.B[0].to(x.dtype).T)
     elif x.device.type == "cpu":
-        (_by_pair if x.shape[0] <= _FEW and not y.requires_grad else _by_expert)(y, x, decision.experts, weights, bank)
+        few = weights.numel() <= min(_FEW, _PAIRS * bank.A.shape[0])
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, weights, bank.A, bank.B))
+        if few and not learns:
+            _by_pair(y, x, decision.experts, weights, bank)
+        else:
+            _by_expert(y, x, decision.experts, weights, bank, learns)
+    elif x.shape[0] <= _GATHERED:
+        _gathered(y, x, decision.experts, weights, bank)
     else:
-        (_gathered if x.shape[0] <= _GATHERED else _by_expert)(y, x, decision.experts, weights, bank)
+        _by_expert(y, x, decision.experts, weights, bank, True)
 
 
 def _by_pair(
@@ -44,19 +52,27 @@ def _by_expert(
     experts: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
     bank: Bank,
+    learns: bool,
 ) -> None:
     flat = experts.flatten()
     order = flat.argsort(stable=True)  # (T * K) pairs by expert
-    tokens = order // experts.shape[1]
-    inputs, scales = x[tokens], weights.flatten()[order][:, None]
-    outputs, start = [], 0
-    for expert, count in enumerate(flat.bincount(minlength=bank.A.shape[0]).tolist()):
-        if count:
-            part = slice(start, start + count)
-            z = _weighed(inputs[part] @ bank.A[expert].to(x.dtype).T, scales[part])
-            outputs.append(z @ bank.B[expert].to(x.dtype).T)
-            start += count
-    y.index_add_(0, tokens, torch.cat(outputs))
+    counts = flat.bincount(minlength=bank.A.shape[0]).tolist()
+    tokens, scales = order // experts.shape[1], weights.flatten()[order][:, None]
+    # on the CPU index_add_ takes longer than the products, but it alone knows an expert that a token names twice
+    alone = x.device.type == "cpu" and not learns and not _named_twice(tokens, flat[order])
+    parts = zip(tokens.split(counts), scales.split(counts), strict=True)
+    for expert, (own, scale) in enumerate(parts):
+        if counts[expert]:  # one expert's tokens at a time: memory that is small enough to be used again is fast
+            z = _weighed(x.index_select(0, own) @ bank.A[expert].to(x.dtype).T, scale)
+            b = bank.B[expert].to(x.dtype).T
+            if alone:
+                y.index_copy_(0, own, y.index_select(0, own).addmm_(z, b))
+            else:
+                y.index_add_(0, own, z @ b)
+
+
+def _named_twice(tokens: Int[Tensor, " P"], experts: Int[Tensor, " P"]) -> bool:
+    return bool(((tokens[1:] == tokens[:-1]) & (experts[1:] == experts[:-1])).any())
 
 
 def _gathered(

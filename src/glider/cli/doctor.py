@@ -1,0 +1,80 @@
+"""`glider doctor`: what runs here, and why."""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import typer
+
+from glider.cli.arguments import JsonOption
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(doctor)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, threads, the kernels there are, and which one runs."""
+    found = diagnosis()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    for package, number in found["versions"].items():
+        table.add_row(package, number or "not installed")
+    table.add_row("machine", found["machine"])
+    table.add_row("threads", str(found["threads"]))
+    for kernel, refused in found["kernels"].items():
+        table.add_row(f"kernel {kernel}", refused or "available")
+    if found["instruction_sets"]:
+        table.add_row("instruction set", f"{found['instruction_set']} (of {', '.join(found['instruction_sets'])})")
+    table.add_row("runs", f"{found['runs']}: {found['why']}")
+    Console(highlight=False).print(table)
+
+
+def diagnosis() -> dict[str, Any]:
+    """What `glider doctor --json` prints: for each kernel why it cannot run, or nothing if it can."""
+    import torch
+
+    import glider
+    from glider.layers.kernels import native
+    from glider.layers.kernels.choice import KERNELS, VARIABLE, wanted_kernel
+
+    absent = native.why_absent()
+    wanted = wanted_kernel(None)
+    if wanted:
+        runs, why = wanted, f"{VARIABLE} says so"
+    elif absent:
+        runs, why = "torch", f"no native kernel: {absent}"
+    else:
+        runs, why = "native", "on the CPU in float32 without gradients; torch elsewhere"
+    extension = native.extension()
+    return {
+        "versions": {"glider": glider.__version__, "python": platform.python_version(), **_versions()},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, CUDA "
+        + ("available" if torch.cuda.is_available() else "not available"),
+        "threads": torch.get_num_threads(),
+        "native_threads": None if extension is None else extension.threads(),
+        "kernels": {kernel: absent if kernel == "native" else None for kernel in KERNELS},
+        "instruction_sets": [] if extension is None else extension.isas(),
+        "instruction_set": None if extension is None else extension.isa(),
+        "runs": runs,
+        "why": why,
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions

@@ -1,0 +1,51 @@
+"""`glider doctor` says what runs."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from glider.cli.main import build
+from glider.errors import KernelError
+from glider.layers.kernels import native
+
+RUNNER = CliRunner()
+
+
+def told(**settings: Any) -> dict[str, Any]:
+    result = RUNNER.invoke(build("doctor"), ["doctor", "--json"], catch_exceptions=False, **settings)
+    return json.loads(result.stdout)
+
+
+def test_the_kernel_that_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIDER_KERNEL", raising=False)
+    found = told()
+    assert set(found["kernels"]) == {"native", "torch", "reference"}
+    assert found["runs"] == ("torch" if native.extension() is None else "native")
+    assert found["versions"]["torch"]
+    if native.extension() is not None:
+        assert found["instruction_set"] in found["instruction_sets"]
+        assert found["native_threads"] == found["threads"]
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIDER_KERNEL", raising=False)
+    monkeypatch.setattr(native, "extension", lambda: None)
+    found = told()
+    assert found["runs"] == "torch" and "not built" in found["why"] and "not built" in found["kernels"]["native"]
+    assert found["instruction_sets"] == []
+
+
+def test_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIDER_KERNEL", "reference")
+    assert told()["runs"] == "reference"
+    monkeypatch.setenv("GLIDER_KERNEL", "none")
+    with pytest.raises(KernelError, match="GLIDER_KERNEL"):
+        told()
+
+
+def test_the_table() -> None:
+    result = RUNNER.invoke(build("doctor"), ["doctor"], catch_exceptions=False)
+    for word in ("torch", "threads", "kernel native", "runs"):
+        assert word in result.stdout

@@ -1,0 +1,96 @@
+// Runs the kernels over shapes of every remainder, for the sanitizers: nothing is compared, every byte is checked.
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "compute.h"
+#include "shortlist.h"
+
+using namespace glider;
+
+namespace {
+
+unsigned state = 1;
+float chance() {
+    state = state * 1664525u + 1013904223u;
+    return (state >> 8) / 8388608.0f - 1.0f;
+}
+
+// Exactly as long as it must be, so that one element too far is found.
+template <typename T> std::vector<T> values(int64_t count) {
+    std::vector<T> made(count);
+    for (auto& value : made) {
+        float x = chance();
+        if (sizeof(T) == 4) {
+            memcpy(&value, &x, 4);
+        } else {
+            uint32_t bits;
+            memcpy(&bits, &x, 4);
+            value = (T)(bits >> 16);
+        }
+    }
+    return made;
+}
+
+template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int64_t out, int64_t tokens, int64_t kept) {
+    auto a = values<W>(experts * rank * width), b = values<W>(experts * rank * out);
+    auto rows = values<float>(experts * width), term = values<float>(experts), x = values<float>(tokens * width);
+    auto y = values<float>(tokens * out), scaling = values<float>(experts);
+    std::vector<uint8_t> absent(experts);
+    absent[0] = experts > 1;
+    if (tokens > 2) x[width] = NAN;
+    int bad = 0;
+    for (int flags = 0; flags < 8; ++flags) {
+        Site site{};
+        site.experts = experts, site.rank = rank, site.width = width, site.out = out;
+        site.stored = sizeof(W) == 4 ? Stored::float32 : Stored::bfloat16;
+        site.a = a.data(), site.b = b.data(), site.scaling = scaling.data(), site.rows = rows.data();
+        site.absent = absent.data();
+        site.standardise = flags & 1, site.absolute = flags & 2, site.renormalise = true;
+        site.divisor = 2.0f, site.kept = kept < experts ? kept : experts;
+        if (flags & 4) make_codes(site);
+        Call call{};
+        call.x = x.data(), call.y = y.data(), call.tokens = tokens, call.term = term.data(), call.queries = 1;
+        bad += !run(site, call);
+        std::vector<int64_t> which(tokens * site.kept);
+        std::vector<float> weights(tokens * site.kept);
+        call.experts_out = which.data(), call.weights_out = weights.data();
+        bad += !run(site, call);
+        call.experts_out = nullptr, call.experts = which.data(), call.weights = weights.data(), call.kept = site.kept;
+        bad += !run(site, call);
+        if (tokens) {
+            which[0] = experts;
+            bad += run(site, call);
+        }
+        free(site.codes), free(site.step), free(site.residual), free(site.length);
+    }
+    return bad;
+}
+
+int all() {
+    int bad = 0;
+    for (int64_t experts : {1, 2, 7, 33})
+        for (int64_t rank : {1, 4, 9})
+            for (int64_t width : {1, 15, 16, 37})
+                for (int64_t out : {1, 8, 70})
+                    for (int64_t tokens : {0, 1, 3, 8, 71}) {
+                        bad += one<float>(experts, rank, width, out, tokens, 2);
+                        bad += one<uint16_t>(experts, rank, width, out, tokens, 3);
+                    }
+    return bad;
+}
+
+}  // namespace
+
+int main() {
+    int bad = 0;
+    for (int i = 0; i < 3; ++i) {
+        if (!supports((Isa)i)) continue;
+        chosen_isa() = (Isa)i;
+        bad += all();
+        std::thread other([] { one<float>(9, 4, 33, 20, 30, 2); });
+        other.join();
+    }
+    printf("%d bad\n", bad);
+    return bad != 0;
+}
