@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from glider.cli.arguments import GlobalOption, JsonOption, PoolOption
+from glider.cli.arguments import (
+    BaseOption,
+    GlobalOption,
+    JsonOption,
+    PoolOption,
+    RouterOption,
+    TopKOption,
+    TopPOption,
+    load_model,
+)
 
 DataOption = Annotated[
     list[str] | None, typer.Option("--data", help="Rows of a task (JSON Lines), or several by a wildcard; repeatable.")
@@ -20,7 +29,8 @@ DescriptionsOption = Annotated[
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    nouns.command()(scores)
+    for command in (scores, routing):
+        nouns.command()(command)
     app.add_typer(nouns, name=name)
 
 
@@ -73,3 +83,53 @@ def scores(
         print(json.dumps(told, indent=2))
     else:
         print(f"{out}: {len(found.tasks)} tasks x {len(found.experts)} experts, {found.signal}, p = {found.p:g}")
+
+
+def routing(
+    data: Annotated[list[str], typer.Option("--data", help="Rows of a task, or several by a wildcard; repeatable.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The numbers (.json, for `report paper`) or a picture (.png, .svg, .pdf).")
+    ],
+    pool: PoolOption = "demo",
+    base: BaseOption = None,
+    router: RouterOption = "glider",
+    signal: GlobalOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    descriptions: DescriptionsOption = None,
+    split: SplitOption = "test",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts of each file.")] = 8,
+    seed: SeedOption = 0,
+) -> None:
+    """Which experts every site uses on each task, the task's own expert marked: the paper's Figure 2."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from glider.report.style import require_format
+
+    require_format(out, ".json")
+    from glider.evaluation.run_plan import read_descriptions
+    from glider.report.global_scores import task_files
+    from glider.report.routing_map import routing_map
+
+    files = task_files(data)
+    described = read_descriptions(descriptions) if descriptions else None
+    if signal is None and router.startswith("glider") and described:
+        signal = "instruction"
+    model = load_model(pool, base, router, top_k, top_p, signal=signal)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Routing", total=len(files))
+        found = routing_map(
+            *(model, router, files),
+            descriptions=described,
+            split=split,
+            rows=rows,
+            seed=seed,
+            tick=lambda name: bar.update(task, advance=1, description=name),
+        )
+    if out.suffix == ".json":
+        found.write(out)
+    else:
+        found.draw(out)
+    print(f"{out}: {len(found.tasks)} tasks x {len(found.sites)} sites x {len(found.experts)} experts, {router}")
