@@ -13,6 +13,7 @@ COMMANDS = {
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "evaluate": ("glider.cli.evaluate", "Evaluate routers on sets of tasks, resumable."),
+    "report": ("glider.cli.report", "Draw figures of a pool, and make the tables of an evaluation."),
     "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool among its models."),
     "lm-eval-tasks": ("glider.cli.lm_eval_tasks", "Make JSON Lines tasks of lm-evaluation-harness."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),

@@ -128,11 +128,11 @@ class RunPlan(Config):
     def tasks(self, root: Path) -> list["Task"]:
         """Every task of every set with its settings resolved; names the faults of all of them together."""
         found, wrong = [], []
-        described = self._descriptions(root)
+        described = {} if self.descriptions is None else read_descriptions(root / self.descriptions)
         for set_name, chosen in self.sets.items():
             for given in chosen.tasks:
                 plan = TaskPlan(data=Path(given)) if isinstance(given, str) else given
-                paths = _matching(root, plan.data)
+                paths = matching(root, plan.data)
                 if not paths:
                     wrong.append(f"no file {root / plan.data}")
                 for path in paths:
@@ -163,18 +163,6 @@ class RunPlan(Config):
             max_new_tokens=plan.max_new_tokens or chosen.max_new_tokens or self.max_new_tokens,
             description=description,
         )
-
-    def _descriptions(self, root: Path) -> dict[str, str]:
-        if self.descriptions is None:
-            return {}
-        path = root / self.descriptions
-        try:
-            told = json.loads(path.read_text("utf8"))
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"JSON of task -> sentence at {path}", str(fault), "Check the file.") from fault
-        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
-            raise ConfigError(f"JSON of task -> sentence at {path}", "other values", "Write one sentence for a task.")
-        return told
 
 
 @dataclass(frozen=True)
@@ -263,7 +251,19 @@ def router_hashes(router: str) -> dict[str, str]:
     return {f"router/{file.name}": sha256(file) for file in sorted(directory.glob("*")) if file.is_file()}
 
 
-def _matching(root: Path, data: Path) -> list[Path]:
+def read_descriptions(path: Path) -> dict[str, str]:
+    """One sentence a task, from a JSON file; raises `ConfigError` for anything else."""
+    try:
+        told = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"JSON of task -> sentence at {path}", str(fault), "Check the file.") from fault
+    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+        raise ConfigError(f"JSON of task -> sentence at {path}", "other values", "Write one sentence for a task.")
+    return told
+
+
+def matching(root: Path, data: Path) -> list[Path]:
+    """The file of a path relative to `root`, or the files that fit its wildcards, sorted; none if there are none."""
     path = root / data
     if path.is_file():
         return [path]

@@ -1,64 +1,82 @@
 """The routing heatmap: which experts each site used (GLIDER, figure 2)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glider.errors import MissingDependency, RouterError
-from glider.experts.disk import write_file
+from glider.errors import RouterError
 from glider.layers.trace import Trace
+from glider.report.style import LIGHT, Dress, dress, save, start
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heatmap: the mean weight of each expert (columns) at each site (rows), and the expert to outline."""
+
+    title: str
+    weights: Sequence[Sequence[float]]
+    own: str | None = None
 
 
 def draw_heatmap(
     trace: Trace, path: Path, titles: Sequence[str], rows: Sequence[int], own: Sequence[str | None] | None = None
 ) -> Path:
-    """Draw sites x experts, mean weight over tokens, a panel for each of the given rows of the batch; write a PNG.
+    """Draw sites x experts, mean weight over tokens, a panel for each of the given rows of the batch; write a picture.
 
     `own` names the expert of each panel's task, which is outlined. Raises `MissingDependency` without matplotlib.
     """
     if not trace.calls:
         raise RouterError("a trace with decisions", "none (a router without experts)", "Trace another router.")
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise MissingDependency("matplotlib", "draw the heatmap", "pip install 'glider-moe[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Rectangle
+    panels = [
+        Panel(title, trace.heatmap(row).tolist(), expert)
+        for row, title, expert in zip(rows, titles, own or [None] * len(rows), strict=False)
+    ]
+    return draw_panels(panels, trace.experts, trace.sites, path)
 
-    sites = trace.sites
-    columns = min(4, len(rows))
-    lines = -(-len(rows) // columns)
+
+def draw_panels(
+    panels: Sequence[Panel], experts: Sequence[str], sites: Sequence[str], path: Path, colours: Dress = LIGHT
+) -> Path:
+    """Draw panels side by side, at most four in a line; raises `MissingDependency` without matplotlib."""
+    pyplot = start("draw the heatmap")
+    columns = min(4 if len(experts) <= 12 else 3, len(panels))
+    lines = -(-len(panels) // columns)
+    wide = max(2.6, 0.19 * len(experts) + 0.3)
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(2.6 * columns + 1.6, 3.4 * lines + 0.9), sharex=True, sharey=True, squeeze=False
+        lines, columns, figsize=(wide * columns + 1.6, 3.4 * lines + 0.9), sharex=True, sharey=True, squeeze=False
     )
     image = None
-    for panel, row, title, expert in zip(axes.flat, rows, titles, own or [None] * len(rows), strict=False):
-        weights = trace.heatmap(row).numpy()  # (S, E)
-        image = panel.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-        if expert in trace.experts:
-            left = trace.experts.index(expert) - 0.5
-            box = Rectangle((left, -0.5), 1, len(sites), fill=False, edgecolor="red", linestyle="--", lw=1.5)
-            box.set_clip_on(False)
-            panel.add_patch(box)
-        panel.set_title(title, fontsize=9)
-        panel.set_xticks(range(len(trace.experts)), trace.experts, rotation=60, ha="right", fontsize=7)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        image = axis.imshow(panel.weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        if panel.own in experts:
+            _outline(axis, experts.index(panel.own), len(sites))
+        axis.set_title(panel.title, fontsize=9)
+        axis.set_xticks(range(len(experts)), experts, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
         marks = _layer_marks(sites)
-        panel.set_yticks(list(marks), list(marks.values()), fontsize=7)
-    for panel in axes.flat[len(rows) :]:
-        panel.set_axis_off()
-    for panel in axes[:, 0]:
-        panel.set_ylabel("site (layer)", fontsize=8)
-    figure.suptitle(
-        "Mean weight of each expert at each site" + (" (dashed: the task's own expert)" if own else ""), fontsize=11
-    )
+        axis.set_yticks(list(marks), list(marks.values()), fontsize=7)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("site (layer)", fontsize=8)
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # the last panel of each column
+        axis.tick_params(labelbottom=True)
+    outlined = any(panel.own in experts for panel in panels)
+    title = "Mean weight of each expert at each site" + (" (dashed: the task's own expert)" if outlined else "")
+    figure.suptitle(title, fontsize=11, color=colours.ink)
     figure.tight_layout(rect=(0, 0, 0.93, 0.97))
     if image is not None:
-        bar = figure.add_axes((0.945, 0.25, 0.012, 0.5))
-        figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
-    # metadata without a date: the same trace draws the same file
-    write_file(path, lambda partial: figure.savefig(partial, dpi=130, format="png", metadata={"Software": None}))
-    pyplot.close(figure)
-    return path
+        figure.colorbar(image, cax=figure.add_axes((0.945, 0.25, 0.012, 0.5))).ax.tick_params(labelsize=7)
+    dress(figure, colours)
+    return save(pyplot, figure, path)
+
+
+def _outline(axis: Any, column: int, sites: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    box = Rectangle((column - 0.5, -0.5), 1, sites, fill=False, edgecolor="red", linestyle="--", lw=1.5)
+    box.set_clip_on(False)
+    axis.add_patch(box)
 
 
 def _layer_marks(sites: Sequence[str]) -> dict[int, str]:

@@ -1,0 +1,135 @@
+"""`glider report`: what a pool and its evaluations look like, as figures and pages."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glider.cli.arguments import (
+    BaseOption,
+    GlobalOption,
+    JsonOption,
+    PoolOption,
+    RouterOption,
+    TopKOption,
+    TopPOption,
+    load_model,
+)
+
+DataOption = Annotated[
+    list[str] | None, typer.Option("--data", help="Rows of a task (JSON Lines), or several by a wildcard; repeatable.")
+]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Of the files of --data.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="For --rows.")]
+DescriptionsOption = Annotated[
+    Path | None, typer.Option("--descriptions", help="JSON: task -> one sentence, embedded in place of its queries.")
+]
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    for command in (scores, routing):
+        nouns.command()(command)
+    app.add_typer(nouns, name=name)
+
+
+def scores(
+    pool: PoolOption = "demo",
+    signal: GlobalOption = None,
+    data: DataOption = None,
+    profiles: Annotated[
+        bool, typer.Option("--profiles/--no-profiles", help="Show the experts' own held-back queries.")
+    ] = True,
+    descriptions: DescriptionsOption = None,
+    split: SplitOption = "test",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of each file.")] = 24,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A picture (.png, .svg, .pdf) or the numbers (.json).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every expert's global score for every task, and the threshold p of the pool: the paper's Figure 3."""
+    from glider.cli.terminal import quiet_libraries
+    from glider.errors import ConfigError
+    from glider.report.style import require_format
+
+    if out is None and not as_json:
+        raise ConfigError("--out FILE or --json", "neither", "Give --out scores.png.")
+    if out is not None:
+        require_format(out, ".json")
+    quiet_libraries()
+    from glider.evaluation.run_plan import read_descriptions
+    from glider.experts.disk import write_json
+    from glider.model import open_pool
+    from glider.report.global_scores import pool_scores, task_files
+    from glider.report.scores_figure import draw_scores
+
+    found = pool_scores(
+        *(open_pool(pool), signal, task_files(data or [])),
+        profiles=profiles,
+        descriptions=read_descriptions(descriptions) if descriptions else None,
+        split=split,
+        rows=rows,
+        seed=seed,
+    )
+    told = found.model_dump(mode="json")
+    if out is not None and out.suffix == ".json":
+        write_json(out, told)
+    elif out is not None:
+        draw_scores(found, out)
+    if as_json:
+        print(json.dumps(told, indent=2))
+    else:
+        print(f"{out}: {len(found.tasks)} tasks x {len(found.experts)} experts, {found.signal}, p = {found.p:g}")
+
+
+def routing(
+    data: Annotated[list[str], typer.Option("--data", help="Rows of a task, or several by a wildcard; repeatable.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The numbers (.json, for `report paper`) or a picture (.png, .svg, .pdf).")
+    ],
+    pool: PoolOption = "demo",
+    base: BaseOption = None,
+    router: RouterOption = "glider",
+    signal: GlobalOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    descriptions: DescriptionsOption = None,
+    split: SplitOption = "test",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts of each file.")] = 8,
+    seed: SeedOption = 0,
+) -> None:
+    """Which experts every site uses on each task, the task's own expert marked: the paper's Figure 2."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from glider.report.style import require_format
+
+    require_format(out, ".json")
+    from glider.evaluation.run_plan import read_descriptions
+    from glider.report.global_scores import task_files
+    from glider.report.routing_map import routing_map
+
+    files = task_files(data)
+    described = read_descriptions(descriptions) if descriptions else None
+    if signal is None and router.startswith("glider") and described:
+        signal = "instruction"
+    model = load_model(pool, base, router, top_k, top_p, signal=signal)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Routing", total=len(files))
+        found = routing_map(
+            *(model, router, files),
+            descriptions=described,
+            split=split,
+            rows=rows,
+            seed=seed,
+            tick=lambda name: bar.update(task, advance=1, description=name),
+        )
+    if out.suffix == ".json":
+        found.write(out)
+    else:
+        found.draw(out)
+    print(f"{out}: {len(found.tasks)} tasks x {len(found.sites)} sites x {len(found.experts)} experts, {router}")

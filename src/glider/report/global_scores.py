@@ -1,0 +1,139 @@
+"""How well each expert of a pool suits the queries of each task, by a global signal (GLIDER, figure 3)."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from glider.config import Config
+from glider.contribute.examples import read_rows
+from glider.errors import ConfigError
+from glider.evaluation.lm_eval_tasks import task_name
+from glider.evaluation.run_plan import matching
+from glider.experts.pool import Pool
+from glider.instructions.queries import Query, ask
+from glider.routing.base import Asked, GlobalTerm
+from glider.routing.calibrate import held_back
+from glider.routing.parts import GlobalPart
+from glider.shapes import Float, Tensor
+
+PROFILES = "held-back queries of the experts' tasks"
+
+
+class Spread(Config):
+    """Scores over the queries of a task."""
+
+    mean: float
+    low: float  # 10th percentile
+    high: float  # 90th percentile
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, " B"]) -> "Spread":
+        low, high = torch.quantile(scores.double(), torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+        return cls(mean=_short(scores.double().mean().item()), low=_short(low), high=_short(high))
+
+
+class TaskScores(Config):
+    """One task: every expert's score, and what becomes of it in the pool that lacks the task's own expert."""
+
+    task: str
+    group: str  # where its queries come from
+    queries: int
+    own: str | None  # the expert made for the task
+    scores: dict[str, Spread]  # by expert
+    best: Spread  # of each query's best score
+    above: float  # share of queries whose best score is above p
+    best_without_own: Spread | None = None
+    above_without_own: float | None = None
+
+
+class PoolScores(Config):
+    """The scores of a pool's experts for tasks with an expert and without."""
+
+    format: Literal[1] = 1
+    signal: str
+    p: float
+    experts: tuple[str, ...]
+    tasks: tuple[TaskScores, ...]
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A file of a task's rows; its directory names the group."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return task_name(self.path)
+
+    @property
+    def group(self) -> str:
+        return self.path.resolve().parent.name
+
+
+def task_files(patterns: Sequence[str]) -> list[TaskFile]:
+    """The files that paths and wildcards name, each once; raises `ConfigError` naming what fits nothing."""
+    found = {pattern: matching(Path(), Path(pattern)) for pattern in patterns}
+    if lost := [pattern for pattern, paths in found.items() if not paths]:
+        raise ConfigError("files of rows", f"none at {', '.join(lost)}", "Check the paths.")
+    return [TaskFile(path) for path in dict.fromkeys(path for paths in found.values() for path in paths)]
+
+
+def pool_scores(
+    pool: Pool,
+    signal: str | None = None,
+    files: Sequence[TaskFile] = (),
+    *,
+    profiles: bool = True,
+    descriptions: Mapping[str, str] | None = None,
+    split: str | None = "test",
+    rows: int = 24,
+    seed: int = 0,
+) -> PoolScores:
+    """Score each expert on each task by a global signal (default: the pool's own).
+
+    The tasks are the experts' own, by the queries held back in their profiles (unless `profiles` is False), then those
+    of `files`, by `rows` rows of `split` drawn by the seed. `descriptions` (task -> sentence) stand for a file's
+    queries where the signal embeds descriptions. Raises `RouterError` where the pool lacks what the signal needs.
+    """
+    term = GlobalPart("report scores", signal).prepare(pool)
+    asked: list[tuple[str, str, Asked]] = []
+    if profiles:
+        asked += [(name, PROFILES, queries) for name, queries in held_back(pool, term.scores).items()]
+    for file in files:
+        chosen = read_rows(file.path, split)
+        chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
+        described = (descriptions or {}).get(file.name)
+        queries = [Query(row.input, described) for row in chosen]
+        asked.append((file.name, file.group, ask(queries, term.scores.needs, pool.index.embedder, strict=True).asked))
+    if not asked:
+        raise ConfigError("tasks to score", "none", "Give --data, or leave --no-profiles out.")
+    tasks = tuple(_of_task(pool.names, term, name, group, queries) for name, group, queries in asked)
+    return PoolScores(signal=term.signal, p=term.p, experts=tuple(pool.names), tasks=tasks)
+
+
+def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, asked: Asked) -> TaskScores:
+    scores = term.scores.of(asked)  # (B, E)
+    best = scores.amax(dim=-1)
+    told = TaskScores(
+        task=task,
+        group=group,
+        queries=len(scores),
+        own=task if task in experts else None,
+        scores={name: Spread.of(scores[:, i]) for i, name in enumerate(experts)},
+        best=Spread.of(best),
+        above=_short((best > term.p).double().mean().item()),
+    )
+    if told.own is None or len(experts) < 2:
+        return told
+    without = term.scores.of(asked, without=experts.index(told.own)).amax(dim=-1)
+    above = _short((without > term.p).double().mean().item())
+    return told.model_copy(update={"best_without_own": Spread.of(without), "above_without_own": above})
+
+
+def _short(value: float) -> float:
+    return round(value, 4)

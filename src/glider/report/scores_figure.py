@@ -1,0 +1,107 @@
+"""The global scores of every task as a picture (GLIDER, figure 3)."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from glider.report.global_scores import PoolScores, TaskScores
+from glider.report.style import LIGHT, Dress, dress, save, start
+
+
+def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
+    """Draw every task as a column: each expert's mean score a point, the task's own expert marked, p a line.
+
+    Thin bars hold the middle 80 % of a task's queries: for the own expert, for the best score without it (hollow), and
+    for the best score of a task that has none. Raises `MissingDependency` without matplotlib.
+    """
+    pyplot = start("draw the scores")
+    count = len(scores.tasks)
+    figure, axes = pyplot.subplots(figsize=(max(6.4, 1.7 + 0.31 * count), 5.0))
+    axes.axhline(scores.p, color=colours.line, lw=1.4, zorder=2)
+    for column, task in enumerate(scores.tasks):
+        _draw_task(axes, column, task, colours)
+    axes.set_xlim(-0.7, count - 0.3)
+    size = 8.5 if count <= 16 else 7.5
+    axes.set_xticks(
+        range(count), [_shortened(task.task) for task in scores.tasks], rotation=60, ha="right", fontsize=size
+    )
+    for label in axes.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_ylabel("global score (mean over a task's queries)", fontsize=9)
+    axes.grid(axis="x", color=colours.faint, lw=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _name_groups(axes, scores, colours)
+    _add_legend(figure, axes, scores, colours)
+    dress(figure, colours)
+    figure.tight_layout(rect=(0, 0, 1, 0.93 if count > 24 else 0.9))
+    return save(pyplot, figure, path)
+
+
+def _draw_task(axes: Any, column: int, task: TaskScores, colours: Dress) -> None:
+    others = [spread.mean for name, spread in task.scores.items() if name != task.own]
+    axes.scatter([column] * len(others), others, s=11, color=colours.dots, alpha=0.55, lw=0, zorder=3)
+    if task.own is None:
+        _bar(axes, column, task.best.low, task.best.high, colours.dots)
+        return
+    own = task.scores[task.own]
+    _bar(axes, column, own.low, own.high, colours.own)
+    axes.scatter([column], [own.mean], s=46, marker="D", color=colours.own, lw=0, zorder=5)
+    if task.best_without_own is not None:
+        without = task.best_without_own
+        _bar(axes, column + 0.22, without.low, without.high, colours.dots)
+        axes.scatter(
+            [column + 0.22], [without.mean], s=24, facecolor=colours.paper, edgecolor=colours.ink, lw=1.0, zorder=4
+        )
+
+
+def _bar(axes: Any, column: float, low: float, high: float, colour: str) -> None:
+    axes.plot([column, column], [low, high], color=colour, lw=3.2, alpha=0.32, solid_capstyle="round", zorder=2.5)
+
+
+def _name_groups(axes: Any, scores: PoolScores, colours: Dress) -> None:
+    """A line between groups of tasks and each group's name above its columns."""
+    left = 0
+    for place, (group, tasks) in enumerate(groupby(scores.tasks, key=lambda task: task.group)):
+        right = left + len(list(tasks))
+        if left:
+            axes.axvline(left - 0.5, color=colours.ink, lw=0.9)
+        middle = (left + right - 1) / 2
+        height = 15 if right - left < 5 and place % 2 else 4  # names of narrow groups stand clear of one another
+        axes.annotate(
+            f"{group} ({right - left})",
+            (middle, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, height),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=colours.ink,
+        )
+        left = right
+
+
+def _add_legend(figure: Any, axes: Any, scores: PoolScores, colours: Dress) -> None:
+    from matplotlib.lines import Line2D
+
+    def dot(label: str, marker: str, size: float, fill: str, edge: str) -> Any:
+        return Line2D([], [], ls="", marker=marker, ms=size, mfc=fill, mec=edge, label=label)
+
+    own = any(task.own for task in scores.tasks)
+    shown = [dot("an expert", "o", 4, colours.dots, colours.dots)]
+    if own:
+        shown.insert(0, dot("the task's own expert", "D", 6, colours.own, colours.own))
+        shown.append(dot("best expert if the pool lacked the own", "o", 5, colours.paper, colours.ink))
+    shown.append(Line2D([], [], color=colours.line, lw=1.4, label=f"threshold p = {scores.p:g}"))
+    columns = len(shown) if len(scores.tasks) > 24 else 2
+    legend = figure.legend(
+        handles=shown, loc="upper center", ncols=columns, fontsize=8, frameon=False, handletextpad=0.4
+    )
+    for text in legend.get_texts():
+        text.set_color(colours.ink)
+
+
+def _shortened(task: str) -> str:
+    return task if len(task) <= 24 else f"{task[:23]}…"

@@ -1,0 +1,73 @@
+"""How every figure looks: opaque, in a light and a dark dress, the same file for the same numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glider.errors import ConfigError, MissingDependency
+from glider.experts.disk import write_file
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Dress:
+    """The colours of a figure."""
+
+    paper: str
+    ink: str
+    faint: str  # grids, and the names of groups
+    dots: str  # what is many
+    own: str  # what is looked for
+    line: str  # thresholds
+
+
+LIGHT = Dress("#ffffff", "#1d2129", "#c9ced8", "#7b8794", "#0b61c4", "#c62828")
+DARK = Dress("#15181e", "#e6e8ec", "#3c434f", "#8d98a8", "#6cb2ff", "#ff6f61")
+
+
+def start(purpose: str) -> Any:
+    """matplotlib's pyplot, drawing to files; raises `MissingDependency` without matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise MissingDependency("matplotlib", purpose, "pip install 'glider-moe[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "glider"
+    return pyplot
+
+
+def dress(figure: Any, colours: Dress) -> None:
+    """Put a figure's background, axes and texts into the colours."""
+    figure.set_facecolor(colours.paper)
+    for axes in figure.axes:
+        axes.set_facecolor(colours.paper)
+        axes.tick_params(colors=colours.ink, which="both")
+        for spine in axes.spines.values():
+            spine.set_color(colours.faint)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_color(colours.ink)
+
+
+def save(pyplot: Any, figure: Any, path: Path, dpi: int = 130) -> Path:
+    """Write the figure whole, its format by the file's suffix, without a date: the same figure is the same file."""
+    form = require_format(path)
+    dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    write_file(
+        path,
+        lambda partial: figure.savefig(
+            partial, dpi=dpi, format=form[1:], metadata=dates[form], facecolor=figure.get_facecolor()
+        ),
+    )
+    pyplot.close(figure)
+    return path
+
+
+def require_format(path: Path, *others: str) -> str:
+    """The suffix of a picture's path, or of `others`; raises `ConfigError` for another."""
+    known = (*FORMATS, *others)
+    if path.suffix not in known:
+        raise ConfigError(f"a file that ends in {', '.join(known)}", path.name, "Name the file so.")
+    return path.suffix
