@@ -5,7 +5,7 @@ import torch
 
 from glider.contribute.examples import Row
 from glider.errors import RouterError
-from glider.evaluation.constants import CONFIDENT, DOUBTFUL, _loss, choose_constants
+from glider.evaluation.constants import CONFIDENT, DOUBTFUL, _loss, _nearest_good, choose_constants
 from glider.experts.pool import Calibration
 from glider.model import load
 from glider.routing.base import Condition
@@ -26,7 +26,7 @@ def test_constants_are_of_the_lowest_loss(model) -> None:
     stored = choose_constants(model, given, calibration, each=2, report=lambda done, of: ticks.append((done, of)))
     assert stored.p == 0.5 and stored.source.startswith("profiles; gamma and beta by the loss of 6 rows")
     assert stored.beta in DOUBTFUL and stored.gamma + stored.beta in CONFIDENT
-    assert ticks[-1] == (6 * 9, 6 * 9)
+    assert ticks[-1] == (6 * 10, 6 * 10)
     assert choose_constants(model, given, calibration, each=2) == stored  # drawn by seed
 
 
@@ -52,3 +52,11 @@ def test_a_router_without_a_global_term_is_refused(pool_with_profiles, llama_dir
     model = load(str(llama_directory), pool_with_profiles().path, router="phatgoose")
     with pytest.raises(RouterError, match="a router with a global term"):
         choose_constants(model, {}, Calibration(p=0.5, source="a test"))
+
+
+def test_the_stored_alpha_stays_unless_the_rows_speak_against_it() -> None:
+    noise = [0.1, -0.1, 0.2, -0.2]
+    alike = {3.0: [1 + n for n in noise], 100.0: [1.01 - n for n in noise]}
+    assert _nearest_good(alike, 103) == 100
+    clear = {3.0: [1.0] * 4, 10.0: [1.0] * 4, 100.0: [1.5 + n / 10 for n in noise]}
+    assert _nearest_good(clear, 103) == 10

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from math import log
 
 import torch
 
@@ -13,7 +14,7 @@ from glider.likelihood import likelihoods
 from glider.model import RoutedModel
 from glider.routing.base import Condition
 
-CONFIDENT = (3.0, 10.0, 30.0, 100.0, 300.0)  # alphas tried for queries whose expert is in the pool
+CONFIDENT = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # alphas tried for queries whose expert is in the pool
 DOUBTFUL = (0.3, 1.0, 3.0, 10.0)  # and for those whose expert is taken out
 _TAKEN_OUT = -1e6  # global score of an expert that may not be chosen
 
@@ -29,7 +30,8 @@ def choose_constants(
     """gamma + beta with the lowest mean loss of the right answers, and beta with the lowest one where each row's own
     expert is taken out; `each` rows of every expert, drawn by seed.
 
-    Losses are per answer token, end token included. Where two alphas do equally well (to 1 %) the smaller is taken.
+    Losses are per answer token, end token included. An alpha other than the stored one (the paper's 103 and 3) is taken
+    only as far as the rows speak for it: of those within one standard error of the best, the nearest to it.
     """
     if model.attached.prepared.global_term is None:
         raise RouterError("a router with a global term", "one without", "Use glider.")
@@ -44,8 +46,13 @@ def choose_constants(
             losses.setdefault((own, alpha), []).append(loss)
             report(done * steps + i + 1, len(chosen) * steps)
     means = {key: sum(values) / len(values) for key, values in losses.items()}
-    confident = _smallest_good({alpha: means[True, alpha] for alpha in CONFIDENT})
-    beta = _smallest_good({alpha: means[False, alpha] for alpha in DOUBTFUL})
+    confident, beta = (
+        _nearest_good({alpha: losses[own, alpha] for alpha in alphas}, stored)
+        for own, alphas, stored in (
+            (True, CONFIDENT, calibration.gamma + calibration.beta),
+            (False, DOUBTFUL, calibration.beta),
+        )
+    )
     tried = {
         own: ", ".join(f"{a:g}: {loss:.3f}" for (o, a), loss in means.items() if o is own) for own in (True, False)
     }
@@ -67,6 +74,9 @@ def _loss(model: RoutedModel, row: Row, alpha: float, without: int | None) -> fl
     return -found.total / found.tokens
 
 
-def _smallest_good(losses: Mapping[float, float]) -> float:
-    best = min(losses.values())
-    return min(alpha for alpha, loss in losses.items() if loss <= 1.01 * best)
+def _nearest_good(losses: Mapping[float, Sequence[float]], stored: float) -> float:
+    """Of the alphas whose losses, row by row, are within one standard error of the best's, the nearest to `stored`."""
+    values = {alpha: torch.tensor(found, dtype=torch.float64) for alpha, found in losses.items()}
+    best = min(values.values(), key=lambda found: found.mean().item())
+    good = [a for a, found in values.items() if (d := found - best).mean() <= d.std() / len(d) ** 0.5]
+    return min(good, key=lambda alpha: abs(log(alpha / stored)))
