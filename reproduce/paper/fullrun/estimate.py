@@ -7,8 +7,8 @@ time from a throughput that the user gives.
 import math
 from dataclasses import dataclass
 
-from fullrun.plan import Cell, P3Source, PoolSource, StoryClozeSource, TaskSet, TaskSource
-from fullrun.sources import FEWSHOT, STORY_PROMPTS
+from fullrun.plan import FEWSHOT, Cell, P3Source, PoolSource, StoryClozeSource, TaskSet, TaskSource
+from fullrun.story_prompts import STORY_PROMPTS
 from glider.config import Config
 
 GB = 1e9

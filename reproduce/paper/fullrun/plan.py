@@ -16,6 +16,7 @@ from glider.config import Config, faults
 from glider.errors import ConfigError
 from glider.evaluation.metrics import Metric
 
+FEWSHOT = 5  # rows of a task for LoRAHub
 HERE = Path(__file__).resolve().parents[1]
 
 Published = Literal[

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from fullrun.plan import BbhSource, BigBenchSource, P3Source, StoryClozeSource, TaskSet, TaskSource
+from fullrun.plan import FEWSHOT, BbhSource, BigBenchSource, P3Source, StoryClozeSource, TaskSet, TaskSource
+from fullrun.story_prompts import STORY_PROMPTS
 from glider.errors import DataError, MissingDependency
 from glider.evaluation.run_plan import MOST_LEFT_OUT
 
 P3, BIG_BENCH, BBH = "bigscience/P3", "tasksource/bigbench", "lukaemon/bbh"
-FEWSHOT = 5
 FEWSHOT_SPLIT = "fewshot"  # as the files of rows have it; the evaluated ones are `test`
 _ANSWER = "\nAnswer:"  # after every BIG-bench input, as published
 _EMPTY = "<NO LABEL>"  # in place of an empty target, as published
@@ -22,24 +22,6 @@ _EMPTY = "<NO LABEL>"  # in place of an empty target, as published
 HubRow = Mapping[str, Any]
 Fetch = Callable[[str, str | None, str, int | None], Sequence[HubRow]]  # data set, config, split, rows at most
 Shorten = Callable[[str, int], str]  # text, tokens with the end token
-
-# The prompts for Story Cloze of promptsource (Apache-2.0), original tasks: before the story, after it.
-STORY_PROMPTS = (
-    ("", "\n\nWhat is a possible continuation for the story given the following options ?\n- "),
-    (
-        "Read the following story :\n\n",
-        "\n\nChoose a possible ending for the previous story from the following options: \n- ",
-    ),
-    ("Yesterday, I watched a movie. These plots happened :\n\n", "\n\nWhat happens next ?\n\n- "),
-    (
-        "What is a possible continuation for the following story ? \n\n",
-        "\n\nChoose from the following options:\n- ",
-    ),
-    (
-        "I read a the following novel:\n\n",
-        "\n\nWhat do you think is the most probably ending ? You can choose from the following options :\n\n- ",
-    ),
-)
 
 
 def from_hub(name: str, config: str | None, split: str, most: int | None = None) -> Sequence[HubRow]:
