@@ -237,3 +237,10 @@ def test_the_command_prints_a_table_and_json(make_run, tmp_path: Path, monkeypat
         if not extra:
             assert "phatgoose" in out and "6 done" in out
     assert [entry["router"] for entry in json.loads(out)["entries"]] == ["base", "base", "phatgoose", "phatgoose"]
+
+
+def test_a_run_names_its_device(make_run) -> None:
+    assert statuses(make_run(["base"], device="cpu")) == ["done"] * 3
+    assert statuses(make_run(["base"])) == ["unchanged"] * 3
+    with pytest.raises(ConfigError, match="cpu or cuda"):
+        make_run(["base"], device="abacus")

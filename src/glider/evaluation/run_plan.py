@@ -84,6 +84,7 @@ class RunPlan(Config):
     pool: str = "demo"
     base: str | None = None
     dtype: str = "float32"
+    device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
     split: str | None = "test"
     rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed
     seed: int = 0

@@ -79,6 +79,10 @@ class Run:
         self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
         if not isinstance(getattr(torch, plan.dtype, None), torch.dtype):
             raise ConfigError("a dtype such as float32 or bfloat16", plan.dtype, "Mend the run file.")
+        try:
+            torch.device(plan.device)
+        except RuntimeError as fault:
+            raise ConfigError("a device such as cpu or cuda", plan.device, "Mend the run file.") from fault
         self.routers = plan.router_plans(root, self.pool)
         self.tasks = plan.tasks(root)
         self._base_name = plan.base or base_of(self.pool)
@@ -197,7 +201,7 @@ class Run:
         """The base model, loaded when first needed."""
         if self._base is None:
             self.pool.verify()
-            self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype))
+            self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype), device=self.plan.device)
         return self._base
 
 

@@ -1,0 +1,176 @@
+"""The whole procedure on random weights: downloads in the published layout, rows in the hub's fields, both made up.
+
+Nothing here says anything about quality. It shows that import, rows, every router, scoring and resumption work.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fullrun.plan import Method, Plan, StoryClozeSource, TaskSet, TaskSource
+from fullrun.sources import BBH, BIG_BENCH, P3, HubRow
+
+_ROWS = 8  # of every made-up split
+_MOST = 3  # that are evaluated
+_EXPERTS = 4
+_WORDS = ["red", "blue", "green", "stone", "river", "cloud", "dog", "bird", "house", "tree"]
+
+
+def tiny_plan(plan: Plan, downloads: Path) -> Plan:
+    """The plan with a task for each way of scoring in each set, few rows, and tiny pools; writes their downloads."""
+    base = _write_base(downloads / "tiny-t5")
+    sets = _fewer(plan.sets)
+    experts = [*sets["t0-heldin"].tasks][:_EXPERTS]
+    assert all(tasks.tasks for tasks in sets.values())
+    for tasks in sets.values():
+        _write_embeddings(downloads / tasks.queries, [*tasks.tasks, *_kept(downloads / tasks.queries)])
+    pools = {}
+    for name, pool in plan.pools.items():
+        update: dict[str, Any] = {"base": str(base)}
+        if pool.checkpoint and pool.embeddings:
+            _write_checkpoint(downloads / pool.checkpoint, base, [*experts, *pool.without])
+            _write_embeddings(downloads / pool.embeddings, experts)
+            update["experts"] = len(experts)
+        pools[name] = pool.model_copy(update=update)
+    cells = tuple(
+        type(cell)(cell.config, cell.label, _cheaper(cell.method), cell.pool, cell.set, None) for cell in plan.cells
+    )
+    return Plan(pools, sets, cells, plan.titles)
+
+
+def made_up(name: str, config: str | None, split: str, most: int | None) -> Sequence[HubRow]:
+    """Rows in the documented fields of the data set `name`, the same at every call."""
+    chance = random.Random(f"{name} {config} {split}")
+    return [_ROW[name if name in _ROW else "story_cloze"](chance) for _ in range(_ROWS if most is None else most)]
+
+
+def _p3(chance: random.Random) -> HubRow:
+    choices = chance.sample(_WORDS, 2)
+    return {
+        "inputs": [3, 1],
+        "inputs_pretokenized": f"Which of {' and '.join(choices)} is it?\n{_text(chance)}",
+        "targets": [3, 1],
+        "targets_pretokenized": f"\n{chance.choice(choices)}",
+        "answer_choices": choices,
+    }
+
+
+def _bigbench(chance: random.Random) -> HubRow:
+    choices = chance.sample(_WORDS, 3)
+    return {
+        "idx": chance.randrange(1000),
+        "inputs": _text(chance),
+        "targets": [choices[0]],
+        "multiple_choice_targets": choices,
+        "multiple_choice_scores": [1, 0, 0],
+    }
+
+
+def _bbh(chance: random.Random) -> HubRow:
+    return {"input": _text(chance), "target": "True"}
+
+
+def _story(chance: random.Random) -> HubRow:
+    sentences = {f"input_sentence_{i}": _text(chance) for i in range(1, 5)}
+    return {**sentences, "sentence_quiz1": "It rained.", "sentence_quiz2": "It snowed.", "answer_right_ending": 2}
+
+
+_ROW = {P3: _p3, BIG_BENCH: _bigbench, BBH: _bbh, "story_cloze": _story}
+
+
+def _text(chance: random.Random) -> str:
+    return " ".join(chance.choice(_WORDS) for _ in range(6)) + "."
+
+
+def _fewer(sets: Mapping[str, TaskSet]) -> dict[str, TaskSet]:
+    """The first task of each kind: of each source, use of templates, metrics and place of few-shot rows."""
+    kinds, small = set(), {}
+    for set_name, tasks in sets.items():
+        kept = {}
+        for name, task in tasks.tasks.items():
+            kind = (type(task), tasks.templates, task.metrics, task.train is None, task.last)
+            if kind not in kinds:
+                kinds.add(kind)
+                kept[name] = _smaller(task)
+        small[set_name] = tasks.model_copy(update={"tasks": kept, "most": _MOST})
+    return small
+
+
+def _smaller(task: TaskSource) -> TaskSource:
+    update: dict[str, Any] = {"max_length": 6} if task.max_length else {}
+    if hasattr(task, "templates"):
+        update["templates"] = task.templates[:2]  # pyright: ignore
+    if isinstance(task, StoryClozeSource):
+        update["max_input"] = 64
+    return task.model_copy(update=update)
+
+
+def _cheaper(method: Method) -> Method:
+    if method.router != "lorahub":
+        return method
+    return method.model_copy(update={"settings": {**method.settings, "budget": 3}, "fewshot": 2})
+
+
+def _write_base(path: Path) -> Path:
+    """A random T5 of one block a side with a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    if path.exists():
+        return path
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(path)
+    sizes: dict[str, Any] = {"vocab_size": 259, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1}
+    sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(T5Config(**sizes)).eval().save_pretrained(path)
+    return path
+
+
+def _write_checkpoint(path: Path, base: Path, names: Sequence[str]) -> None:
+    """Random experts as `<task>_best.pt`: LoRA pairs, gates, and the two copies of `embed_tokens`."""
+    from transformers import T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration.from_pretrained(base)
+    path.mkdir(parents=True, exist_ok=True)
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"}
+    for name in names:
+        chance = torch.Generator().manual_seed(sum(map(ord, name)))
+        tensors = {
+            f"base_model.model.{side}.embed_tokens.weight": model.get_input_embeddings().weight.detach().clone()
+            for side in ("encoder", "decoder")
+        }
+        for site, module in linear.items():
+            shapes = {
+                "lora_A.default.weight": (4, module.in_features),
+                "lora_B.default.weight": (module.out_features, 4),
+                "lora_gate.default": (module.in_features,),
+            }
+            for part, shape in shapes.items():
+                tensors[f"base_model.model.{site}.{part}"] = torch.randn(shape, generator=chance)
+        torch.save(tensors, path / f"{name}_best.pt")
+
+
+def _write_embeddings(path: Path, names: Sequence[str]) -> None:
+    """Random instruction embeddings, two wordings of each BIG-bench task."""
+    chance = torch.Generator().manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told: Mapping[str, torch.Tensor] = {
+        name: torch.randn((2, 768) if name.startswith("bb") else (768,), generator=chance)
+        for name in sorted(set(names))
+    }
+    torch.save(told, path)
+
+
+def _kept(path: Path) -> list[str]:
+    """The tasks of a file that sets share."""
+    return list(torch.load(path, weights_only=True)) if path.exists() else []

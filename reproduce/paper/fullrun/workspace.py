@@ -1,0 +1,182 @@
+"""Everything a cell needs on disk, made once and found again: downloads, pools, rows, run files, results."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fullrun.plan import Cell, Plan, PoolSource, TaskSet
+from fullrun.published_queries import read_queries
+from fullrun.published_scores import published_score
+from fullrun.sources import FEWSHOT_SPLIT, Fetch, from_hub, task_rows
+from glider.base_model import load_base
+from glider.errors import MissingDependency, PoolError
+from glider.evaluation.run_plan import RunPlan
+from glider.evaluation.runs import Outcome, Run
+from glider.experts.disk import new_directory, write_file, write_json
+from glider.experts.official_format import open_checkpoint, read_embeddings
+from glider.experts.official_import import OfficialBase, import_checkpoint
+from glider.experts.pool import Pool
+
+OWNER = "MoE-UNC"  # of the published downloads on the hub
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A directory of work, and where rows come from."""
+
+    root: Path
+    downloads: Path
+    fetch: Fetch = from_hub
+    dtype: str = "float32"
+    device: str = "cpu"
+    say: Say = field(default=lambda line: None)
+
+    def run(self, plan: Plan) -> list[dict[str, Any]]:
+        """Evaluate what is missing of the plan's cells; each cell's summary, also kept in `summary.json`."""
+        told = []
+        for cells in plan.groups():
+            pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
+            run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
+            for outcome in run.go():
+                self._tell(outcome)
+            told += [self._summary(cell, tasks, run) for cell in cells]
+        return told
+
+    def run_plan(self, cells: tuple[Cell, ...], pool: PoolSource, tasks: TaskSet) -> RunPlan:
+        """The run of `glider evaluate` for cells of one config, pool and set; its file is kept in `runs`."""
+        first = cells[0]
+        path = self.pool(first.pool, pool)
+        data = self.rows(first.set, tasks, pool.base)
+        queries = self.root / "queries" / f"{first.set}.json"
+        if pool.experts:
+            write_json(queries, read_queries(self.download(tasks.queries), tasks.tasks))
+        told = {
+            "pool": str(path),
+            "base": pool.base,
+            "dtype": self.dtype,
+            "device": self.device,
+            "fewshot_splits": [FEWSHOT_SPLIT],
+            **({"descriptions": str(queries)} if pool.experts else {}),
+            "routers": [
+                {
+                    "router": cell.method.router,
+                    "settings": cell.method.settings,
+                    "name": cell.label,
+                    "fewshot": cell.method.fewshot,
+                }
+                for cell in cells
+            ],
+            "sets": {
+                first.set: {
+                    "tasks": [
+                        {
+                            "data": str(data[name]),
+                            "name": name,
+                            "metric": task.metric,
+                            **({"max_new_tokens": task.max_length - 1} if task.max_length else {}),
+                        }
+                        for name, task in tasks.tasks.items()
+                    ]
+                }
+            },
+        }
+        kept = self.root / "runs" / first.config / f"{first.pool}-{first.set}.yaml"
+        write_json(kept, told)  # JSON is YAML
+        return RunPlan.read(kept)
+
+    def results(self, cell: Cell) -> Path:
+        return self.root / "results" / cell.config / cell.pool
+
+    def download(self, path: str) -> Path:
+        """A published file or directory: as it lies in the downloads, else from the hub."""
+        top = path.partition("/")[0]
+        if not (self.downloads / top).exists():
+            try:
+                from huggingface_hub import snapshot_download
+            except ModuleNotFoundError:
+                raise MissingDependency("huggingface-hub", "download", "pip install huggingface-hub") from None
+            self.say(f"downloading {OWNER}/{top}")
+            snapshot_download(f"{OWNER}/{top}", local_dir=self.downloads / top)
+        return self.downloads / path
+
+    def pool(self, name: str, source: PoolSource) -> Path:
+        """The pool of a name, imported where it is not there yet."""
+        path = self.root / "pools" / name
+        if path.exists():
+            return path
+        self.say(f"importing the pool {name}")
+        if source.checkpoint is None:
+            base = load_base(source.base)
+            with new_directory(path) as made:
+                Pool.create(made, base.identity)
+            return path
+        checkpoint = open_checkpoint(self.download(source.checkpoint))
+        left_out = [expert for expert in source.without if expert in checkpoint.names]
+        if (count := len(checkpoint.names) - len(left_out)) != source.experts:
+            remedy = "Download it anew, or mend pools.yaml."
+            raise PoolError(f"{source.experts} experts in {checkpoint.path}", str(count), remedy)
+        embeddings = None if source.embeddings is None else read_embeddings(self.download(source.embeddings))
+        base = load_base(source.base)
+        facts = OfficialBase.of(base.model, base.identity.model_id)
+        del base
+        import_checkpoint(checkpoint, path, facts, embeddings=embeddings, without=left_out)
+        return path
+
+    def rows(self, name: str, tasks: TaskSet, base: str) -> dict[str, Path]:
+        """A file of rows for each task of a set, fetched where it is not there yet or its source changed.
+
+        Prompts are cut by the tokenizer of `base`; the bases of all pools have the same one.
+        """
+        files = {task: self.root / "rows" / name / f"{task}.jsonl" for task in tasks.tasks}
+        shared = tasks.model_dump(mode="json", exclude={"tasks", "queries"})
+        tokenizer: Any = None
+        for task, file in files.items():
+            source = tasks.tasks[task]
+            wanted = {**shared, **source.model_dump(mode="json", exclude={"assumed", "available"})}
+            beside = file.with_suffix(".source.json")
+            if file.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
+                continue
+            self.say(f"rows of {name}/{task}")
+            tokenizer = tokenizer or _tokenizer(base)
+            found = task_rows(source, tasks, self.fetch, partial(_shortened, tokenizer))
+            lines = "".join(json.dumps({"task": task, **row}, ensure_ascii=False) + "\n" for row in found)
+            write_file(file, lambda place, lines=lines: place.write_text(lines, "utf8"))
+            write_json(beside, wanted)
+        return files
+
+    def _tell(self, outcome: Outcome) -> None:
+        cell = outcome.cell
+        self.say(f"{outcome.status}: {cell.plan.label} {cell.task.set}/{cell.task.name} {outcome.message}".rstrip())
+
+    def _summary(self, cell: Cell, tasks: TaskSet, run: Run) -> dict[str, Any]:
+        """The cell's score as published: the mean over its tasks, and none while one is missing."""
+        scores, missing = {}, []
+        for name, task in tasks.tasks.items():
+            found = run.cells[cell.label, cell.set, name].read()
+            if found is not None:
+                scores[name] = round(100 * published_score(task.metrics, found), 3)
+            elif cell.method.router != "single:{task}" or name in run.pool.names:
+                missing.append(name)
+        told: dict[str, Any] = {"config": cell.config, "method": cell.label, "pool": cell.pool, "set": cell.set}
+        told |= {"score": None if missing or not scores else round(sum(scores.values()) / len(scores), 2)}
+        told |= {"published": cell.published, "missing": missing, "tasks": scores}
+        path = self.results(cell) / "summary.json"
+        kept = json.loads(path.read_text("utf8")) if path.exists() else {}
+        write_json(path, {**kept, f"{cell.label}/{cell.set}": told})
+        return told
+
+
+def _tokenizer(base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+def _shortened(tokenizer: Any, text: str, most: int) -> str:
+    """The beginning of a text that fits, with its end token, into so many tokens, as the published code cuts it."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) < most else tokenizer.decode(ids[: most - 1], skip_special_tokens=True)

@@ -1,0 +1,95 @@
+"""The tables of the GLIDER paper (arXiv 2410.07172) at full size: a plan, a tiny rehearsal, or the run itself.
+
+    python reproduce/paper/run.py table1/glider --dry-run --throughput 20000
+    python reproduce/paper/run.py all --tiny
+    python reproduce/paper/run.py table1/glider --set bbh --device cuda --work out/paper
+
+Configs are the YAML files in table1/, table2/ and table3/; `all` takes every one. The last form needs a GPU and the
+hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from fullrun.dry_run import plan_json, print_plan
+from fullrun.estimate import Assumptions
+from fullrun.plan import config_names, read_plan
+from glider.errors import GliderError
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        return _run(arguments)
+    except GliderError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan = read_plan(arguments.configs)
+    plan = plan.chosen(method=arguments.method, pool=arguments.pool, set_name=arguments.set)
+    if arguments.dry_run:
+        numbers = {"throughput": arguments.throughput, "activations_gb": arguments.activations_gb}
+        assumed = Assumptions.parse(dtype=arguments.dtype, **numbers)
+        if arguments.json:
+            print(json.dumps(plan_json(plan, assumed), indent=2))
+        else:
+            print_plan(plan, assumed)
+        return 0
+    from fullrun.tiny import made_up, tiny_plan
+    from fullrun.workspace import Workspace
+    from glider.cli.terminal import quiet_libraries
+
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = arguments.work or Path(scratch)
+        downloads = arguments.downloads or root / "downloads"
+        say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
+        if arguments.tiny:
+            plan = tiny_plan(plan, downloads)
+            told = Workspace(root, downloads, made_up, say=say).run(plan)
+        else:
+            told = Workspace(root, downloads, dtype=arguments.dtype, device=arguments.device, say=say).run(plan)
+    if arguments.json:
+        print(json.dumps(told, indent=2))
+    else:
+        _print(told, arguments.tiny)
+    return 1 if any(cell["missing"] for cell in told) else 0
+
+
+def _print(told: list[dict], tiny: bool) -> None:
+    if tiny:
+        print("Random weights, made-up rows: the scores mean nothing.")
+    for cell in told:
+        score = f"{len(cell['missing'])} tasks missing" if cell["score"] is None else f"{cell['score']:.2f}"
+        published = "" if cell["published"] is None else f" (published {cell['published']:.2f})"
+        print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {score}{published}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help=f"all, or of {', '.join(config_names())}")
+    parser.add_argument("--method", help="this row of the config alone")
+    parser.add_argument("--pool", help="this pool alone")
+    parser.add_argument("--set", help="this set of tasks alone")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the plan with estimates, run nothing")
+    what.add_argument("--tiny", action="store_true", help="run everything on random weights and made-up rows")
+    parser.add_argument(
+        "--work", type=Path, help="where pools, rows and results are kept (default: nowhere with --tiny)"
+    )
+    parser.add_argument("--downloads", type=Path, help="where the published checkpoints lie (default: in --work)")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
+    parser.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

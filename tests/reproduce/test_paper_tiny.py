@@ -1,0 +1,80 @@
+"""The rehearsal: published layout -> pool -> rows -> evaluation -> published scores, on random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fullrun.plan import Plan, read_plan
+from fullrun.published_queries import PublishedQueries, read_queries
+from fullrun.tiny import made_up, tiny_plan
+from fullrun.workspace import Workspace
+from glider.errors import EmbedderError, PoolError
+from glider.experts.official_format import NOMIC
+from glider.experts.pool import Pool
+from glider.instructions.embedders import load_for
+
+
+def rehearse(root: Path, plan: Plan, say: list[str] | None = None) -> list[dict[str, Any]]:
+    said = [] if say is None else say
+    return Workspace(root, root / "downloads", made_up, say=said.append).run(tiny_plan(plan, root / "downloads"))
+
+
+def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
+    plan = read_plan(["table1/glider"]).chosen(pool="t0", set_name="bbl")
+    (told,) = rehearse(tmp_path, plan)
+    assert told["missing"] == [] and set(told["tasks"]) == {"bbconlangtranslation"}
+    assert 0 <= told["score"] <= 100 and told["score"] == pytest.approx(sum(told["tasks"].values()), abs=0.01)
+    pool = Pool.open(tmp_path / "pools" / "t0")
+    assert len(pool) == 4 and "p3cose" not in pool.names
+    folder = tmp_path / "results" / "table1" / "glider" / "t0"
+    assert json.loads((folder / "summary.json").read_text())["glider/bbl"] == told
+    result = json.loads((folder / "glider" / "bbl" / "bbconlangtranslation.json").read_text())
+    assert result["config"]["task"]["description"].startswith("published query of bbconlangtranslation")
+    assert result["config"]["task"]["max_new_tokens"] == 5  # the published limit counts the start token
+    assert all(row["expert"] in pool.names and row["alpha"] in (3.0, 103.0) for row in result["results"])
+    said: list[str] = []
+    assert rehearse(tmp_path, plan, said) == [told]
+    assert said == ["unchanged: glider bbl/bbconlangtranslation"]
+
+
+def test_another_count_of_experts_is_refused(tmp_path: Path) -> None:
+    plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
+    (tmp_path / "p3-lora-checkpoints" / "p3socialiqa_best.pt").unlink()
+    with pytest.raises(PoolError, match=r"wanted 4 experts .* got 3"):
+        Workspace(tmp_path, tmp_path, made_up).run(plan)
+
+
+def test_published_queries_stand_for_their_embedder(tmp_path: Path) -> None:
+    path = tmp_path / "queries.pt"
+    vectors = {"p3rte": torch.randn(768), "bbsnarks": torch.randn(2, 768)}
+    torch.save(vectors, path)
+    keys = read_queries(path, ["p3rte", "bbsnarks"])
+    embedder = load_for(NOMIC)
+    assert isinstance(embedder, PublishedQueries)
+    found = embedder.embed([keys["bbsnarks"], keys["p3rte"]])
+    wanted = torch.stack([vectors["bbsnarks"][0], vectors["p3rte"]])
+    torch.testing.assert_close(found, torch.nn.functional.normalize(wanted, dim=-1))
+    with pytest.raises(EmbedderError, match="Read their file first"):
+        embedder.embed(["another text"])
+    with pytest.raises(EmbedderError, match="none of p3cb"):
+        read_queries(path, ["p3rte", "p3cb"])
+    torch.save({**vectors, "p3rte": torch.randn(768)}, path)
+    assert read_queries(path, ["p3rte"])["p3rte"] != keys["p3rte"]
+
+
+@pytest.mark.slow
+def test_every_cell_runs(tmp_path: Path) -> None:
+    plan = read_plan(["all"])
+    told = rehearse(tmp_path, plan)
+    assert len(told) == len(plan.cells) and not any(cell["missing"] for cell in told)
+    assert all(cell["score"] is not None for cell in told)
+    kinds = {
+        metric
+        for tasks in tiny_plan(plan, tmp_path / "downloads").sets.values()
+        for t in tasks.tasks.values()
+        for metric in t.metrics
+    }
+    assert kinds == {metric for tasks in plan.sets.values() for t in tasks.tasks.values() for metric in t.metrics}
