@@ -1,0 +1,47 @@
+"""What the base model itself makes of a text, read early: mean hidden states after an eighth of its layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from glider.base_model import BaseModel
+from glider.shapes import Float, Tensor
+
+SHARE = 8  # read after one layer in so many
+
+
+class _Reached(Exception):
+    """The layer that reads is reached; the rest of the model need not run."""
+
+
+def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]:
+    """Mean over a text's tokens of the hidden state after the first eighth of the layers, at unit length, float32.
+
+    Of an encoder-decoder model the encoder reads. The caller sees to it that no experts are on.
+    """
+    model, tokenizer = base.model, base.tokenizer
+    rows = [tokenizer(text).input_ids or [tokenizer.pad_token_id or 0] for text in texts]
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
+    device = next(model.parameters()).device
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model.get_decoder()
+    layers = next(part for part in reader.children() if isinstance(part, nn.ModuleList))
+    seen: list[Tensor] = []
+
+    def read(_: Any, arguments: tuple, named: dict) -> None:
+        seen.append(arguments[0] if arguments else named["hidden_states"])
+        raise _Reached
+
+    hook = layers[max(1, len(layers) // SHARE)].register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            reader(input_ids=ids, attention_mask=mask)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    states = seen[0].float() * mask[..., None]
+    return torch.nn.functional.normalize(states.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1).cpu().clone()
