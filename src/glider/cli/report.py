@@ -29,9 +29,35 @@ DescriptionsOption = Annotated[
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (scores, routing):
+    for command in (paper, scores, routing):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
+
+
+def paper(
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="Results of `glider evaluate`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the report; default: `report` in the results.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Which tables of what; default: report.yaml in the results.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The tables and figures of an evaluation, from its JSON: Markdown, LaTeX and one self-contained HTML page."""
+    from rich.console import Console
+
+    from glider.report.paper import as_json as told
+    from glider.report.paper import write_report
+
+    place = out or results / "report"
+    with Console(stderr=True).status("Reading ...") as status:
+        report = write_report(results, place, plan, tick=status.update)
+    if as_json:
+        print(json.dumps(told(report), indent=2))
+        return
+    missing = f"; {len(report.lacks)} results are missing" if report.lacks else ""
+    print(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
 
 
 def scores(

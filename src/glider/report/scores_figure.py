@@ -7,6 +7,8 @@ from typing import Any
 from glider.report.global_scores import PoolScores, TaskScores
 from glider.report.style import LIGHT, Dress, dress, save, start
 
+WIDE = 24  # columns
+
 
 def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
     """Draw every task as a column: each expert's mean score a point, the task's own expert marked, p a line.
@@ -16,27 +18,27 @@ def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
     """
     pyplot = start("draw the scores")
     count = len(scores.tasks)
-    figure, axes = pyplot.subplots(figsize=(max(6.4, 1.7 + 0.31 * count), 5.0))
+    scale = 1.25 if count > WIDE else 1.0  # wide pictures are shown smaller
+    figure, axes = pyplot.subplots(figsize=(max(6.4, 1.7 + 0.31 * count), 5.0 * scale))
     axes.axhline(scores.p, color=colours.line, lw=1.4, zorder=2)
     for column, task in enumerate(scores.tasks):
         _draw_task(axes, column, task, colours)
     axes.set_xlim(-0.7, count - 0.3)
-    size = 8.5 if count <= 16 else 7.5
     axes.set_xticks(
-        range(count), [_shortened(task.task) for task in scores.tasks], rotation=60, ha="right", fontsize=size
+        range(count), [_shortened(task.task) for task in scores.tasks], rotation=60, ha="right", fontsize=8 * scale
     )
     for label in axes.get_xticklabels():
         label.set_rotation_mode("anchor")
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set_ylabel("global score (mean over a task's queries)", fontsize=9)
+    axes.tick_params(axis="y", labelsize=8 * scale)
+    axes.set_ylabel("global score (mean over a task's queries)", fontsize=9 * scale)
     axes.grid(axis="x", color=colours.faint, lw=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _name_groups(axes, scores, colours)
-    _add_legend(figure, axes, scores, colours)
+    _name_groups(axes, scores, colours, 8 * scale)
+    _add_legend(figure, scores, colours, 8 * scale)
     dress(figure, colours)
-    figure.tight_layout(rect=(0, 0, 1, 0.93 if count > 24 else 0.9))
+    figure.tight_layout(rect=(0, 0, 1, 0.93 if count > WIDE else 0.9))
     return save(pyplot, figure, path)
 
 
@@ -61,7 +63,7 @@ def _bar(axes: Any, column: float, low: float, high: float, colour: str) -> None
     axes.plot([column, column], [low, high], color=colour, lw=3.2, alpha=0.32, solid_capstyle="round", zorder=2.5)
 
 
-def _name_groups(axes: Any, scores: PoolScores, colours: Dress) -> None:
+def _name_groups(axes: Any, scores: PoolScores, colours: Dress, size: float) -> None:
     """A line between groups of tasks and each group's name above its columns."""
     left = 0
     for place, (group, tasks) in enumerate(groupby(scores.tasks, key=lambda task: task.group)):
@@ -69,7 +71,7 @@ def _name_groups(axes: Any, scores: PoolScores, colours: Dress) -> None:
         if left:
             axes.axvline(left - 0.5, color=colours.ink, lw=0.9)
         middle = (left + right - 1) / 2
-        height = 15 if right - left < 5 and place % 2 else 4  # names of narrow groups stand clear of one another
+        height = 15 if right - left < 5 and place % 2 else 4  # points: narrow groups' names keep clear
         axes.annotate(
             f"{group} ({right - left})",
             (middle, 1.0),
@@ -77,13 +79,13 @@ def _name_groups(axes: Any, scores: PoolScores, colours: Dress) -> None:
             xytext=(0, height),
             textcoords="offset points",
             ha="center",
-            fontsize=8,
+            fontsize=size,
             color=colours.ink,
         )
         left = right
 
 
-def _add_legend(figure: Any, axes: Any, scores: PoolScores, colours: Dress) -> None:
+def _add_legend(figure: Any, scores: PoolScores, colours: Dress, size: float) -> None:
     from matplotlib.lines import Line2D
 
     def dot(label: str, marker: str, size: float, fill: str, edge: str) -> Any:
@@ -95,9 +97,9 @@ def _add_legend(figure: Any, axes: Any, scores: PoolScores, colours: Dress) -> N
         shown.insert(0, dot("the task's own expert", "D", 6, colours.own, colours.own))
         shown.append(dot("best expert if the pool lacked the own", "o", 5, colours.paper, colours.ink))
     shown.append(Line2D([], [], color=colours.line, lw=1.4, label=f"threshold p = {scores.p:g}"))
-    columns = len(shown) if len(scores.tasks) > 24 else 2
+    columns = len(shown) if len(scores.tasks) > WIDE else 2
     legend = figure.legend(
-        handles=shown, loc="upper center", ncols=columns, fontsize=8, frameon=False, handletextpad=0.4
+        handles=shown, loc="upper center", ncols=columns, fontsize=size, frameon=False, handletextpad=0.4
     )
     for text in legend.get_texts():
         text.set_color(colours.ink)

@@ -1,0 +1,79 @@
+"""The first table's methods task by task, and which results are missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glider.report.cells import Place, Results
+from glider.report.report_plan import ReportPlan
+
+
+@dataclass(frozen=True)
+class TaskLine:
+    """One task: its rows, what guessing gives (None for open answers), and each method's score."""
+
+    place: Place
+    rows: int
+    guess: float | None
+    at_chance: bool
+    scores: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class ByTask:
+    """One set, task by task."""
+
+    title: str
+    methods: tuple[str, ...]
+    lines: tuple[TaskLine, ...]
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A result that is missing."""
+
+    method: str
+    place: Place
+    reason: str
+
+
+def by_task(plan: ReportPlan, results: Results, chance: set[Place]) -> list[ByTask]:
+    """The scores of the first table's methods on every task, by set."""
+    methods = next(iter(plan.tables.values())).methods
+    found = []
+    for name, view in plan.sets.items():
+        lines = []
+        for place in plan.places(name, results):
+            told = [results.of(method.cells, place) for method in methods]
+            there = [result for result in told if result is not None]
+            lines.append(
+                TaskLine(
+                    place,
+                    max((len(result.rows) for result in there), default=0),
+                    there[0].guess if there else None,
+                    place in chance,
+                    tuple(None if result is None else result.score for result in told),
+                )
+            )
+        found.append(ByTask(view.title or name, tuple(method.label for method in methods), tuple(lines)))
+    return found
+
+
+def lacks(plan: ReportPlan, results: Results) -> list[Lack]:
+    """Every missing result of every table, once."""
+    found: dict[tuple[str, Place], Lack] = {}
+    for table in plan.tables.values():
+        for name in table.sets or plan.sets:
+            for place in plan.places(name, results):
+                for method in table.methods:
+                    if results.of(method.cells, place) is None:
+                        lack = Lack(method.label, place, results.lack(method.cells, place))
+                        found.setdefault((method.label, place), lack)
+    return list(found.values())
+
+
+def told_by_reason(found: Sequence[Lack]) -> list[tuple[str, str, list[Place]]]:
+    """Method, reason and places, with the places of one reason together."""
+    together: dict[tuple[str, str], list[Place]] = {}
+    for lack in found:
+        together.setdefault((lack.method, lack.reason), []).append(lack.place)
+    return [(method, reason, places) for (method, reason), places in together.items()]

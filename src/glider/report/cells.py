@@ -1,0 +1,144 @@
+"""The results of an evaluation as they lie on disk: one JSON for each router and task."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from glider.errors import DataError
+from glider.evaluation.run_plan import FORMAT
+
+Place = tuple[str, str]  # set and task of the run
+_PARTS = {"format", "key", "router", "set", "task", "config", "hashes"}
+
+
+@dataclass(frozen=True)
+class CellFile:
+    """One finished or failed cell."""
+
+    path: Path
+    told: dict[str, Any]
+
+    @property
+    def fault(self) -> str | None:
+        """Why there is no score."""
+        return self.told["fault"]["message"] if "fault" in self.told else None
+
+    @property
+    def rows(self) -> dict[int, float]:
+        """Each row's score by its place in the split."""
+        return {row["place"]: float(row["score"]) for row in self.told["results"]}
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """What tells whether the rows of two cells are the same: the file's hash and the split."""
+        return self.told["hashes"]["data"], str(self.told["config"]["task"]["split"])
+
+    @property
+    def guess(self) -> float | None:
+        """The score of the better of guessing and of always giving the commonest answer; None without choices."""
+        rows = self.told["results"]
+        if any(row["choices"] is None for row in rows):
+            return None
+        guessed = sum(min(1.0, len(row["gold"]) / len(row["choices"])) for row in rows) / len(rows)
+        commonest = max(Counter(answer for row in rows for answer in row["gold"]).values()) / len(rows)
+        return max(guessed, min(1.0, commonest))
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One method on one task, averaged over its runs (seeds)."""
+
+    rows: dict[int, float]
+    runs: tuple[float, ...]  # mean of each run
+    guess: float | None
+    sources: frozenset[tuple[str, str]]
+
+    @property
+    def score(self) -> float:
+        """Mean over the rows."""
+        return sum(self.rows.values()) / len(self.rows)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every cell of a directory."""
+
+    cells: dict[tuple[str, str, str], CellFile]  # by router, set, task
+
+    @classmethod
+    def read(cls, directory: Path) -> "Results":
+        """All cells below a directory; other files are none of ours.
+
+        Raises `DataError` without any, for a cell of another format, and for two cells of one router and task that
+        differ in what decides the result.
+        """
+        cells: dict[tuple[str, str, str], CellFile] = {}
+        for path in sorted(directory.rglob("*.json")):
+            if (told := _told(path)) is None:
+                continue
+            if told["format"] != FORMAT:
+                raise DataError(f"results of format {FORMAT}", f"{told['format']} in {path}", "Evaluate anew.")
+            name = (told["router"], told["set"], told["task"])
+            if name in cells and cells[name].told["key"] != told["key"]:
+                two = f"{cells[name].path} and {path}"
+                raise DataError(f"one result of {' / '.join(name)}", two, "Give the routers of the runs other names.")
+            cells.setdefault(name, CellFile(path, told))
+        if not cells:
+            raise DataError(f"results of `glider evaluate` in {directory}", "none", "Give the directory of its --out.")
+        return cls(cells)
+
+    @cached_property
+    def routers(self) -> list[str]:
+        """Names of the routers, `base` first."""
+        return sorted(dict.fromkeys(router for router, _, _ in self.cells), key=lambda name: (name != "base", name))
+
+    @cached_property
+    def sets(self) -> dict[str, list[str]]:
+        """The tasks of each set of the runs."""
+        found: dict[str, dict[str, None]] = {}
+        for _, where, task in sorted(self.cells, key=lambda name: name[1:]):
+            found.setdefault(where, {})[task] = None
+        return {where: list(tasks) for where, tasks in found.items()}
+
+    def of(self, routers: Sequence[str], place: Place) -> TaskResult | None:
+        """The mean of several runs on a task; None unless each of them has a score."""
+        found = [self.cells.get((router, *place)) for router in routers]
+        scored = [cell for cell in found if cell is not None and cell.fault is None]
+        if not found or len(scored) < len(found):
+            return None
+        scores: dict[int, list[float]] = {}
+        for cell in scored:
+            for row, score in cell.rows.items():
+                scores.setdefault(row, []).append(score)
+        return TaskResult(
+            rows={row: sum(several) / len(several) for row, several in sorted(scores.items())},
+            runs=tuple(sum(cell.rows.values()) / len(cell.rows) for cell in scored),
+            guess=scored[0].guess,
+            sources=frozenset(cell.source for cell in scored),
+        )
+
+    def lack(self, routers: Sequence[str], place: Place) -> str:
+        """Why `of` found nothing."""
+        for router in routers:
+            cell = self.cells.get((router, *place))
+            if cell is None:
+                return f"{router} has not been run"
+            if cell.fault is not None:
+                return f"{router} failed: {cell.fault}"
+        return "no router"
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    if path.name.startswith("."):
+        return None
+    try:
+        told = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(told, dict) or not told.keys() >= _PARTS:
+        return None
+    return told if "fault" in told or told.get("results") else None

@@ -1,0 +1,32 @@
+"""What a report holds, before it takes the form of Markdown, LaTeX or a page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glider.report.by_task import ByTask, Lack
+from glider.report.cells import Place
+from glider.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in both dresses."""
+
+    title: str
+    caption: str
+    light: Path
+    dark: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the formats show."""
+
+    title: str
+    intro: str
+    tables: tuple[Table, ...]
+    chance: tuple[Place, ...]
+    tasks: tuple[ByTask, ...]
+    lacks: tuple[Lack, ...]
+    pictures: tuple[Picture, ...]
+    made_with: dict[str, tuple[str, ...]]  # base, pool, versions ...: the distinct values in the cells

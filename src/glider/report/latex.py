@@ -1,0 +1,75 @@
+"""A report's tables for a paper: LaTeX with booktabs."""
+
+from glider.report.contents import Report
+from glider.report.tables import Table, Value
+from glider.report.wording import heading, lacking, percent, reading
+
+_SIGNS = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "†": r"$^\dagger$",
+    "“": "``",
+    "”": "''",
+}
+
+
+def write(report: Report) -> str:
+    """All tables, and the figures' `includegraphics`; needs booktabs and graphicx."""
+    parts = ["% \\usepackage{booktabs,graphicx}"]
+    parts += [_table(table) for table in report.tables]
+    for picture in report.pictures:
+        caption = f"\\textbf{{{_plain(picture.title)}.}} {_plain(picture.caption)}"
+        lines = [
+            "\\begin{figure}[t]",
+            "\\centering",
+            f"\\includegraphics[width=\\linewidth]{{{picture.light.name}}}",
+            f"\\caption{{{caption}}}",
+            f"\\label{{fig:{picture.light.stem}}}",
+            "\\end{figure}",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    heads = " & ".join(["Method", *(_plain(heading(column)) for column in table.columns)])
+    rows = [
+        " & ".join([_plain(line.method.label + (" †" if line.method.bound else "")), *map(_value, line.values)])
+        for line in table.lines
+    ]
+    caption = f"\\textbf{{{_plain(table.title)}.}} {_plain(table.note)} {_plain(reading(table))}"
+    return "\n".join(
+        [
+            "\\begin{table}[t]",
+            "\\centering\\small",
+            f"\\caption{{{caption}}}",
+            f"\\label{{tab:{table.key.replace('_', '-')}}}",
+            "\\resizebox{\\linewidth}{!}{%",
+            f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            "\\toprule",
+            f"{heads} \\\\",
+            "\\midrule",
+            *(f"{row} \\\\" for row in rows),
+            "\\bottomrule",
+            "\\end{tabular}}",
+            "\\end{table}",
+        ]
+    )
+
+
+def _value(value: Value) -> str:
+    if value.score is None or value.interval is None:
+        return f"\\textit{{{lacking(value)}}}"
+    score = f"\\textbf{{{percent(value.score)}}}" if value.best else percent(value.score)
+    star = "$^{*}$" if value.significant else ""
+    low, high = map(percent, value.interval)
+    return f"\\shortstack[r]{{{score}{star}\\\\{{\\tiny [{low}, {high}]}}}}"
+
+
+def _plain(text: str) -> str:
+    """A text that must not become commands."""
+    return "".join(_SIGNS.get(sign, sign) for sign in " ".join(text.split()))

@@ -1,0 +1,125 @@
+"""The paper's tables and figures from the results of an evaluation, in every format at once."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from glider.config import Config, faults
+from glider.errors import ConfigError
+from glider.experts.disk import write_file, write_json
+from glider.report import latex, markdown, page
+from glider.report.by_task import by_task, lacks
+from glider.report.cells import Results
+from glider.report.contents import Picture, Report
+from glider.report.global_scores import PoolScores
+from glider.report.report_plan import FILE, ReportPlan
+from glider.report.routing_map import RoutingMap
+from glider.report.scores_figure import draw_scores
+from glider.report.style import DARK, LIGHT
+from glider.report.tables import chance_tasks, make_table
+from glider.report.wording import FIGURES
+
+_Read = TypeVar("_Read", bound=Config)
+
+
+def write_report(
+    directory: Path, out: Path, plan_file: Path | None = None, tick: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Make every table and figure of a directory of results: `report.md`, `.tex`, `.html`, `.json` and the pictures.
+
+    `plan_file` is by default `report.yaml` in the directory, where there is one. The same results make the same files.
+    """
+    tick("reading results")
+    results = Results.read(directory)
+    file = plan_file or directory / FILE
+    given = ReportPlan.read(file) if plan_file or file.is_file() else ReportPlan()
+    plan = given.settled(results, file.parent)
+    pictures = _pictures(plan, file.parent, out, tick)
+    tick("tasks at chance")
+    chance = chance_tasks(plan, results)
+    tables = []
+    for key in plan.tables:
+        tick(key)
+        tables.append(make_table(key, plan, results, chance))
+    report = Report(
+        title=plan.title,
+        intro=plan.intro,
+        tables=tuple(tables),
+        chance=tuple(sorted(chance)),
+        tasks=tuple(by_task(plan, results, chance)),
+        lacks=tuple(lacks(plan, results)),
+        pictures=tuple(pictures),
+        made_with=_made_with(plan, results),
+    )
+    for name, text in (("md", markdown.write(report)), ("tex", latex.write(report)), ("html", page.write(report))):
+        write_file(out / f"report.{name}", lambda partial, text=text: partial.write_text(text, "utf8"))
+    write_json(out / "report.json", as_json(report))
+    return report
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Every number of the tables."""
+    tables = [
+        {
+            **{name: getattr(table, name) for name in ("key", "title", "reference")},
+            "columns": [asdict(column) for column in table.columns],
+            "lines": [
+                {"method": line.method.label, "cells": line.method.cells, "values": [asdict(v) for v in line.values]}
+                for line in table.lines
+            ],
+        }
+        for table in report.tables
+    ]
+    shown = ("title", "chance", "made_with")
+    told = {name: getattr(report, name) for name in shown}
+    return {
+        **told,
+        "tables": tables,
+        "tasks": [asdict(one) for one in report.tasks],
+        "lacks": [asdict(one) for one in report.lacks],
+    }
+
+
+def _pictures(plan: ReportPlan, root: Path, out: Path, tick: Callable[[str], None]) -> list[Picture]:
+    assert plan.figures is not None
+    found = []
+    for kind, files in (("routing", plan.figures.routing), ("scores", plan.figures.scores)):
+        for file in files:
+            tick(f"picture of {file.name}")
+            shown = _read(RoutingMap if kind == "routing" else PoolScores, root / file)
+            light, dark = out / f"{file.stem}.png", out / f"{file.stem}-dark.png"
+            for path, colours in ((light, LIGHT), (dark, DARK)):
+                if isinstance(shown, RoutingMap):
+                    shown.draw(path, colours)
+                elif isinstance(shown, PoolScores):
+                    draw_scores(shown, path, colours)
+            title, caption = FIGURES[kind]
+            by = f"the router {shown.router}" if isinstance(shown, RoutingMap) else f"the global signal {shown.signal}"
+            found.append(Picture(f"{title}: {by}", caption, light, dark))
+    if len({picture.light for picture in found}) < len(found):
+        raise ConfigError("figure files of different names", "one name twice", "Rename one of them.")
+    return found
+
+
+def _read(kind: type[_Read], path: Path) -> _Read:
+    try:
+        return kind.model_validate_json(path.read_text("utf8"))
+    except ValidationError as fault:
+        raise ConfigError(
+            f"the JSON of `glider report` in {path}", faults(fault)[:200], "Make the file anew."
+        ) from fault
+
+
+def _made_with(plan: ReportPlan, results: Results) -> dict[str, tuple[str, ...]]:
+    shown = {router for table in plan.tables.values() for method in table.methods for router in method.cells}
+    cells = [cell.told for (router, _, _), cell in results.cells.items() if router in shown]
+    found: dict[str, dict[str, None]] = {}
+    for told in cells:
+        found.setdefault("base model", {})[f"{told['config']['base']} ({told['config']['dtype']})"] = None
+        found.setdefault("pool", {})[told["hashes"]["pool"][:16]] = None
+        for package, version in told["versions"].items():
+            found.setdefault(package, {})[version] = None
+    return {name: tuple(sorted(values)) for name, values in found.items()} | {"results": (str(len(cells)),)}

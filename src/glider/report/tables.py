@@ -1,0 +1,150 @@
+"""The tables of a report as numbers: methods by sets of tasks, with intervals and paired tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from glider.evaluation.statistics import holm, paired_tasks_p, two_level_interval
+from glider.report.cells import Place, Results, TaskResult
+from glider.report.chance import at_chance
+from glider.report.report_plan import KNOWN, MethodView, ReportPlan, TableView
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """Tasks whose mean is one number of each method."""
+
+    set: str
+    title: str
+    places: tuple[Place, ...]
+    without_chance: bool = False  # the tasks at chance for every method are left out
+
+
+@dataclass(frozen=True)
+class Value:
+    """One method on one column. No score unless every task has a result."""
+
+    tasks: int
+    missing: tuple[Place, ...] = ()
+    score: float | None = None  # mean of task means
+    interval: tuple[float, float] | None = None  # 95 %, over tasks and rows
+    runs: tuple[float, ...] = ()  # the score of each run, where a method has several
+    p_value: float | None = None  # against the reference
+    p_holm: float | None = None  # adjusted over the column's methods
+    difference: float | None = None  # to the reference
+    best: bool = False  # of the methods that are no bounds
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method's row."""
+
+    method: MethodView
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table."""
+
+    key: str
+    title: str
+    note: str
+    reference: str | None
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+
+def chance_tasks(plan: ReportPlan, results: Results) -> set[Place]:
+    """The tasks at chance for every method of the first table."""
+    methods = next(iter(plan.tables.values())).methods
+    found = set()
+    for name in plan.sets:
+        for place in plan.places(name, results):
+            several = [result for method in methods if (result := results.of(method.cells, place))]
+            if at_chance(several):
+                found.add(place)
+    return found
+
+
+def make_table(key: str, plan: ReportPlan, results: Results, chance: set[Place]) -> Table:
+    """Compute one table of the plan."""
+    view = plan.tables[key]
+    title, note = KNOWN.get(key, (key, ""))
+    labels = [method.label for method in view.methods]
+    reference = view.reference or (plan.reference if plan.reference in labels else None)
+    columns = [column for name in view.sets or plan.sets for column in _columns(name, plan, results, chance)]
+    values = [_column_values(column, view, results, reference) for column in columns]
+    lines = tuple(Line(method, tuple(column[i] for column in values)) for i, method in enumerate(view.methods))
+    return Table(key, view.title or title, view.note or note, reference, tuple(columns), lines)
+
+
+def _columns(name: str, plan: ReportPlan, results: Results, chance: set[Place]) -> list[Column]:
+    """The set's column, and one without its tasks at chance if it has some, but not only such."""
+    places = tuple(plan.places(name, results))
+    title = plan.sets[name].title or name
+    above = tuple(place for place in places if place not in chance)
+    columns = [Column(name, title, places)]
+    if above and len(above) < len(places):
+        columns.append(Column(name, f"{title}, above chance", above, without_chance=True))
+    return columns
+
+
+def _column_values(column: Column, view: TableView, results: Results, reference: str | None) -> list[Value]:
+    """The column of every method in order."""
+    found = {
+        method.label: {place: results.of(method.cells, place) for place in column.places} for method in view.methods
+    }
+    values = [_value(found[method.label], len(method.cells)) for method in view.methods]
+    compared = found.get(reference or "", {})
+    p_values = {
+        i: p_value
+        for i, method in enumerate(view.methods)
+        if method.label != reference and (p_value := _p_value(compared, found[method.label])) is not None
+    }
+    base = next((values[i].score for i, method in enumerate(view.methods) if method.label == reference), None)
+    for (i, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True):
+        score = values[i].score
+        assert score is not None and base is not None
+        values[i] = replace(values[i], p_value=p_value, p_holm=adjusted, difference=score - base)
+    ranked = [
+        round(value.score, 9)
+        for value, method in zip(values, view.methods, strict=True)
+        if value.score is not None and not method.bound
+    ]
+    return [
+        replace(value, best=value.score is not None and not method.bound and round(value.score, 9) == max(ranked))
+        for value, method in zip(values, view.methods, strict=True)
+    ]
+
+
+def _value(found: Mapping[Place, TaskResult | None], runs: int) -> Value:
+    missing = tuple(place for place, result in found.items() if result is None)
+    there = [result for result in found.values() if result is not None]
+    if missing or not there:
+        return Value(len(there), missing)
+    rows = [list(result.rows.values()) for result in there]
+    each = tuple(sum(result.runs[run] for result in there) / len(there) for run in range(runs)) if runs > 1 else ()
+    score = sum(result.score for result in there) / len(there)
+    return Value(len(there), score=score, interval=two_level_interval(rows), runs=each)
+
+
+def _p_value(first: Mapping[Place, TaskResult | None], second: Mapping[Place, TaskResult | None]) -> float | None:
+    """p of the paired test within rows that both have; None if a task is missing or its rows are not the same."""
+    if not first:
+        return None
+    pairs: list[tuple[Sequence[float], Sequence[float]]] = []
+    for place, one in first.items():
+        other = second[place]
+        if one is None or other is None or one.sources != other.sources:
+            return None
+        common = [row for row in one.rows if row in other.rows]
+        if not common:
+            return None
+        pairs.append(([one.rows[row] for row in common], [other.rows[row] for row in common]))
+    return paired_tasks_p([a for a, _ in pairs], [b for _, b in pairs])

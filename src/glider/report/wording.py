@@ -1,0 +1,94 @@
+"""What a report says in words, the same in every format."""
+
+from glider.report.by_task import TaskLine
+from glider.report.cells import Place
+from glider.report.tables import Column, Table, Value
+
+INTRODUCTION = (
+    "A pool holds experts: small adapters (LoRA) of one language model, each trained on a task of its own, by whoever "
+    "had the data. A router decides which of them work on a query, token by token, layer by layer, so that nobody has "
+    "to say which expert is the right one. Held-in tasks have an expert of their own in the pool: there a router "
+    "should find it. Held-out tasks have none: there it should make the best of the others. All scores are "
+    "percentages, and more is better."
+)
+CHANCE = (
+    "Guessing is the better of a random choice and of always giving the commonest answer. A task is at chance if none "
+    "of the methods of the first table is above that (one-sided binomial test, 5 %, Holm's correction over the "
+    "methods). Such tasks stay in the averages; the columns “above chance” leave them out."
+)
+FIGURES = {
+    "routing": (
+        "Where tokens go",
+        "Each panel is a task. A row is a place in the network, from the first layer at the top to the last at the "
+        "bottom, a column an expert, and the colour how much of that place's work the expert does. The dashed box is "
+        "the expert trained on this very task: a bright column inside it means that the router found it.",
+    ),
+    "scores": (
+        "How well each expert suits each task",
+        "Each column is a task, each dot an expert; the higher, the better the expert suits the task's queries as a "
+        "whole. The diamond is the expert trained on the task. Above the red line the router trusts the best expert, "
+        "below it every token chooses for itself. Good scores put diamonds above the line, and everything in tasks "
+        "without an expert below it; hollow points show tasks as if their expert were not in the pool.",
+    ),
+}
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def p_text(value: float) -> str:
+    """A p-value."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def lacking(value: Value) -> str:
+    """What stands where a number does not."""
+    if not value.tasks:
+        return "missing"
+    return f"missing ({len(value.missing)} of {value.tasks + len(value.missing)} tasks)"
+
+
+def heading(column: Column) -> str:
+    """A column's title with its number of tasks."""
+    return f"{column.title} ({len(column.places)})"
+
+
+def details(value: Value) -> list[str]:
+    """Interval, and what else is known of a number: `64.1 to 71.9`, `+6.0`, `p = 0.012`, `runs 67.0, 69.0`."""
+    assert value.interval is not None
+    parts = [f"{percent(value.interval[0])} to {percent(value.interval[1])}"]
+    if value.difference is not None and value.p_holm is not None:
+        parts.append(f"{100 * value.difference:+.1f}")
+        parts.append(p_text(value.p_holm))
+    if value.runs:
+        parts.append(f"runs {', '.join(map(percent, value.runs))}")
+    return parts
+
+
+def reading(table: Table) -> str:
+    """How to read a table."""
+    text = (
+        "Each number is the mean over the tasks of its column (their count is in the heading), with its 95 % "
+        "interval: how far it would move with other tasks of the kind and other rows (two-level bootstrap). Bold: the "
+        "best of its column."
+    )
+    if any(line.method.bound for line in table.lines):
+        text += " Methods marked † know more than a router may, and are never the best."
+    if table.reference is None:
+        return text
+    return text + (
+        f" Then the difference to {table.reference}, and p: how likely chance alone makes such a difference on the "
+        "same rows (paired permutation test, Holm's correction over the methods of the column); * where p < 0.05."
+    )
+
+
+def place_text(place: Place) -> str:
+    """`set/task`."""
+    return "/".join(place)
+
+
+def guess_text(line: TaskLine) -> str:
+    """What guessing gives on a task."""
+    return "open" if line.guess is None else percent(line.guess) + (" (at chance)" if line.at_chance else "")

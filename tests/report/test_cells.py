@@ -1,0 +1,64 @@
+"""Results are read as they lie there, averaged over runs, and never made up."""
+
+from pathlib import Path
+
+import pytest
+
+from glider.errors import DataError
+from glider.report.cells import Results
+
+
+def test_cells_are_found_and_other_files_are_not(results: Path, write_cell) -> None:
+    write_cell("glider", "near", "a", [1, 0])
+    write_cell("base", "near", "b", [0.5])
+    (results / "scores.json").write_text('{"format": 1, "router": "x"}')
+    (results / "notes.json").write_text("no JSON")
+    (results / ".glider.json").write_text(next(results.rglob("a.json")).read_text())
+    found = Results.read(results)
+    assert found.routers == ["base", "glider"] and found.sets == {"near": ["a", "b"]}
+    told = found.of(["glider"], ("near", "a"))
+    assert told is not None and (told.score, told.rows, told.runs) == (0.5, {0: 1.0, 1: 0.0}, (0.5,))
+    assert found.of(["glider"], ("near", "b")) is None
+    assert found.lack(["glider"], ("near", "b")) == "glider has not been run"
+
+
+def test_runs_of_one_method_are_averaged_by_row(results: Path, write_cell) -> None:
+    write_cell("seed0", "near", "a", [1, 0, 1])
+    write_cell("seed1", "near", "a", [1, 1], first=1)
+    told = Results.read(results).of(["seed0", "seed1"], ("near", "a"))
+    assert told is not None and told.rows == {0: 1.0, 1: 0.5, 2: 1.0}
+    assert told.runs == (pytest.approx(2 / 3), 1.0)
+
+
+def test_one_failed_run_is_no_result(results: Path, write_cell) -> None:
+    write_cell("seed0", "near", "a", [1])
+    write_cell("seed1", "near", "a", fault="no rows")
+    found = Results.read(results)
+    assert found.of(["seed0", "seed1"], ("near", "a")) is None
+    assert found.lack(["seed0", "seed1"], ("near", "a")) == "seed1 failed: no rows"
+
+
+def test_guessing_is_the_better_of_two_ways(results: Path, write_cell) -> None:
+    write_cell("base", "near", "four", [1, 0], choices=4)
+    write_cell("base", "near", "uneven", [1, 0, 0, 0], choices=4, gold=["yes", "yes", "yes", "no"])
+    write_cell("base", "near", "open", [0.2], choices=0)
+    found = Results.read(results)
+    guesses = [found.of(["base"], ("near", task)) for task in ("four", "uneven", "open")]
+    assert [told and told.guess for told in guesses] == [0.5, 0.75, None]  # one answer of two is as good as 1 of 4
+
+
+def test_faults_are_told(results: Path, write_cell) -> None:
+    with pytest.raises(DataError, match="none"):
+        Results.read(results)
+    write_cell("base", "near", "a", [1], folder="one", key="k")
+    write_cell("base", "near", "a", [1], folder="two", key="k")
+    assert len(Results.read(results).cells) == 1
+    write_cell("base", "near", "a", [0], folder="three", key="other")
+    with pytest.raises(DataError, match="base / near / a"):
+        Results.read(results)
+
+
+def test_another_format_is_refused(results: Path, write_cell, edit_json) -> None:
+    edit_json(write_cell("base", "near", "a", [1]), format=2)
+    with pytest.raises(DataError, match="format 1"):
+        Results.read(results)

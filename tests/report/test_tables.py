@@ -1,0 +1,94 @@
+"""Every number of a table is the one that a calculation by hand gives, or there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from glider.evaluation.statistics import holm, paired_tasks_p, two_level_interval
+from glider.report.cells import Results
+from glider.report.report_plan import ReportPlan
+from glider.report.tables import Table, chance_tasks, make_table
+
+A = {"base": [0, 0, 1, 0, 0, 0, 0, 0], "glider": [1, 1, 1, 1, 1, 1, 1, 0], "oracle": [1] * 8}
+B = {"base": [0.1, 0.2, 0.3, 0.2], "glider": [0.5, 0.2, 0.3, 0.4], "oracle": [0.6, 0.5, 0.4, 0.5]}
+
+
+@pytest.fixture
+def filled(results: Path, write_cell) -> Path:
+    """Three methods on two tasks."""
+    for router in A:
+        write_cell(router, "near", "a", A[router], choices=4)
+        write_cell(router, "near", "b", B[router], choices=0)
+    return results
+
+
+def made(directory: Path, **told) -> Table:
+    results = Results.read(directory)
+    methods = told.pop("methods", ["base", "glider", {"cells": "oracle", "bound": True}])
+    settings = {"reference": "base", "tables": {"table1": methods}, **told}
+    plan = ReportPlan.parse(**settings).settled(results, directory)
+    return make_table("table1", plan, results, chance_tasks(plan, results))
+
+
+def test_numbers_are_those_of_the_rows(filled: Path) -> None:
+    table = made(filled)
+    assert table.title == "Methods" and [column.title for column in table.columns] == ["near"]
+    (base,), (glider,), (oracle,) = (line.values for line in table.lines)
+    assert base.score == pytest.approx((1 / 8 + 0.2) / 2)
+    assert glider.score == pytest.approx((7 / 8 + 0.35) / 2)
+    assert oracle.score == pytest.approx((1 + 0.5) / 2)
+    assert glider.interval == two_level_interval([A["glider"], B["glider"]])
+    assert base.p_value is None and base.difference is None
+    raw = [paired_tasks_p([A["base"], B["base"]], [A[name], B[name]]) for name in ("glider", "oracle")]
+    assert [glider.p_value, oracle.p_value] == raw
+    assert [glider.p_holm, oracle.p_holm] == holm(raw)
+    assert glider.difference == pytest.approx(0.45) and glider.significant
+    assert [value.best for value in (base, glider, oracle)] == [False, True, False]  # a bound is never the best
+
+
+def test_a_missing_task_is_no_number(filled: Path, write_cell) -> None:
+    write_cell("glider", "near", "b", fault="out of memory")
+    (base,), (glider,), (oracle,) = (line.values for line in made(filled).lines)
+    assert (glider.score, glider.interval, glider.p_value, glider.best) == (None, None, None, False)
+    assert glider.missing == (("near", "b"),) and glider.tasks == 1
+    assert base.best and oracle.p_holm == oracle.p_value  # one test less to correct for
+
+
+def test_a_task_that_nobody_ran_is_missing_for_all(filled: Path) -> None:
+    table = made(filled, sets={"near": ["a", "b", "c"], "far": None})
+    assert all(value.score is None for line in table.lines for value in line.values)
+    assert table.lines[0].values[0].missing == (("near", "c"),)
+
+
+def test_without_a_reference_there_is_no_test(filled: Path, write_cell) -> None:
+    assert all(line.values[0].p_value is None for line in made(filled, reference=None).lines)
+    write_cell("base", "near", "b", fault="x")
+    assert all(line.values[0].p_value is None for line in made(filled).lines)
+
+
+def test_other_rows_are_not_paired(filled: Path, write_cell) -> None:
+    write_cell("glider", "near", "b", B["glider"], choices=0, data="another file")
+    glider = made(filled).lines[1].values[0]
+    assert glider.score is not None and glider.p_value is None and glider.difference is None
+    write_cell("glider", "near", "b", B["glider"], choices=0, first=2)  # half of its rows are the reference's
+    pairs = [A["base"], B["base"][2:]], [A["glider"], B["glider"][:2]]
+    assert made(filled).lines[1].values[0].p_value == paired_tasks_p(*pairs)
+
+
+def test_tasks_at_chance_stay_in_one_average_and_leave_the_other(filled: Path, write_cell) -> None:
+    for i, router in enumerate(A):
+        write_cell(router, "near", "coin", [i % 2, 1, 0, 1 - i % 2])
+    table = made(filled)
+    assert [column.title for column in table.columns] == ["near", "near, above chance"]
+    assert [len(column.places) for column in table.columns] == [3, 2]
+    with_, without = table.lines[1].values
+    assert with_.score == pytest.approx((7 / 8 + 0.35 + 0.5) / 3)
+    assert without.score == pytest.approx((7 / 8 + 0.35) / 2)
+
+
+def test_several_runs_are_one_method(filled: Path, write_cell) -> None:
+    write_cell("glider-1", "near", "a", [0] * 8, choices=4)
+    write_cell("glider-1", "near", "b", B["glider"], choices=0)
+    value = made(filled, methods=["base", {"cells": ["glider", "glider-1"], "name": "GLIDER"}]).lines[1].values[0]
+    assert value.score == pytest.approx((7 / 16 + 0.35) / 2)
+    assert value.runs == (pytest.approx((7 / 8 + 0.35) / 2), pytest.approx(0.35 / 2))
