@@ -23,16 +23,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from glider.base_model import BaseModel, load_base
+from glider.config import EMBEDDED_BASE
 from glider.contribute.examples import Row, read_rows
-from glider.experts.profile import ROWS, Profile
+from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.instructions.cache import cache
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams
 from glider.instructions.queries import embed_texts
+from glider.prompt_states import prompt_states
 from glider.routing.base import Asked, GlobalScores
 from glider.routing.calibrate import best_threshold
 from glider.routing.signals.ensemble import Mixture
 from glider.routing.signals.examples import Likelihoods
+from glider.routing.signals.hidden import States
 from glider.routing.signals.instruction import Cosines
 
 TWINS = frozenset({"commonsense_qa", "cos_e"})
@@ -61,6 +65,7 @@ class Corpus:
     names: list[str]
     profiles: list[Profile]
     definitions: torch.Tensor  # (E, G): the corpus' own sentence on each task, embedded
+    states: dict[str, torch.Tensor]  # early hidden state of the base model on each text
     queries: dict[str, Queries]
 
 
@@ -89,6 +94,7 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
     """Draw everything by seed."""
     chance = random.Random(seed)
     names, profiles, definitions = [], [], []
+    base, states = load_base(EMBEDDED_BASE), {}
     kinds: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for column, file in enumerate(sorted((root / "t0_heldin").glob("*.jsonl.gz"))):
         name, all_rows = file.name.removesuffix(".jsonl.gz"), read_rows(file)
@@ -98,7 +104,10 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         inputs = [row.input for row in chance.sample(training, min(ROWS, len(training)))]
         names.append(name)
         definitions.append(next(row.definition for row in all_rows if row.definition))
-        profiles.append(Profile.of(list(map(ngrams, inputs)), [], vectors(inputs)))
+        kept = [row.input for row in chance.sample(training, min(ROWS + HELD_BACK, len(training)))[ROWS:]]
+        states |= read_states(base, [*inputs, *kept])
+        read = [torch.stack([states[text] for text in texts]) if texts else None for texts in (inputs, kept)]
+        profiles.append(Profile.of(list(map(ngrams, inputs)), list(map(ngrams, kept)), vectors(inputs), None, *read))
         test = [row for row in all_rows if row.split == "test"]
         for kind, chosen in (("seen", False), ("held_out", True)):
             part = [row for row in test if (row.template in held_out) is chosen]
@@ -112,7 +121,18 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         kind: Queries([text for text, _, _ in part], [task for _, task, _ in part], torch.tensor([c for *_, c in part]))
         for kind, part in kinds.items()
     }
-    return Corpus(names, profiles, vectors(definitions), queries)
+    for part in queries.values():
+        states |= read_states(base, part.texts)
+    return Corpus(names, profiles, vectors(definitions), states, queries)
+
+
+def read_states(base: BaseModel, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The state of each text, eight of like length at a time."""
+    ordered = sorted(set(texts), key=lambda text: len(edges(text)))
+    found: dict[str, torch.Tensor] = {}
+    for part in (ordered[i : i + 8] for i in range(0, len(ordered), 8)):
+        found |= zip(part, prompt_states(base, list(map(edges, part))), strict=True)
+    return found
 
 
 def vectors(texts: Sequence[str]) -> torch.Tensor:
@@ -127,19 +147,25 @@ def vectors(texts: Sequence[str]) -> torch.Tensor:
 def make_signals(corpus: Corpus) -> dict[str, GlobalScores]:
     """The signals of the library, and beside them the mean embedding alone."""
     means = torch.stack([profile.inputs for profile in corpus.profiles if profile.inputs is not None])
-    words = Likelihoods.of_profiles(corpus.profiles)
-    return {"mean embedding": Cosines(means), "examples": words, "ensemble": Mixture(words, means, corpus.definitions)}
+    words, hidden = Likelihoods.of_profiles(corpus.profiles), States.of_profiles(corpus.profiles)
+    return {
+        "mean embedding": Cosines(means),
+        "examples": words,
+        "ensemble": Mixture(words, means, corpus.definitions),
+        "hidden": hidden,
+    }
 
 
-def score(scores: GlobalScores, texts: Sequence[str]) -> torch.Tensor:
+def score(scores: GlobalScores, texts: Sequence[str], corpus: Corpus) -> torch.Tensor:
     """Global scores (B, E) of texts."""
-    embedded = vectors(texts) if scores.needs - {"grams"} else None
-    return scores.of(Asked(embedded, tuple((ngrams(text),) for text in texts), embedded))
+    embedded = vectors(texts) if scores.needs & {"instructions", "inputs"} else None
+    states = torch.stack([corpus.states[text] for text in texts]) if "hidden" in scores.needs else None
+    return scores.of(Asked(embedded, tuple((ngrams(text),) for text in texts), embedded, states))
 
 
 def measure(name: str, scores: GlobalScores, corpus: Corpus, seed: int) -> dict[str, Any]:
     """Top-1 and top-2 of single queries and of three examples, and the AUC of the best score, on both sets of tasks."""
-    found = {kind: score(scores, queries.texts) for kind, queries in corpus.queries.items()}
+    found = {kind: score(scores, queries.texts, corpus) for kind, queries in corpus.queries.items()}
     return {"signal": name} | {side: measure_side(found, corpus, seed, side) for side in SIDES}
 
 
@@ -205,9 +231,10 @@ def free_form(file: Path, corpus: Corpus, signals: dict[str, GlobalScores]) -> l
     for kind in FREE_FORM:
         own = torch.tensor([i for i, entry in enumerate(entries) if isinstance(entry.get(kind), str)])
         texts = [entries[i][kind] for i in own.tolist()]
+        corpus.states.update(read_states(load_base(EMBEDDED_BASE), texts))
         row: dict[str, Any] = {"texts": kind, "queries": len(texts)}
         for name, scores in signals.items():
-            row[name] = hits(score(scores, texts), own, corpus.names)
+            row[name] = hits(score(scores, texts, corpus), own, corpus.names)
         row["descriptions"] = hits(vectors(texts) @ described.T, own, corpus.names)
         told.append(row)
     return told
@@ -215,12 +242,13 @@ def free_form(file: Path, corpus: Corpus, signals: dict[str, GlobalScores]) -> l
 
 def seconds_a_query(scores: GlobalScores, corpus: Corpus, count: int = 100) -> dict[str, float]:
     """Milliseconds for one query at a time, embedding included, nothing remembered: median and 95th percentile."""
-    embedder, clock = load_embedder(), []
+    embedder, base, clock = load_embedder(), load_base(EMBEDDED_BASE), []
     texts = corpus.queries["seen"].texts + corpus.queries["t0"].texts
     for text in random.Random(0).sample(texts, min(count, len(texts))):
         start = time.perf_counter()
-        embedded = embedder.embed([edges(text)]) if scores.needs - {"grams"} else None
-        scores.of(Asked(embedded, ((ngrams(text),),), embedded))
+        embedded = embedder.embed([edges(text)]) if scores.needs & {"instructions", "inputs"} else None
+        states = prompt_states(base, [edges(text)]) if "hidden" in scores.needs else None
+        scores.of(Asked(embedded, ((ngrams(text),),), embedded, states))
         clock.append(1000 * (time.perf_counter() - start))
     return {"median": median(clock), "p95": sorted(clock)[int(0.95 * len(clock))]}
 

@@ -18,7 +18,8 @@ from rich.progress import Progress
 from glider.contribute.examples import Row, read_rows
 from glider.evaluation.scoring import score_rows
 from glider.experts.disk import write_json
-from glider.model import RoutedModel, load, open_pool
+from glider.loading import load, open_pool
+from glider.model import RoutedModel
 
 
 def main() -> None:

@@ -200,7 +200,12 @@ def _profile(word: str, instruction: torch.Tensor | None, chance: torch.Generato
         vectors = instruction + 0.5 * torch.randn(count, len(instruction), generator=chance)
         return torch.nn.functional.normalize(vectors, dim=-1)
 
-    return Profile.of(texts(64), texts(24), around(64), around(24))
+    centre = torch.randn(16, generator=chance)
+
+    def states(count: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(centre + 0.5 * torch.randn(count, 16, generator=chance), dim=-1)
+
+    return Profile.of(texts(64), texts(24), around(64), around(24), states(64), states(24))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from glider.layers.attach import attach
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.routed_linear import RoutedLinear
-from glider.model import RoutedModel, load
+from glider.loading import load
+from glider.model import RoutedModel
 from glider.routing.base import Asked, Condition, Decision, Prepared, Router, Site, absent_at, routers
 from glider.routing.glider import Glider
 from glider.routing.phatgoose import Phatgoose

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from glider.errors import QueryError
-from glider.model import Query, RoutedModel, load
+from glider.loading import load
+from glider.model import Query, RoutedModel
 
 PROMPTS = ["is it so?", "a much longer question about something else entirely", "why?"]
 CHOICES = [["yes", "no", "perhaps not"], ["x"], ["because", "1 2 3"]]

@@ -13,7 +13,8 @@ from glider.errors import BaseModelError, ExpertError, PoolError, QueryError, Ro
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.layers.routed_linear import RoutedLinear
-from glider.model import ChoiceScore, Query, RoutedModel, load
+from glider.loading import load
+from glider.model import ChoiceScore, Query, RoutedModel
 from glider.routing.glider import Glider
 from glider.routing.select import TopK
 from glider.streaming import Piece
@@ -267,7 +268,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the base model was loaded")
 
-    monkeypatch.setattr("glider.model.load_base", refuse)
+    monkeypatch.setattr("glider.loading.load_base", refuse)
 
 
 @pytest.mark.parametrize(

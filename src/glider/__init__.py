@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "glider.model",
+    "load": "glider.loading",
     "RoutedModel": "glider.model",
     "Query": "glider.model",
     "Answer": "glider.model",
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from glider.experts.prompt_format import PromptFormat as PromptFormat
     from glider.layers.attach import attach as attach
     from glider.layers.trace import Trace as Trace
+    from glider.loading import load as load
     from glider.model import Answer as Answer
     from glider.model import Query as Query
     from glider.model import RoutedModel as RoutedModel
-    from glider.model import load as load
     from glider.routing.base import router as router
     from glider.routing.base import routers as routers
     from glider.routing.glider import Glider as Glider

@@ -22,7 +22,7 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
     Of an encoder-decoder model the encoder reads. The caller sees to it that no experts are on.
     """
     model, tokenizer = base.model, base.tokenizer
-    rows = [tokenizer(text).input_ids or [tokenizer.pad_token_id or 0] for text in texts]
+    rows = [tokenizer(text).input_ids for text in texts]
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
     device = next(model.parameters()).device
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
@@ -31,11 +31,11 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
     layers = next(part for part in reader.children() if isinstance(part, nn.ModuleList))
     seen: list[Tensor] = []
 
-    def read(_: Any, arguments: tuple, named: dict) -> None:
-        seen.append(arguments[0] if arguments else named["hidden_states"])
+    def read(_: Any, arguments: tuple, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
-    hook = layers[max(1, len(layers) // SHARE)].register_forward_pre_hook(read, with_kwargs=True)
+    hook = layers[max(1, round(len(layers) / SHARE)) - 1].register_forward_hook(read)
     try:
         with torch.inference_mode():
             reader(input_ids=ids, attention_mask=mask)

@@ -12,7 +12,7 @@ from glider.errors import DataError, RouterError
 from glider.evaluation.compare import compare
 from glider.evaluation.scoring import score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
-from glider.model import load
+from glider.loading import load
 
 CHOICE_ROWS = [Row(input=f"is {i} even?", output=("yes", "no")[i % 2], choices=("yes", "no")) for i in range(12)]
 TEXT_ROWS = [Row(input=f"say {i}", output=f"it is {i}") for i in range(5)]

@@ -7,7 +7,7 @@ from glider.contribute.examples import Row
 from glider.errors import RouterError
 from glider.evaluation.constants import CONFIDENT, DOUBTFUL, _loss, _nearest_good, choose_constants
 from glider.experts.pool import Calibration
-from glider.model import load
+from glider.loading import load
 from glider.routing.base import Condition
 
 

@@ -15,7 +15,8 @@ from glider.cli.main import main
 from glider.errors import ConfigError, RouterError
 from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
-from glider.model import Query, load
+from glider.loading import load
+from glider.model import Query
 
 CONTEXTS = ["Is it so? Answer:", "A much longer question about something else. Answer: ", "Why"]
 CHOICES = [" yes", " no, it is not", " 7"]

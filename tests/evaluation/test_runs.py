@@ -14,7 +14,8 @@ from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.model import Query, load
+from glider.loading import load
+from glider.model import Query
 from glider.routing.select import TopK
 
 EVEN = [

@@ -51,7 +51,7 @@ def test_stored_and_read_back(tmp_path: Path, pool_with_profiles) -> None:
         (lambda t: t.update({PREFIX + "counts": torch.ones(3, dtype=torch.uint8)}), r"\(3,\) counts"),
         (lambda t: t.update({PREFIX + "taste": torch.ones(3)}), "profile.taste"),
         (lambda t: t.update({PREFIX + "grams": torch.ones(3, 3, dtype=torch.int32)}), "profile.grams"),
-        (lambda t: t.update({PREFIX + "held_back_inputs": torch.ones(1, 384)}), "embeddings"),
+        (lambda t: t.update({PREFIX + "held_back_inputs": torch.ones(1, 384)}), "rows of held_back_inputs"),
         (lambda t: t.update({PREFIX + "inputs": torch.ones(7)}), r"width \(384,\)"),
     ],
     ids=["no counts", "fewer counts", "unknown", "axes", "other rows", "other embedder"],

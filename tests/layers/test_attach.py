@@ -16,7 +16,7 @@ from glider.experts.expert import write_expert
 from glider.experts.prompt_format import PromptFormat
 from glider.layers.attach import attach
 from glider.layers.routed_linear import RoutedLinear
-from glider.model import load
+from glider.loading import load
 from glider.routing.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])

@@ -8,7 +8,8 @@ import torch
 from transformers import LogitsProcessor
 
 from glider.layers.trace import Trace
-from glider.model import RoutedModel, load
+from glider.loading import load
+from glider.model import RoutedModel
 from glider.routing.base import Decision
 
 LONG, SHORT = "A rather long question about the weather", "hi"

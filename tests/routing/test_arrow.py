@@ -17,7 +17,7 @@ from glider.base_model import load_base
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.layers.attach import attach
-from glider.model import load
+from glider.loading import load
 from glider.routing.arrow import Arrow, ArrowVectors
 from glider.routing.base import Site, routers
 from glider.routing.glider_spectral import GliderArrow

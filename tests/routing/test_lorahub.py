@@ -15,7 +15,7 @@ from glider.contribute.examples import Row
 from glider.contribute.lorahub import search_lorahub
 from glider.errors import BaseModelError, DataError, MissingDependency, PoolError, RouterError
 from glider.layers.attach import attach
-from glider.model import load
+from glider.loading import load
 from glider.routing.base import Router, Site
 from glider.routing.lorahub import Lorahub, Weighted, minimise
 from glider.routing.merging import Merge, product

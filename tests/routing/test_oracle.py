@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glider.base_model import load_base
 from glider.errors import ExpertError, PoolError, RouterError
 from glider.layers.attach import attach
-from glider.model import load
+from glider.loading import load
 from glider.routing.base import Router, routers
 from glider.routing.oracle import Multitask, Oracle, best_expert
 from glider.routing.single import Single
@@ -49,7 +49,7 @@ def test_without_evaluation_it_says_so_before_the_model_is_loaded(
     llama_directory: Path, make_pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(llama_directory, 2, sites=SITES)
-    monkeypatch.setattr("glider.model.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("glider.loading.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(RouterError, match="evaluation with labels"):
         load(str(llama_directory), pool.path, router=Oracle())
     with pytest.raises(RouterError, match=r"every expert .*none of e1"):

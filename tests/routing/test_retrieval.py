@@ -12,7 +12,7 @@ from glider.base_model import load_base
 from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.layers.attach import attach
-from glider.model import load
+from glider.loading import load
 from glider.routing.base import Asked, Prepared, Router, Site, routers
 from glider.routing.merging import Merge
 from glider.routing.retrieval import AdapterSoup, LoraRetriever, Nearest, Retrieval, Uniform

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import glider.routing.glider_spectral  # noqa: F401  (registers)
 from glider.base_model import load_base
 from glider.experts.pool import Pool
-from glider.model import load
+from glider.loading import load
 from glider.routing.base import routers
 from glider.routing.glider_spectral import GliderSpectr
 from glider.routing.select import TopK

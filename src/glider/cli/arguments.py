@@ -61,7 +61,7 @@ def load_model(
     if top_k is not None and top_p is not None:
         raise ConfigError("--top-k or --top-p", "both", "Give one of them.")
     quiet_libraries()
-    from glider.model import load
+    from glider.loading import load
     from glider.routing.base import routers
     from glider.routing.specification import router_from
 

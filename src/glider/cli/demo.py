@@ -28,7 +28,7 @@ def demo(
 
     quiet_libraries()
     from glider.demo.prompts import PROMPTS
-    from glider.model import load
+    from glider.loading import load
     from glider.report.heatmap import draw_heatmap
 
     console = Console(highlight=False, soft_wrap=True)

@@ -148,8 +148,9 @@ def profile(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
     data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
     config: TrainConfig,
+    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
 ) -> None:
-    """Make the profile of an expert from rows of its task: the words by which its queries are known without an LLM.
+    """Make the profile of an expert from rows of its task: by what its queries are known without an LLM.
 
     Of the settings only --validation and --seed are used.
     """
@@ -157,7 +158,7 @@ def profile(
     from glider.contribute.adopt import make_profile
 
     quiet_libraries()
-    made = make_profile(expert, data, config).profile
+    made = make_profile(expert, data, base, config).profile
     assert made is not None
     embedded = "with" if made.inputs is not None else "without"
     print(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")

@@ -196,7 +196,7 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, bas
     from glider.contribute.examples import read_rows
     from glider.errors import ConfigError
     from glider.evaluation.constants import choose_constants
-    from glider.model import load
+    from glider.loading import load
 
     if "{name}" not in data:
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")

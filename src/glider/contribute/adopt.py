@@ -133,10 +133,10 @@ def describe(
     return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})
 
 
-def make_profile(directory: Path | str, data: Path | str, config: TrainConfig) -> Expert:
+def make_profile(directory: Path | str, data: Path | str, base: str, config: TrainConfig) -> Expert:
     """Give an expert its profile, from rows of its task; everything else stays.
 
-    Its embeddings are by the expert's own embedder; without one the profile holds words only. Raises `DataError` where
+    Its embeddings are by the expert's own embedder; without one the profile has none. Raises `DataError` where
     the rows leave none held back.
     """
     expert = Expert.open(directory)
@@ -144,7 +144,9 @@ def make_profile(directory: Path | str, data: Path | str, config: TrainConfig) -
     if not task.validation:
         raise DataError("rows held back, to calibrate a pool on", "none", "Raise --validation, or give more rows.")
     embedder = load_for(expert.card.embedder) if expert.card.embedder else None
-    profile = profile_of(task.train, task.validation, embedder, config.seed)
+    loaded = load_base(base)
+    require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
+    profile = profile_of(task.train, task.validation, embedder, loaded, config.seed)
     vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}
     return _replace(expert, expert.card, {**vectors, **profile.tensors()})
 

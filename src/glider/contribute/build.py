@@ -155,7 +155,7 @@ class ExpertJob:
             if self.description is not None:
                 describe(making, self.description, self.config.embedder, self.config.embedder_prefix)
             if self.data is not None and self.config.validation:
-                make_profile(making, self.data, self.config)
+                make_profile(making, self.data, self.base, self.config)
         card = ExpertCard.read(making)
         card = card.model_copy(update={"training": {**card.training, "job": key}})
         write_json(making / CARD_FILE, card.model_dump(mode="json"))

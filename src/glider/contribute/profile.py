@@ -3,17 +3,29 @@
 import random
 from collections.abc import Sequence
 
+import torch
+
+from glider.base_model import BaseModel
 from glider.contribute.examples import Row
 from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.instructions.embedders import Embedder
 from glider.instructions.inputs import edges, ngrams
+from glider.prompt_states import prompt_states
+from glider.shapes import Float, Tensor
 
 
-def profile_of(training: Sequence[Row], held_back: Sequence[Row], embedder: Embedder | None, seed: int) -> Profile:
-    """Count up to 64 training inputs and keep up to 24 held-back ones, drawn by seed; embedded where there is an
-    embedder."""
+def profile_of(
+    training: Sequence[Row], held_back: Sequence[Row], embedder: Embedder | None, base: BaseModel, seed: int
+) -> Profile:
+    """Count up to 64 training inputs and keep up to 24 held-back ones, drawn by seed; read by the bare base model, and
+    embedded where there is an embedder."""
     draw = random.Random(seed)
     counted = [row.input for row in draw.sample(training, min(ROWS, len(training)))]
     kept = [row.input for row in draw.sample(held_back, min(HELD_BACK, len(held_back)))]
     inputs, kept_inputs = (embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, kept))
-    return Profile.of(list(map(ngrams, counted)), list(map(ngrams, kept)), inputs, kept_inputs)
+    states, kept_states = (_states(base, list(map(edges, t))) if t else None for t in (counted, kept))
+    return Profile.of(list(map(ngrams, counted)), list(map(ngrams, kept)), inputs, kept_inputs, states, kept_states)
+
+
+def _states(base: BaseModel, texts: list[str], at_once: int = 8) -> Float[Tensor, "N H"]:
+    return torch.cat([prompt_states(base, texts[i : i + at_once]) for i in range(0, len(texts), at_once)])

@@ -57,6 +57,7 @@ def train_expert(
     prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
     encoded = task_data.encode(loaded, prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
+    profile = profile_of(task_data.train, task_data.validation, embedder, loaded, config.seed)
     with training_state(out, origin) as state:
         peft_model, gates, record = _train(loaded, encoded, config, state, report)
         card = ExpertCard(
@@ -71,7 +72,6 @@ def train_expert(
             training={**origin, **encoded.counts, **record, "versions": versions()},
         )
         instruction = embedder.embed([description])[0] if embedder and description else None
-        profile = profile_of(task_data.train, task_data.validation, embedder, config.seed)
         return _write(out, card, peft_model, gates, instruction, profile)
 
 

@@ -15,7 +15,8 @@ from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
-from glider.model import RoutedModel, base_of, load, open_pool
+from glider.loading import base_of, load, open_pool
+from glider.model import RoutedModel
 from glider.routing.base import Router, routers
 
 Tick = Callable[[str, int], None]  # router, rows done

@@ -65,7 +65,7 @@ def _loss(model: RoutedModel, row: Row, alpha: float, without: int | None) -> fl
     """Negative log-likelihood of the row's answer for each of its tokens, at one alpha."""
     term = model.attached.prepared.global_term
     assert term is not None
-    asked = ask([Query(row.input)], term.scores.needs, model.pool.index.embedder).asked
+    asked = ask([Query(row.input)], term.scores.needs, model.pool.index.embedder, read=model.read).asked
     scores = term.scores.of(asked, without).clamp(min=_TAKEN_OUT)
     inputs = model.padded([model.prompt.prompt_ids(model.tokenizer, row.input)])
     target = model.prompt.target_ids(model.tokenizer, row.output)

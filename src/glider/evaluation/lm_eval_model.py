@@ -18,7 +18,8 @@ import torch
 from glider.errors import ConfigError, MissingDependency
 from glider.experts.prompt_format import PromptFormat
 from glider.likelihood import Likelihood, likelihoods
-from glider.model import Query, load
+from glider.loading import load
+from glider.model import Query
 from glider.routing.specification import router_from
 
 try:

@@ -17,7 +17,8 @@ from glider.evaluation.run_plan import FORMAT, RouterPlan, RunPlan, Task, cell_k
 from glider.evaluation.task_rows import score_rows_of, summary_of
 from glider.experts.disk import sha256, write_json
 from glider.experts.pool import Pool
-from glider.model import RoutedModel, base_of, open_pool, over
+from glider.loading import base_of, open_pool, over
+from glider.model import RoutedModel
 from glider.routing.oracle import best_expert
 from glider.routing.specification import router_from
 

@@ -19,6 +19,7 @@ MOST_GRAMS = 12288
 MOST_QUERY_GRAMS = 512
 EMBEDDED = ("inputs", "held_back_inputs")
 _AXES = {"grams": 1, "counts": 1, "held_back": 2, "inputs": 1, "held_back_inputs": 2}
+_AXES |= {"hidden": 1, "held_back_hidden": 2}
 _DTYPES = {"grams": torch.int32, "counts": torch.uint8, "held_back": torch.int32}
 
 
@@ -31,6 +32,8 @@ class Profile:
     held_back: Int[Tensor, "Q L"]  # n-grams of each held-back input
     inputs: Float[Tensor, " G"] | None = None  # mean embedding of the training inputs, unit length
     held_back_inputs: Float[Tensor, "Q G"] | None = None  # embeddings of the held-back inputs
+    hidden: Float[Tensor, " H"] | None = None  # mean hidden state of the base on the training inputs
+    held_back_hidden: Float[Tensor, "Q H"] | None = None  # and on each held-back input
 
     @property
     def known(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
@@ -61,6 +64,8 @@ class Profile:
         held_back: Sequence[Int[Tensor, " _"]],
         inputs: Float[Tensor, "N G"] | None = None,
         held_back_inputs: Float[Tensor, "Q G"] | None = None,
+        hidden: Float[Tensor, "N H"] | None = None,
+        held_back_hidden: Float[Tensor, "Q H"] | None = None,
     ) -> "Profile":
         """Count the n-grams of training inputs; beyond 12,288 distinct ones those of the fewest inputs go."""
         grams, counts = torch.cat([torch.zeros(0, dtype=torch.int64), *training]).unique(return_counts=True)
@@ -77,6 +82,8 @@ class Profile:
             rows,
             None if inputs is None else torch.nn.functional.normalize(inputs.float().mean(dim=0), dim=-1),
             None if held_back_inputs is None else held_back_inputs.half(),
+            None if hidden is None else hidden.float().mean(dim=0),
+            None if held_back_hidden is None else held_back_hidden.half(),
         )
 
 
@@ -90,8 +97,9 @@ def misfit(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return f"a profile without {', '.join(sorted(missing))}"
     if parts and parts["grams"] != parts["counts"]:
         return f"{parts['grams']} n-grams and {parts['counts']} counts"
-    if "held_back_inputs" in parts and parts["held_back_inputs"][0] != parts["held_back"][0]:
-        return f"{parts['held_back'][0]} held-back inputs and {parts['held_back_inputs'][0]} embeddings of them"
+    for part in ("held_back_inputs", "held_back_hidden"):
+        if part in parts and parts[part][0] != parts["held_back"][0]:
+            return f"{parts['held_back'][0]} held-back inputs and {parts[part][0]} rows of {part}"
     return None
 
 

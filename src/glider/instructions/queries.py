@@ -4,7 +4,7 @@ A query whose description or embedding fails keeps the local term alone: its glo
 """
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -67,18 +67,24 @@ def ask(
     identity: EmbedderIdentity | None,
     describer: Describer | None = None,
     *,
+    read: Callable[[Sequence[str]], Tensor] | None = None,
     strict: bool = False,
     store: Cache | None = None,
 ) -> AskedQueries:
-    """What a signal needs of a batch: descriptions embedded, texts embedded, n-grams; `store` is the user's cache.
+    """What a signal needs of a batch: descriptions embedded, texts embedded, n-grams, hidden states of texts by `read`;
+    `store` is the user's cache.
 
     Embeddings are by the pool's embedder, `identity`. Faults are in the result, with one warning for the batch, unless
     `strict`: then the first is raised (`DescriberError`, `EndpointError`). Raises `EmbedderError` if the installed
     embedder is not the pool's.
     """
     grams = tuple(tuple(map(ngrams, _texts(query))) for query in queries) if "grams" in needs else None
+    hidden = None
+    if "hidden" in needs:
+        assert read is not None
+        hidden = torch.stack([read(list(map(edges, _texts(query)))).mean(dim=0) for query in queries])
     if not {"instructions", "inputs"} & set(needs):
-        return AskedQueries(Asked(grams=grams))
+        return AskedQueries(Asked(grams=grams, hidden=hidden))
     assert identity is not None  # experts with embeddings have one
     store = store if store is not None else cache()
     described = describe_queries(queries, describer, store) if "instructions" in needs else []
@@ -94,7 +100,7 @@ def ask(
     zero = torch.zeros(identity.dimension)
     rows = torch.stack([zero if one.text is None else vectors.get(one.text, zero) for one in described])
     means = [torch.stack([vectors.get(text, zero) for text in one]).mean(dim=0) for one in inputs]
-    return AskedQueries(Asked(rows, grams, torch.stack(means) if means else None), tuple(described))
+    return AskedQueries(Asked(rows, grams, torch.stack(means) if means else None, hidden), tuple(described))
 
 
 def _texts(query: Query) -> list[str]:

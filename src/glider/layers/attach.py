@@ -40,6 +40,12 @@ class Attached:
         with self.context.use(Batch(condition, token_to_query, trace)):
             yield
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Run every forward pass inside the block without experts, in this thread."""
+        with self.context.use(Batch(None, bare=True)):
+            yield
+
     def fold(self) -> None:
         """Add a static router's one expert to the base weights, so that it costs nothing; `detach` takes it out again.
 

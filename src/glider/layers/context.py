@@ -22,6 +22,7 @@ class Batch:
     condition: Condition | None
     token_to_query: Int[Tensor, " T"] | None = None
     trace: Trace | None = None
+    bare: bool = False  # the base model alone
 
     @cached_property
     def host_term(self) -> Float[Tensor, "B E"] | None:

@@ -56,6 +56,9 @@ class RoutedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         base: Any = self._modules["base"]  # every attribute that is a module costs a search
         y = base(x)
+        batch = self.context.batch
+        if batch is not None and batch.bare:
+            return y
         bound = self._native
         if bound is None:
             bound = self._bind()
@@ -66,7 +69,6 @@ class RoutedLinear(nn.Module):
             y = _own(y, base)
         if not x.is_contiguous():
             x = x.contiguous()
-        batch = self.context.batch
         if not bound.decides or (batch is not None and batch.trace is not None):
             return self._routed(x, y, bound)
         if batch is None or batch.condition is None:

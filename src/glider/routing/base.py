@@ -63,7 +63,7 @@ class Site:
         return Site(self.name, vectors, self.absent.to(device))
 
 
-Need = Literal["instructions", "grams", "inputs"]
+Need = Literal["instructions", "grams", "inputs", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Asked:
     instructions: Float[Tensor, "B G"] | None = None  # embedded descriptions
     grams: tuple[tuple[Int[Tensor, " _"], ...], ...] | None = None  # n-grams of each query and of its examples' inputs
     inputs: Float[Tensor, "B G"] | None = None  # mean embedding of the query's text and of its examples' inputs
+    hidden: Float[Tensor, "B H"] | None = None  # mean hidden state of the bare base model on the same texts
 
 
 @runtime_checkable

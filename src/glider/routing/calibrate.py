@@ -72,19 +72,20 @@ def recalibrated(pool: Pool) -> Pool:
 
 def held_back(pool: Pool, scores: GlobalScores) -> dict[str, Asked]:
     """The queries that the experts' profiles keep, by expert; raises `RouterError` naming those without a profile."""
-    found = profiles(pool, "calibration", inputs=bool(scores.needs - {"grams"}))
+    found = profiles(pool, "calibration", inputs=bool(scores.needs - {"grams", "hidden"}))
     most = max(MINIMUM_QUERIES, MOST_QUERIES // len(found))
     asked = {}
     for name, profile in zip(pool.names, found, strict=True):
         inputs = profile.held_back_inputs
         embedded = None if inputs is None else inputs[:most].float()
-        asked[name] = Asked(embedded, tuple((query,) for query in profile.queries[:most]), embedded)
+        states = None if profile.held_back_hidden is None else profile.held_back_hidden[:most].float()
+        asked[name] = Asked(embedded, tuple((query,) for query in profile.queries[:most]), embedded, states)
     return asked
 
 
 def size(asked: Asked) -> int:
     """How many queries."""
-    parts: Sequence[Sequence | Tensor | None] = (asked.instructions, asked.grams, asked.inputs)
+    parts: Sequence[Sequence | Tensor | None] = (asked.instructions, asked.grams, asked.inputs, asked.hidden)
     return max(0 if part is None else len(part) for part in parts)
 
 
@@ -103,10 +104,11 @@ def best_threshold(held_in: Float[Tensor, " N"], held_out: Float[Tensor, " M"]) 
 
 def _suffices(pool: Pool, signal: str) -> list[bool]:
     """Whether each expert's profile holds enough to calibrate a signal by it."""
-    embedded = signal != "examples"
+    embedded = signal not in ("examples", "hidden")
     return [
         expert.profile is not None
         and len(expert.profile.held_back) >= MINIMUM_QUERIES
         and not (embedded and expert.profile.held_back_inputs is None)
+        and not (signal == "hidden" and expert.profile.held_back_hidden is None)
         for expert in pool
     ]

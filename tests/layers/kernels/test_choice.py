@@ -11,7 +11,7 @@ from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels import choice, native
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
-from glider.model import load
+from glider.loading import load
 from glider.routing.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
 

@@ -85,7 +85,7 @@ def test_lead_is_over_the_mean_of_the_others_present() -> None:
     assert lead(scores[:, :1], none[:, :1]).tolist() == [[0.0]]
 
 
-@pytest.mark.parametrize("name", ["instruction", "examples", "ensemble"])
+@pytest.mark.parametrize("name", ["instruction", "examples", "ensemble", "hidden"])
 def test_every_signal_prepares_of_a_pool_and_scores_its_own_queries_highest(pool_with_profiles, name: str) -> None:
     pool = pool_with_profiles()
     made = signals.create(name)
@@ -94,17 +94,18 @@ def test_every_signal_prepares_of_a_pool_and_scores_its_own_queries_highest(pool
     assert isinstance(scores, GlobalScores)
     for column, expert in enumerate(pool):
         held = expert.profile.held_back_inputs.float()
-        query = Asked(expert.instruction[None], tuple((grams,) for grams in expert.profile.queries[:1]), held[:1])
+        states = expert.profile.held_back_hidden[:1].float()
+        query = Asked(expert.instruction[None], ((expert.profile.queries[0],),), held[:1], states)
         assert scores.of(query).argmax().item() == column
         assert scores.of(query, without=column)[0, column] == -torch.inf
 
 
-@pytest.mark.parametrize("name", ["examples", "ensemble"])
+@pytest.mark.parametrize("name", ["examples", "ensemble", "hidden"])
 def test_an_expert_without_profile_is_named(make_pool, llama_directory, name: str) -> None:
     with pytest.raises(RouterError, match=r"profile.*none in e0, e1, e2\..*glider expert profile"):
         signals.create(name).prepare(make_pool(llama_directory), "glider")
 
 
 def test_an_unknown_signal_lists_the_known() -> None:
-    with pytest.raises(RouterError, match="ensemble, examples, instruction"):
+    with pytest.raises(RouterError, match="ensemble, examples, hidden, instruction"):
         signals.create("smell")

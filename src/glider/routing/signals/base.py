@@ -14,7 +14,10 @@ from glider.shapes import Bool, Float, Tensor
 signals: "Registry[Signal]" = Registry(
     "global signal",
     "glider.signals",
-    ("glider.routing.signals.instruction", "glider.routing.signals.examples", "glider.routing.signals.ensemble"),
+    (
+        *("glider.routing.signals.instruction", "glider.routing.signals.examples"),
+        *("glider.routing.signals.ensemble", "glider.routing.signals.hidden"),
+    ),
     RouterError,
 )
 signal = signals.register

@@ -1,52 +1,70 @@
 """A global signal from the base model's own hidden states: no other model, and no words stored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
+from glider.experts.profile import Profile
 from glider.routing.base import Asked, Need
 from glider.routing.signals.base import absent, lead, profiles, signal
 from glider.shapes import Float, Tensor
 
-USUAL_LEAD = 1.0  # the median lead of a query's own expert
+SHRINKAGE = 0.1
+USUAL_LEAD = 200.0  # the median lead of a query's own expert in a pool of some 30; larger in small ones
 THRESHOLD = 0.35
 
 
 @dataclass(frozen=True)
 class States:
-    """Lead of the cosine between a query's states and each expert's mean states, both less what all experts share."""
+    """Linear discriminants: q . P m_e - m_e . P m_e / 2, P the inverse of the covariance within tasks, shrunk."""
 
-    means: Float[Tensor, "E H"]
+    directions: Float[Tensor, "E H"]  # P m_e
+    offsets: Float[Tensor, " E"]  # m_e . P m_e / 2
     needs: frozenset[Need] = frozenset({"hidden"})
+
+    @classmethod
+    def of_profiles(cls, experts: Sequence[Profile]) -> "States":
+        """Means are of training inputs, the covariance of the held-back ones about their expert's own mean."""
+        means = torch.stack([kept.hidden.double() for kept in experts if kept.hidden is not None])
+        rows = [kept.held_back_hidden.double() for kept in experts if kept.held_back_hidden is not None]
+        within = torch.cat([states - states.mean(dim=0) for states in rows])
+        covariance = within.T @ within / max(1, len(within) - len(rows))
+        variance = covariance.trace() / len(covariance)
+        shrunk = covariance + SHRINKAGE * variance * torch.eye(len(covariance), dtype=torch.float64)
+        directions = torch.linalg.solve(shrunk, means.T).T
+        return cls(directions.float(), ((means * directions).sum(dim=-1) / 2).float())
 
     def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
         assert asked.hidden is not None
-        kept = [i for i in range(len(self.means)) if i != without]
-        shared = self.means[kept].mean(dim=0)
-        query, experts = (torch.nn.functional.normalize(part - shared, dim=-1) for part in (asked.hidden, self.means))
-        scores = query @ experts.T
+        scores = asked.hidden.float() @ self.directions.T - self.offsets
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
 
 @signal("hidden")
 @dataclass(frozen=True)
 class Hidden:
-    """global_e = lead of the cosine of mean hidden states, query's and e's training inputs', after an eighth of the base.
+    """global_e = lead of e's linear discriminant of the query's mean hidden state, after an eighth of the layers.
 
-    States of the bare base model on both ends of a text, less the mean over the experts. Needs no embedder and no LLM.
+    States of the bare base model on both ends of a text. Needs no embedder and no LLM.
     """
 
     def prepare(self, pool: Pool, router: str) -> States:
         found = profiles(pool, router)
-        if lacking := [e.name for e, kept in zip(pool, found, strict=True) if kept.hidden is None]:
+        lacking = [
+            expert.name
+            for expert, kept in zip(pool, found, strict=True)
+            if kept.hidden is None or kept.held_back_hidden is None or len(kept.held_back_hidden) < 2
+        ]
+        if lacking:
             raise RouterError(
-                f"hidden states in the profile of every expert (router {router})",
+                f"hidden states of training and held-back inputs for every expert (router {router})",
                 f"none in {', '.join(lacking)}",
                 "Make the profiles again with `glider expert profile`.",
             )
-        return States(torch.stack([kept.hidden.float() for kept in found if kept.hidden is not None]))
+        return States.of_profiles(found)
 
     def threshold(self, pool: Pool) -> float | None:
         return THRESHOLD
