@@ -121,8 +121,8 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         kind: Queries([text for text, _, _ in part], [task for _, task, _ in part], torch.tensor([c for *_, c in part]))
         for kind, part in kinds.items()
     }
-    for part in queries.values():
-        states |= read_states(base, part.texts)
+    for kind in queries.values():
+        states |= read_states(base, kind.texts)
     return Corpus(names, profiles, vectors(definitions), states, queries)
 
 
@@ -148,12 +148,8 @@ def make_signals(corpus: Corpus) -> dict[str, GlobalScores]:
     """The signals of the library, and beside them the mean embedding alone."""
     means = torch.stack([profile.inputs for profile in corpus.profiles if profile.inputs is not None])
     words, hidden = Likelihoods.of_profiles(corpus.profiles), States.of_profiles(corpus.profiles)
-    return {
-        "mean embedding": Cosines(means),
-        "examples": words,
-        "ensemble": Mixture(words, means, corpus.definitions),
-        "hidden": hidden,
-    }
+    ensemble = Mixture(words, means, corpus.definitions)
+    return {"mean embedding": Cosines(means), "examples": words, "ensemble": ensemble, "hidden": hidden}
 
 
 def score(scores: GlobalScores, texts: Sequence[str], corpus: Corpus) -> torch.Tensor:
