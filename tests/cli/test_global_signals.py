@@ -1,0 +1,114 @@
+"""Profiles, calibration and the choice of a global signal on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glider.cli.main import main
+from glider.experts.pool import Pool
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`glider("pool", "ls", path)` runs the command line; returns exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> str:
+    """Rows of the tasks e0, e1, e2."""
+    for name in ("e0", "e1", "e2"):
+        rows = [
+            {"input": f"the {name} {name}{i} and", "output": "yes", "split": ("train", "val")[i % 2]} for i in range(60)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(tmp_path / "{name}.jsonl")
+
+
+def test_calibrate_stores_and_prints_the_constants(glider, pool_with_profiles) -> None:
+    pool: Pool = pool_with_profiles()
+    code, out, _ = glider("pool", "calibrate", pool.path, "--signal", "examples", "--json")
+    index = pool.reload().index
+    assert code == 0 and index.signal == "examples"
+    assert json.loads(out) == index.calibrations["examples"].model_dump(mode="json")
+    code, out, _ = glider("pool", "calibrate", pool.path, "--signal", "hidden", "--no-default")
+    assert code == 0 and "hidden, p = " in out
+    assert pool.reload().index.signal == "examples"
+
+
+def test_calibrate_with_data_chooses_gamma_and_beta(glider, pool_with_profiles, llama_directory, tasks: str) -> None:
+    pool: Pool = pool_with_profiles()
+    options = ("--signal", "examples", "--data", tasks, "--base", llama_directory)
+    code, out, err = glider("pool", "calibrate", pool.path, *options)
+    assert code == 0, err
+    stored = pool.reload().index.calibrations["examples"]
+    assert "gamma and beta by the loss of 12 rows" in stored.source and f"beta = {stored.beta:g}" in out
+    code, _, err = glider("pool", "calibrate", pool.path, "--data", "rows.jsonl", "--base", llama_directory)
+    assert code == 2 and "{name}" in err
+
+
+def test_an_expert_that_goes_and_comes_back_changes_the_calibration(glider, pool_with_profiles) -> None:
+    pool: Pool = pool_with_profiles()
+    glider("pool", "calibrate", pool.path)
+    first = pool.reload().index.calibrations["examples"]
+    assert glider("pool", "remove", pool.path, "e2")[0] == 0
+    second = pool.reload().index.calibrations["examples"]
+    assert second.experts == ("e0", "e1") and second.queries == 48
+    assert glider("pool", "add", pool.path, "e2")[0] == 0
+    assert pool.reload().index.calibrations["examples"] == first
+
+
+def test_profile_makes_what_the_signals_need(glider, make_pool, llama_directory, tasks: str) -> None:
+    pool: Pool = make_pool(llama_directory, embedder=None)
+    code, _, err = glider("generate", "the e1", "--pool", pool.path, "--base", llama_directory, "--global", "examples")
+    assert code == 2 and "glider expert profile" in err
+    for name in pool.names:
+        data = tasks.replace("{name}", name)
+        options = ("--base", llama_directory, "--validation", 24)
+        code, out, err = glider("expert", "profile", pool.path / name, data, *options)
+        assert code == 0 and "inputs held back, without embeddings" in out, err
+    assert glider("pool", "add", pool.path, *pool.names)[0] == 0
+    for signal in ("examples", "hidden"):
+        assert glider("pool", "calibrate", pool.path, "--signal", signal)[0] == 0
+        options = ("--pool", pool.path, "--base", llama_directory, "--global", signal, "--max-new-tokens", 2, "--json")
+        code, out, err = glider("generate", "the e1 e17 and", *options)
+        assert code == 0, err
+        scores = json.loads(out)["global_scores"]
+        assert max(scores, key=scores.get) == "e1"
+
+
+def test_a_signal_that_is_unknown_or_has_no_place_is_refused(glider, pool_with_profiles, llama_directory) -> None:
+    common = ("generate", "hello", "--pool", pool_with_profiles().path, "--base", llama_directory)
+    code, _, err = glider(*common, "--global", "smell")
+    assert code == 2 and "ensemble, examples, hidden, instruction" in err
+    code, _, err = glider(*common, "--router", "phatgoose", "--global", "examples")
+    assert code == 2 and "global_" in err
+
+
+def test_a_description_given_is_used(glider, pool_with_profiles, llama_directory) -> None:
+    pool: Pool = pool_with_profiles()
+    glider("pool", "calibrate", pool.path)
+    common = (
+        "generate",
+        "the e1 e17 and",
+        "--pool",
+        pool.path,
+        "--base",
+        llama_directory,
+        "--max-new-tokens",
+        2,
+        "--json",
+    )
+    plain, described = json.loads(glider(*common)[1]), json.loads(glider(*common, "--description", "Say yes.")[1])
+    assert plain["description"] is None and described["description"] == "Say yes."
+    assert plain["global_scores"] != described["global_scores"]
