@@ -29,9 +29,8 @@ def main() -> None:
         pool = pool.add(name)
         after = ask(pool, prompt.text, f"with {name}")
         assert hashes(path) == others, "adding an expert must not touch another's files"
-        shared = {e: (before.global_scores[e], after.global_scores[e]) for e in before.global_scores}
-        assert all(abs(old - new) < 1e-6 for old, new in shared.values())
-        print(f"The other {len(shared)} experts have the scores they had; {len(others)} files are as they were.")
+        assert after.alpha > before.alpha and max(after.global_scores, key=after.global_scores.get) == name
+        print(f"alpha went from {before.alpha:g} to {after.alpha:g}; {len(others)} files are as they were.")
 
 
 def ask(pool: glider.Pool, text: str, title: str) -> glider.Answer:
