@@ -127,12 +127,9 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
 
 
 def read_states(base: BaseModel, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The state of each text, eight of like length at a time."""
-    ordered = sorted(set(texts), key=lambda text: len(edges(text)))
-    found: dict[str, torch.Tensor] = {}
-    for part in (ordered[i : i + 8] for i in range(0, len(ordered), 8)):
-        found |= zip(part, prompt_states(base, list(map(edges, part))), strict=True)
-    return found
+    """The state of each text."""
+    distinct = list(dict.fromkeys(texts))
+    return dict(zip(distinct, prompt_states(base, list(map(edges, distinct))), strict=True)) if distinct else {}
 
 
 def vectors(texts: Sequence[str]) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Early hidden states of the bare base model."""
 
+import threading
+
 import pytest
 import torch
 
@@ -37,3 +39,23 @@ def test_a_routed_model_reads_without_its_experts(pool_with_profiles, llama_dire
     with model.attached.bare(), torch.inference_mode():
         ids = torch.tensor([[1, 2, 3]])
         assert torch.equal(model.model(ids).logits, bare.model(ids).logits)
+
+
+def test_another_thread_may_use_the_model_meanwhile(llama_directory) -> None:
+    """The reading stops the model at an early layer: in its own thread alone."""
+    base = load_base(str(llama_directory))
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        wanted = base.model(ids).logits
+    layer, found = base.model.get_decoder().layers[0], []
+
+    def elsewhere(*_: object) -> None:
+        hook.remove()
+        with torch.inference_mode():
+            thread = threading.Thread(target=lambda: found.append(base.model(ids).logits.detach()))
+            thread.start()
+            thread.join()
+
+    hook = layer.register_forward_pre_hook(elsewhere)
+    prompt_states(base, ["which river"])
+    assert len(found) == 1 and torch.equal(found[0], wanted)

@@ -1,5 +1,6 @@
 """What the base model itself makes of a text, read early: mean hidden states after an eighth of its layers."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from glider.base_model import BaseModel
 from glider.shapes import Float, Tensor
 
 SHARE = 8  # read after one layer in so many
+AT_ONCE = 8  # texts in a batch
 
 
 class _Reached(Exception):
@@ -21,8 +23,16 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
 
     Of an encoder-decoder model the encoder reads. The caller sees to it that no experts are on.
     """
+    rows = [base.tokenizer(text).input_ids for text in texts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # little padding
+    parts = [order[i : i + AT_ONCE] for i in range(0, len(order), AT_ONCE)]
+    states = torch.cat([_read(base, [rows[i] for i in part]) for part in parts])
+    return states[torch.tensor(order).argsort()]
+
+
+def _read(base: BaseModel, rows: Sequence[list[int]]) -> Float[Tensor, "B H"]:
+    """One batch of token ids."""
     model, tokenizer = base.model, base.tokenizer
-    rows = [tokenizer(text).input_ids for text in texts]
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
     device = next(model.parameters()).device
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
@@ -30,8 +40,11 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
     reader = model.get_encoder() if model.config.is_encoder_decoder else model.get_decoder()
     layers = next(part for part in reader.children() if isinstance(part, nn.ModuleList))
     seen: list[Tensor] = []
+    reading = threading.get_ident()
 
     def read(_: Any, arguments: tuple, output: Any) -> None:
+        if threading.get_ident() != reading:
+            return  # another thread uses the same model
         seen.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 

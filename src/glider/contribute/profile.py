@@ -3,15 +3,12 @@
 import random
 from collections.abc import Sequence
 
-import torch
-
 from glider.base_model import BaseModel
 from glider.contribute.examples import Row
 from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.instructions.embedders import Embedder
 from glider.instructions.inputs import edges, ngrams
 from glider.prompt_states import prompt_states
-from glider.shapes import Float, Tensor
 
 
 def profile_of(
@@ -23,9 +20,5 @@ def profile_of(
     counted = [row.input for row in draw.sample(training, min(ROWS, len(training)))]
     kept = [row.input for row in draw.sample(held_back, min(HELD_BACK, len(held_back)))]
     inputs, kept_inputs = (embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, kept))
-    states, kept_states = (_states(base, list(map(edges, t))) if t else None for t in (counted, kept))
+    states, kept_states = (prompt_states(base, list(map(edges, t))) if t else None for t in (counted, kept))
     return Profile.of(list(map(ngrams, counted)), list(map(ngrams, kept)), inputs, kept_inputs, states, kept_states)
-
-
-def _states(base: BaseModel, texts: list[str], at_once: int = 8) -> Float[Tensor, "N H"]:
-    return torch.cat([prompt_states(base, texts[i : i + at_once]) for i in range(0, len(texts), at_once)])

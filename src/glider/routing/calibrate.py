@@ -1,10 +1,11 @@
 """The threshold p of alpha, chosen for a pool and a global signal from its experts' own held-back queries."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from glider.errors import PoolError
+from glider.errors import GliderWarning, PoolError, RouterError
 from glider.experts.pool import Calibration, Pool
 from glider.routing.base import Asked, GlobalScores
 from glider.routing.signals.base import profiles, signals
@@ -58,15 +59,19 @@ def calibrate(
 
 
 def recalibrated(pool: Pool) -> Pool:
-    """The pool with its calibrations made anew, where its experts changed since and their profiles suffice.
+    """The pool with its calibrations made anew, where its experts changed since.
 
-    A calibration that can't be redone stays as it is; its list of experts tells.
+    One that can't be redone from the profiles stays as it is, with a warning that says why.
     """
     for signal, stored in pool.index.calibrations.items():
-        if stored.experts == tuple(pool.names) or len(pool) < 2:
+        if stored.experts == tuple(pool.names):
             continue
-        if all(_suffices(pool, signal)):
-            pool = pool.calibrate(signal, calibrate(pool, signal), default=False)
+        try:
+            anew = calibrate(pool, signal)
+        except (PoolError, RouterError) as fault:
+            warnings.warn(f"the calibration of {signal} is that of other experts: {fault}", GliderWarning, stacklevel=2)
+        else:
+            pool = pool.calibrate(signal, anew, default=False)
     return pool
 
 
@@ -100,15 +105,3 @@ def best_threshold(held_in: Float[Tensor, " N"], held_out: Float[Tensor, " M"]) 
     best = accuracy.argmax()
     wins = torch.searchsorted(ordered_out, held_in).double() + torch.searchsorted(ordered_out, held_in, right=True)
     return candidates[best].item(), accuracy[best].item(), (wins.mean() / 2 / len(held_out)).item()
-
-
-def _suffices(pool: Pool, signal: str) -> list[bool]:
-    """Whether each expert's profile holds enough to calibrate a signal by it."""
-    embedded = signal not in ("examples", "hidden")
-    return [
-        expert.profile is not None
-        and len(expert.profile.held_back) >= MINIMUM_QUERIES
-        and not (embedded and expert.profile.held_back_inputs is None)
-        and not (signal == "hidden" and expert.profile.held_back_hidden is None)
-        for expert in pool
-    ]
