@@ -1,13 +1,15 @@
 """From names and paths to a routed model."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from glider.base_model import BaseModel, load_base
 from glider.config import EMBEDDED_BASE
-from glider.errors import PoolError, RouterError
+from glider.errors import ConfigError, PoolError, RouterError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
@@ -15,6 +17,8 @@ from glider.instructions.describers import Describer, load_describer
 from glider.layers.attach import attach
 from glider.model import RoutedModel
 from glider.routing.base import Prepared, Router, routers
+
+MEMORY_VARIABLE = "GLIDER_EXPERT_MEMORY"
 
 
 def load(
@@ -29,6 +33,7 @@ def load(
     describer: str | Describer | None = None,
     strict: bool = False,
     kernel: str | None = None,
+    expert_memory: str | int | None = None,
     **settings: Any,
 ) -> RoutedModel:
     """Load a base model, open and verify a pool, and attach it.
@@ -37,18 +42,28 @@ def load(
     "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the
     base, `expert_dtype` the experts; `kernel` (native, torch, reference) computes them, by default the best that can
     run each call. `describer` (a registry name such as "openai:MODEL", or a describer) writes the descriptions of
-    queries that come without; a query that it fails goes on with the local term, unless `strict`. Raises the
-    `GliderError` of whatever does not fit, before anything is attached.
+    queries that come without; a query that it fails goes on with the local term, unless `strict`. `expert_memory`
+    (bytes, or "2GB"; default `$GLIDER_EXPERT_MEMORY`, else no limit) holds the experts used last in so much memory and
+    reads the others from their files when a token asks; their LoRA pairs are verified then. Raises the `GliderError` of
+    whatever does not fit, before anything is attached.
     """
+    limit = wanted_memory(expert_memory)
     opened = open_pool(pool)
     chosen = routers.create(router, **settings) if isinstance(router, str) else router
     if not isinstance(router, str) and settings:
         raise RouterError("settings within the router", f"{', '.join(settings)} beside it", "Put them into the router.")
     writer = load_describer(describer) if isinstance(describer, str) else describer
     prepared = chosen.prepare(opened)  # what the pool cannot serve shows before the base model is loaded
-    opened.verify()
+    opened.verify(adapters=limit is None)
     loaded = load_base(base or base_of(opened), dtype=dtype, device=device)
-    made = over(loaded, opened, chosen, expert_dtype=expert_dtype, prompt=prompt, prepared=prepared, kernel=kernel)
+    made = over(
+        *(loaded, opened, chosen),
+        expert_dtype=expert_dtype,
+        prompt=prompt,
+        prepared=prepared,
+        kernel=kernel,
+        expert_memory=limit,
+    )
     made.describer, made.strict = writer, strict
     return made
 
@@ -62,12 +77,34 @@ def over(
     prompt: PromptFormat | None = None,
     prepared: Prepared | None = None,
     kernel: str | None = None,
+    expert_memory: str | int | None = None,
 ) -> RoutedModel:
     """A routed model over a base that is loaded already; after `detach()` the base serves for the next."""
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
     prompt = prompt or _prompt_of(pool, base)
-    attached = attach(base.model, pool, router, expert_dtype=expert_dtype, prepared=prepared, kernel=kernel)
+    attached = attach(
+        *(base.model, pool, router),
+        expert_dtype=expert_dtype,
+        prepared=prepared,
+        kernel=kernel,
+        expert_memory=wanted_memory(expert_memory),
+    )
     return RoutedModel(base, pool, attached, prompt)
+
+
+def wanted_memory(limit: str | int | None) -> int | None:
+    """A limit of expert memory in bytes, from a number or a text such as "2GB"; None for no limit."""
+    wanted = os.environ.get(MEMORY_VARIABLE) or None if limit is None else limit
+    if wanted is None:
+        return None
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(wanted))
+    except ValidationError:
+        size = -1
+    if size < 0:
+        place = f"the variable {MEMORY_VARIABLE}" if limit is None else "expert memory"
+        raise ConfigError(f"{place} in bytes, as 2GB or 500MiB", repr(wanted), "Mend the number.")
+    return size
 
 
 def open_pool(pool: str | Path) -> Pool:

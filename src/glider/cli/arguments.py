@@ -42,6 +42,13 @@ GlobalOption = Annotated[
         help="Global signal: instruction, examples, ensemble. Default: the pool's; instruction for a description.",
     ),
 ]
+ExpertMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expert-memory",
+        help="Memory for experts, as 2GB: those used last stay in it, others are read when a token asks for them.",
+    ),
+]
 
 
 def load_model(
@@ -53,6 +60,7 @@ def load_model(
     describer: "Describer | None" = None,
     strict: bool = False,
     signal: str | None = None,
+    expert_memory: str | None = None,
 ) -> "RoutedModel":
     """The model that the shared options describe; a signal for a router that has none is an error of the router's."""
     from glider.cli.terminal import quiet_libraries
@@ -69,7 +77,13 @@ def load_model(
         raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
     settings = {"top_k": top_k, "top_p": top_p, "global_": signal}
     given = {name: value for name, value in settings.items() if value is not None}
-    return load(base, pool, router=router_from(router, given), describer=describer, strict=strict)
+    return load(
+        *(base, pool),
+        router=router_from(router, given),
+        describer=describer,
+        strict=strict,
+        expert_memory=expert_memory,
+    )
 
 
 def make_describer(name: str | None, base_url: str | None) -> "Describer | None":

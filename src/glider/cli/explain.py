@@ -11,6 +11,7 @@ from glider.cli.arguments import (
     BaseUrlOption,
     DescriberOption,
     DescriptionOption,
+    ExpertMemoryOption,
     GlobalOption,
     JsonOption,
     PoolOption,
@@ -48,6 +49,7 @@ def explain(
     strict: StrictOption = False,
     sites: Annotated[str, typer.Option("--sites", help="Only sites whose name fits, such as '*.q_proj'.")] = "*",
     truncate: TruncateOption = False,
+    expert_memory: ExpertMemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show, token by token, which experts a prompt uses, with which weights, at which sites.
@@ -57,7 +59,8 @@ def explain(
     text = read_prompt(prompt)
     if signal is None and router.startswith("glider") and (description or describer):
         signal = "instruction"
-    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict, signal)
+    writer = make_describer(describer, base_url)
+    model = load_model(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory)
     from glider.model import Query
 
     if not model.experts:

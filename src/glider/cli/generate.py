@@ -11,6 +11,7 @@ from glider.cli.arguments import (
     BaseUrlOption,
     DescriberOption,
     DescriptionOption,
+    ExpertMemoryOption,
     GlobalOption,
     JsonOption,
     PoolOption,
@@ -45,6 +46,7 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
     truncate: TruncateOption = False,
+    expert_memory: ExpertMemoryOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +58,8 @@ def generate(
     text = read_prompt(prompt)
     if signal is None and router.startswith("glider") and (description or describer):
         signal = "instruction"
-    model = load_model(pool, base, router, top_k, top_p, make_describer(describer, base_url), strict, signal)
+    writer = make_describer(describer, base_url)
+    model = load_model(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory)
     import torch
 
     from glider.model import Query

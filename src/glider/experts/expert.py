@@ -1,7 +1,7 @@
 """An expert on disk and in memory: LoRA pairs, gates, instruction embedding, card."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from glider.experts.peft_format import (
 )
 from glider.experts.profile import EMBEDDED, PREFIX, Profile
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertSite, MisfitError, parse_sites
+from glider.experts.tensor_file import TensorFile
 from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
@@ -48,6 +49,7 @@ class Expert:
     ):
         self.name, self.directory = name, directory
         self.card, self.layout, self.sites = card, layout, sites
+        self._due: str | None = None  # what the adapter's file is to be checked against when it is first read
 
     @classmethod
     def open(cls, directory: Path | str, name: str | None = None) -> "Expert":
@@ -72,10 +74,13 @@ class Expert:
     def factors(self, site: str) -> tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]:
         """The LoRA pair `(A, B)` at a site, in the dtype of the file."""
         prefix = f"base_model.model.{site}"
-        return (
-            self._adapter.get_tensor(f"{prefix}.lora_A.weight"),
-            self._adapter.get_tensor(f"{prefix}.lora_B.weight"),
-        )
+        a, b = self._adapter.read((f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"))
+        return a, b
+
+    def release(self) -> None:
+        """Give back the memory that reading LoRA pairs took; they are read again when somebody asks."""
+        if "_adapter" in self.__dict__:
+            self._adapter.release()
 
     def scaling(self, site: str) -> float:
         """What the product `B A` is multiplied by."""
@@ -101,9 +106,22 @@ class Expert:
         """Everything in `glider.safetensors`: gates, instruction embedding, profile."""
         return {name: self._extra.get_tensor(name) for name in self._extra.keys()}  # noqa: SIM118
 
-    def verify(self, hashes: Mapping[str, str] | None = None) -> None:
-        """Check every file against its hash (where given) and every value for being finite."""
-        for file, wanted in (hashes or {}).items():
+    def verify(self, hashes: Mapping[str, str] | None = None, adapter: bool = True) -> None:
+        """Check every file against its hash (where given) and every value for being finite.
+
+        Without `adapter` the LoRA pairs, which are most of the bytes, are checked when the first of them is read.
+        """
+        weights = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
+        if adapter:
+            self._due = None
+            self._check(hashes or {}, weights)
+            return
+        self._due = (hashes or {}).get(ADAPTER_WEIGHTS_FILE)
+        others = {file: wanted for file, wanted in (hashes or {}).items() if file != ADAPTER_WEIGHTS_FILE}
+        self._check(others, weights[1:])
+
+    def _check(self, hashes: Mapping[str, str], weights: Sequence[str]) -> None:
+        for file, wanted in hashes.items():
             path = self.directory / file
             if not path.is_file():
                 raise ExpertError(f"{path} of expert {self.name}", "no such file", "Get the expert anew.")
@@ -113,7 +131,7 @@ class Expert:
                     f"sha256 {got[:12]}",
                     "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
                 )
-        for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE):
+        for file in weights:
             with _reading(self.directory / file) as path, safe_open(path, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
                     if not torch.isfinite(tensors.get_tensor(key)).all():
@@ -124,9 +142,11 @@ class Expert:
                         )
 
     @cached_property
-    def _adapter(self) -> Any:
-        with _reading(self.directory / ADAPTER_WEIGHTS_FILE) as path:
-            return safe_open(path, framework="pt")
+    def _adapter(self) -> TensorFile:
+        if self._due is not None:
+            self._check({ADAPTER_WEIGHTS_FILE: self._due}, (ADAPTER_WEIGHTS_FILE,))
+            self._due = None
+        return TensorFile(self.directory / ADAPTER_WEIGHTS_FILE)
 
     @cached_property
     def _extra(self) -> Any:

@@ -199,10 +199,13 @@ class Pool:
             changed = {"calibrations": stored, "signal": signal if default else now.index.signal}
             return now._write(now.index.model_copy(update=changed), now.experts)
 
-    def verify(self) -> None:
-        """Check every file of every expert against its hash, and every weight for being finite."""
+    def verify(self, adapters: bool = True) -> None:
+        """Check every file of every expert against its hash, and every weight for being finite.
+
+        Without `adapters` an expert's LoRA pairs are checked when the first of them is read.
+        """
         for expert, record in zip(self.experts, self.index.experts, strict=True):
-            expert.verify({file: known.sha256 for file, known in record.files.items()})
+            expert.verify({file: known.sha256 for file, known in record.files.items()}, adapters)
 
     @property
     def names(self) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from glider.experts.headers import Header
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE, parse_key
 from glider.experts.profile import PREFIX, misfit
@@ -21,6 +23,7 @@ class ExpertSite:
     in_features: int
     out_features: int
     has_gate: bool
+    dtype: torch.dtype  # of the pair as stored; the wider one where A and B differ
 
 
 class MisfitError(Exception):
@@ -38,13 +41,16 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     Experts of one shape share their headers, and so the result.
     """
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for key, shape in adapter.shapes.items():
         if (parsed := parse_key(key)) is None:
             raise MisfitError(ADAPTER_WEIGHTS_FILE, "only LoRA pairs on linear layers", f"the tensor {key}")
-        pairs.setdefault(parsed[0], {})[parsed[1]] = shape
+        site, stored = parsed[0], adapter.dtypes[key]
+        pairs.setdefault(site, {})[parsed[1]] = shape
+        dtypes[site] = torch.promote_types(dtypes.get(site, stored), stored)
     if not pairs:
         raise MisfitError(ADAPTER_WEIGHTS_FILE, "LoRA pairs", "no tensor")
-    sites = {site: _parse_pair(site, pair, extra) for site, pair in pairs.items()}
+    sites = {site: _parse_pair(site, pair, extra, dtypes[site]) for site, pair in pairs.items()}
     if fault := misfit(extra.shapes):
         raise MisfitError(GLIDER_WEIGHTS_FILE, "the tensors of a profile", fault)
     for key, shape in extra.shapes.items():
@@ -60,10 +66,10 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     return sites
 
 
-def _parse_pair(site: str, pair: Mapping[str, tuple[int, ...]], extra: Header) -> ExpertSite:
+def _parse_pair(site: str, pair: Mapping[str, tuple[int, ...]], extra: Header, dtype: torch.dtype) -> ExpertSite:
     a, b, gate = pair.get("A"), pair.get("B"), extra.shapes.get(site + GATE)
     if a is None or b is None or len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
         raise MisfitError(ADAPTER_WEIGHTS_FILE, f"a pair A (R, D), B (O, R) for {site}", f"A {a}, B {b}")
     if gate is not None and gate != (a[1],):
         raise MisfitError(GLIDER_WEIGHTS_FILE, f"a gate of shape ({a[1]},) for {site}", f"{gate}")
-    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None)
+    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None, dtype=dtype)

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from glider.errors import PoolError, RouterError
+from glider.experts.expert import Expert
 from glider.experts.pool import Pool
-from glider.layers.bank import Bank
+from glider.layers.bank import Bank, storage
 from glider.layers.context import Batch, RoutingContext
+from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
 from glider.routing.base import Condition, Prepared, Router
@@ -27,6 +29,15 @@ class Attached:
         self.context = RoutingContext()
         self._originals = originals
         self._unfolded: dict[str, torch.Tensor] = {}
+
+    @property
+    def expert_memory(self) -> ExpertMemory | None:
+        """What holding experts in limited memory came to so far; None where all of them lie in memory."""
+        banks = [module for module in self.model.modules() if isinstance(module, HotBank)]
+        if not banks:
+            return None
+        size = sum(tensor.nbytes for bank in banks for tensor in (bank.A, bank.B))
+        return ExpertMemory(len(banks[0].A), size, sum(bank.reads for bank in banks))
 
     @contextmanager
     def routing(
@@ -96,31 +107,51 @@ def attach(
     expert_dtype: torch.dtype | None = None,
     prepared: Prepared | None = None,
     kernel: str | None = None,
+    expert_memory: int | None = None,
 ) -> Attached:
     """Replace every site of a pool by a routed one, all of them or none.
 
     `expert_dtype` is the storage of the stacked experts (default: the model's own, or on the CPU bfloat16 where all
     files hold that); `prepared` is what the router made of this pool before, where that exists; `kernel` (native,
-    torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. Raises
-    `PoolError` for a site the model does not have, or has with other widths, `RouterError` where the pool cannot serve
-    the router, and `KernelError` for a kernel that is not there.
+    torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. With
+    `expert_memory` (bytes) and experts that take more, each site holds those used last, and others are read from their
+    files when a token asks for them. Raises `ConfigError` where not one expert fits into that, `PoolError` for a site
+    the model does not have, or has with other widths, `RouterError` where the pool cannot serve the router, and
+    `KernelError` for a kernel that is not there.
     """
     prepared = prepared or router.prepare(pool)
     originals = {name: _find(model, name, prepared) for name in prepared.sites}
     attached = Attached(model, router, prepared, originals)
     uses_global = prepared.global_term is not None
+    stored = {name: _stored(originals[name], name, prepared, expert_dtype) for name in prepared.sites}
+    places = None if expert_memory is None else places_within(expert_memory, prepared, stored)
     routed = {}
     for name, site in prepared.sites.items():
-        weight = next(originals[name].parameters(), None)
-        device = weight.device if weight is not None else torch.device("cpu")
-        floating = weight is not None and weight.is_floating_point()
-        dtype = expert_dtype or (weight.dtype if floating else torch.float32)  # pyright: ignore
-        bank = Bank.of(name, prepared.experts, dtype, narrow=expert_dtype is None and device.type == "cpu").to(device)
+        device = _device(originals[name])
+        if places is None:
+            bank = Bank.of(name, prepared.experts, stored[name]).to(device)
+        else:
+            bank = HotBank(name, prepared.experts, places, stored[name]).to(device)
         layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global, kernel)
         routed[name] = layer.train(originals[name].training)
+    for expert in prepared.experts:
+        if isinstance(expert, Expert):
+            expert.release()
     for name, module in routed.items():
         _replace(model, name, module)
     return attached
+
+
+def _device(original: nn.Module) -> torch.device:
+    weight = next(original.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
+def _stored(original: nn.Module, site: str, prepared: Prepared, wanted: torch.dtype | None) -> torch.dtype:
+    """The dtype in which a site's experts are stored."""
+    weight = next(original.parameters(), None)
+    own = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
+    return storage(site, prepared.experts, wanted or own, wanted is None and _device(original).type == "cpu")
 
 
 def _find(model: nn.Module, name: str, prepared: Prepared) -> nn.Module:

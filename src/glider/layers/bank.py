@@ -1,11 +1,13 @@
 """The stacked experts of one site."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
 from glider.experts.expert import ExpertLike
+from glider.routing.base import Decision
 from glider.shapes import Float, Tensor
 
 
@@ -19,6 +21,8 @@ class Bank(nn.Module):
     A: Float[Tensor, "E R D"]
     B: Float[Tensor, "E O R"]
     scaling: Float[Tensor, " E"]
+    whole: bool = True  # every expert lies in memory, at its own index
+    lock: AbstractContextManager[object] = nullcontext()  # to be held while `parts` are computed
 
     def __init__(self, a: Float[Tensor, "E R D"], b: Float[Tensor, "E O R"], scaling: Float[Tensor, " E"]):
         super().__init__()
@@ -26,25 +30,48 @@ class Bank(nn.Module):
         self.register_buffer("B", b.mT.contiguous().mT, persistent=False)
         self.register_buffer("scaling", scaling, persistent=False)
 
-    @classmethod
-    def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype, narrow: bool = False) -> "Bank":
-        """Stack what the experts hold at a site, stored in `dtype`.
+    @property
+    def stack(self) -> "Bank":
+        """The bank whose tensors a kernel reads."""
+        return self
 
-        `narrow` stores in bfloat16 what is bfloat16 in all files, under a float32 `dtype`: the same values, half the
-        memory.
-        """
-        present = [(i, expert) for i, expert in enumerate(experts) if site in expert.sites]
-        shapes = [expert.sites[site] for _, expert in present]
+    def parts(self, decision: Decision) -> Iterable[Decision]:
+        """Decisions by place in `stack` that add up to this one, each computed before the next is asked for."""
+        return (decision,)
+
+    @classmethod
+    def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype) -> "Bank":
+        """Stack what the experts hold at a site, stored in `dtype`."""
+        bank = cls.empty(site, experts, len(experts), dtype)
+        for i, expert in enumerate(experts):
+            if site in expert.sites:
+                bank.put(i, site, expert)
+                bank.scaling[i] = expert.scaling(site)
+        return bank
+
+    @classmethod
+    def empty(cls, site: str, experts: Sequence[ExpertLike], places: int, dtype: torch.dtype) -> "Bank":
+        """Room for so many of the experts at a site; memory that nothing was put into is not resident yet."""
+        shapes = [expert.sites[site] for expert in experts if site in expert.sites]
         rank = max(shape.rank for shape in shapes)
-        if narrow and dtype == torch.float32:
-            stored = {factor.dtype for _, expert in present for factor in expert.factors(site)}
-            dtype = torch.bfloat16 if stored == {torch.bfloat16} else dtype
-        a = torch.zeros(len(experts), rank, shapes[0].in_features, dtype=dtype)
-        b = torch.zeros(len(experts), rank, shapes[0].out_features, dtype=dtype).mT
-        scaling = torch.zeros(len(experts))
-        for i, expert in present:
-            own_a, own_b = expert.factors(site)
-            a[i, : own_a.shape[0]] = own_a
-            b[i, :, : own_b.shape[1]] = own_b
-            scaling[i] = expert.scaling(site)
-        return cls(a, b, scaling)
+        a = torch.zeros(places, rank, shapes[0].in_features, dtype=dtype)
+        b = torch.zeros(places, rank, shapes[0].out_features, dtype=dtype)
+        return cls(a, b.mT, torch.zeros(places))
+
+    def put(self, place: int, site: str, expert: ExpertLike) -> None:
+        """Copy an expert's pair to a place, over whatever it held."""
+        a, b = expert.factors(site)
+        rank = a.shape[0]
+        self.A[place, :rank] = a
+        self.B[place, :, :rank] = b
+        self.A[place, rank:] = 0
+        self.B[place, :, rank:] = 0
+
+
+def storage(site: str, experts: Sequence[ExpertLike], dtype: torch.dtype, narrow: bool) -> torch.dtype:
+    """The dtype a site's experts are stored in: `dtype`, or bfloat16 where that is float32 and all files hold bfloat16.
+
+    The values are the same then, in half the memory; `narrow` allows it.
+    """
+    stored = {expert.sites[site].dtype for expert in experts if site in expert.sites}
+    return torch.bfloat16 if narrow and dtype == torch.float32 and stored == {torch.bfloat16} else dtype

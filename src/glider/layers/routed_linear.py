@@ -7,7 +7,8 @@ from torch import nn
 
 from glider.errors import KernelError
 from glider.layers.bank import Bank
-from glider.layers.context import RoutingContext
+from glider.layers.context import Batch, RoutingContext
+from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import native
 from glider.layers.kernels.choice import require_native, wanted_kernel
 from glider.layers.kernels.grouped import add_experts
@@ -28,7 +29,7 @@ class RoutedLinear(nn.Module):
         self,
         base: nn.Module,
         site: Site,
-        bank: Bank,
+        bank: Bank | HotBank,
         router: Router,
         context: RoutingContext,
         global_: bool,
@@ -40,8 +41,9 @@ class RoutedLinear(nn.Module):
         self.in_features, self.out_features = bank.A.shape[-1], bank.B.shape[1]
         self.kernel = wanted_kernel(kernel)
         if self.kernel == "native":
-            require_native(bank, site.name)
+            require_native(bank.stack, site.name)
         self._native: NativeSite | bool | None = None  # bound at the first call; False: it cannot run here
+        self._decider: NativeSite | None = None  # decides for a bank that has to be asked for the experts then
 
     @property
     def weight(self) -> torch.Tensor:
@@ -87,19 +89,42 @@ class RoutedLinear(nn.Module):
         site = self.site
         if site.absent.device != x.device:  # the model was moved after attaching
             self.site = site = site.to(x.device)
-        decision = self.router.route(site, tokens, self._term(x, tokens))
+        batch = self.context.batch
+        tracing = batch is not None and batch.trace is not None
+        if bound is not None and self._decider is not None and not tracing:
+            decision = self._decide(self._decider, x, tokens, batch)
+        else:
+            decision = self.router.route(site, tokens, self._term(x, tokens))
         kernel = self._choose(tokens, decision, bound)
-        if self.context.batch is not None and self.context.batch.trace is not None:
-            self.context.batch.trace.record(site.name, decision, x.shape[0] if x.ndim > 2 else None, kernel)
+        if batch is not None and batch.trace is not None:
+            batch.trace.record(site.name, decision, x.shape[0] if x.ndim > 2 else None, kernel)
+        with self.bank.lock:
+            for part in self.bank.parts(decision):
+                y = self._add(y, tokens, part, kernel, bound)
+        return y
+
+    def _add(
+        self, y: torch.Tensor, tokens: torch.Tensor, decision: Decision, kernel: str, bound: NativeSite | None
+    ) -> torch.Tensor:
+        """y with the experts of a decision, by place in the bank's stack, added; in place where that can be."""
+        stack = self.bank.stack
         if kernel == "native":
             assert bound is not None
             bound.apply(y, tokens, decision)
             return y
         if kernel == "reference":
-            return y + apply_experts(tokens, decision, self.bank).view(y.shape).to(y.dtype)
-        change = y if y.dtype == x.dtype else x.new_zeros(y.shape)
-        add_experts(change.view(-1, self.out_features), tokens, decision, self.bank)
+            return y + apply_experts(tokens, decision, stack).view(y.shape).to(y.dtype)
+        change = y if y.dtype == tokens.dtype else tokens.new_zeros(y.shape)
+        add_experts(change.view(-1, self.out_features), tokens, decision, stack)
         return y if change is y else y + change.to(y.dtype)
+
+    def _decide(self, decider: NativeSite, x: torch.Tensor, tokens: torch.Tensor, batch: Batch | None) -> Decision:
+        """The native router's decision for plain tokens."""
+        if batch is None or batch.condition is None:
+            self._term(x, tokens)  # warns where there should be one
+            return decider.decide(tokens, decider.kept)
+        batch.check(len(tokens), x.shape[0] if x.ndim > 2 else None)
+        return decider.decide(tokens, decider.kept, batch.host_term, batch.host_queries)
 
     def _choose(self, x: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
         """The kernel of a call whose decision is made."""
@@ -107,7 +132,7 @@ class RoutedLinear(nn.Module):
             return "native"
         if self.kernel == "native":
             if self._native is False:
-                got = native.refusal(self.bank) or "it cannot"
+                got = native.refusal(self.bank.stack) or "it cannot"
             else:
                 got = "a call that needs gradients" if torch.is_grad_enabled() else f"tokens in {x.dtype} on {x.device}"
             raise KernelError(f"a call that the native kernel can run at {self.site.name}", got, "Choose kernel torch.")
@@ -118,8 +143,14 @@ class RoutedLinear(nn.Module):
     def _bind(self) -> NativeSite | bool:
         """The site as the native kernel knows it; False where it cannot serve it."""
         bound: NativeSite | bool = False
-        if self.kernel in (None, "native") and native.extension() is not None and native.refusal(self.bank) is None:
-            bound = NativeSite(self.bank, self.site, self._linear())
+        stack = self.bank.stack
+        if self.kernel in (None, "native") and native.extension() is not None and native.refusal(stack) is None:
+            linear = self._linear()
+            if self.bank.whole:
+                bound = NativeSite(stack, self.site, linear)
+            else:
+                bound = NativeSite(stack, None, None)
+                self._decider = linear and NativeSite.deciding(self.in_features, self.site, linear)
         self._native = bound
         return bound
 
@@ -127,7 +158,7 @@ class RoutedLinear(nn.Module):
         return self.router.linear(self.site) if isinstance(self.router, LinearRouter) else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "RoutedLinear":
-        self._native = None  # tensors move
+        self._native = self._decider = None  # tensors move
         return super()._apply(fn, recurse)
 
     def _term(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ class MergedExpert:
     @property
     def sites(self) -> dict[str, ExpertSite]:
         return {
-            site: ExpertSite(rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], has_gate=False)
+            site: ExpertSite(a.shape[0], a.shape[1], b.shape[0], False, torch.promote_types(a.dtype, b.dtype))
             for site, (a, b) in self.pairs.items()
         }
 

@@ -56,20 +56,43 @@ class NativeSite:
     Everything it reads stays where it is: whoever moves the bank or the site makes a new one.
     """
 
-    def __init__(self, bank: Bank, site: Site, linear: LinearTopK | None, shortlist: bool | None = None):
-        native = extension()
-        assert native is not None and refusal(bank) is None
+    def __init__(self, bank: Bank, site: Site | None, linear: LinearTopK | None, shortlist: bool | None = None):
+        assert refusal(bank) is None
         experts, rank, width = bank.A.shape
         a, b = bank.A.contiguous(), bank.B.mT.contiguous()  # as they are stored
+        scaling = bank.scaling.float().contiguous()
+        self._open(experts, rank, width, bank.B.shape[1], (a, b, scaling), site, linear, shortlist)
+
+    @classmethod
+    def deciding(cls, width: int, site: Site, linear: LinearTopK, shortlist: bool | None = None) -> "NativeSite":
+        """The router alone: `decide` is all it can."""
+        made = cls.__new__(cls)
+        made._open(len(site.absent), 1, width, 1, None, site, linear, shortlist)
+        return made
+
+    def _open(
+        self,
+        experts: int,
+        rank: int,
+        width: int,
+        out: int,
+        factors: tuple[Tensor, Tensor, Tensor] | None,
+        site: Site | None,
+        linear: LinearTopK | None,
+        shortlist: bool | None,
+    ) -> None:
+        native = extension()
+        assert native is not None
+        a, b, scaling = factors or (None, None, torch.ones(experts))
         scores = None if linear is None else linear.scores
         rows = None if scores is None or scores.rows is None else scores.rows.float().contiguous()
-        absent = site.absent.contiguous() if site.absent.any() else None
-        scaling = bank.scaling.float().contiguous()
+        absent = site.absent.contiguous() if site is not None and site.absent.any() else None
         self._held = (a, b, rows)
         self._width = width
         self.decides = linear is not None
+        self.kept = 1 if linear is None else min(linear.k, experts)
         self._site = native.site(
-            *(experts, rank, width, bank.B.shape[1], a.dtype == torch.bfloat16),
+            *(experts, rank, width, out, a is not None and a.dtype == torch.bfloat16),
             *(_address(tensor) for tensor in (a, b, scaling, rows, absent)),
             scores is not None and scores.standardise,
             scores is not None and scores.absolute,
