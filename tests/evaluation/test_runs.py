@@ -245,3 +245,22 @@ def test_a_run_names_its_device(make_run) -> None:
     assert statuses(make_run(["base"])) == ["unchanged"] * 3
     with pytest.raises(ConfigError, match="cpu or cuda"):
         make_run(["base"], device="abacus")
+
+
+def test_the_precision_of_products_holds_for_the_run_alone(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from glider.evaluation import runs
+
+    seen = []
+    real = runs.score_rows_of
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(runs, "score_rows_of", watched)
+    run = make_run(["base"], matmul="medium")
+    assert statuses(run) == ["done"] * 3
+    assert set(seen) == {"medium"} and torch.get_float32_matmul_precision() == "highest"
+    assert told(run, "base", "near", "even")["config"]["matmul"] == "medium"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -84,6 +84,7 @@ class RunPlan(Config):
     pool: str = "demo"
     base: str | None = None
     dtype: str = "float32"
+    matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
     device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
     split: str | None = "test"
     rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed

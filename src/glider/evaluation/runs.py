@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -127,7 +128,8 @@ class Run:
         """Evaluate cells that share one routed model."""
         self.base()  # a base that is missing stops the run
         try:
-            model, notes = self._model(router, cells[0].task)
+            with self._matmul():
+                model, notes = self._model(router, cells[0].task)
         except Exception as fault:  # one router's fault is not the others'
             yield from [self._fail(cell, fault) for cell in cells]
             return
@@ -150,9 +152,10 @@ class Run:
     def _evaluate(self, cell: Cell, model: RoutedModel, notes: dict[str, Any], tick: Tick) -> dict[str, Any]:
         task, chosen = cell.task, cell.task.chosen()
         description = task.description if cell.plan.descriptions else None
-        results = score_rows_of(
-            model, chosen, description, task.max_new_tokens, lambda done: tick(cell.plan.label, task.name, done)
-        )
+        with self._matmul():
+            results = score_rows_of(
+                model, chosen, description, task.max_new_tokens, lambda done: tick(cell.plan.label, task.name, done)
+            )
         return {**summary_of(chosen, results), **notes, "results": [asdict(result) for result in results]}
 
     def _oracle(self, cell: Cell) -> dict[str, Any]:
@@ -188,6 +191,7 @@ class Run:
             "task": task.settings() | ({} if router.descriptions else {"description": None}),
             "base": self._base_name,
             "dtype": self.plan.dtype,
+            "matmul": self.plan.matmul,
         }
         if router.searched:
             config["fewshot"] = {"rows": router.fewshot, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
@@ -197,6 +201,16 @@ class Run:
     def absent(self, router: RouterPlan, task: Task) -> bool:
         """Whether `single:{task}` has no expert of that name."""
         return router.router == "single:{task}" and task.name not in self.pool.names
+
+    @contextmanager
+    def _matmul(self) -> Iterator[None]:
+        """The run's precision of float32 products, which PyTorch holds for the whole process."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.plan.matmul)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def base(self) -> BaseModel:
         """The base model, loaded when first needed."""
