@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from large_pool import record, resident_megabytes
-from overhead import clocked, filler, random_ids, stepper
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -41,6 +39,8 @@ from glider.experts.sites import GLIDER_WEIGHTS_FILE
 from glider.loading import over, wanted_memory
 from glider.routing.base import Condition
 from glider.routing.glider import Glider
+from large_pool import record, resident_megabytes
+from overhead import clocked, filler, random_ids, stepper
 
 RANK = 16
 EMBEDDER = EmbedderIdentity(embedder="all-MiniLM-L6-v2", dimension=384, probe=(0.0,) * 8)
