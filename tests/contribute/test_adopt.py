@@ -187,6 +187,16 @@ def test_an_adapter_of_the_hub_is_remembered_by_its_id(
     assert expert.card.training["imported_from"] == "somebody/lora"
 
 
+def test_a_repository_of_a_pickle_alone_is_refused(
+    llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Only settings and safetensors are fetched, so that nothing else arrives."""
+    (tmp_path / "snapshot").mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(tmp_path / "snapshot"))
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors in the repository somebody/lora.*pickle"):
+        import_adapter("somebody/lora", str(llama_directory), tmp_path / "ex")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -302,7 +312,8 @@ def test_settings_that_only_training_needs_are_not_run(
     plain = shutil.copytree(expert.directory, expert.directory.parent / "plain" / "ex")
     edit_json(expert.directory / "adapter_config.json", target_modules="(.+)+x", lora_dropout=0.5)
     script = (
-        "import sys\nfrom glider.contribute.adopt import make_gates\nfrom glider.contribute.settings import TrainConfig\n"
+        "import sys\nfrom glider.contribute.adopt import make_gates\n"
+        "from glider.contribute.settings import TrainConfig\n"
         "make_gates(*sys.argv[1:4], TrainConfig.model_validate_json(sys.argv[4]))\n"
     )
     settings = quick().model_dump_json()

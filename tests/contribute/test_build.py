@@ -382,6 +382,19 @@ def test_the_command_tells_what_it_did(draft: Draft, glider: Callable[..., tuple
     assert err.splitlines() == ["one: done", "two: done"]
 
 
+def test_an_expert_that_a_build_adds_changes_the_calibration(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["defaults"] |= {"validation": 20}
+    for name in ("one", "two", "three"):
+        lines = [json.dumps({"input": f"{name} {name}{i} say", "output": "x"}) + "\n" for i in range(200)]
+        (draft.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    code, _, err = glider("pool", "calibrate", draft.pool)
+    assert code == 0, err
+    draft.plan["experts"].append({"name": "three", "data": "three.jsonl"})
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    assert Pool.open(draft.pool).index.calibrations["examples"].experts == ("one", "two", "three")
+
+
 def test_a_failure_is_named_at_the_end_with_exit_code_1(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
     (draft.root / "one.jsonl").write_text("no rows", "utf8")
     code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")

@@ -369,7 +369,9 @@ def test_a_truncated_file_is_refused(experts: list[Tensors], tmp_path: Path) -> 
         open_checkpoint(file, NAMES)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(1).expand(1 << 17, 1 << 17), torch.empty(1 << 20, 1 << 20, device="meta")])
+@pytest.mark.parametrize(
+    "value", [torch.zeros(1).expand(1 << 17, 1 << 17), torch.empty(1 << 20, 1 << 20, device="meta")]
+)
 def test_a_tensor_larger_than_its_file_is_refused(value: torch.Tensor, tmp_path: Path) -> None:
     """The first one is four bytes in the file and 64 GB as soon as it is copied."""
     torch.save({"base_model.model.x.lora_A.default.weight": value}, tmp_path / "a_best.pt")
@@ -379,7 +381,9 @@ def test_a_tensor_larger_than_its_file_is_refused(value: torch.Tensor, tmp_path:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@given(changes=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=4), kept=st.floats(0, 1))
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=4), kept=st.floats(0, 1)
+)
 @settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mutated_checkpoint_is_read_or_refused(
     zipped: bool, changes: list[tuple[float, bytes]], kept: float, tmp_path: Path

@@ -168,7 +168,14 @@ def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Ex
 def _adapter_directory(source: Path | str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        return _download(str(source))  # its files are links within the hub's own cache
+        found = _download(str(source))  # its files are links within the hub's own cache
+        if not (found / ADAPTER_WEIGHTS_FILE).exists():
+            raise ExpertError(
+                f"{ADAPTER_WEIGHTS_FILE} in the repository {source}",
+                "none",
+                "If it has adapter_model.bin, a pickle: save it again with PEFT, which writes safetensors.",
+            )
+        return found
     refuse_links_out(path, ADAPTER_FILES)
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(

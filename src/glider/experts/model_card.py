@@ -46,7 +46,8 @@ def pool_model_card(pool: Pool, repo_id: str) -> str:
     kind = cards[0].prompt.kind if cards else "plain"
     base, directory = _base_name(pool.index.base), repo_id.rpartition("/")[2]
     rows = [
-        (expert.name, expert.card.description or expert.card.task, expert.card.licence or "not stated") for expert in pool
+        (expert.name, expert.card.description or expert.card.task, expert.card.licence or "not stated")
+        for expert in pool
     ]
     load = _peft_example(kind, base, repo_id, subfolder=pool.index.experts[0].home) if cards else ""
     return _render(
