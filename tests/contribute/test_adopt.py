@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from glider.base_model import BaseModel, load_base
 from glider.contribute.adopt import describe, import_adapter, make_gates
+from glider.contribute.lora import lora_config
 from glider.contribute.settings import TrainConfig
 from glider.errors import BaseModelError, DataError, EmbedderError, ExpertError, GliderError, RouterError
 from glider.experts.expert import Expert
@@ -139,6 +142,11 @@ def test_an_imported_adapter_computes_what_peft_computes(
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert (wanted - plain).abs().max() > 0.1
 
+    again = load_base(str(base_directory))  # the settings that gates are trained with
+    settings: Any = lora_config(expert, again.model)
+    rebuilt = PeftModel.from_pretrained(again.model, str(expert.directory), config=settings).eval()
+    torch.testing.assert_close(logits(rebuilt), wanted, rtol=1e-6, atol=1e-6)
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_an_adapter_keeps_the_dtype_of_its_file(llama_directory: Path, tmp_path: Path, dtype: torch.dtype):
@@ -177,6 +185,16 @@ def test_an_adapter_of_the_hub_is_remembered_by_its_id(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(snapshot))
     expert = import_adapter("somebody/lora", str(llama_directory), tmp_path / "ex")
     assert expert.card.training["imported_from"] == "somebody/lora"
+
+
+def test_a_repository_of_a_pickle_alone_is_refused(
+    llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Only settings and safetensors are fetched, so that nothing else arrives."""
+    (tmp_path / "snapshot").mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(tmp_path / "snapshot"))
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors in the repository somebody/lora.*pickle"):
+        import_adapter("somebody/lora", str(llama_directory), tmp_path / "ex")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +303,24 @@ def test_the_same_data_gives_the_same_gates(expert: Expert, llama_directory: Pat
     torch.randn(3)
     make_gates(twin, data, str(llama_directory), quick())
     assert content(twin, ("glider.safetensors",)) == content(expert.directory, ("glider.safetensors",))
+
+
+def test_settings_that_only_training_needs_are_not_run(
+    expert: Expert, llama_directory: Path, data: Path, edit_json: Edit
+):
+    """A stranger's `target_modules` is a regular expression that may take for ever, and his dropout is his own."""
+    plain = shutil.copytree(expert.directory, expert.directory.parent / "plain" / "ex")
+    edit_json(expert.directory / "adapter_config.json", target_modules="(.+)+x", lora_dropout=0.5)
+    script = (
+        "import sys\nfrom glider.contribute.adopt import make_gates\n"
+        "from glider.contribute.settings import TrainConfig\n"
+        "make_gates(*sys.argv[1:4], TrainConfig.model_validate_json(sys.argv[4]))\n"
+    )
+    settings = quick().model_dump_json()
+    arguments = [str(expert.directory), str(data), str(llama_directory), settings]
+    subprocess.run([sys.executable, "-c", script, *arguments], timeout=60, check=True)
+    make_gates(plain, data, str(llama_directory), quick())
+    assert content(expert.directory, ("glider.safetensors",)) == content(plain, ("glider.safetensors",))
 
 
 def test_gates_can_be_trained_again(expert: Expert, llama_directory: Path, data: Path):

@@ -1,11 +1,13 @@
 """A plan becomes a pool: what is missing is made, what is there stays, and an interruption changes no byte."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -380,6 +382,19 @@ def test_the_command_tells_what_it_did(draft: Draft, glider: Callable[..., tuple
     assert err.splitlines() == ["one: done", "two: done"]
 
 
+def test_an_expert_that_a_build_adds_changes_the_calibration(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["defaults"] |= {"validation": 20}
+    for name in ("one", "two", "three"):
+        lines = [json.dumps({"input": f"{name} {name}{i} say", "output": "x"}) + "\n" for i in range(200)]
+        (draft.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    code, _, err = glider("pool", "calibrate", draft.pool)
+    assert code == 0, err
+    draft.plan["experts"].append({"name": "three", "data": "three.jsonl"})
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    assert Pool.open(draft.pool).index.calibrations["examples"].experts == ("one", "two", "three")
+
+
 def test_a_failure_is_named_at_the_end_with_exit_code_1(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
     (draft.root / "one.jsonl").write_text("no rows", "utf8")
     code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")
@@ -411,6 +426,83 @@ def test_two_workers_make_the_same_bytes_as_one(draft: Draft, monkeypatch: pytes
     assert {name: draft.bytes_of(name) for name in ("one", "two")} == alone
     assert {name for name, _, _ in lines} == {"one", "two"}
     assert sorted(Pool.open(draft.pool).names) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_fails_its_own_expert_alone(draft: Draft, monkeypatch: pytest.MonkeyPatch):
+    """The system ends a process that takes too much memory. The others, and those that wait, must not go with it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    draft.plan["experts"].append({"name": "three", "data": "two.jsonl"})
+
+    def kill(name: str, *_: object) -> None:
+        if name == "one":
+            (worker,) = (process for process in multiprocessing.active_children() if process.name == "one")
+            worker.kill()
+
+    told = draft.build(LocalExecutor(2), kill)
+    assert told.pop("one").startswith("failed its process ended early (SIGKILL")
+    assert told == {"two": "done", "three": "done"}
+    assert draft.build() == {"one": "done", "two": "unchanged", "three": "unchanged"}
+    assert draft.leftovers() == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_build_stops_its_workers(draft: Draft, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C once ended the experts at work and let those that waited be made, one after the other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    draft.plan["experts"].append({"name": "three", "data": "two.jsonl"})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draft.build(LocalExecutor(2), interrupt)
+    assert multiprocessing.active_children() == []
+    assert not (draft.pool / "three").exists()
+    assert draft.build() == {"one": "done", "two": "done", "three": "done"}
+
+
+ORPHANS = """
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+
+def told(*line):
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    plan, pool = map(Path, sys.argv[1:])
+    list(build_pool(PoolPlan.read(plan), plan.parent, pool, LocalExecutor(2), told))
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_build(draft: Draft):
+    """Otherwise they would go on beside those of the next build, in the same directories."""
+    draft.plan["defaults"]["steps"] = 100_000
+    (draft.root / "orphans.py").write_text(ORPHANS, "utf8")
+    command = [sys.executable, str(draft.root / "orphans.py"), str(draft.write()), str(draft.pool)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as killed:
+        assert killed.stdout is not None
+        workers = [Path("/proc") / pid for pid in killed.stdout.readline().split()]
+        assert len(workers) == 2 and all(worker.exists() for worker in workers)
+        killed.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(process: Path) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for yet does not."""
+    try:
+        return "\nState:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 KILLED_BUILD = """

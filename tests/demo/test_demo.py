@@ -75,3 +75,4 @@ def test_example_of_a_growing_pool_runs() -> None:
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "alpha went from 3 to 103" in ran.stdout and "files are as they were" in ran.stdout
+    assert "'positive' before, 'positive' after" in ran.stdout

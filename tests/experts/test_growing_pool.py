@@ -202,6 +202,23 @@ def test_putting_a_broken_expert_leaves_the_others(path: Path, edit_tensors: Cal
     assert [name for name in pool.names if name != "b"] == ["a", "c"]
 
 
+def test_putting_an_expert_of_other_widths_changes_nothing(
+    path: Path, make: MakeExpert, edit_tensors: Callable[..., None]
+):
+    """Such a pool could not be opened again. One that is broken already does not stand in the way."""
+    make(path / "wide", seed=9)
+    key = f"base_model.model.{UP}.lora_B.weight"
+    edit_tensors(path / "wide" / "adapter_model.safetensors", lambda tensors: tensors.update({key: torch.ones(50, 4)}))
+    os.truncate(path / "a" / "card.json", 10)
+    index = (path / "pool.json").read_bytes()
+    with pytest.raises(PoolError, match=r"32 -> 48 at .*up_proj, as in b; got 32 -> 50 in wide"):
+        Pool.put(path, "wide")
+    assert (path / "pool.json").read_bytes() == index
+    Pool.put(path, "d")
+    Pool.discard(path, "a")
+    assert Pool.open(path).names == ["b", "c", "d"]
+
+
 def test_a_stale_handle_changes_the_pool_as_it_is_now(path: Path):
     one, other = Pool.open(path), Pool.open(path)
     one.remove("a")

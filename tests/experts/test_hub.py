@@ -138,6 +138,28 @@ def test_pool_round_trip_gives_identical_files(hub, pool: Pool, target: Path) ->
     assert pulled.names == ["e0", "e1"] and [path.name for path in target.parent.iterdir()] == ["thing"]
 
 
+def test_a_renamed_expert_travels_in_the_directory_it_has(hub, pool: Pool, target: Path) -> None:
+    """Its name in the pool is no directory; pushing once looked for its files there."""
+    renamed = pool.rename("e0", "z")
+    push_pool(renamed, REPO)
+    assert set(hub.files(REPO)) - {"README.md"} == set(content(pool.path))
+    text = hub.files(REPO)["README.md"].decode()
+    assert "| z | e0 | not stated |" in text and 'subfolder="e0"' in text
+    pulled = pull_pool(REPO, target)
+    assert pulled.names == ["z", "e1"] and pulled["z"].directory == target / "e0"
+    assert content(target) == content(pool.path)
+
+
+@pytest.mark.parametrize("home", ["../x", "/etc", "a/b", ".", "e*"])
+def test_pool_cannot_place_an_expert_elsewhere(hub, pool: Pool, target: Path, home: str) -> None:
+    push_pool(pool, REPO)
+    index = json.loads(hub.files(REPO)[POOL_FILE])
+    index["experts"][0]["directory"] = home
+    extra = {f"{home}/{file}": b"{}" for file in EXPERT_FILES}
+    hub.repositories[REPO].commit("main", {POOL_FILE: json.dumps(index).encode(), **extra})
+    refused(lambda: pull_pool(REPO, target), target, f"{REPO}/{POOL_FILE}", "experts.0.directory", error=PoolError)
+
+
 def test_extra_files_are_not_fetched(hub, pool: Pool, target: Path) -> None:
     push_pool(pool, REPO)
     extra = {"train.py": b"import os", "e0/adapter_model.bin": b"pickle", "e2/card.json": b"{}", "../../escaped": b"x"}

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import T5ForConditionalGeneration
 from typer.testing import CliRunner
@@ -364,6 +367,40 @@ def test_a_truncated_file_is_refused(experts: list[Tensors], tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(ExpertError, match=r"best\.pt"):
         open_checkpoint(file, NAMES)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(1).expand(1 << 17, 1 << 17), torch.empty(1 << 20, 1 << 20, device="meta")]
+)
+def test_a_tensor_larger_than_its_file_is_refused(value: torch.Tensor, tmp_path: Path) -> None:
+    """The first one is four bytes in the file and 64 GB as soon as it is copied."""
+    torch.save({"base_model.model.x.lora_A.default.weight": value}, tmp_path / "a_best.pt")
+    for read in (open_checkpoint, read_embeddings):
+        with pytest.raises(ExpertError, match=r"no larger than their file in .*a_best\.pt"):
+            read(tmp_path / "a_best.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=4), kept=st.floats(0, 1)
+)
+@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mutated_checkpoint_is_read_or_refused(
+    zipped: bool, changes: list[tuple[float, bytes]], kept: float, tmp_path: Path
+) -> None:
+    """Bytes written over at any place, the end cut off; anything but a `GliderError` comes out."""
+    part = {"A.default.weight": torch.ones(1, 4), "B.default.weight": torch.ones(4, 1), "gate.default": torch.ones(4)}
+    tensors = {f"base_model.model.encoder.x.lora_{key}": value for key, value in part.items()}
+    file = tmp_path / "a_best.pt"
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    content = bytearray(file.read_bytes())
+    for where, more in changes:
+        at = int(where * len(content))
+        content[at : at + len(more)] = more
+    file.write_bytes(content if kept > 0.5 else content[: int(2 * kept * len(content))])
+    for read in (lambda: list(open_checkpoint(file).experts()), lambda: read_embeddings(file)):
+        with suppress(GliderError):
+            read()
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """PEFT's adapter settings, read without PEFT: the same scaling, and a refusal of all that is not plain LoRA."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,14 @@ def test_settings_as_peft_saves_them_are_accepted(tmp_path: Path, settings: dict
         ("alora_invocation_tokens", [5, 6]),
         ("use_qalora", True),
         ("use_bdlora", {"target_modules_bd_a": ["q_proj"]}),
+        ("kasa_config", {"beta": 1e-4}),
+        ("monteclora_config", {"num_samples": 8}),
+        ("velora_config", {"num_groups": 32}),
+        ("arrow_config", {"top_k": 3}),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "olora"),
+        ("init_lora_weights", "OLoRA"),
     ],
 )
 def test_all_but_plain_lora_is_refused(tmp_path: Path, settings: dict[str, Any], setting: str, value: Any):
@@ -91,6 +97,16 @@ def test_all_but_plain_lora_is_refused(tmp_path: Path, settings: dict[str, Any],
     with pytest.raises(ExpertError, match=setting) as raised:
         read(tmp_path, {**settings, setting: value})
     assert str(tmp_path / "adapter_config.json") in str(raised.value)
+
+
+def test_every_variant_that_peft_knows_is_refused(tmp_path: Path, settings: dict[str, Any]):
+    """A variant that a newer PEFT adds must not pass for plain LoRA."""
+    variants = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
+    assert {"use_dora", "kasa_config"} <= set(variants)
+    for variant in variants:
+        assert not settings.get(variant)
+        with pytest.raises(ExpertError, match=variant):
+            read(tmp_path, {**settings, variant: {"x": 1}})
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian"])

@@ -133,6 +133,7 @@ def build(
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import LocalExecutor, PoolPlan, build_pool, names_of
     from glider.contribute.build import as_json as told
+    from glider.experts.pool import POOL_FILE
 
     read = PoolPlan.read(plan)
     quiet_libraries()
@@ -146,8 +147,12 @@ def build(
     else:
         for row in told(outcomes):
             print(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
-    if failed := names_of(outcomes, "failed"):
+    failed = names_of(outcomes, "failed")
+    if failed:
         print(f"glider: {len(failed)} of {len(outcomes)} experts failed: {', '.join(failed)}", file=sys.stderr)
+    if (out / POOL_FILE).exists():
+        _settled(out)
+    if failed:
         raise typer.Exit(1)
 
 

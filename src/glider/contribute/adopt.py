@@ -108,9 +108,12 @@ def _train_gates(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from peft import PeftModel
 
+    from glider.contribute.lora import lora_config
+
     if config.minutes is not None:  # the whole budget is the gates': no LoRA is trained
         config = config.model_copy(update={"minutes": config.minutes / config.gate_share})
-    peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory)).train()
+    plain: Any = lora_config(expert, loaded.model)  # a stranger's settings are not run: his regex might take for ever
+    peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory), config=plain).train()
     with gated(peft_model) as gates:
         record = run_stage("gates", peft_model, gates, task, config, loaded.tokenizer.pad_token_id, state, report)
     return {site: gate.detach() for site, gate in gates.items()}, record
@@ -165,7 +168,14 @@ def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Ex
 def _adapter_directory(source: Path | str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        return _download(str(source))  # its files are links within the hub's own cache
+        found = _download(str(source))  # its files are links within the hub's own cache
+        if not (found / ADAPTER_WEIGHTS_FILE).exists():
+            raise ExpertError(
+                f"{ADAPTER_WEIGHTS_FILE} in the repository {source}",
+                "none",
+                "If it has adapter_model.bin, a pickle: save it again with PEFT, which writes safetensors.",
+            )
+        return found
     refuse_links_out(path, ADAPTER_FILES)
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(

@@ -1,11 +1,16 @@
 """Many experts at once: a declarative plan, one self-contained, retryable, idempotent job per expert."""
 
 import hashlib
+import os
 import shutil
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -182,7 +187,10 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Processes on this machine, the cores shared among them."""
+    """Processes on this machine, one for each job, the cores shared among them.
+
+    A process that dies is the failure of its job alone. None outlives the caller.
+    """
 
     workers: int = 1
 
@@ -190,22 +198,26 @@ class LocalExecutor:
         if self.workers == 1:
             yield from (attempt(job, report) for job in jobs)
             return
-        context = get_context("spawn")
-        share = (self.workers,)
-        with (
-            context.Manager() as shared,
-            ProcessPoolExecutor(self.workers, context, _share_cores, share) as pool,
-        ):
-            lines = shared.Queue()
-            pending = {pool.submit(_attempt_elsewhere, job, lines): job for job in jobs}
-            while pending:
-                done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                while not lines.empty():
-                    report(*lines.get())
-                for future in done:
-                    job = pending.pop(future)
-                    fault = future.exception()
-                    yield future.result() if fault is None else Outcome(job, "failed", _one_line(fault))
+        waiting, running = deque(jobs), dict[Any, tuple[BaseProcess, ExpertJob]]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    job = waiting.popleft()
+                    process, lines = _start(job, self.workers)
+                    running[lines] = process, job
+                for lines in wait(list(running)):
+                    process, job = running[lines]
+                    told = _receive(lines)
+                    if isinstance(told, tuple):
+                        report(*told)
+                        continue
+                    process.join()
+                    del running[lines]
+                    yield told or Outcome(job, "failed", f"its process ended early ({_ending(process.exitcode)})")
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+                process.join()
 
 
 def build_pool(
@@ -240,9 +252,46 @@ def attempt(job: ExpertJob, report: Report) -> Outcome:
     return Outcome(job, "done")
 
 
-def _attempt_elsewhere(job: ExpertJob, lines: Any) -> Outcome:
-    """`attempt` in a worker process, whose reports travel through a queue."""
-    return attempt(job, lambda expert, text, share: lines.put((expert, text, share)))
+def _start(job: ExpertJob, workers: int) -> tuple[BaseProcess, Any]:
+    """A process that makes an expert, and the connection that brings its reports and at last its outcome."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_attempt_elsewhere, args=(job, sender, workers), name=job.out.name, daemon=True
+    )  # fmt: skip
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _attempt_elsewhere(job: ExpertJob, lines: Any, workers: int) -> None:
+    """`attempt` in a process of its own, which ends with the one that started it; Ctrl-C is that one's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _share_cores(workers)
+    lines.send(attempt(job, lambda expert, text, share: lines.send((expert, text, share))))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _receive(lines: Any) -> Any:
+    """A report, an outcome, or None from a process that died."""
+    try:
+        return lines.recv()
+    except EOFError:
+        return None
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}, most often for want of memory" if name == "SIGKILL" else name
+    return f"exit code {code}"
 
 
 def _take_up(outcome: Outcome) -> Outcome:
@@ -261,8 +310,6 @@ def _take_up(outcome: Outcome) -> Outcome:
 
 
 def _share_cores(workers: int) -> None:
-    import os
-
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

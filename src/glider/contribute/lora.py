@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glider.errors import ConfigError
+from glider.experts.expert import Expert
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], seed: int) -> Any:
@@ -23,16 +24,42 @@ def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], 
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT divides by r, and a fraction is as good
         target_modules=sites,
         lora_dropout=0.0,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",  # pyright: ignore
+        task_type=_task_type(model),
     )
     _require_linear(model, sites)
     peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     return peft_model.train()
 
 
+def lora_config(expert: Expert, model: Any) -> Any:
+    """PEFT's settings for an expert that exists, site by site, from what its reader found; without dropout."""
+    from peft import LoraConfig
+
+    def exactly(site: str) -> str:
+        return f"^{re.escape(site)}"
+
+    layout = expert.layout
+    alphas = {site: layout.alpha_at(site) for site in expert.sites}
+    return LoraConfig(
+        r=layout.rank,
+        lora_alpha=layout.alpha,  # pyright: ignore[reportArgumentType]
+        use_rslora=layout.use_rslora,
+        target_modules=list(expert.sites),
+        rank_pattern={exactly(site): found.rank for site, found in expert.sites.items() if found.rank != layout.rank},
+        alpha_pattern={exactly(site): alpha for site, alpha in alphas.items() if alpha != layout.alpha},  # pyright: ignore
+        lora_dropout=0.0,
+        inference_mode=True,
+        task_type=_task_type(model),
+    )
+
+
 def lora_parameters(peft_model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable factors by name."""
     return {name: value for name, value in peft_model.named_parameters() if value.requires_grad}
+
+
+def _task_type(model: Any) -> Any:
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def _require_linear(model: nn.Module, sites: str | list[str]) -> None:

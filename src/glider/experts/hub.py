@@ -75,7 +75,7 @@ def push_pool(
 ) -> str:
     """Upload a pool, its experts, its signature if there is one, and a model card in one commit; as `push_expert`."""
     pool.verify()
-    names = [POOL_FILE, *(f"{name}/{file}" for name in pool.names for file in EXPERT_FILES)]
+    names = [POOL_FILE, *(f"{record.home}/{file}" for record in pool.index.experts for file in EXPERT_FILES)]
     if (pool.path / SIGNATURE_FILE).exists():
         names.append(SIGNATURE_FILE)
     files = {name: pool.path / name for name in names}
@@ -101,8 +101,8 @@ def pull_pool(
         _fetch(api, repo_id, commit, (POOL_FILE,), partial, PoolError, optional=(SIGNATURE_FILE,))
         if public_key_file is not None:
             verify_signature(partial, public_key_file)
-        names = _expert_names(partial / POOL_FILE)
-        _fetch(api, repo_id, commit, [f"{name}/{file}" for name in names for file in EXPERT_FILES], partial, PoolError)
+        homes = _expert_homes(partial / POOL_FILE)
+        _fetch(api, repo_id, commit, [f"{home}/{file}" for home in homes for file in EXPERT_FILES], partial, PoolError)
         Pool.open(partial).verify()
     return Pool.open(out)
 
@@ -181,13 +181,13 @@ def _fetch(
             source.replace(target / name)
 
 
-def _expert_names(pool_file: Path) -> list[str]:
-    """The names of a pulled pool's experts; the format of `pool.json` allows none that leaves the pool."""
+def _expert_homes(pool_file: Path) -> list[str]:
+    """The directories of a pulled pool's experts; the format of `pool.json` allows none that leaves the pool."""
     try:
         index = PoolIndex.model_validate_json(pool_file.read_bytes())
     except ValidationError as fault:
         raise PoolError(f"a pool of format 1 in {pool_file}", faults(fault), "Ask its author.") from fault
-    return [record.name for record in index.experts]
+    return [record.home for record in index.experts]
 
 
 @contextmanager

@@ -45,8 +45,11 @@ def pool_model_card(pool: Pool, repo_id: str) -> str:
     licences = {card.licence for card in cards}
     kind = cards[0].prompt.kind if cards else "plain"
     base, directory = _base_name(pool.index.base), repo_id.rpartition("/")[2]
-    rows = [(card.name, card.description or card.task, card.licence or "not stated") for card in cards]
-    load = _peft_example(kind, base, repo_id, subfolder=cards[0].name) if cards else ""
+    rows = [
+        (expert.name, expert.card.description or expert.card.task, expert.card.licence or "not stated")
+        for expert in pool
+    ]
+    load = _peft_example(kind, base, repo_id, subfolder=pool.index.experts[0].home) if cards else ""
     return _render(
         _metadata(pool.index.base, licences.pop() if len(licences) == 1 else None, directory, kind),
         f"# {directory}",

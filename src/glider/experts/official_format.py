@@ -243,6 +243,10 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
             raise ExpertError(
                 f"nothing but dense floating-point tensors in {path}", got, "Give a published checkpoint."
             )
+        # strides of 0 let a file of a few bytes declare a tensor that fills the memory once it is copied
+        if value.device.type != "cpu" or value.numel() * value.itemsize > path.stat().st_size:
+            got = f"{key!r}"[:80] + f" of shape {tuple(value.shape)} in a file of {path.stat().st_size} bytes"
+            raise ExpertError(f"tensors no larger than their file in {path}", got, "Give a published checkpoint.")
     return {key: value.detach() for key, value in content.items()}
 
 

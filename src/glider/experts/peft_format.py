@@ -22,6 +22,10 @@ _PLAIN = {
     "use_dora": _NONE,
     "use_qalora": _NONE,
     "use_bdlora": _NONE,
+    "kasa_config": _NONE,
+    "monteclora_config": _NONE,
+    "velora_config": _NONE,
+    "arrow_config": _NONE,
     "modules_to_save": _NONE,
     "bias": ("none", *_NONE),
     "lora_bias": _NONE,
@@ -48,11 +52,14 @@ class LoraLayout:
         """The rank at a site."""
         return int(_pattern_value(self.rank_pattern, site, self.rank))
 
+    def alpha_at(self, site: str) -> float:
+        """The alpha at a site."""
+        return _pattern_value(self.alpha_pattern, site, self.alpha)
+
     def scaling(self, site: str) -> float:
         """`alpha / r` at a site (`alpha / sqrt(r)` with rsLoRA), patterns resolved as PEFT resolves them."""
         rank = self.rank_at(site)
-        alpha = _pattern_value(self.alpha_pattern, site, self.alpha)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.alpha_at(site) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def read_layout(directory: Path) -> LoraLayout:
@@ -91,7 +98,7 @@ def _refuse_unsupported(config: object, path: Path) -> None:
         raise ExpertError(f"a whole r above 0 and a finite lora_alpha in {path}", got, "Mend the file.")
     for setting, value in config.items():
         allowed = _PLAIN.get(setting)
-        changes_base = setting == "init_lora_weights" and str(value).startswith(_BASE_CHANGING)
+        changes_base = setting == "init_lora_weights" and str(value).lower().startswith(_BASE_CHANGING)
         if changes_base or (allowed is not None and value not in allowed):
             raise ExpertError(
                 f"a plain LoRA adapter in {path}",

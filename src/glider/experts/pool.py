@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
-from glider.errors import PoolError, RouterError
+from glider.errors import GliderError, PoolError, RouterError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
 from glider.experts.disk import read_json, sha256, write_json
@@ -127,7 +127,7 @@ class Pool:
     def put(path: Path, name: str) -> None:
         """Take up the expert in `path/name`, in place of what the index told of that directory before.
 
-        Reads that expert alone, so that it works whatever has become of the others.
+        Works whatever has become of the others: those that cannot be opened are passed over.
         """
         _check_name(name)
         with FileLock(path / LOCK_FILE):
@@ -147,6 +147,7 @@ class Pool:
                 records[records.index(known)] = record
             index = index.model_copy(update={"experts": tuple(records)})
             if index != before:
+                _check_widths([*_openable(path, index, expert.name), expert])
                 write_json(path / POOL_FILE, _dump(index))
 
     @staticmethod
@@ -253,6 +254,14 @@ class Pool:
         return Pool(self.path, index, experts)
 
 
+def _openable(path: Path, index: PoolIndex, but: str) -> Iterator[Expert]:
+    """The experts of an index that are whole, without one of them."""
+    for record in index.experts:
+        if record.name != but:
+            with suppress(GliderError):
+                yield Expert.open(path / record.home, record.name)
+
+
 def _dump(index: PoolIndex) -> dict[str, Any]:
     return index.model_dump(mode="json", exclude_none=True)
 
@@ -309,7 +318,8 @@ def _check_files(pool: Path, record: ExpertRecord) -> None:
             raise PoolError(
                 f"{file} of expert {record.name} with {known.size} bytes",
                 got,
-                "Get the file anew, or remove the expert from the pool.",
+                "Get the file anew, or remove the expert from the pool; if you changed it on purpose, add it again "
+                "with `glider pool add`.",
             )
 
 
