@@ -34,7 +34,8 @@ def main() -> None:
         assert after.alpha > before.alpha and max(after.global_scores, key=after.global_scores.get) == name
         assert still.text == elsewhere.text, "a task that had its expert must not notice"
         print(f"alpha went from {before.alpha:g} to {after.alpha:g}; {len(files)} files are as they were.")
-        weight = f"{other.expert} {elsewhere.usage[other.expert]:.2f} before, {still.usage[other.expert]:.2f} after"
+        own = str(other.expert)
+        weight = f"{own} {elsewhere.usage[own]:.2f} before, {still.usage[own]:.2f} after"
         print(f"The {other.task} next to it: {elsewhere.text!r} before, {still.text!r} after; weight of {weight}.")
 
 
