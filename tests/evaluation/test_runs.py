@@ -264,3 +264,25 @@ def test_the_precision_of_products_holds_for_the_run_alone(make_run, monkeypatch
     assert statuses(run) == ["done"] * 3
     assert set(seen) == {"medium"} and torch.get_float32_matmul_precision() == "highest"
     assert told(run, "base", "near", "even")["config"]["matmul"] == "medium"
+
+
+def test_one_cell_can_be_evaluated_alone(
+    make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(["base", "phatgoose", "oracle"])
+    out = tmp_path / "out"
+
+    def evaluate(*options: str) -> int:
+        command = ["glider", "evaluate", str(tmp_path / "run.yaml"), "--out", str(out), *options]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    assert evaluate("--router", "phatgoose", "--task", "even") == 0
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json")) == ["phatgoose/near/even.json"]
+    assert evaluate("--router", "oracle", "--task", "say") == 0
+    assert json.loads((out / "oracle" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
+    capsys.readouterr()
+    assert evaluate("--task", "evn") == 2
+    assert "a task of the run (e0, even, say); got evn" in capsys.readouterr().err

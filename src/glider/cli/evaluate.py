@@ -22,6 +22,10 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 def evaluate(
     run_file: Annotated[Path, typer.Argument(metavar="RUN", help="YAML: pool, routers, sets of tasks.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the results, one JSON for each router and task.")],
+    router: Annotated[
+        list[str] | None, typer.Option("--router", help="This router of the run only (repeatable).")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="This task of the run only (repeatable).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
@@ -37,7 +41,7 @@ def evaluate(
     from glider.evaluation.runs import Run
 
     quiet_libraries()
-    run = Run(RunPlan.read(run_file), run_file.parent, out)
+    run = Run(RunPlan.read(run_file), run_file.parent, out, router or (), task or ())
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:

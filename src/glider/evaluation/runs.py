@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from glider.routing.specification import router_from
 
 Status = Literal["unchanged", "done", "failed", "absent"]
 Tick = Callable[[str, str, int], None]  # router, task, rows done
+Kind = TypeVar("Kind")
 _PACKAGES = ("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy")
 
 
@@ -74,9 +75,11 @@ class Outcome:
 
 
 class Run:
-    """A run file over a pool, with its results in a directory."""
+    """A run file over a pool, with its results in a directory. `only_routers` and `only_tasks` leave the others out."""
 
-    def __init__(self, plan: RunPlan, root: Path, out: Path):
+    def __init__(
+        self, plan: RunPlan, root: Path, out: Path, only_routers: Sequence[str] = (), only_tasks: Sequence[str] = ()
+    ):
         self.plan, self.out = plan, out
         self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
         if not isinstance(getattr(torch, plan.dtype, None), torch.dtype):
@@ -85,8 +88,8 @@ class Run:
             torch.device(plan.device)
         except RuntimeError as fault:
             raise ConfigError("a device such as cpu or cuda", plan.device, "Mend the run file.") from fault
-        self.routers = plan.router_plans(root, self.pool)
-        self.tasks = plan.tasks(root)
+        self.routers = _named("router", plan.router_plans(root, self.pool), lambda own: own.label, only_routers)
+        self.tasks = _named("task", plan.tasks(root), lambda own: own.name, only_tasks)
         self._base_name = plan.base or base_of(self.pool)
         self._base: BaseModel | None = None
         hashes = {"pool": pool_hash(self.pool), "base": self.pool.index.base.hash}
@@ -218,6 +221,16 @@ class Run:
             self.pool.verify()
             self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype), device=self.plan.device)
         return self._base
+
+
+def _named(kind: str, found: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:
+    """Those of the names asked for, or all; the oracle brings the single experts it chooses among."""
+    known = {name(own) for own in found}
+    if unknown := [wanted for wanted in only if wanted not in known]:
+        raise ConfigError(f"a {kind} of the run ({', '.join(sorted(known))})", ", ".join(unknown), "Check the name.")
+    return [
+        own for own in found if not only or name(own) in only or ("oracle" in only and name(own).startswith("single:"))
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""Lay out the miniature: one pool of its twenty experts, GPT-4's descriptions, and the run files beside them.
+
+    python reproduce/mini/prepare.py WORK --tasks TASKS --descriptions instructions.json
+    python reproduce/mini/prepare.py WORK --tasks TASKS --mixture       # the multitask LoRA's rows alone
+
+TASKS holds t0_heldin, t0_heldout, bbh and bbl. In WORK appear `pool` (the experts of the repository, described by
+GPT-4's sentences where the file has one, calibrated for each signal), `queries.json` (its sentences for the tasks),
+`mixture.jsonl` (as many training rows of each task, shuffled), `tasks`, `multitask` (links) and the run files:
+
+    glider evaluate WORK/table1.yaml --out reproduce/mini/results
+"""
+
+import argparse
+import gzip
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from glider.contribute.adopt import describe
+from glider.demo.pool import DEMO_POOL
+from glider.experts.disk import write_json
+from glider.experts.expert import Expert
+from glider.experts.pool import Pool
+from glider.routing.calibrate import calibrate
+
+HERE = Path(__file__).parent
+SIGNALS = ("examples", "ensemble", "instruction")
+KEYS = {
+    "yelp_review_full": "p3yelp",
+    "hellaswag": "p3hswag",
+    "wsc": "p3wscfixed",
+    "formal_fallacies_syllogisms_negation": "bbformalfallacies",
+}
+MIXED = 100  # rows of each task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tasks", type=Path, required=True)
+    parser.add_argument("--descriptions", type=Path)
+    parser.add_argument("--mixture", action="store_true")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.mixture:
+        mix(arguments.tasks / "t0_heldin", arguments.work / "mixture.jsonl")
+        return
+    told = {} if arguments.descriptions is None else json.loads(arguments.descriptions.read_text("utf8"))
+    make_pool(arguments.work / "pool", told)
+    write_json(arguments.work / "queries.json", queries(arguments.tasks, told))
+    link(arguments.work / "tasks", arguments.tasks)
+    link(arguments.work / "multitask", HERE / "multitask")
+    for run in HERE.glob("table*.yaml"):
+        shutil.copy(run, arguments.work)
+
+
+def homes() -> list[Path]:
+    """The directories of the twenty experts."""
+    kept = sorted(path.parent for path in (HERE / "experts").glob("*/card.json"))
+    return [expert.directory for expert in Pool.open(DEMO_POOL)] + kept
+
+
+def make_pool(path: Path, told: dict[str, Any]) -> None:
+    """A calibrated pool of copies of the experts."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()
+    pool = None
+    for home in track(homes(), "experts"):
+        shutil.copytree(home, path / home.name)
+        if sentence := told.get(key("p3", home.name), {}).get("expert"):
+            expert = Expert.open(path / home.name)
+            assert expert.card.embedder is not None
+            describe(expert.directory, sentence, expert.card.embedder.embedder, expert.card.embedder.prefix)
+        pool = pool or Pool.create(path, Expert.open(path / home.name).card.base)
+        pool = pool.add(home.name)
+    assert pool is not None
+    for signal in SIGNALS:
+        pool = pool.calibrate(signal, calibrate(pool, signal))
+
+
+def queries(tasks: Path, told: dict[str, Any]) -> dict[str, str]:
+    """GPT-4's sentence for the queries of each task that it was asked about."""
+    found = {}
+    for folder, prefix in (("t0_heldin", "p3"), ("t0_heldout", "p3"), ("bbh", "bb"), ("bbl", "bb")):
+        for file in sorted((tasks / folder).glob("*.jsonl.gz")):
+            name = file.name.removesuffix(".jsonl.gz")
+            entry = told.get(key(prefix, name), {})
+            several = entry.get("bigbench_queries") or entry.get("flan_query") or [None]
+            if sentence := entry.get("query") or entry.get("expert") or several[0]:
+                found[name] = sentence
+    return found
+
+
+def key(prefix: str, task: str) -> str:
+    """The name of a task in the file of descriptions, which knows the sizes of a BIG-bench Hard task as one."""
+    whole = re.sub("_(three|five|seven)_objects$", "", task)
+    return KEYS.get(task, prefix + whole.replace("_", ""))
+
+
+def mix(tasks: Path, out: Path) -> None:
+    """The same number of training rows of each expert's task, and a tenth as many held back, shuffled by a seed."""
+    chance, kept = random.Random(0), []
+    for home in homes():
+        with gzip.open(tasks / f"{home.name}.jsonl.gz", "rt", encoding="utf8") as file:
+            rows = [json.loads(line) for line in file]
+        for split, count in (("train", MIXED), ("val", MIXED // 10)):
+            own = [row for row in rows if row["split"] == split]
+            kept += chance.sample(own, min(count, len(own)))
+    chance.shuffle(kept)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf8")
+
+
+def link(place: Path, target: Path) -> None:
+    """A link, made anew."""
+    place.unlink(missing_ok=True)
+    place.symlink_to(target.resolve(), target_is_directory=True)
+
+
+if __name__ == "__main__":
+    main()
