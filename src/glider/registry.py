@@ -2,12 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar
 
+from pydantic import ConfigDict, ValidationError, create_model
+
+from glider.config import faults
 from glider.errors import GliderError
 
 T = TypeVar("T")
@@ -49,7 +52,8 @@ class Registry(Generic[T]):
     def create(self, name: str, **settings: Any) -> T:
         """Make the implementation `name`; `name:argument` hands the argument over as `argument`.
 
-        Raises the registry's error for an unknown name (listing the known) or an unknown setting.
+        Raises the registry's error for an unknown name (listing the known), an unknown setting, or a value of another
+        type than a dataclass gives its setting (other makers check theirs themselves).
         """
         self._load()
         head, colon, argument = name.partition(":")
@@ -67,6 +71,8 @@ class Registry(Generic[T]):
             remedy = f"Write {head}:NAME." if required else "Check the settings' names."
             wanted = "an argument after a colon" if required else f"settings of {', '.join(sorted(known)) or 'none'}"
             raise self.error(wanted, got, remedy)
+        if wrong := _unfit(entry.make, settings):
+            raise self.error(f"settings of {head} of their types", wrong, "Mend the settings.")
         return entry.make(**settings)
 
     def settings(self, name: str) -> set[str]:
@@ -89,3 +95,18 @@ class Registry(Generic[T]):
                 except Exception as fault:  # another package's fault must not take every command down
                     warnings.warn(f"the {self.kind} plug-in {point.name} is left out: {fault}", stacklevel=2)
             self._loaded = True
+
+
+def _unfit(make: Any, settings: dict[str, Any]) -> str:
+    """The faults of a dataclass's settings that are not of the annotated types, on one line; empty where all fit."""
+    if not is_dataclass(make):
+        return ""
+    types = {name: signature(make).parameters[name].annotation for name in settings}
+    known = {name: kind for name, kind in types.items() if kind is not Parameter.empty and not isinstance(kind, str)}
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in known.items()}
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    try:
+        create_model("Settings", __config__=config, **fields).model_validate({name: settings[name] for name in fields})
+    except ValidationError as fault:
+        return faults(fault)
+    return ""

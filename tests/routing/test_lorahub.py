@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from glider.base_model import load_base
 from glider.contribute.examples import Row
 from glider.contribute.lorahub import search_lorahub
-from glider.errors import BaseModelError, DataError, MissingDependency, PoolError, RouterError
+from glider.errors import BaseModelError, ConfigError, DataError, MissingDependency, PoolError, RouterError
 from glider.layers.attach import attach
 from glider.loading import load
 from glider.routing.base import Router, Site
@@ -135,8 +135,9 @@ def test_a_search_needs_rows_its_base_and_a_budget(
         search_lorahub(base, pool, [])
     with pytest.raises(DataError, match="beyond 2 tokens"):
         search_lorahub(base, pool, ROWS, max_tokens=2)
-    with pytest.raises(RouterError, match="budget"):
-        search_lorahub(base, pool, ROWS, budget=0)
+    for wrong, told in [({"budget": 0}, "budget"), ({"l1": -1.0}, "l1"), ({"colour": 1}, "colour")]:
+        with pytest.raises(ConfigError, match=told):
+            search_lorahub(base, pool, ROWS, **wrong)
     with pytest.raises(RouterError, match="empty"):
         search_lorahub(base, pool, ROWS, population=[])
     with pytest.raises(BaseModelError, match="other weights"):

@@ -188,7 +188,7 @@ def test_a_loaded_model_answers_and_traces(llama_directory: Path, make_pool) -> 
 
 
 def test_without_a_query_there_is_nothing_to_choose_by(llama_directory: Path, make_pool) -> None:
-    pool = make_pool(llama_directory, 2)
+    pool = make_pool(llama_directory, 3)
     for router in (*ROUTERS, LoraRetriever(composition="fusion")):
         site = next(iter(router.prepare(pool).sites.values()))
         with pytest.raises(QueryError, match="no local score"):

@@ -4,7 +4,7 @@ import pytest
 
 from glider.errors import RouterError
 from glider.routing.select import TopK, TopP
-from glider.routing.specification import router_from
+from glider.routing.specification import listed, parsed, router_from
 
 
 def test_plain_settings_make_the_router() -> None:
@@ -26,3 +26,40 @@ def test_plain_settings_make_the_router() -> None:
 def test_faults_name_what_is_wrong(name: str, settings: dict, told: str) -> None:
     with pytest.raises(RouterError, match=told):
         router_from(name, settings)
+
+
+def test_a_router_is_written_with_its_settings() -> None:
+    assert parsed("single:a.b") == ("single:a.b", {})
+    assert parsed(" glider( ) ") == ("glider", {})
+    assert parsed("merge(method=ties, density=0.3)") == ("merge", {"method": "ties", "density": 0.3})
+    assert parsed('lorahub(population=["a", "b"],l1=1e-3)') == ("lorahub", {"population": ["a", "b"], "l1": 1e-3})
+    assert parsed("multitask:some/where(1)/expert") == ("multitask:some/where(1)/expert", {})
+    assert router_from(*parsed("glider(global=examples,top_k=1)")) == router_from(
+        "glider", {"global_": "examples", "select": TopK(1)}
+    )
+
+
+def test_a_list_is_parted_outside_parentheses() -> None:
+    wanted = ["base", "merge(method=ties,rank=2)", "glider"]
+    assert listed("base, merge(method=ties,rank=2),,glider,") == wanted
+    assert listed(" , ") == []
+
+
+@pytest.mark.parametrize("text", ["merge(ties)", "merge(method=)", "merge(=ties)", "merge(rank=1,rank=2)"])
+def test_a_setting_without_name_or_value_or_given_twice_is_refused(text: str) -> None:
+    with pytest.raises(RouterError, match="method=ties"):
+        parsed(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("merge(density=thick)", "density"),
+        ("merge(method=slerp)", "method.*'mean', 'ties' or 'dare'"),
+        ("glider(p=high)", "p: .*number"),
+        ("retrieval(k=1.5)", "k: .*integer"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(text: str, told: str) -> None:
+    with pytest.raises(RouterError, match=told):
+        router_from(*parsed(text))

@@ -1,6 +1,9 @@
 """Spectra are those of the materialised product, are kept on disk by content, and survive kills and damage."""
 
 import json
+import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glider.cli.main import main
 from glider.errors import ExpertError
 from glider.experts.disk import sha256
 from glider.experts.pool import Pool
-from glider.routing import spectral
-from glider.routing.spectral import bases, factorise, spectra_file, spectra_of
+from glider.routing import spectra_files, spectral
+from glider.routing.spectra_files import clear_spectra, kept_files, spectra_file
+from glider.routing.spectral import bases, factorise, spectra_of
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -205,3 +210,38 @@ def failing_after(calls: int, real: Callable[..., torch.Tensor]) -> Callable[...
         return real(*pair)
 
     return factorise_until
+
+
+def test_what_no_pool_asked_for_in_a_month_goes_and_what_is_used_stays(
+    llama_directory: Path, grow_pool, mixed: Pool, cache: Path
+) -> None:
+    """Spectra of experts that had left every pool once stayed for good."""
+    spectra_of(mixed)
+    long_ago = time.time() - (spectra_files.UNUSED_DAYS + 1) * 24 * 3600
+    for file in kept_files():
+        os.utime(file, (long_ago, long_ago))
+    old = kept_files()
+    pool = mixed.remove("e1")
+    kept = [spectra_file(known.files["adapter_model.safetensors"].sha256) for known in pool.index.experts]
+    spectra_of(pool)  # reads two, and makes none: nothing goes yet
+    assert kept_files() == old
+    spectra_of(grow_pool(pool, llama_directory, "e3", seed=3, sites=[Q]))
+    assert set(kept) < set(kept_files()) and len(kept_files()) == 3
+    assert clear_spectra() == 3 and kept_files() == []
+
+
+def test_the_command_tells_of_spectra_and_clears_them(
+    mixed: Pool, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spectra_of(mixed)
+    told = []
+    for command in (["info"], ["info", "--json"], ["clear", "--json"], ["info"]):
+        monkeypatch.setattr(sys, "argv", ["glider", "cache", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        told.append(capsys.readouterr().out)
+    assert f"{cache}: spectra of 3 experts" in told[0]
+    assert json.loads(told[1])["spectra"]["experts"] == 3 and json.loads(told[1])["spectra"]["bytes"] > 0
+    assert json.loads(told[2])["spectra"] == 3
+    assert "spectra of 0 experts; 0.0 MB" in told[3]

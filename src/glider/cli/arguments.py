@@ -14,7 +14,7 @@ BaseOption = Annotated[
     str | None, typer.Option("--base", help="Hub id or path of the base model. Default: the one the pool names.")
 ]
 RouterOption = Annotated[
-    str, typer.Option("--router", help="Method: glider, phatgoose, base, single:NAME, or an installed one.")
+    str, typer.Option("--router", help="Method, one of `glider routers`; with settings: merge(method=ties).")
 ]
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Experts kept for each token (default 2).")]
 TopPOption = Annotated[
@@ -71,15 +71,16 @@ def load_model(
     quiet_libraries()
     from glider.loading import load
     from glider.routing.base import routers
-    from glider.routing.specification import router_from
+    from glider.routing.specification import parsed, router_from
 
+    router, written = parsed(router)
     if (top_k is not None or top_p is not None) and not {"k", "select"} & routers.settings(router):
         raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
     settings = {"top_k": top_k, "top_p": top_p, "global_": signal}
     given = {name: value for name, value in settings.items() if value is not None}
     return load(
         *(base, pool),
-        router=router_from(router, given),
+        router=router_from(router, {**written, **given}),
         describer=describer,
         strict=strict,
         expert_memory=expert_memory,

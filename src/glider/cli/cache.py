@@ -1,4 +1,4 @@
-"""`glider cache`: what is remembered of descriptions and embeddings."""
+"""`glider cache`: what is remembered of descriptions, embeddings and spectra."""
 
 import json
 from dataclasses import asdict
@@ -16,21 +16,30 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def info(as_json: JsonOption = False) -> None:
-    """Print where the cache is, what it holds and how large it may become."""
+    """Print where the caches are, what they hold and how large they may become."""
     from glider.instructions.cache import cache
+    from glider.routing.spectra_files import kept_files, spectra_directory
 
-    told = cache().info()
+    told, files = cache().info(), kept_files()
+    size = sum(file.stat().st_size for file in files)
     if as_json:
-        print(json.dumps(asdict(told), indent=2))
+        spectra = {"path": str(spectra_directory()), "experts": len(files), "bytes": size}
+        print(json.dumps({**asdict(told), "spectra": spectra}, indent=2))
         return
     held = ", ".join(f"{count} {kind}s" for kind, count in told.entries.items()) or "empty"
     print(f"{told.path}: {held}; {told.bytes / 1e6:.1f} of {told.limit / 1e6:g} MB")
+    print(f"{spectra_directory()}: spectra of {len(files)} experts; {size / 1e6:.1f} MB")
 
 
 def clear(as_json: JsonOption = False) -> None:
-    """Forget all descriptions and embeddings; they are made again when needed."""
+    """Forget all descriptions, embeddings and spectra; they are made again when needed."""
     from glider.instructions.cache import cache
+    from glider.routing.spectra_files import clear_spectra, spectra_directory
 
     store = cache()
-    count = store.clear()
-    print(json.dumps({"path": str(store.path), "cleared": count}) if as_json else f"{store.path}: {count} entries gone")
+    count, spectra = store.clear(), clear_spectra()
+    if as_json:
+        print(json.dumps({"path": str(store.path), "cleared": count, "spectra": spectra}))
+        return
+    print(f"{store.path}: {count} entries gone")
+    print(f"{spectra_directory()}: spectra of {spectra} experts gone")

@@ -1,6 +1,8 @@
 """`glider compare`: several routers on a user's own rows."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,7 @@ from glider.cli.arguments import (
 )
 
 if TYPE_CHECKING:
+    from glider.contribute.examples import Row
     from glider.evaluation.compare import Entry
 
 
@@ -28,7 +31,11 @@ def compare(
     data: Annotated[Path, typer.Option("--data", help="JSON Lines with input, output, and choices or references.")],
     pool: PoolOption = "demo",
     routers: Annotated[
-        str, typer.Option("--routers", help="Names, comma-separated; the others are tested against the first.")
+        str,
+        typer.Option(
+            "--routers",
+            help="Comma-separated, with settings as in merge(method=ties); the others are tested against the first.",
+        ),
     ] = "base,phatgoose,glider",
     base: BaseOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
@@ -47,50 +54,58 @@ def compare(
 
     Rows with choices are scored by length-normalised rank classification, rows without by ROUGE-L and exact match.
     """
-    import random
-
-    from rich.console import Console
-    from rich.progress import Progress
-
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.examples import read_rows
     from glider.errors import ConfigError
     from glider.evaluation.compare import compare as run
+    from glider.routing.specification import listed
 
-    names = [name.strip() for name in routers.split(",") if name.strip()]
+    names = listed(routers)
     if not names:
         raise ConfigError("at least one router in --routers", "none", "Write --routers base,glider.")
-    chosen = read_rows(data, split)
-    if rows is not None:
-        chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
-    shots = [] if fewshot is None else read_rows(fewshot, None)
-    shots = [row for row in shots if row.split in (None, "train")][:fewshot_rows]
+    chosen = _drawn(read_rows(data, split), rows, seed)
+    shots = [] if fewshot is None else _fewshot(read_rows(fewshot), chosen)[:fewshot_rows]
     writer = make_describer(describer, base_url)
     quiet_libraries()
+    with _bars(len(chosen)) as tick:
+        settings = {"base": base, "max_new_tokens": max_new_tokens, "describer": writer}
+        entries = list(run(pool, chosen, names, fewshot=shots, tick=tick, **settings))
+    if as_json:
+        told = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": seed}
+        print(json.dumps({**told, "entries": [asdict(entry) for entry in entries]}, indent=2))
+    else:
+        _print_table(entries, len(chosen))
+
+
+def _drawn(rows: list["Row"], count: int | None, seed: int) -> list["Row"]:
+    import random
+
+    return rows if count is None else random.Random(seed).sample(rows, min(count, len(rows)))
+
+
+def _fewshot(rows: list["Row"], evaluated: list["Row"]) -> list["Row"]:
+    """Rows of the training split, or of no split, none of which is evaluated."""
+    taken = {(row.input, row.output) for row in evaluated}
+    return [row for row in rows if row.split in (None, "train") and (row.input, row.output) not in taken]
+
+
+@contextmanager
+def _bars(rows: int) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar for each router on a terminal's stderr; yields what moves it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
     console = Console(stderr=True)
+    tasks = {}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks = {}
 
         def tick(name: str, done: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=len(chosen))
+                tasks[name] = bar.add_task(escape(name), total=rows)
             bar.update(tasks[name], completed=done)
 
-        entries = list(
-            run(
-                *(pool, chosen, names),
-                base=base,
-                fewshot=shots,
-                max_new_tokens=max_new_tokens,
-                describer=writer,
-                tick=tick,
-            )
-        )
-    if as_json:
-        told = {"data": str(data), "rows": len(chosen), "seed": seed, "entries": [asdict(entry) for entry in entries]}
-        print(json.dumps(told, indent=2))
-    else:
-        _print_table(entries, len(chosen))
+        yield tick
 
 
 def _print_table(entries: list["Entry"], rows: int) -> None:

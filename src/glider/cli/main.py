@@ -18,7 +18,7 @@ COMMANDS = {
     "lm-eval-tasks": ("glider.cli.lm_eval_tasks", "Make JSON Lines tasks of lm-evaluation-harness."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "routers": ("glider.cli.routers", "List the routing methods there are."),
-    "cache": ("glider.cli.cache", "Look at and clear what is remembered of descriptions and embeddings."),
+    "cache": ("glider.cli.cache", "Look at and clear what is remembered of descriptions, embeddings and spectra."),
     "doctor": ("glider.cli.doctor", "Show versions, threads, and which kernel runs and why."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }

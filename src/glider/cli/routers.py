@@ -43,9 +43,11 @@ def method_rows() -> list[dict[str, Any]]:
     rows = []
     for entry in registry:
         paragraph = inspect.cleandoc(entry.make.__doc__ or "").split("\n\n")[0]
-        settings = [name for name in inspect.signature(entry.make).parameters if name != "argument"]
-        takes_name = "argument" in inspect.signature(entry.make).parameters
-        name = f"{entry.name}:NAME" if takes_name else entry.name
+        parameters = inspect.signature(entry.make).parameters
+        settings = [name for name in parameters if name != "argument"]
+        name = entry.name
+        if (argument := parameters.get("argument")) is not None:
+            name += ":NAME" if argument.default is inspect.Parameter.empty else "[:NAME]"
         rows.append({"name": name, "paper": entry.paper, "summary": " ".join(paragraph.split()), "settings": settings})
     return rows
 

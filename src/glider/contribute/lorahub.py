@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from glider.base_model import BaseModel
+from glider.config import Config
 from glider.contribute.examples import EncodedRow, Row, collate, encode_rows
-from glider.errors import DataError, RouterError
+from glider.errors import DataError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.layers.attach import attach
-from glider.routing.lorahub import Evaluation, Lorahub, Weighted, minimise
+from glider.routing.lorahub import Evaluation, Lorahub, Weighted, minimise, require_nevergrad
 
 _ROWS = 16  # in a batch
 
@@ -33,36 +35,49 @@ class LorahubSearch:
         return Lorahub(self.weights)
 
 
+class LorahubSettings(Config):
+    """Settings of a search; the defaults are the authors', who draw a population of 20 at random."""
+
+    budget: int = Field(40, ge=1)  # evaluations, the first of them the base alone
+    population: tuple[str, ...] | None = None  # the experts searched over; the others weigh zero
+    l1: float = Field(0.05, ge=0, allow_inf_nan=False)  # of the mean absolute weight
+    seed: int = Field(0, ge=0, lt=2**32)
+    max_tokens: int = Field(2048, ge=1)  # longer rows are left out
+
+    @classmethod
+    def of(cls, pool: Pool, **settings: Any) -> "LorahubSettings":
+        """The settings, checked against the pool.
+
+        Raises `ConfigError` for ones that do not fit, `PoolError` for a population of others, `MissingDependency`
+        without nevergrad.
+        """
+        made = cls.parse(**settings)
+        for name in made.population or ():
+            pool[name]
+        require_nevergrad()
+        return made
+
+
 def search_lorahub(
-    base: BaseModel,
-    pool: Pool,
-    rows: Sequence[Row],
-    *,
-    budget: int = 40,
-    population: Sequence[str] | None = None,
-    l1: float = 0.05,
-    seed: int = 0,
-    prompt: PromptFormat | None = None,
-    max_tokens: int = 2048,
+    base: BaseModel, pool: Pool, rows: Sequence[Row], *, prompt: PromptFormat | None = None, **settings: Any
 ) -> LorahubSearch:
     """Weigh a pool's experts for a task by few-shot rows of its training split (arXiv 2307.13269).
 
-    Minimises the mean cross-entropy over target tokens + `l1` * mean |w|, in `budget` evaluations, the first of them
-    the base alone. The experts are stacked once; an evaluation changes only their weights. `population` names the
-    experts searched over (the authors draw 20 at random), all by default; the others weigh zero. The best evaluation
+    Minimises the mean cross-entropy over target tokens + `l1` * mean |w|, in `budget` evaluations (`settings` are those
+    of `LorahubSettings`). The experts are stacked once; an evaluation changes only their weights. The best evaluation
     counts. The base is left as it was.
     """
-    if budget < 1 or l1 < 0:
-        raise RouterError("a budget of at least 1 and l1 of at least 0", f"{budget} and {l1}", "Mend the settings.")
+    search = LorahubSettings.of(pool, **settings)
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
+    population = search.population
     names = tuple(pool.names if population is None else dict.fromkeys(population))
     chosen = Pool(pool.path, pool.index, [pool[name] for name in names])
     weights = torch.zeros(len(names))
     if prompt is None:
         prompt = chosen.experts[0].card.prompt if names else PromptFormat.of(base.model, base.tokenizer)
-    encoded, beyond = encode_rows(rows, base.tokenizer, prompt, max_tokens)
+    encoded, beyond = encode_rows(rows, base.tokenizer, prompt, search.max_tokens)
     if not encoded:
-        raise DataError("few-shot rows of the task", f"none ({beyond} beyond {max_tokens} tokens)", "Give rows.")
+        raise DataError("few-shot rows of the task", f"none ({beyond} beyond {search.max_tokens} tokens)", "Give rows.")
     batches = _batches(base, sorted(encoded, key=len))
 
     def loss(candidate: Sequence[float]) -> float:
@@ -73,7 +88,7 @@ def search_lorahub(
     training = base.model.training
     base.model.eval()
     try:
-        history = minimise(loss, len(names), budget=budget, l1=l1, seed=seed)
+        history = minimise(loss, len(names), budget=search.budget, l1=search.l1, seed=search.seed)
     finally:
         attached.detach()
         base.model.train(training)

@@ -4,20 +4,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from glider.base_model import load_base
+from glider.base_model import BaseModel, load_base
 from glider.contribute.examples import Row
-from glider.errors import RouterError
+from glider.contribute.lorahub import LorahubSettings, search_lorahub
+from glider.errors import DataError, RouterError
 from glider.evaluation.scoring import RowScores, require_scorable, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
-from glider.loading import base_of, load, open_pool
+from glider.loading import base_of, open_pool, over
 from glider.model import RoutedModel
-from glider.routing.base import Router, routers
+from glider.routing.base import Router
+from glider.routing.merging import require_experts
+from glider.routing.specification import parsed, router_from
 
 Tick = Callable[[str, int], None]  # router, rows done
 
@@ -39,6 +43,56 @@ class Entry:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class _Contender:
+    """A router as the user wrote it, such as `glider` or `merge(method=ties)`."""
+
+    label: str
+    name: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, text: str) -> "_Contender":
+        return cls(text, *parsed(text))
+
+    @property
+    def searched(self) -> bool:
+        """Whether weights are searched on few-shot rows; the settings are then those of the search."""
+        return self.name == "lorahub" and "weights" not in self.settings
+
+    def router(self) -> Router:
+        return router_from(self.name, self.settings)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    scored: RowScores
+    seconds: float
+    megabytes: float
+    note: str = ""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scored.scores) / len(self.scored.scores)
+
+    def entry(self, label: str, first: Sequence[float] | None) -> Entry:
+        low, high = mean_interval(self.scored.scores)
+        exact = self.scored.exact
+        return Entry(
+            router=label,
+            metric=self.scored.metric,
+            score=self.mean,
+            low=low,
+            high=high,
+            exact=None if exact is None else sum(exact) / len(exact),
+            p_value=None if first is None else paired_p(first, self.scored.scores),
+            tokens_per_second=self.scored.tokens / self.seconds,
+            expert_megabytes=self.megabytes,
+            scores=self.scored.scores,
+            note=self.note,
+        )
+
+
 def compare(
     pool: str | Path,
     rows: Sequence[Row],
@@ -52,92 +106,72 @@ def compare(
 ) -> Iterator[Entry]:
     """Score each router on the rows; yields an entry as each is done.
 
-    Every router is checked against the pool before a model is loaded: an unknown name, a pool that lacks what a router
-    needs, `lorahub` without few-shot rows. `oracle` is the best single expert on these very rows.
-    `describer` describes the rows; where it fails the comparison ends, since a failure must not become a score.
+    A router may carry settings: `merge(method=ties)`, `glider(top_k=1)`, `lorahub(budget=80)`. Every one is checked
+    before the model is loaded: an unknown name or setting, a pool that lacks what a router needs or has fewer experts
+    than it keeps, `lorahub` without few-shot rows or with rows that are evaluated, rows whose score would mean nothing.
+    `oracle` is the best single expert on these very rows. `describer` describes the rows; where it fails the comparison
+    ends, since a failure must not become a score.
     """
     opened = open_pool(pool)
-    _check(names, opened, fewshot)
+    contenders = [_Contender.of(name) for name in names]
     require_scorable(rows)
+    for contender in contenders:
+        _require(contender, opened, rows, fewshot)
+    opened.verify()
+    bench = _Bench(opened, load_base(base or base_of(opened)), rows, max_new_tokens, describer, tick)
     first: list[float] | None = None
-    for name in names:
-        entry = _entry(name, opened, rows, base, fewshot, max_new_tokens, describer, first, tick)
+    for contender in contenders:
+        entry = bench.measured(contender, fewshot).entry(contender.label, first)
         first = first if first is not None else entry.scores
         yield entry
 
 
-def _check(names: Sequence[str], pool: Pool, fewshot: Sequence[Row]) -> None:
-    for name in names:
-        if name == "oracle":
-            continue
-        if name == "lorahub":
-            if not fewshot:
-                raise RouterError("few-shot rows for lorahub", "none", "Give --fewshot rows of the training split.")
-            continue
-        routers.create(name).prepare(pool)
+def _require(contender: _Contender, pool: Pool, rows: Sequence[Row], fewshot: Sequence[Row]) -> None:
+    """Raise the error of what cannot be run."""
+    if contender.name == "oracle" and not contender.settings:
+        require_experts(pool)
+    elif contender.searched:
+        require_experts(pool)
+        LorahubSettings.of(pool, **contender.settings)
+        if not fewshot:
+            raise RouterError("few-shot rows for lorahub", "none", "Give --fewshot rows of the training split.")
+        if {(row.input, row.output) for row in fewshot} & {(row.input, row.output) for row in rows}:
+            raise DataError("few-shot rows that are not evaluated", "evaluated ones", "Give rows of another split.")
+    else:
+        contender.router().prepare(pool)
 
 
-def _entry(
-    name: str,
-    pool: Pool,
-    rows: Sequence[Row],
-    base: str | None,
-    fewshot: Sequence[Row],
-    max_new_tokens: int,
-    describer: Describer | None,
-    first: list[float] | None,
-    tick: Tick,
-) -> Entry:
-    if name == "oracle":
-        singles = [_run(f"single:{e}", f"single:{e}", pool, rows, base, max_new_tokens, None, tick) for e in pool.names]
-        position = max(range(len(singles)), key=lambda i: sum(singles[i][0].scores))
-        return _summary(name, *singles[position], first, f"single:{pool.names[position]}")
-    router: str | Router = name
-    if name == "lorahub":
-        router = _lorahub(pool, base, fewshot)
-    return _summary(name, *_run(name, router, pool, rows, base, max_new_tokens, describer, tick), first)
+@dataclass(frozen=True)
+class _Bench:
+    """One base model in memory, on which the routers are measured in turn."""
 
+    pool: Pool
+    base: BaseModel
+    rows: Sequence[Row]
+    max_new_tokens: int
+    describer: Describer | None
+    tick: Tick
 
-def _lorahub(pool: Pool, base: str | None, fewshot: Sequence[Row]) -> Router:
-    from glider.contribute.lorahub import search_lorahub
+    def measured(self, contender: _Contender, fewshot: Sequence[Row]) -> _Measured:
+        if contender.searched:
+            search = search_lorahub(self.base, self.pool, fewshot, **contender.settings)
+            return self._run(contender.label, search.router)
+        if contender.name != "oracle" or contender.settings:
+            return self._run(contender.label, contender.router())
+        singles = (f"single:{name}" for name in self.pool.names)
+        runs = [self._run(single, router_from(single, {}), note=single) for single in singles]
+        return max(runs, key=lambda run: run.mean)  # the first of equals
 
-    return search_lorahub(load_base(base or base_of(pool)), pool, fewshot).router
-
-
-def _run(
-    name: str,
-    router: "str | Router",
-    pool: Pool,
-    rows: Sequence[Row],
-    base: str | None,
-    max_new_tokens: int,
-    describer: Describer | None,
-    tick: Tick,
-) -> tuple[RowScores, float, float]:
-    """Scores, seconds, and megabytes of stacked experts."""
-    model = load(base, pool.path, router=router, describer=describer, strict=True)
-    began = time.perf_counter()
-    scored = score_rows(model, rows, max_new_tokens, lambda done: tick(name, done))
-    return scored, time.perf_counter() - began, _megabytes(model)
-
-
-def _summary(
-    name: str, scored: RowScores, seconds: float, megabytes: float, first: list[float] | None, note: str = ""
-) -> Entry:
-    low, high = mean_interval(scored.scores)
-    return Entry(
-        router=name,
-        metric=scored.metric,
-        score=sum(scored.scores) / len(scored.scores),
-        low=low,
-        high=high,
-        exact=None if scored.exact is None else sum(scored.exact) / len(scored.exact),
-        p_value=None if first is None else paired_p(first, scored.scores),
-        tokens_per_second=scored.tokens / seconds,
-        expert_megabytes=megabytes,
-        scores=scored.scores,
-        note=note,
-    )
+    def _run(self, label: str, router: Router, note: str = "") -> _Measured:
+        model = over(self.base, self.pool, router)
+        model.describer, model.strict = self.describer, True
+        try:
+            score_rows(model, self.rows[:1], max_new_tokens=1)  # what only a first call costs is not timed
+            began = time.perf_counter()
+            scored = score_rows(model, self.rows, self.max_new_tokens, lambda done: self.tick(label, done))
+            return _Measured(scored, time.perf_counter() - began, _megabytes(model), note)
+        finally:
+            model.detach()
 
 
 def _megabytes(model: RoutedModel) -> float:

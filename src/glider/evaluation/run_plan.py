@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
 from glider.contribute.examples import Row, read_rows
+from glider.contribute.lorahub import LorahubSettings
 from glider.errors import ConfigError, DataError
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, require
@@ -124,6 +125,8 @@ class RunPlan(Config):
                 plan = plan.model_copy(update={"router": f"multitask:{path}", "name": plan.label})
             if plan.router != "oracle" and not plan.by_task:
                 router_from(plan.router, plan.settings)
+            elif plan.searched:
+                LorahubSettings.of(pool, **plan.settings)
             plans.append(plan)
         return plans
 

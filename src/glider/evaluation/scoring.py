@@ -37,12 +37,16 @@ def score_rows(
 
 
 def require_scorable(rows: Sequence[Row]) -> None:
-    """Raise `DataError` for rows whose score would mean nothing."""
+    """Raise `DataError` for rows whose score would mean nothing, `MissingDependency` without their metric's package."""
+    if not rows:
+        raise DataError("rows to score", "none", "Give rows with `input` and `output`.")
     if any(row.choices for row in rows) and not all(row.choices for row in rows):
         raise DataError("rows all with choices, or all without", "both kinds", "Compare them apart.")
     for number, row in enumerate(rows, start=1):
         if row.choices and row.output not in row.choices:
             raise DataError(f"the output of row {number} among its choices", repr(row.output), "Mend the row.")
+    if not rows[0].choices:
+        require("rougeL")
 
 
 def _rank(model: RoutedModel, rows: Sequence[Row], tick: Tick) -> RowScores:
@@ -58,7 +62,6 @@ def _rank(model: RoutedModel, rows: Sequence[Row], tick: Tick) -> RowScores:
 
 
 def _generate(model: RoutedModel, rows: Sequence[Row], max_new_tokens: int, tick: Tick) -> RowScores:
-    require("rougeL")
     scores, exact, tokens = [], [], 0
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]

@@ -1,5 +1,6 @@
 """A method as a composition: a local score, a global term, a selection. Each part is written once."""
 
+from dataclasses import fields, is_dataclass
 from typing import Protocol, runtime_checkable
 
 from glider.errors import RouterError
@@ -51,7 +52,9 @@ class Composed:
         if not len(pool):
             raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
         sites = self.local.prepare(pool)
-        return Prepared(pool.experts, sites, self.global_term.prepare(pool) if self.global_term is not None else None)
+        term = self.global_term.prepare(pool) if self.global_term is not None else None
+        _require_enough(_chosen_count(self), len(pool))
+        return Prepared(pool.experts, sites, term)
 
     def condition(self, prepared: Prepared, asked: Asked) -> Condition | None:
         term = prepared.global_term
@@ -71,3 +74,18 @@ class Composed:
         if own_route or type(self.select) is not TopK or not isinstance(self.local, LinearLocal):
             return None
         return LinearTopK(self.local.linear(site), self.select.k, self.select.renormalise)
+
+
+def _chosen_count(router: Composed) -> int | None:
+    """K where the caller chose it; None for the method's own, which a smaller pool only clips."""
+    chosen = fields(router) if is_dataclass(router) else ()
+    for field in (field for field in chosen if field.name in ("select", "k")):
+        value = getattr(router, field.name)
+        if value != field.default:
+            return value if isinstance(value, int) else getattr(value, "k", None)
+    return None
+
+
+def _require_enough(count: int | None, experts: int) -> None:
+    if count is not None and count > experts:
+        raise RouterError(f"k of at most {experts}, the pool's experts", str(count), "Keep fewer experts.")

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -86,11 +87,7 @@ def minimise(
 
     Returns every evaluation in turn, the first at w = 0 (the base alone). Raises `MissingDependency` without nevergrad.
     """
-    try:
-        import nevergrad
-    except ImportError:
-        command = "pip install 'glider-moe[lorahub]'"
-        raise MissingDependency("nevergrad", "search the weights of lorahub", command) from None
+    nevergrad = require_nevergrad()
     space = nevergrad.p.Array(init=[0.0] * count).set_bounds(-BOUND, BOUND)
     space.random_state.seed(seed)
     optimiser = nevergrad.optimizers.NGOpt(parametrization=space, budget=budget)
@@ -112,3 +109,13 @@ def minimise(
         del optimiser
         gc.collect()
     return history
+
+
+def require_nevergrad() -> Any:
+    """The package nevergrad; raises `MissingDependency` without it."""
+    try:
+        import nevergrad
+    except ImportError:
+        command = "pip install 'glider-moe[lorahub]'"
+        raise MissingDependency("nevergrad", "search the weights of lorahub", command) from None
+    return nevergrad

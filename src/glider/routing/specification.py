@@ -1,5 +1,7 @@
 """A router from plain settings, as a command line or a file gives them."""
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +13,10 @@ from glider.routing.select import TopK, TopP
 def router_from(name: str, settings: Mapping[str, Any]) -> Router:
     """The router `name` with settings in which `top_k` or `top_p` may stand for the selection of experts.
 
-    Methods that choose once for a query call `top_k` their k. Raises `RouterError` for an unknown router or setting.
+    Methods that choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for
+    an unknown router or setting.
     """
-    plain = dict(settings)
+    plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
     if top_k is not None and top_p is not None:
         raise RouterError("top_k or top_p", "both", "Give one of them.")
@@ -26,3 +29,33 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
         raise RouterError("a router that selects experts, for top_k or top_p", name, "Leave the setting out.")
     select = TopP(top_p) if top_p is not None else TopK(top_k)  # pyright: ignore[reportArgumentType]
     return routers.create(name, select=select, **plain)
+
+
+def listed(text: str) -> list[str]:
+    """The routers of a comma-separated list; a comma within parentheses belongs to a router's settings."""
+    return [name for part in re.split(r",(?![^()]*\))", text) if (name := part.strip())]
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of a router written as `merge(method=ties, density=0.3)`, or the name alone.
+
+    Values are JSON, or else strings. Raises `RouterError` for another form.
+    """
+    form = re.fullmatch(r"(?P<name>[^(]+)\((?P<settings>[^()]*)\)", text.strip())
+    if form is None:
+        return text.strip(), {}
+    settings = {}
+    for part in filter(None, map(str.strip, re.split(r",(?![^\[\]]*\])", form["settings"]))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value) or name in settings:
+            got = f"{part!r} in {text}" if name not in settings else f"{name} twice in {text}"
+            raise RouterError("settings such as merge(method=ties, density=0.3)", got, "Write NAME=VALUE, once each.")
+        settings[name] = _value(value)
+    return form["name"].strip(), settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -7,23 +7,21 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from glider.config import cache_directory
 from glider.experts.disk import save_tensors, sha256, write_file
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.routing.base import Site, absent_at
+from glider.routing.spectra_files import forget_unused, note_use, spectra_file
 from glider.shapes import Float, Tensor
 
 Step = TypeVar("Step")
-FORMAT = 1
 Spectra = Mapping[str, Tensor]
 """By site: the spectral basis (S, R) of one expert, in coordinates of the rows of its A."""
 
@@ -84,11 +82,6 @@ def spectra_of(pool: Pool) -> list[Spectra]:
     return [known[key] for key in keys]
 
 
-def spectra_file(adapter_sha256: str) -> Path:
-    """Where the spectra of an adapter file are kept: the name tells the content, so that none can be out of date."""
-    return cache_directory() / "spectra" / f"{adapter_sha256}-{FORMAT}.safetensors"
-
-
 def _compute(missing: Mapping[str, Expert]) -> dict[str, Spectra]:
     """Factorise experts, some at a time; those that are done stay on disk if the rest is interrupted."""
     keys = list(missing)
@@ -130,6 +123,7 @@ def _keep(spectra: Mapping[str, Spectra]) -> bool:
         for key, spectrum in spectra.items():
             whole = {_ALL: torch.cat([spectrum[name].flatten() for name in sorted(spectrum)])}
             write_file(spectra_file(key), lambda path, whole=whole: save_tensors(whole, path, {"format": "pt"}))
+        forget_unused()
     except OSError as fault:
         warnings.warn(f"the spectra of the experts are not kept for the next time: {fault}", stacklevel=2)
         return False
@@ -142,10 +136,12 @@ def _read(key: str, expert: Expert) -> Spectra | None:
         name: (min(site.rank, site.in_features, site.out_features), site.rank)
         for name, site in sorted(expert.sites.items())
     }
+    file = spectra_file(key)
     try:
-        parts = load_file(spectra_file(key))[_ALL].split([depth * rank for depth, rank in shapes.values()])
+        parts = load_file(file)[_ALL].split([depth * rank for depth, rank in shapes.values()])
     except (OSError, SafetensorError, KeyError, RuntimeError):  # the last: a sum other than the tensor's length
         return None
+    note_use(file)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 

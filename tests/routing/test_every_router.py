@@ -1,0 +1,159 @@
+"""What every registered router keeps to, on a decoder-only and an encoder-decoder model, with uneven experts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glider.base_model import load_base
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.loading import load
+from glider.routing.base import Asked, Decision, Router, Site, routers
+from glider.routing.specification import parsed, router_from
+from glider.routing.spectr import SpectralSite
+
+STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "merge(method=ties)", "merge(method=dare)"]
+STATIC += ["lorahub"]
+CHOOSING = [
+    "glider",
+    "glider(top_p=0.6)",
+    "glider(local_scale=experts)",
+    "phatgoose(top_k=1)",
+    "phatgoose",
+    "tasklevel",
+]
+CHOOSING += ["arrow", "arrow(temperature=0.1)", "spectr", "glider+arrow", "glider+spectr(top_k=3)"]
+CHOOSING += ["retrieval", "retrieval(k=3)", "adaptersoup(k=2)", "adaptersoup", "loraretriever"]
+EVERY = [*STATIC, *CHOOSING]
+PROMPTS = ["hello there", "sort 3 1 2"]
+RouterMaker = Callable[[str], Router]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache for each test."""
+    monkeypatch.setenv("GLIDER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pool(base_directory: Path, make_pool, grow_pool) -> Pool:
+    """Ranks 4, 4, 2 with scalings 1, 1, 4; the last expert adapts half of the sites."""
+    pool = make_pool(base_directory, 2)
+    return grow_pool(pool, base_directory, "half", seed=7, rank=2, alpha=8.0, sites=pool.sites[::2])
+
+
+@pytest.fixture
+def router_of(base_directory: Path, random_expert, tmp_path: Path) -> RouterMaker:
+    """A router by its specification; `multitask` and `lorahub` get what they need."""
+
+    def make(text: str) -> Router:
+        if text == "multitask":
+            union = random_expert(tmp_path / "union", load_base(str(base_directory)), seed=9, gates=False)
+            return routers.create(f"multitask:{union.directory}")
+        if text == "lorahub":
+            return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25})
+        return router_from(*parsed(text))
+
+    return make
+
+
+def test_every_registered_router_is_here() -> None:
+    here = {parsed(text)[0].partition(":")[0] for text in EVERY} | {"base"}
+    ours = {entry.name for entry in routers if entry.make.__module__.startswith("glider.")}
+    assert here == ours
+
+
+@pytest.mark.parametrize("text", [*EVERY, "base"])
+def test_it_answers_scores_and_leaves_the_model_as_it_was(
+    base_directory: Path, pool: Pool, router_of: RouterMaker, text: str
+) -> None:
+    model = load(str(base_directory), pool.path, router=router_of(text))
+    answers, trace = model.generate_traced(PROMPTS, max_new_tokens=3)
+    names = {expert.name for expert in model.attached.prepared.experts}
+    for answer in answers:
+        assert 1 <= len(answer.token_ids) <= 3
+        assert set(answer.usage) <= names and (text == "base") == (not answer.usage)
+        assert text == "base" or sum(answer.usage.values()) == pytest.approx(1, abs=1e-4)
+    for call in trace.calls:
+        require_contract(call.decision, len(model.attached.prepared.experts))
+    likely = model.score(PROMPTS[0], ["yes", "no"])
+    assert all(choice.log_likelihood < 0 for choice in likely)
+    bare = load_base(str(base_directory)).model.state_dict()
+    restored = model.detach().state_dict()
+    assert restored.keys() == bare.keys()
+    assert all(torch.equal(value, bare[name]) for name, value in restored.items())
+
+
+@pytest.mark.parametrize("text", STATIC)
+def test_a_static_router_folded_equals_itself(
+    base_directory: Path, pool: Pool, router_of: RouterMaker, text: str
+) -> None:
+    model = load(str(base_directory), pool.path, router=router_of(text))
+    ids = torch.tensor([[40, 71, 99, 5, 200, 13]])
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.model.config.is_encoder_decoder else {})}
+    with torch.inference_mode():
+        unfolded = model.model(**inputs).logits
+        model.fold()
+        torch.testing.assert_close(model.model(**inputs).logits, unfolded, atol=5e-4, rtol=1e-4)
+        bare = load_base(str(base_directory)).model(**inputs).logits
+    assert (unfolded - bare).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_decisions_keep_the_contract(pool: Pool, router_of: RouterMaker, text: str) -> None:
+    """Indices in range, weights finite and of sum one, nothing for an expert that the site lacks."""
+    router = router_of(text)
+    prepared = router.prepare(pool)
+    whole, partly = list(prepared.sites.values())[:2]
+
+    @settings(deadline=None, derandomize=True, max_examples=25)
+    @given(
+        st.sampled_from([whole, partly]), st.integers(1, 5), st.sampled_from([1e-3, 1.0, 300.0]), st.integers(0, 999)
+    )
+    def check(site: Site, tokens: int, scale: float, seed: int) -> None:
+        chance = torch.Generator().manual_seed(seed)
+        condition = router.condition(prepared, Asked(torch.randn(tokens, 384, generator=chance)))
+        x = scale * torch.randn(tokens, width_of(site, pool), generator=chance)
+        decision = router.route(site, x, None if condition is None else condition.term)
+        require_contract(decision, len(prepared.experts))
+        assert len(decision.experts) == tokens
+        assert (decision.weights[site.absent[decision.experts]] == 0).all()
+
+    check()
+
+
+def width_of(site: Site, pool: Pool) -> int:
+    if isinstance(site, SpectralSite):
+        return site.basis.shape[-1]
+    return next(expert.sites[site.name].in_features for expert in pool if site.name in expert.sites)
+
+
+def require_contract(decision: Decision, experts: int) -> None:
+    assert decision.experts.shape == decision.weights.shape
+    assert decision.experts.min() >= 0 and decision.experts.max() < experts
+    assert torch.isfinite(decision.weights).all() and (decision.weights >= 0).all()
+    torch.testing.assert_close(
+        decision.weights.float().sum(dim=-1), torch.ones(len(decision.weights)), atol=1e-4, rtol=0
+    )
+    assert all(len(set(row)) == len(row) for row in decision.experts.tolist())
+
+
+@pytest.mark.parametrize("text", [text for text in CHOOSING if "(" not in text])
+def test_more_experts_than_the_pool_has_are_refused_before_the_model_is_loaded(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("glider.loading.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    router: Any = router_from(text, {"top_k": 4})
+    with pytest.raises(RouterError, match="k of at most 3, the pool's experts; got 4"):
+        load("nobody/no-such-model", pool.path, router=router)
+
+
+def test_a_methods_own_k_is_clipped_by_a_small_pool(llama_directory: Path, make_pool) -> None:
+    pool = make_pool(llama_directory, 1)
+    for text in ("glider", "phatgoose", "arrow", "adaptersoup", "loraretriever"):
+        assert len(router_from(text, {}).prepare(pool).experts) == 1
