@@ -34,6 +34,7 @@ inline bool make_codes(Site& site) {
         site.step[e] = step;
         site.residual[e] = (float)(sqrt(rests) * 1.0001);
         site.length[e] = (float)sqrt(squares);
+        site.longest = site.length[e] > site.longest ? site.length[e] : site.longest;
     }
     if (good) return true;
     free(site.codes), free(site.step), free(site.residual), free(site.length);

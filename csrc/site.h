@@ -25,6 +25,7 @@ struct Site {
     float* step;          // (E)
     float* residual;      // (E) length of rows - codes * step
     float* length;        // (E) length of rows
+    float longest;        // of these
 };
 
 // One call: x (T, D) in, y (T, O) added to. Either the site decides, by its scores and the queries' global term, or the
