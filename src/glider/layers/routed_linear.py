@@ -132,8 +132,7 @@ class RoutedLinear(nn.Module):
 
     def _term(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
         count = tokens.numel() // self.in_features
-        term = self.context.term(count, self.uses_global, x.shape[0] if x.ndim > 2 else None)
-        return term if term is None else term.to(tokens.device)
+        return self.context.term(count, self.uses_global, x.shape[0] if x.ndim > 2 else None, tokens.device)
 
 
 def _plain(x: torch.Tensor, y: torch.Tensor) -> bool:
