@@ -101,9 +101,9 @@ def attach(
 
     `expert_dtype` is the storage of the stacked experts (default: the model's own, or on the CPU bfloat16 where all
     files hold that); `prepared` is what the router made of this pool before, where that exists; `kernel` (native,
-    torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. Raises
-    `PoolError` for a site the model does not have, or has with other widths, `RouterError` where the pool cannot serve
-    the router, and `KernelError` for a kernel that is not there.
+    triton, torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts.
+    Raises `PoolError` for a site the model does not have, or has with other widths, `RouterError` where the pool cannot
+    serve the router, and `KernelError` for a kernel that is not there.
     """
     prepared = prepared or router.prepare(pool)
     originals = {name: _find(model, name, prepared) for name in prepared.sites}

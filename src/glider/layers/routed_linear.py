@@ -8,7 +8,7 @@ from torch import nn
 from glider.errors import KernelError
 from glider.layers.bank import Bank
 from glider.layers.context import RoutingContext
-from glider.layers.kernels import native
+from glider.layers.kernels import gpu, native
 from glider.layers.kernels.choice import require_native, wanted_kernel
 from glider.layers.kernels.grouped import add_experts
 from glider.layers.kernels.native import NativeSite
@@ -88,7 +88,7 @@ class RoutedLinear(nn.Module):
         if site.absent.device != x.device:  # the model was moved after attaching
             self.site = site = site.to(x.device)
         decision = self.router.route(site, tokens, self._term(x, tokens))
-        kernel = self._choose(tokens, decision, bound)
+        kernel = self._choose(tokens, y, decision, bound)
         if self.context.batch is not None and self.context.batch.trace is not None:
             self.context.batch.trace.record(site.name, decision, x.shape[0] if x.ndim > 2 else None, kernel)
         if kernel == "native":
@@ -98,10 +98,11 @@ class RoutedLinear(nn.Module):
         if kernel == "reference":
             return y + apply_experts(tokens, decision, self.bank).view(y.shape).to(y.dtype)
         change = y if y.dtype == x.dtype else x.new_zeros(y.shape)
-        add_experts(change.view(-1, self.out_features), tokens, decision, self.bank)
+        add = gpu.add_experts if kernel == "triton" else add_experts
+        add(change.view(-1, self.out_features), tokens, decision, self.bank)
         return y if change is y else y + change.to(y.dtype)
 
-    def _choose(self, x: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
+    def _choose(self, x: torch.Tensor, y: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
         """The kernel of a call whose decision is made."""
         if bound is not None and not (torch.is_grad_enabled() and decision.weights.requires_grad):
             return "native"
@@ -111,6 +112,16 @@ class RoutedLinear(nn.Module):
             else:
                 got = "a call that needs gradients" if torch.is_grad_enabled() else f"tokens in {x.dtype} on {x.device}"
             raise KernelError(f"a call that the native kernel can run at {self.site.name}", got, "Choose kernel torch.")
+        if self.kernel == "triton" or (self.kernel is None and x.is_cuda):
+            learns = torch.is_grad_enabled() and any(
+                t.requires_grad for t in (x, y, decision.weights, self.bank.A, self.bank.B)
+            )
+            reason = "a call that needs gradients" if learns else gpu.refusal(x, self.bank)
+            if reason is None:
+                return "triton"
+            if self.kernel == "triton":
+                wanted = f"a call that the triton kernel can run at {self.site.name}"
+                raise KernelError(wanted, reason, "Choose kernel torch.")
         if self.kernel == "reference" or x.device.type == "meta":
             return "reference"
         return "torch"
