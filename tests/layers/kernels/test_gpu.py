@@ -19,6 +19,7 @@ from glider.layers.kernels.gpu import Blocks
 from glider.layers.kernels.reference import apply_experts
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
+from glider.loading import load
 from glider.routing.base import Decision
 from glider.routing.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
@@ -165,6 +166,18 @@ def test_a_layer_runs_it_and_the_trace_says_so(shape: tuple[int, ...]) -> None:
             outputs.append(layer(x))
         assert trace.kernels == {kernel: 1}
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_model_answers_as_with_the_torch_kernel(make_pool, llama_directory: Path) -> None:
+    """A prompt of many tokens, then one token at a time."""
+    pool, answers = make_pool(llama_directory, 3), []
+    for kernel in ("triton", "torch"):
+        model = load(str(llama_directory), pool.path, router="phatgoose", kernel=kernel, device=DEVICE)
+        [answer], trace = model.generate_traced(["what is to be done?"], max_new_tokens=3)
+        assert set(trace.kernels) == {kernel}
+        answers.append(answer.token_ids)
+    assert answers[0] == answers[1]
 
 
 def test_a_call_that_it_cannot_run_is_an_error_where_it_must() -> None:
