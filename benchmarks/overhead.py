@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 36, 166])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--kernel", choices=("native", "torch", "reference"))
+    parser.add_argument("--kernel", choices=("native", "triton", "torch", "reference"))
     parser.add_argument("--peft", choices=("lora", "arrow"))
     parser.add_argument("--share", action="store_true", help="all layers use one layer's experts")
     parser.add_argument("--alpha", type=float, default=3.0, help="weight of the global scores (103: a known task)")

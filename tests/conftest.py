@@ -9,6 +9,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # programs for the GPU run on the CPU; 0 where there is a GPU
 os.environ["GLIDER_CACHE_MB"] = "0"  # the user's cache is none of the tests' business
 
 import pytest

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from glider.cli.main import build
@@ -21,7 +22,7 @@ def told(**settings: Any) -> dict[str, Any]:
 def test_the_kernel_that_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIDER_KERNEL", raising=False)
     found = told()
-    assert set(found["kernels"]) == {"native", "torch", "reference"}
+    assert set(found["kernels"]) == {"native", "triton", "torch", "reference"}
     assert found["runs"] == ("torch" if native.extension() is None else "native")
     assert found["versions"]["torch"]
     if native.extension() is not None:
@@ -35,6 +36,17 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     found = told()
     assert found["runs"] == "torch" and "not built" in found["why"] and "not built" in found["kernels"]["native"]
     assert found["instruction_sets"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_triton_kernel_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIDER_KERNEL", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    installed = told()["versions"]["triton"] is not None
+    assert ("there is no GPU" if installed else "triton is not installed") in told()["kernels"]["triton"]
+    monkeypatch.setenv("GLIDER_KERNEL", "triton")
+    with pytest.raises(KernelError, match=r"the triton kernel; got (there is no GPU|triton is not installed)"):
+        told()
 
 
 def test_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

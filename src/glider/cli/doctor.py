@@ -10,7 +10,7 @@ import typer
 
 from glider.cli.arguments import JsonOption
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
+PACKAGES = ("torch", "triton", "transformers", "peft", "safetensors")
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -44,10 +44,11 @@ def diagnosis() -> dict[str, Any]:
     import torch
 
     import glider
-    from glider.layers.kernels import native
+    from glider.layers.kernels import gpu, native
     from glider.layers.kernels.choice import KERNELS, VARIABLE, wanted_kernel
 
     absent = native.why_absent()
+    reasons = dict[str, str | None].fromkeys(KERNELS) | {"native": absent, "triton": gpu.why_absent()}
     wanted = wanted_kernel(None)
     if wanted:
         runs, why = wanted, f"{VARIABLE} says so"
@@ -62,7 +63,7 @@ def diagnosis() -> dict[str, Any]:
         + ("available" if torch.cuda.is_available() else "not available"),
         "threads": torch.get_num_threads(),
         "native_threads": None if extension is None else extension.threads(),
-        "kernels": {kernel: absent if kernel == "native" else None for kernel in KERNELS},
+        "kernels": reasons,
         "instruction_sets": [] if extension is None else extension.isas(),
         "instruction_set": None if extension is None else extension.isa(),
         "runs": runs,

@@ -4,8 +4,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+
+import torch
 
 from glider.errors import QueryError
 from glider.layers.trace import Trace
@@ -23,6 +25,7 @@ class Batch:
     token_to_query: Int[Tensor, " T"] | None = None
     trace: Trace | None = None
     bare: bool = False  # the base model alone
+    _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def host_term(self) -> Float[Tensor, "B E"] | None:
@@ -39,6 +42,28 @@ class Batch:
         if least < 0 or most >= count:
             raise QueryError(f"a token-to-query map to {count} queries", f"one to {least} to {most}", _MEND)
         return queries
+
+    def term_on(self, device: torch.device) -> Float[Tensor, "B E"]:
+        """alpha * global on a device, for batches that have it. What lies elsewhere is copied there once."""
+        assert self.condition is not None
+        condition = self.condition
+        learns = condition.global_scores.requires_grad or condition.alpha.requires_grad
+        if learns or condition.global_scores.device == device:
+            return condition.term.to(device)
+        return self._once("term", condition.term, device)
+
+    def queries_on(self, device: torch.device) -> Int[Tensor, " T"]:
+        """The token-to-query map on a device, for batches that have one. Copied there once."""
+        assert self.token_to_query is not None
+        return self._once("queries", self.token_to_query, device)
+
+    def _once(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if (name, device) not in self._moved:
+            with torch.inference_mode(False):  # whoever comes next may want gradients
+                self._moved[name, device] = tensor.to(device)
+        return self._moved[name, device]
 
     def check(self, tokens: int, rows: int | None) -> None:
         """Raise `QueryError` where the condition does not fit so many tokens, in so many rows."""
@@ -71,8 +96,10 @@ class RoutingContext(threading.local):
         finally:
             self.batch = before
 
-    def term(self, tokens: int, wanted: bool, rows: int | None = None) -> Float[Tensor, "T E"] | None:
-        """The global term of each of `tokens` flattened tokens, or None where there is none.
+    def term(
+        self, tokens: int, wanted: bool, rows: int | None = None, device: torch.device | None = None
+    ) -> Float[Tensor, "T E"] | None:
+        """The global term of each of `tokens` flattened tokens, or None where there is none; by default on the CPU.
 
         Without an explicit map, tokens are row-major and rows of one query stand together: so they do in a batch, in
         its beams and in several sequences returned for one prompt.
@@ -88,7 +115,8 @@ class RoutingContext(threading.local):
         if self.batch.condition is None:
             return None
         self.batch.check(tokens, rows)
-        term = self.batch.condition.term
+        device = device or torch.device("cpu")
+        term = self.batch.term_on(device)
         if self.batch.token_to_query is not None:
-            return term[self.batch.token_to_query]
+            return term[self.batch.queries_on(device)]
         return term if tokens == len(term) else term.repeat_interleave(tokens // len(term), dim=0)

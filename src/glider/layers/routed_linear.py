@@ -9,7 +9,7 @@ from glider.errors import KernelError
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.hot_bank import HotBank
-from glider.layers.kernels import native
+from glider.layers.kernels import gpu, native
 from glider.layers.kernels.choice import require_native, wanted_kernel
 from glider.layers.kernels.grouped import add_experts
 from glider.layers.kernels.native import NativeSite
@@ -95,7 +95,7 @@ class RoutedLinear(nn.Module):
             decision = self._decide(self._decider, x, tokens, batch)
         else:
             decision = self.router.route(site, tokens, self._term(x, tokens))
-        kernel = self._choose(tokens, decision, bound)
+        kernel = self._choose(tokens, y, decision, bound)
         if batch is not None and batch.trace is not None:
             batch.trace.record(site.name, decision, x.shape[0] if x.ndim > 2 else None, kernel)
         with self.bank.lock:
@@ -115,7 +115,8 @@ class RoutedLinear(nn.Module):
         if kernel == "reference":
             return y + apply_experts(tokens, decision, stack).view(y.shape).to(y.dtype)
         change = y if y.dtype == tokens.dtype else tokens.new_zeros(y.shape)
-        add_experts(change.view(-1, self.out_features), tokens, decision, stack)
+        add = gpu.add_experts if kernel == "triton" else add_experts
+        add(change.view(-1, self.out_features), tokens, decision, stack)
         return y if change is y else y + change.to(y.dtype)
 
     def _decide(self, decider: NativeSite, x: torch.Tensor, tokens: torch.Tensor, batch: Batch | None) -> Decision:
@@ -126,7 +127,7 @@ class RoutedLinear(nn.Module):
         batch.check(len(tokens), x.shape[0] if x.ndim > 2 else None)
         return decider.decide(tokens, decider.kept, batch.host_term, batch.host_queries)
 
-    def _choose(self, x: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
+    def _choose(self, x: torch.Tensor, y: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
         """The kernel of a call whose decision is made."""
         if bound is not None and not (torch.is_grad_enabled() and decision.weights.requires_grad):
             return "native"
@@ -136,6 +137,15 @@ class RoutedLinear(nn.Module):
             else:
                 got = "a call that needs gradients" if torch.is_grad_enabled() else f"tokens in {x.dtype} on {x.device}"
             raise KernelError(f"a call that the native kernel can run at {self.site.name}", got, "Choose kernel torch.")
+        if self.kernel == "triton":  # by wish alone, until it has run on a GPU
+            learns = torch.is_grad_enabled() and any(
+                t.requires_grad for t in (x, y, decision.weights, self.bank.A, self.bank.B)
+            )
+            reason = "a call that needs gradients" if learns else gpu.refusal(x, self.bank.stack)
+            if reason is not None:
+                wanted = f"a call that the triton kernel can run at {self.site.name}"
+                raise KernelError(wanted, reason, "Choose kernel torch.")
+            return "triton"
         if self.kernel == "reference" or x.device.type == "meta":
             return "reference"
         return "torch"
@@ -163,8 +173,7 @@ class RoutedLinear(nn.Module):
 
     def _term(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
         count = tokens.numel() // self.in_features
-        term = self.context.term(count, self.uses_global, x.shape[0] if x.ndim > 2 else None)
-        return term if term is None else term.to(tokens.device)
+        return self.context.term(count, self.uses_global, x.shape[0] if x.ndim > 2 else None, tokens.device)
 
 
 def _plain(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -6,16 +6,17 @@ from functools import cache
 
 from glider.errors import KernelError
 from glider.layers.bank import Bank
-from glider.layers.kernels import native
+from glider.layers.kernels import gpu, native
 
-KERNELS = ("native", "torch", "reference")
+KERNELS = ("native", "triton", "torch", "reference")
 VARIABLE = "GLIDER_KERNEL"
 
 
 def wanted_kernel(kernel: str | None) -> str | None:
     """The kernel asked for by argument or by `GLIDER_KERNEL`; None leaves the choice to each call.
 
-    Raises `KernelError` for an unknown name, and for a native kernel that was not built.
+    Raises `KernelError` for an unknown name, and for a kernel that can run nowhere here: the native one where it was
+    not built, Triton's without Triton or a GPU.
     """
     wanted = kernel or os.environ.get(VARIABLE) or None
     if wanted not in (None, *KERNELS):
@@ -24,6 +25,8 @@ def wanted_kernel(kernel: str | None) -> str | None:
     absent = native.why_absent()
     if absent and wanted == "native":
         raise KernelError("the native kernel", absent, "Install again with a C++ compiler, or choose torch.")
+    if wanted == "triton" and (reason := gpu.why_absent()):
+        raise KernelError("the triton kernel", reason, "Choose kernel torch.")
     if absent and wanted is None:
         _say_once(absent)
     return wanted

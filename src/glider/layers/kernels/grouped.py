@@ -3,6 +3,7 @@
 import torch
 
 from glider.layers.bank import Bank
+from glider.layers.kernels.reference import apply_experts
 from glider.routing.base import Decision
 from glider.shapes import Float, Int, Tensor
 
@@ -26,6 +27,8 @@ def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Deci
             _by_pair(y, x, decision.experts, weights, bank)
         else:
             _by_expert(y, x, decision.experts, weights, bank, learns)
+    elif x.shape[0] <= _GATHERED and weights.numel() >= bank.A.shape[0]:
+        y.add_(apply_experts(x, decision, bank))  # all experts: fewer bytes than a copy for each pair
     elif x.shape[0] <= _GATHERED:
         _gathered(y, x, decision.experts, weights, bank)
     else:

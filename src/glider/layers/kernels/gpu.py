@@ -1,0 +1,193 @@
+"""The GPU kernel in Triton, `triton` by name: no count reaches the host, no atomic addition, the same bits every time.
+
+Few tokens: a program for each pair and for each token. More: pairs sorted by expert in blocks of one expert each, as in
+grouped products of LoRA (Punica, arXiv 2310.18547) and mixtures of experts; how many blocks there can be is known
+beforehand, whose they are is a table made on the device. Never yet run or measured on a GPU: its results are tested in
+Triton's interpreter, and that it compiles. Sizes of tiles and the number that is few are guesses until then.
+
+Triton comes with PyTorch for CUDA on Linux; elsewhere there is none, and other kernels run.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+from glider.layers.bank import Bank
+from glider.routing.base import Decision
+from glider.shapes import Float, Int, Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW = 16  # tokens for which nothing is sorted
+_PAIRS, _WIDTHS, _OUTS, _RANKS = 32, 64, 64, 64  # tiles; ranks at most
+_ROOM = 2**24  # outputs of pairs, in float32, that are held at a time
+_YES = ("1", "true", "on", "yes", "y")  # as Triton reads it
+_CAPABILITY = (8, 0)  # what Triton supports of NVIDIA's
+
+
+def why_absent() -> str | None:
+    """Why the kernel can run nowhere on this machine, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed (PyTorch for CUDA brings it, on Linux)"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "there is no GPU (with TRITON_INTERPRET=1 it runs on the CPU, for tests)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton found no C compiler (gcc or clang), which it needs to launch programs"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its programs, on any device, in place of compiling them."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in _YES
+
+
+def refusal(x: Float[Tensor, "T D"], bank: Bank) -> str | None:
+    """Why the kernel cannot run a call for the tokens x, or None."""
+    if absent := why_absent() if interpreted() else _why_absent():
+        return absent
+    if type(x) is not torch.Tensor:
+        return f"tokens in a {type(x).__name__}, which has no address"
+    if x.device.type != "cuda" and not (x.is_cpu and interpreted()):
+        return f"tokens on {x.device} (with TRITON_INTERPRET=1 it runs on the CPU, for tests)"
+    if bank.A.device != x.device:
+        return f"experts on {bank.A.device} and tokens on {x.device}"
+    for what, dtype in (("tokens", x.dtype), ("experts", bank.A.dtype), ("experts", bank.B.dtype)):
+        if dtype not in DTYPES:
+            return f"{what} in {str(dtype).removeprefix('torch.')}"
+    if x.is_cuda and (found := _capability(x.device)) < _CAPABILITY:
+        return f"a GPU of compute capability {found[0]}.{found[1]}, older than {_CAPABILITY[0]}.{_CAPABILITY[1]}"
+    return None
+
+
+def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank) -> None:
+    """y += sum over kept e of w_e * s_e * B_e A_e x, in place; sums in float32, rounded once to the dtype of y.
+
+    For calls that `refusal` lets pass, without gradients. A decision must name experts that exist: to look would need
+    the host.
+    """
+    tokens, kept = decision.experts.shape
+    if not tokens:
+        return
+    experts, weights = decision.experts.contiguous(), decision.weights.contiguous()
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        if tokens <= FEW:
+            _by_pair(y, x, experts, weights, bank)
+            return
+        step = max(FEW, _ROOM // (kept * y.shape[1]))
+        for start in range(0, tokens, step):
+            part = slice(start, start + step)
+            _by_block(y[part], x[part], experts[part], weights[part], bank)
+
+
+def _by_pair(
+    y: Float[Tensor, "T O"],
+    x: Float[Tensor, "T D"],
+    experts: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+    bank: Bank,
+) -> None:
+    programs, kept, (_, rank, width), out = _programs(), experts.shape[1], bank.A.shape, y.shape[1]
+    ranks = _ranks(rank)
+    z = torch.empty(experts.numel(), rank, dtype=torch.float32, device=x.device)
+    programs.project_pair[(experts.numel(), _parts(rank, ranks))](
+        *(z, x, bank.A, experts, weights, bank.scaling),
+        *(kept, rank, width, *x.stride(), *bank.A.stride()),
+        RANKS=ranks,
+        WIDTHS=_WIDTHS,
+    )
+    programs.add_token[(y.shape[0], _parts(out, _OUTS))](
+        *(y, z, bank.B, experts, weights, bank.scaling),
+        *(kept, rank, out, *y.stride(), *bank.B.stride()),
+        OUTS=_OUTS,
+        RANKS=ranks,
+    )
+
+
+def _by_block(
+    y: Float[Tensor, "T O"],
+    x: Float[Tensor, "T D"],
+    experts: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+    bank: Bank,
+) -> None:
+    programs, kept, (count, rank, width), out = _programs(), experts.shape[1], bank.A.shape, y.shape[1]
+    ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
+    table = (blocks.order, blocks.starts, blocks.firsts, blocks.owners)
+    z = x.new_empty(experts.numel(), rank)
+    outputs = torch.empty(experts.numel(), out, dtype=torch.float32, device=x.device)
+    programs.project_block[(len(blocks.owners), _parts(rank, ranks))](
+        *(z, x, bank.A, weights, bank.scaling, *table),
+        *(count, kept, rank, width, *x.stride(), *bank.A.stride()),
+        PAIRS=_PAIRS,
+        RANKS=ranks,
+        WIDTHS=_WIDTHS,
+        WIDEN=interpreted(),
+    )
+    programs.expand_block[(len(blocks.owners), _parts(out, _OUTS))](
+        *(outputs, z, bank.B, *table),
+        *(count, rank, out, *bank.B.stride()),
+        PAIRS=_PAIRS,
+        OUTS=_OUTS,
+        RANKS=ranks,
+        WIDEN=interpreted(),
+    )
+    programs.add_pairs[(y.shape[0], _parts(out, _OUTS))](
+        *(y, outputs, experts, weights, bank.scaling), *(kept, out, *y.stride()), OUTS=_OUTS
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Pairs in the order of their experts, cut into blocks of one expert each. Made on the device of the experts."""
+
+    order: Int[Tensor, " P"]  # pairs by expert, then by number; those without weight come last and are in no block
+    starts: Int[Tensor, " E1"]  # where the pairs of each expert begin in the order, and where the last one's end
+    firsts: Int[Tensor, " E1"]  # the first block of each expert, and the number of blocks
+    owners: Int[Tensor, " N"]  # the expert of each block; E for a block of nobody
+
+    @classmethod
+    def of(
+        cls, experts: Int[Tensor, "T K"], weights: Float[Tensor, "T K"], scaling: Float[Tensor, " E"], size: int
+    ) -> "Blocks":
+        """Blocks of `size` pairs; there are as many as any decision of this shape can need."""
+        pairs, count, device = experts.numel(), len(scaling), experts.device
+        idle = weights.float() * scaling.float()[experts] == 0
+        owners, order = experts.masked_fill(idle, count).flatten().sort(stable=True)
+        starts = torch.searchsorted(owners, torch.arange(count + 1, device=device))
+        ends = ((starts.diff() + size - 1) // size).cumsum(0)
+        most = (pairs + (size - 1) * min(count, pairs)) // size
+        numbers = torch.arange(most, device=device)
+        firsts = torch.nn.functional.pad(ends, (1, 0))
+        return cls(order, starts, firsts, torch.searchsorted(ends, numbers, right=True))
+
+
+@cache
+def _programs() -> ModuleType:
+    from glider.layers.kernels import gpu_programs
+
+    return gpu_programs
+
+
+_why_absent: Callable[[], str | None] = cache(why_absent)  # asked at every call
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _ranks(rank: int) -> int:
+    """The tile of ranks: a power of two, 16 at least, as `tl.dot` needs."""
+    return min(_RANKS, max(16, 1 << (rank - 1).bit_length()))
+
+
+def _parts(whole: int, part: int) -> int:
+    return -(-whole // part)
