@@ -167,7 +167,8 @@ def clocked(run: Callable[[int], int], count: int) -> dict[str, float]:
 def report(name: str, one: dict[str, float]) -> None:
     Console(stderr=True, highlight=False).print(
         f"{name}: {one['tokens']:.0f} new tokens in {one['seconds']:.1f} s"
-        f" ({one['processor_seconds']:.1f} s of the processor)"
+        f" ({one['processor_seconds']:.1f} s of the processor)",
+        soft_wrap=True,
     )
 
 

@@ -154,7 +154,8 @@ def _results(manager: Any, count: int, routing: PackedRouting) -> Iterator[tuple
         if result is None or result.error is not None:
             if routing.fault is not None:
                 raise routing.fault
-            got = "a scheduler that stopped" if result is None else result.error
+            ended = getattr(manager.background_thread_status, "fatal_error", None) or "a scheduler that stopped"
+            got = str(ended) if result is None else result.error
             raise BatchingError("every request answered", got, "Give a larger cache in `batching`, or use generate().")
         if result.is_finished():
             count -= 1

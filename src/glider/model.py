@@ -170,7 +170,8 @@ class RoutedModel:
         are those of `generate`, each by its prompt's own global term. `batching` says how many requests and tokens
         a pass takes and how large the cache is (default: 32, 512, as large as these prompts need);
         `on_answer(row, answer)` is called as each ends. `generation` may hold do_sample, temperature, top_k, top_p and
-        eos_token_id. Decoder-only models; raises `BatchingError` where transformers cannot do it.
+        eos_token_id. Decoder-only models; raises `BatchingError` where transformers cannot do it. Attention other than
+        `sdpa` is changed on the model for that time: let no other thread use the model then.
         """
         rows = self._rows(prompts, truncate, max_new_tokens)
         ends = self._end_ids(generation.get("eos_token_id"))
