@@ -51,6 +51,10 @@ class QueryError(GliderError):
     """A prompt that cannot be answered as given."""
 
 
+class BatchingError(GliderError):
+    """Continuous batching that this transformers, model or cache cannot do."""
+
+
 class EmbedderError(GliderError):
     """An embedder that is missing, or is not the pool's own."""
 

@@ -4,11 +4,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from glider.base_model import BaseModel
+from glider.batching import generate_packed
 from glider.errors import QueryError
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
@@ -20,6 +21,9 @@ from glider.likelihood import likelihoods
 from glider.prompt_states import prompt_states
 from glider.routing.base import Condition, Observer, Router
 from glider.streaming import Piece, PieceStreamer, StopRequested
+
+if TYPE_CHECKING:
+    from transformers import ContinuousBatchingConfig
 
 OnPiece = Callable[[Piece], None]
 
@@ -150,6 +154,54 @@ class RoutedModel:
         assert trace is not None
         return answers, trace
 
+    def generate_batch(
+        self,
+        prompts: Sequence["str | Query"],
+        *,
+        max_new_tokens: int = 64,
+        truncate: bool = False,
+        batching: "ContinuousBatchingConfig | None" = None,
+        on_answer: Callable[[int, Answer], None] | None = None,
+        **generation: Any,
+    ) -> list[Answer]:
+        """As `generate`, for more prompts than one padded batch should hold: by transformers' continuous batching.
+
+        Prompts of any length share the forward passes, and a prompt comes in when another's answer ends. Greedy answers
+        are those of `generate`, each by its prompt's own global term. `batching` says how many requests and tokens
+        a pass takes and how large the cache is (default: 32, 512, as large as these prompts need);
+        `on_answer(row, answer)` is called as each ends. `generation` may hold do_sample, temperature, top_k, top_p and
+        eos_token_id. Decoder-only models; raises `BatchingError` where transformers cannot do it. Attention other than
+        `sdpa` is changed on the model for that time: let no other thread use the model then.
+        """
+        rows = self._rows(prompts, truncate, max_new_tokens)
+        ends = self._end_ids(generation.get("eos_token_id"))
+        condition = self._condition_of_rows(prompts, rows)
+        answers: dict[int, Answer] = {}
+
+        def end(row: int, ids: list[int]) -> None:
+            answer = self._answer(row, self._until_end(ids, ends), ends, max_new_tokens, condition, None)
+            answers[row] = answer
+            if on_answer is not None:
+                on_answer(row, answer)
+
+        generate_packed(
+            *(self.attached, rows, condition),
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            generation=generation,
+            batching=batching,
+            on_end=end,
+        )
+        return [answers[row] for row in range(len(rows))]
+
+    def _condition_of_rows(self, prompts: Sequence["str | Query"], rows: Sequence[list[int]]) -> Condition | None:
+        """`condition_of`; a router that observes the prompts sees a few at a time."""
+        if not isinstance(self.router, Observer):
+            return self.condition(prompts)
+        parts = [self.condition_of(prompts[i : i + 8], self.padded(rows[i : i + 8])) for i in range(0, len(rows), 8)]
+        kept = [part for part in parts if part is not None]
+        return Condition(torch.cat([one.global_scores for one in kept]), torch.cat([one.alpha for one in kept]))
+
     @overload
     def stream(self, prompts: "str | Query", **settings: Any) -> Iterator[str]: ...
     @overload
@@ -266,6 +318,10 @@ class RoutedModel:
 
     def _encode(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
         """Token ids of a batch, padded, with every prompt's length checked."""
+        return self.padded(self._rows(prompts, truncate, new_tokens))
+
+    def _rows(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> list[list[int]]:
+        """Each prompt's token ids, their number checked."""
         if isinstance(prompts, str | Query):
             raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
         if not prompts:
@@ -275,7 +331,7 @@ class RoutedModel:
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
             rows.append(self._fit(self.prompt.prompt_ids(self.tokenizer, query.text), truncate, new_tokens, number))
-        return self.padded(rows)
+        return rows
 
     def padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
