@@ -108,7 +108,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
     def routing(rows: int) -> Any:
         return attached.routing(Condition(scores[:rows], torch.full((rows,), 3.0)))
 
-    found["first_prefill_s"] = clocked(filler(base.model, ids, routing)) if limit else 0.0
+    found["first_prefill_s"] = clocked(filler(base.model, ids, routing), cpu=False) if limit else 0.0
     runs = [filler(model, ids, routing) for model in (bare, base.model)]
     ratios = [pair(runs) for _ in range(arguments.pairs)]
     found["prefill_ratio"] = statistics.median(ratios)
@@ -124,7 +124,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 def pair(runs: list[Callable[[], Any]]) -> float:
     """Routed over bare, once each."""
-    bare, own = (clocked(run) for run in runs)
+    bare, own = (clocked(run, cpu=False) for run in runs)
     return own / bare
 
 
