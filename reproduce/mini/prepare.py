@@ -19,13 +19,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
+from torch.nn.functional import normalize
 
 from glider.contribute.adopt import describe
 from glider.demo.pool import DEMO_POOL
 from glider.experts.disk import write_json
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
+from glider.instructions.embedders import load_for
 from glider.routing.calibrate import calibrate
 
 HERE = Path(__file__).parent
@@ -51,8 +54,10 @@ def main() -> None:
         mix(arguments.tasks / "t0_heldin", arguments.work / "mixture.jsonl")
         return
     told = {} if arguments.descriptions is None else json.loads(arguments.descriptions.read_text("utf8"))
-    make_pool(arguments.work / "pool", told)
-    write_json(arguments.work / "queries.json", queries(arguments.tasks, told))
+    pool, described = make_pool(arguments.work / "pool", told), queries(arguments.tasks, told)
+    write_json(arguments.work / "queries.json", described)
+    p, accuracy = described_threshold(pool, described)
+    print(f"p of the descriptions: {p:.2f}, balanced accuracy {accuracy:.3f} (in and out of the pool, its own tasks)")
     link(arguments.work / "tasks", arguments.tasks)
     link(arguments.work / "multitask", HERE / "multitask")
     for run in HERE.glob("table*.yaml"):
@@ -65,7 +70,7 @@ def homes() -> list[Path]:
     return [expert.directory for expert in Pool.open(DEMO_POOL)] + kept
 
 
-def make_pool(path: Path, told: dict[str, Any]) -> None:
+def make_pool(path: Path, told: dict[str, Any]) -> Pool:
     """A calibrated pool of copies of the experts."""
     if path.exists():
         shutil.rmtree(path)
@@ -82,6 +87,22 @@ def make_pool(path: Path, told: dict[str, Any]) -> None:
     assert pool is not None
     for signal in SIGNALS:
         pool = pool.calibrate(signal, calibrate(pool, signal))
+    return pool
+
+
+def described_threshold(pool: Pool, described: dict[str, str]) -> tuple[float, float]:
+    """p for GPT-4's descriptions: what best tells each task's sentence with its expert in the pool from without it."""
+    identity = pool.index.embedder
+    instructions = [expert.instruction for expert in pool if expert.instruction is not None]
+    assert identity is not None and len(instructions) == len(pool)
+    queries = load_for(identity).embed([described[name] for name in pool.names])
+    scores = normalize(queries, dim=-1) @ normalize(torch.stack(instructions), dim=-1).T  # (E, E)
+    inside, outside = scores.amax(dim=1), scores.fill_diagonal_(-1).amax(dim=1)
+    places = torch.cat([inside, outside]).sort().values
+    middles = (places[1:] + places[:-1]) / 2
+    accuracies = [float(((inside > p).float().mean() + (outside <= p).float().mean()) / 2) for p in middles]
+    best = max(range(len(middles)), key=accuracies.__getitem__)
+    return float(middles[best]), accuracies[best]
 
 
 def queries(tasks: Path, told: dict[str, Any]) -> dict[str, str]:
@@ -91,8 +112,8 @@ def queries(tasks: Path, told: dict[str, Any]) -> dict[str, str]:
         for file in sorted((tasks / folder).glob("*.jsonl.gz")):
             name = file.name.removesuffix(".jsonl.gz")
             entry = told.get(key(prefix, name), {})
-            several = entry.get("bigbench_queries") or entry.get("flan_query") or [None]
-            if sentence := entry.get("query") or entry.get("expert") or several[0]:
+            written = (entry.get("query"), entry.get("flan_query"), *entry.get("bigbench_queries", ()))
+            if sentence := next(filter(None, written), None):
                 found[name] = sentence
     return found
 
