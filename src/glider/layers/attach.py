@@ -1,6 +1,7 @@
 """Install a routed pool on a transformers model, and take it off again."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,21 +126,34 @@ def attach(
     uses_global = prepared.global_term is not None
     stored = {name: _stored(originals[name], name, prepared, expert_dtype) for name in prepared.sites}
     places = None if expert_memory is None else places_within(expert_memory, prepared, stored)
+    banks = _banks(originals, prepared, stored, places)
     routed = {}
     for name, site in prepared.sites.items():
-        device = _device(originals[name])
-        if places is None:
-            bank = Bank.of(name, prepared.experts, stored[name]).to(device)
-        else:
-            bank = HotBank(name, prepared.experts, places, stored[name]).to(device)
-        layer = RoutedLinear(originals[name], site.to(device), bank, router, attached.context, uses_global, kernel)
+        site = site.to(_device(originals[name]))
+        layer = RoutedLinear(originals[name], site, banks[name], router, attached.context, uses_global, kernel)
         routed[name] = layer.train(originals[name].training)
-    for expert in prepared.experts:
-        if isinstance(expert, Expert):
-            expert.release()
     for name, module in routed.items():
         _replace(model, name, module)
     return attached
+
+
+def _banks(
+    originals: dict[str, nn.Module], prepared: Prepared, stored: dict[str, torch.dtype], places: int | None
+) -> dict[str, Bank | HotBank]:
+    """The bank of every site, made several at a time; pages of the experts' files are given back as each is done."""
+
+    def make(name: str) -> Bank | HotBank:
+        if places is not None:
+            bank = HotBank(name, prepared.experts, places, stored[name])
+        else:
+            bank = Bank.of(name, prepared.experts, stored[name])
+            for expert in prepared.experts:
+                if isinstance(expert, Expert):
+                    expert.release()
+        return bank.to(_device(originals[name]))
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(prepared.sites, threads.map(make, prepared.sites), strict=True))
 
 
 def _device(original: nn.Module) -> torch.device:
