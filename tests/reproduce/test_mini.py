@@ -1,0 +1,71 @@
+"""The miniature: its files fit together, its experts are whole, and a cell of its results comes out again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glider.evaluation.run_plan import RunPlan
+from glider.experts.expert import Expert
+
+MINI = Path(__file__).parents[2] / "reproduce" / "mini"
+RUNS = [RunPlan.read(path) for path in sorted(MINI.glob("table*.yaml"))]
+CELLS = sorted((MINI / "results").glob("*/*/*.json"))
+
+
+def labels(run: RunPlan) -> set[str]:
+    return {plan if isinstance(plan, str) else plan.label for plan in run.routers}
+
+
+def test_every_cell_is_one_of_the_runs_and_has_a_score() -> None:
+    assert CELLS
+    known = {(label, name) for run in RUNS for label in labels(run) for name in run.sets}
+    for path in CELLS:
+        told = json.loads(path.read_text("utf8"))
+        assert (told["router"], told["set"]) in known, path
+        assert told["score"] == pytest.approx(sum(row["score"] for row in told["results"]) / told["rows"])
+        assert not {"gold", "prediction", "choices"} & {name for row in told["results"] for name in row}
+
+
+def test_the_report_names_routers_of_the_runs() -> None:
+    report: dict[str, Any] = yaml.safe_load((MINI / "report.yaml").read_text("utf8"))
+    known = set().union(*map(labels, RUNS))
+    for table in report["tables"].values():
+        methods = table["methods"] if isinstance(table, dict) else table
+        assert {method if isinstance(method, str) else method["cells"] for method in methods} <= known
+
+
+@pytest.mark.parametrize("home", sorted((MINI / "experts").iterdir()), ids=lambda home: home.name)
+def test_an_expert_is_whole_and_small(home: Path) -> None:
+    expert = Expert.open(home)
+    expert.verify()
+    assert expert.profile is not None and all(site.has_gate for site in expert.sites.values())
+    assert sum(file.stat().st_size for file in home.iterdir()) < 3e6
+
+
+@pytest.mark.slow
+def test_a_cell_comes_out_again(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data"
+    prepare = [sys.executable, MINI / "prepare.py", tmp_path, "--tasks", data / "tasks"]
+    subprocess.run([*prepare, "--descriptions", data / "instructions.json"], check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-c",
+        "from glider.cli.main import main; main()",
+        "evaluate",
+        tmp_path / "table1.yaml",
+        "--out",
+        tmp_path / "out",
+    ]
+    cell = ["--router", "glider-text", "--task", "trec"]
+    subprocess.run([*command, *cell], check=True, capture_output=True)
+    place = Path("glider-text", "held-in", "trec.json")
+    ours, kept = (json.loads((root / place).read_text("utf8")) for root in (tmp_path / "out", MINI / "results"))
+    assert [row["id"] for row in ours["results"]] == [row["id"] for row in kept["results"]]
+    assert [row["expert"] for row in ours["results"]] == [row["expert"] for row in kept["results"]]
+    # another processor may round products otherwise, and turn a close choice
+    assert ours["score"] == pytest.approx(kept["score"], abs=0.1)
