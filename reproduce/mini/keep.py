@@ -2,7 +2,7 @@
 
     python reproduce/mini/keep.py RESULTS reproduce/mini/results
 
-Every row keeps its id, place, score, the expert of the highest global score and alpha; its texts and likelihoods go, and
+Every row keeps its id, place, score, the expert of the highest global score and alpha; texts and likelihoods go, and
 the task's description becomes its hash. `glider evaluate` takes kept cells for another's and makes its own.
 """
 

@@ -5,9 +5,11 @@
 
 TASKS holds t0_heldin, t0_heldout, bbh and bbl. In WORK appear `pool` (the experts of the repository, described by
 GPT-4's sentences where the file has one, calibrated for each signal), `queries.json` (its sentences for the tasks),
-`mixture.jsonl` (as many training rows of each task, shuffled), `tasks`, `multitask` (links) and the run files:
+`mixture.jsonl` (as many training rows of each task, shuffled), `tasks` (a link) and the run files:
 
-    glider evaluate WORK/table1.yaml --out reproduce/mini/results
+    glider evaluate WORK/table1.yaml --out RESULTS
+
+The multitask LoRA is not in the repository; WORK/multitask.sh trains it (some 20 minutes) for the runs that have it.
 """
 
 import argparse
@@ -58,10 +60,11 @@ def main() -> None:
     write_json(arguments.work / "queries.json", described)
     p, accuracy = described_threshold(pool, described)
     print(f"p of the descriptions: {p:.2f}, balanced accuracy {accuracy:.3f} (in and out of the pool, its own tasks)")
-    link(arguments.work / "tasks", arguments.tasks)
-    link(arguments.work / "multitask", HERE / "multitask")
-    for run in HERE.glob("table*.yaml"):
-        shutil.copy(run, arguments.work)
+    tasks = arguments.work / "tasks"
+    tasks.unlink(missing_ok=True)
+    tasks.symlink_to(arguments.tasks.resolve(), target_is_directory=True)
+    for file in (*HERE.glob("table*.yaml"), HERE / "multitask.sh"):
+        shutil.copy(file, arguments.work)
 
 
 def homes() -> list[Path]:
@@ -135,12 +138,6 @@ def mix(tasks: Path, out: Path) -> None:
             kept += chance.sample(own, min(count, len(own)))
     chance.shuffle(kept)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf8")
-
-
-def link(place: Path, target: Path) -> None:
-    """A link, made anew."""
-    place.unlink(missing_ok=True)
-    place.symlink_to(target.resolve(), target_is_directory=True)
 
 
 if __name__ == "__main__":
