@@ -2,8 +2,9 @@
 
     python reproduce/mini/keep.py RESULTS reproduce/mini/results
 
-Every row keeps its id, place, score, the expert of the highest global score and alpha; texts and likelihoods go, and
-the task's description becomes its hash. `glider evaluate` takes kept cells for another's and makes its own.
+Every row keeps its id, place, score, the expert of the highest global score and alpha. Texts and likelihoods go, the
+score of guessing that they gave stays, and the task's description becomes its hash. `glider evaluate` takes kept cells for
+another's and makes its own.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from glider.experts.disk import write_file
+from glider.report.cells import CellFile
 
 ROW = ("id", "place", "score", "expert", "alpha")
 
@@ -30,6 +32,8 @@ def main() -> None:
         task = told["config"]["task"]
         if task["description"] is not None:
             task["description"] = "sha256:" + hashlib.sha256(task["description"].encode()).hexdigest()[:16]
+        if "fault" not in told:
+            told["guess"] = CellFile(file, told).guess
         told["results"] = [{name: row[name] for name in ROW} for row in told.get("results", ())]
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_file(arguments.out / file.relative_to(arguments.results), partial(_write, text=text))

@@ -40,6 +40,8 @@ class CellFile:
     @property
     def guess(self) -> float | None:
         """The score of the better of guessing and of always giving the commonest answer; None without choices."""
+        if "guess" in self.told:  # a cell that was kept without its rows' texts
+            return self.told["guess"]
         rows = self.told["results"]
         if any(row["choices"] is None for row in rows):
             return None
