@@ -24,7 +24,7 @@ class TensorFile:
         self.path, self.header = path, read_header(path)
         size = max((begin + length for begin, length in self.header.places.values()), default=0)
         try:
-            self._map = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            self._map: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
         except RuntimeError as fault:
             raise damaged(path, f"changed while it was opened: {str(fault).splitlines()[0]}") from fault
 
