@@ -280,10 +280,10 @@ def _end_with_parent() -> None:
 
 
 def _receive(lines: Any) -> Any:
-    """A report, an outcome, or None from a process that died."""
+    """A report, an outcome, or None from a process that died, be it in the middle of a report."""
     try:
         return lines.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return None
 
 
