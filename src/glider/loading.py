@@ -1,11 +1,12 @@
 """From names and paths to a routed model."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter
 
 from glider.base_model import BaseModel, load_base
 from glider.config import EMBEDDED_BASE
@@ -98,8 +99,10 @@ def wanted_memory(limit: str | int | None) -> int | None:
     if wanted is None:
         return None
     try:
+        if isinstance(wanted, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", wanted):
+            raise ValueError  # pydantic reads the beginning, and 2 bytes of "2,5GB"
         size = int(TypeAdapter(ByteSize).validate_python(wanted))
-    except ValidationError:
+    except ValueError:
         size = -1
     if size < 0:
         place = f"the variable {MEMORY_VARIABLE}" if limit is None else "expert memory"
