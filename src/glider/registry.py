@@ -103,12 +103,13 @@ def _unfit(make: Any, settings: dict[str, Any]) -> str:
 
     A type that pydantic cannot check is left to the maker.
     """
+    parameters = signature(make).parameters
     if not is_dataclass(make):
         return ""
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     wrong = []
     for name, value in settings.items():
-        kind = signature(make).parameters[name].annotation
+        kind = parameters[name].annotation
         if kind is Parameter.empty or isinstance(kind, str):
             continue
         fields: dict[str, Any] = {"setting": (kind, Field(alias=name))}  # any name may be a setting's, even `copy`
