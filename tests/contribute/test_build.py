@@ -457,6 +457,12 @@ def test_a_worker_that_dies_fails_its_own_expert_alone(draft: Draft, monkeypatch
     assert draft.leftovers() == []
 
 
+def test_a_build_without_workers_is_refused() -> None:
+    """It would wait for ever."""
+    with pytest.raises(ConfigError, match="at least one worker; got 0"):
+        LocalExecutor(0)
+
+
 def test_a_worker_may_die_in_the_middle_of_a_report() -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     os.write(sender.fileno(), struct.pack("!i", 1000) + b"the first of so many bytes")
