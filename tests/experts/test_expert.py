@@ -1,6 +1,7 @@
 """An expert directory: PEFT loads it as it is, glider computes the same, and every fault names expert and file."""
 
 import json
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -372,3 +373,16 @@ def test_threads_that_ask_for_the_first_pair_check_the_file_once(
         pairs = list(threads.map(lambda _: expert.factors(Q), range(4)))
     assert hashed == [file]
     assert all(torch.equal(a, pairs[0][0]) and torch.equal(b, pairs[0][1]) for a, b in pairs)
+
+
+def test_an_expert_goes_to_another_process_with_the_check_that_is_due(directory: Path) -> None:
+    file = directory / "adapter_model.safetensors"
+    expert = Expert.open(directory)
+    a, b = expert.factors(Q)
+    expert.gate(Q)
+    sent = pickle.loads(pickle.dumps(expert))
+    assert all(torch.equal(*pair) for pair in zip(sent.factors(Q), (a, b), strict=True))
+    unread = Expert.open(directory)
+    unread.verify({file.name: corrupt(file)}, adapter=False)
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors of expert ex7 unchanged"):
+        pickle.loads(pickle.dumps(unread)).factors(Q)

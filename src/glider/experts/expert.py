@@ -54,6 +54,14 @@ class Expert:
         self._due: str | None = None  # what the adapter's file is to be checked against when it is first read
         self._opening = threading.Lock()  # several threads may ask for the first pair
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open files: another process opens its own."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_opening", "_extra")}
+        return {**kept, "_opened": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opening=threading.Lock())
+
     @classmethod
     def open(cls, directory: Path | str, name: str | None = None) -> "Expert":
         """Open and check structure: files, card, adapter settings, tensor names and shapes.
