@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -121,3 +122,27 @@ def test_an_installed_package_adds_its_router(tmp_path: Path, monkeypatch: pytes
     made = routers.create("outside", strength=2.0)
     assert (type(made).__name__, made.strength) == ("Outside", 2.0)  # pyright: ignore
     assert "outside" in {entry.name for entry in routers}
+
+
+class HasSize(Protocol):
+    """A type that pydantic cannot check: `isinstance` refuses it."""
+
+    @property
+    def size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """As another package may write it."""
+
+    inner: HasSize | None = None
+    copy: int = 1
+    depth: int = 1
+
+
+def test_settings_of_another_package_may_have_any_name_and_type(registry: Registry) -> None:
+    """Their types once became fields of one pydantic model, which warns of `copy` and cannot hold a plain protocol."""
+    registry.register("foreign")(Foreign)
+    assert registry.create("foreign", inner=Plain(), copy=2) == Foreign(Plain(), 2)
+    with pytest.raises(RouterError, match=r"copy: .* \(got x\); depth: .* \(got y\)"):
+        registry.create("foreign", copy="x", depth="y")

@@ -1,11 +1,12 @@
 """From names and paths to a routed model."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter
 
 from glider.base_model import BaseModel, load_base
 from glider.config import EMBEDDED_BASE
@@ -39,13 +40,13 @@ def load(
     """Load a base model, open and verify a pool, and attach it.
 
     `base` is a hub id, a path or "smollm2-135m"; by default the model the pool was made for. `pool` is a directory, or
-    "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the
-    base, `expert_dtype` the experts; `kernel` (native, triton, torch, reference) computes them, by default the best
-    that can run each call. `describer` (a registry name such as "openai:MODEL", or a describer) writes the descriptions
-    of queries that come without; a query that it fails goes on with the local term, unless `strict`. `expert_memory`
-    (bytes, or "2GB"; default `$GLIDER_EXPERT_MEMORY`, else no limit) holds the experts used last in so much memory and
-    reads the others from their files when a token asks; their LoRA pairs are verified then. Raises the `GliderError` of
-    whatever does not fit, before anything is attached.
+    "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the base,
+    `expert_dtype` the experts; `kernel` (native, triton, torch, reference) computes them, by default the best that can
+    run each call, which is never triton yet. `describer` (a registry name such as "openai:MODEL", or a describer)
+    writes the descriptions of queries that come without; a query that it fails goes on with the local term, unless
+    `strict`. `expert_memory` (bytes, or "2GB"; default `$GLIDER_EXPERT_MEMORY`, else no limit) holds the experts used
+    last in so much memory and reads the others from their files when a token asks; their LoRA pairs are verified then.
+    Raises the `GliderError` of whatever does not fit, before anything is attached.
     """
     limit = wanted_memory(expert_memory)
     opened = open_pool(pool)
@@ -98,8 +99,10 @@ def wanted_memory(limit: str | int | None) -> int | None:
     if wanted is None:
         return None
     try:
+        if isinstance(wanted, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", wanted):
+            raise ValueError  # pydantic reads the beginning, and 2 bytes of "2,5GB"
         size = int(TypeAdapter(ByteSize).validate_python(wanted))
-    except ValidationError:
+    except ValueError:
         size = -1
     if size < 0:
         place = f"the variable {MEMORY_VARIABLE}" if limit is None else "expert memory"

@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from pydantic_core import SchemaError
 
 from glider.config import faults
 from glider.errors import GliderError
@@ -98,15 +99,24 @@ class Registry(Generic[T]):
 
 
 def _unfit(make: Any, settings: dict[str, Any]) -> str:
-    """The faults of a dataclass's settings that are not of the annotated types, on one line; empty where all fit."""
+    """The faults of a dataclass's settings that are not of the annotated types, on one line; empty where all fit.
+
+    A type that pydantic cannot check is left to the maker.
+    """
+    parameters = signature(make).parameters
     if not is_dataclass(make):
         return ""
-    types = {name: signature(make).parameters[name].annotation for name in settings}
-    known = {name: kind for name, kind in types.items() if kind is not Parameter.empty and not isinstance(kind, str)}
-    fields: dict[str, Any] = {name: (kind, ...) for name, kind in known.items()}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    try:
-        create_model("Settings", __config__=config, **fields).model_validate({name: settings[name] for name in fields})
-    except ValidationError as fault:
-        return faults(fault)
-    return ""
+    wrong = []
+    for name, value in settings.items():
+        kind = parameters[name].annotation
+        if kind is Parameter.empty or isinstance(kind, str):
+            continue
+        fields: dict[str, Any] = {"setting": (kind, Field(alias=name))}  # any name may be a setting's, even `copy`
+        try:
+            create_model("Settings", __config__=config, **fields).model_validate({name: value})
+        except ValidationError as fault:
+            wrong.append(faults(fault))
+        except (PydanticUserError, SchemaError):
+            continue
+    return "; ".join(wrong)

@@ -112,3 +112,7 @@ def test_a_description_given_is_used(glider, pool_with_profiles, llama_directory
     plain, described = json.loads(glider(*common)[1]), json.loads(glider(*common, "--description", "Say yes.")[1])
     assert plain["description"] is None and described["description"] == "Say yes."
     assert plain["global_scores"] != described["global_scores"]
+    written = ("--router", "glider(global=examples)")
+    chosen = json.loads(glider(*common, *written, "--description", "Say yes.")[1])
+    assert chosen["global_scores"] == json.loads(glider(*common, *written)[1])["global_scores"]
+    assert chosen["global_scores"] != described["global_scores"]

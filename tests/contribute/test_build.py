@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,7 +20,17 @@ from peft import LoraConfig, get_peft_model
 
 from glider.base_model import load_base
 from glider.cli.main import main
-from glider.contribute.build import Executor, ExpertJob, LocalExecutor, Outcome, PoolPlan, Report, attempt, build_pool
+from glider.contribute.build import (
+    Executor,
+    ExpertJob,
+    LocalExecutor,
+    Outcome,
+    PoolPlan,
+    Report,
+    _receive,
+    attempt,
+    build_pool,
+)
 from glider.errors import ConfigError
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Pool
@@ -446,6 +457,19 @@ def test_a_worker_that_dies_fails_its_own_expert_alone(draft: Draft, monkeypatch
     assert draft.leftovers() == []
 
 
+def test_a_build_without_workers_is_refused() -> None:
+    """It would wait for ever."""
+    with pytest.raises(ConfigError, match="at least one worker; got 0"):
+        LocalExecutor(0)
+
+
+def test_a_worker_may_die_in_the_middle_of_a_report() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    os.write(sender.fileno(), struct.pack("!i", 1000) + b"the first of so many bytes")
+    sender.close()
+    assert _receive(receiver) is None
+
+
 @pytest.mark.slow
 def test_an_interrupted_build_stops_its_workers(draft: Draft, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C once ended the experts at work and let those that waited be made, one after the other."""
@@ -467,7 +491,17 @@ import multiprocessing
 import sys
 import time
 from pathlib import Path
-from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+from glider.contribute.build import (
+    Executor,
+    ExpertJob,
+    LocalExecutor,
+    Outcome,
+    PoolPlan,
+    Report,
+    _receive,
+    attempt,
+    build_pool,
+)
 
 def told(*line):
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
@@ -511,7 +545,17 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from glider.contribute import loop
-from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+from glider.contribute.build import (
+    Executor,
+    ExpertJob,
+    LocalExecutor,
+    Outcome,
+    PoolPlan,
+    Report,
+    _receive,
+    attempt,
+    build_pool,
+)
 
 loop.SAVE_SECONDS = 0.0
 plan, pool = map(Path, sys.argv[1:])

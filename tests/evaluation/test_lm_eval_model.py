@@ -99,6 +99,7 @@ def test_a_tasks_description_is_the_query_of_its_requests(ours, tmp_path: Path) 
         ({"prompt": "own"}, ConfigError, "prompt=own"),
         ({"dtype": "float99"}, ConfigError, "float99"),
         ({"temper": 1}, RouterError, "temper"),
+        ({"expert_memory": "8B"}, ConfigError, "one expert .* got 8 bytes"),
     ],
 )
 def test_faults_of_the_arguments_are_told(ours, arguments: dict, fault: type[Exception], told: str) -> None:

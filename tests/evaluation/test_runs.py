@@ -283,6 +283,10 @@ def test_one_cell_can_be_evaluated_alone(
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json")) == ["phatgoose/near/even.json"]
     assert evaluate("--router", "oracle", "--task", "say") == 0
     assert json.loads((out / "oracle" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
+    make_run([{"router": "oracle", "name": "best"}, "single:{task}"])
+    assert evaluate("--router", "best", "--task", "say") == 0
+    assert json.loads((out / "best" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
+    assert not list(out.rglob("single-task/**/*.json"))
     capsys.readouterr()
     assert evaluate("--task", "evn") == 2
     assert "a task of the run (e0, even, say); got evn" in capsys.readouterr().err

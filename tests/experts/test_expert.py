@@ -1,8 +1,11 @@
 """An expert directory: PEFT loads it as it is, glider computes the same, and every fault names expert and file."""
 
 import json
+import pickle
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from glider.base_model import BaseModel, load_base
 from glider.errors import ExpertError, GliderError
 from glider.experts.card import EmbedderIdentity, ExpertCard
+from glider.experts.disk import sha256
 from glider.experts.expert import EXPERT_FILES, Expert, write_expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
@@ -330,3 +334,55 @@ def test_adapter_settings_list_their_sites_in_order(directory: Path):
     sites = json.loads((directory / "adapter_config.json").read_text("utf8"))["target_modules"]
     assert sites == sorted(sites)
     assert len(sites) == 14
+
+
+def corrupt(file: Path) -> str:
+    """Change a byte of a tensor; returns the sha256 of the file before."""
+    before = sha256(file)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    return before
+
+
+def test_pairs_that_were_read_before_are_verified_at_once(directory: Path) -> None:
+    """A router that merges has read all it wants before the pool is verified, and reads nothing later."""
+    file = directory / "adapter_model.safetensors"
+    hashes = {file.name: corrupt(file)}
+    expert = Expert.open(directory)
+    expert.factors(Q)
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors of expert ex7 unchanged"):
+        expert.verify(hashes, adapter=False)
+
+
+def test_threads_that_ask_for_the_first_pair_check_the_file_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = directory / "adapter_model.safetensors"
+    expert = Expert.open(directory)
+    expert.verify({file.name: sha256(file)}, adapter=False)
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        time.sleep(0.05)  # the other threads arrive meanwhile
+        return sha256(path)
+
+    monkeypatch.setattr("glider.experts.expert.sha256", counted)
+    with ThreadPoolExecutor(4) as threads:
+        pairs = list(threads.map(lambda _: expert.factors(Q), range(4)))
+    assert hashed == [file]
+    assert all(torch.equal(a, pairs[0][0]) and torch.equal(b, pairs[0][1]) for a, b in pairs)
+
+
+def test_an_expert_goes_to_another_process_with_the_check_that_is_due(directory: Path) -> None:
+    file = directory / "adapter_model.safetensors"
+    expert = Expert.open(directory)
+    a, b = expert.factors(Q)
+    expert.gate(Q)
+    sent = pickle.loads(pickle.dumps(expert))
+    assert all(torch.equal(*pair) for pair in zip(sent.factors(Q), (a, b), strict=True))
+    unread = Expert.open(directory)
+    unread.verify({file.name: corrupt(file)}, adapter=False)
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors of expert ex7 unchanged"):
+        pickle.loads(pickle.dumps(unread)).factors(Q)

@@ -198,8 +198,9 @@ def test_sizes_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) ->
     assert wanted_memory(None) is None
     monkeypatch.setenv("GLIDER_EXPERT_MEMORY", "3kB")
     assert (wanted_memory(None), wanted_memory("1kB")) == (3000, 1000)
-    with pytest.raises(ConfigError, match="expert memory in bytes, as 2GB or 500MiB; got 'plenty'"):
-        wanted_memory("plenty")
+    for wrong in ("plenty", "2,5GB", "2.5.5GB", "2GB each", "-1", "inf"):
+        with pytest.raises(ConfigError, match=f"expert memory in bytes, as 2GB or 500MiB; got '{wrong}'"):
+            wanted_memory(wrong)
     monkeypatch.setenv("GLIDER_EXPERT_MEMORY", "-1")
     with pytest.raises(ConfigError, match="the variable GLIDER_EXPERT_MEMORY in bytes"):
         wanted_memory(None)

@@ -61,8 +61,13 @@ def load_model(
     strict: bool = False,
     signal: str | None = None,
     expert_memory: str | None = None,
+    *,
+    described: bool = False,
 ) -> "RoutedModel":
-    """The model that the shared options describe; a signal for a router that has none is an error of the router's."""
+    """The model that the shared options describe; a signal for a router that has none is an error of the router's.
+
+    Queries that are `described` ask for the signal `instruction`, where neither `signal` nor the router names one.
+    """
     from glider.cli.terminal import quiet_libraries
     from glider.errors import ConfigError
 
@@ -76,6 +81,8 @@ def load_model(
     router, written = parsed(router)
     if (top_k is not None or top_p is not None) and not {"k", "select"} & routers.settings(router):
         raise ConfigError("a router that selects experts, for --top-k or --top-p", router, "Leave the option out.")
+    if signal is None and described and router.startswith("glider") and not {"global", "global_"} & written.keys():
+        signal = "instruction"
     settings = {"top_k": top_k, "top_p": top_p, "global_": signal}
     given = {name: value for name, value in settings.items() if value is not None}
     return load(

@@ -57,10 +57,11 @@ def explain(
     The table has each token's experts over the chosen sites; JSON has every site by itself.
     """
     text = read_prompt(prompt)
-    if signal is None and router.startswith("glider") and (description or describer):
-        signal = "instruction"
     writer = make_describer(describer, base_url)
-    model = load_model(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory)
+    model = load_model(
+        *(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory),
+        described=bool(description or describer),
+    )
     from glider.model import Query
 
     if not model.experts:

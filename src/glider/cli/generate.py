@@ -56,10 +56,11 @@ def generate(
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
-    if signal is None and router.startswith("glider") and (description or describer):
-        signal = "instruction"
     writer = make_describer(describer, base_url)
-    model = load_model(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory)
+    model = load_model(
+        *(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory),
+        described=bool(description or describer),
+    )
     import torch
 
     from glider.model import Query

@@ -140,9 +140,7 @@ def routing(
 
     files = task_files(data)
     described = read_descriptions(descriptions) if descriptions else None
-    if signal is None and router.startswith("glider") and described:
-        signal = "instruction"
-    model = load_model(pool, base, router, top_k, top_p, signal=signal)
+    model = load_model(pool, base, router, top_k, top_p, signal=signal, described=bool(described))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Routing", total=len(files))

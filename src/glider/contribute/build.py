@@ -194,6 +194,10 @@ class LocalExecutor:
 
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError("at least one worker", str(self.workers), "Give 1 or more.")
+
     def run(self, jobs: Sequence[ExpertJob], report: Report) -> Iterator[Outcome]:
         if self.workers == 1:
             yield from (attempt(job, report) for job in jobs)
@@ -280,10 +284,10 @@ def _end_with_parent() -> None:
 
 
 def _receive(lines: Any) -> Any:
-    """A report, an outcome, or None from a process that died."""
+    """A report, an outcome, or None from a process that died, be it in the middle of a report."""
     try:
         return lines.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return None
 
 

@@ -53,7 +53,8 @@ class GliderLM(LM):
     (stripped) an answer with its end token; leave the harness's `--apply_chat_template` out then.
 
     `descriptions`: a JSON file of task name -> sentence, embedded in place of the context for requests of that task.
-    `batch_size` counts contexts. Other keyword arguments are settings of the router (`top_k`, `p`, ...).
+    `batch_size` counts contexts; `expert_memory` is that of `glider.load` ("2GB"). Other keyword arguments are settings
+    of the router (`top_k`, `p`, ...).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class GliderLM(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
         max_length: int | None = None,
+        expert_memory: str | int | None = None,
         **settings: Any,
     ):
         super().__init__()
@@ -83,6 +85,7 @@ class GliderLM(LM):
             dtype=getattr(torch, dtype),
             device=device or "cpu",
             prompt=PromptFormat(kind="raw") if self.raw else None,
+            expert_memory=expert_memory,
         )
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)

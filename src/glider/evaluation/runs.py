@@ -88,7 +88,9 @@ class Run:
             torch.device(plan.device)
         except RuntimeError as fault:
             raise ConfigError("a device such as cpu or cuda", plan.device, "Mend the run file.") from fault
-        self.routers = _named("router", plan.router_plans(root, self.pool), lambda own: own.label, only_routers)
+        routers = plan.router_plans(root, self.pool)
+        wanted = _with_singles(routers, only_routers, self.pool)
+        self.routers = _named("router", routers, lambda own: own.label, wanted)
         self.tasks = _named("task", plan.tasks(root), lambda own: own.name, only_tasks)
         self._base_name = plan.base or base_of(self.pool)
         self._base: BaseModel | None = None
@@ -224,13 +226,19 @@ class Run:
 
 
 def _named(kind: str, found: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:
-    """Those of the names asked for, or all; the oracle brings the single experts it chooses among."""
+    """Those of the names asked for, or all."""
     known = {name(own) for own in found}
     if unknown := [wanted for wanted in only if wanted not in known]:
         raise ConfigError(f"a {kind} of the run ({', '.join(sorted(known))})", ", ".join(unknown), "Check the name.")
-    return [
-        own for own in found if not only or name(own) in only or ("oracle" in only and name(own).startswith("single:"))
-    ]
+    return [own for own in found if not only or name(own) in only]
+
+
+def _with_singles(routers: Sequence[RouterPlan], only: Sequence[str], pool: Pool) -> list[str]:
+    """The names asked for; an oracle, whatever its name, brings the single experts it chooses among."""
+    if not any(plan.router == "oracle" and plan.label in only for plan in routers):
+        return list(only)
+    singles = {f"single:{name}" for name in pool.names}
+    return [*only, *(plan.label for plan in routers if plan.router in singles)]
 
 
 def versions() -> dict[str, str]:

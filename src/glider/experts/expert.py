@@ -1,6 +1,7 @@
 """An expert on disk and in memory: LoRA pairs, gates, instruction embedding, card."""
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -49,7 +50,17 @@ class Expert:
     ):
         self.name, self.directory = name, directory
         self.card, self.layout, self.sites = card, layout, sites
+        self._opened: TensorFile | None = None
         self._due: str | None = None  # what the adapter's file is to be checked against when it is first read
+        self._opening = threading.Lock()  # several threads may ask for the first pair
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open files: another process opens its own."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_opening", "_extra")}
+        return {**kept, "_opened": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opening=threading.Lock())
 
     @classmethod
     def open(cls, directory: Path | str, name: str | None = None) -> "Expert":
@@ -79,8 +90,8 @@ class Expert:
 
     def release(self) -> None:
         """Give back the memory that reading LoRA pairs took; they are read again when somebody asks."""
-        if "_adapter" in self.__dict__:
-            self._adapter.release()
+        if (opened := self._opened) is not None:
+            opened.release()
 
     def scaling(self, site: str) -> float:
         """What the product `B A` is multiplied by."""
@@ -109,10 +120,11 @@ class Expert:
     def verify(self, hashes: Mapping[str, str] | None = None, adapter: bool = True) -> None:
         """Check every file against its hash (where given) and every value for being finite.
 
-        Without `adapter` the LoRA pairs, which are most of the bytes, are checked when the first of them is read.
+        Without `adapter` the LoRA pairs, which are most of the bytes, are checked when the first of them is read, or
+        now where one was read before.
         """
         weights = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
-        if adapter:
+        if adapter or self._opened is not None:
             self._due = None
             self._check(hashes or {}, weights)
             return
@@ -141,12 +153,18 @@ class Expert:
                             "The expert is broken; train it again or leave it out.",
                         )
 
-    @cached_property
+    @property
     def _adapter(self) -> TensorFile:
-        if self._due is not None:
-            self._check({ADAPTER_WEIGHTS_FILE: self._due}, (ADAPTER_WEIGHTS_FILE,))
-            self._due = None
-        return TensorFile(self.directory / ADAPTER_WEIGHTS_FILE)
+        """The adapter's file, opened once, after the check that is due."""
+        if (opened := self._opened) is not None:
+            return opened
+        with self._opening:
+            if self._opened is None:
+                if self._due is not None:
+                    self._check({ADAPTER_WEIGHTS_FILE: self._due}, (ADAPTER_WEIGHTS_FILE,))
+                    self._due = None
+                self._opened = TensorFile(self.directory / ADAPTER_WEIGHTS_FILE)
+            return self._opened
 
     @cached_property
     def _extra(self) -> Any:

@@ -18,7 +18,8 @@ class HotBank(nn.Module):
     """Places for S of a site's E experts. An expert that a token asks for is read from its file over the coldest one.
 
     The same results as a `Bank`'s, whatever S: a decision that names more experts than there are places is computed in
-    parts. Scalings are multiplied into the weights, so that a place has none of its own.
+    parts. Scalings are multiplied into the weights, so that a place has none of its own. For inference: a backward pass
+    that needs an expert that was overwritten since is an error of PyTorch's.
     """
 
     scaling: Float[Tensor, " E"]

@@ -68,10 +68,10 @@ def refusal(x: Float[Tensor, "T D"], bank: Bank) -> str | None:
 
 
 def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank) -> None:
-    """y += sum over kept e of w_e * s_e * B_e A_e x, in place; sums in float32, rounded once to the dtype of y.
+    """y += sum over kept e of w_e * s_e * B_e A_e x, in place; sums in float32, rounded to the dtype of y.
 
-    For calls that `refusal` lets pass, without gradients. A decision must name experts that exist: to look would need
-    the host.
+    With more than `FEW` tokens the factors and w s A x are rounded to the dtype of x, for the products. For calls that
+    `refusal` lets pass, without gradients. A decision must name experts that exist: to look would need the host.
     """
     tokens, kept = decision.experts.shape
     if not tokens:
