@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -206,10 +205,8 @@ class Pool:
 
         Without `adapters` an expert's LoRA pairs are checked when the first of them is read.
         """
-        hashes = [{file: known.sha256 for file, known in record.files.items()} for record in self.index.experts]
-        with ThreadPoolExecutor() as threads:  # hashing and reading leave Python to the others
-            for _ in threads.map(lambda expert, known: expert.verify(known, adapters), self.experts, hashes):
-                pass
+        for expert, record in zip(self.experts, self.index.experts, strict=True):
+            expert.verify({file: known.sha256 for file, known in record.files.items()}, adapters)
 
     @property
     def names(self) -> list[str]:

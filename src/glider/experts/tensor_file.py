@@ -40,12 +40,41 @@ class TensorFile:
         if hasattr(mmap, "MADV_DONTNEED"):
             _libc().madvise(self._map.data_ptr(), self._map.nbytes(), mmap.MADV_DONTNEED)
 
-    def _read(self, name: str) -> Tensor:
-        dtype, shape, (begin, length) = self.header.dtypes[name], self.header.shapes[name], self.header.places[name]
+    def not_finite(self) -> str | None:
+        """The first tensor with NaN or infinity in it, or None. Neighbours of one dtype are looked at together."""
+        for run in self._runs():
+            first, last = self.header.places[run[0]], self.header.places[run[-1]]
+            whole = self._values(self.header.dtypes[run[0]], first[0], sum(last) - first[0])
+            if not whole.sum(dtype=torch.float32).isfinite():  # it may be too large for float32, and each value finite
+                broken = (name for name in run if not torch.isfinite(self._read(name)).all())
+                if (name := next(broken, None)) is not None:
+                    return name
+        return None
+
+    def _runs(self) -> list[list[str]]:
+        """The floating-point tensors, those of one dtype that lie end to end together."""
+        runs: list[list[str]] = []
+        for name, dtype in sorted(self.header.dtypes.items(), key=lambda item: self.header.places[item[0]]):
+            begin, length = self.header.places[name]
+            if not dtype.is_floating_point or not length:
+                continue
+            before = runs[-1][-1] if runs else None
+            if before and self.header.dtypes[before] == dtype and sum(self.header.places[before]) == begin:
+                runs[-1].append(name)
+            else:
+                runs.append([name])
+        return runs
+
+    def _values(self, dtype: torch.dtype, begin: int, length: int) -> Tensor:
+        """So many bytes of the file, as values in a row."""
         if begin % dtype.itemsize == 0:
-            strides = torch.empty(shape, device="meta").stride()
-            return torch.empty(0, dtype=dtype).set_(self._map, begin // dtype.itemsize, shape, strides)
-        return torch.empty(0, dtype=torch.uint8).set_(self._map, begin, (length,), (1,)).clone().view(dtype).view(shape)
+            return torch.empty(0, dtype=dtype).set_(
+                self._map, begin // dtype.itemsize, (length // dtype.itemsize,), (1,)
+            )
+        return torch.empty(0, dtype=torch.uint8).set_(self._map, begin, (length,), (1,)).clone().view(dtype)
+
+    def _read(self, name: str) -> Tensor:
+        return self._values(self.header.dtypes[name], *self.header.places[name]).view(self.header.shapes[name])
 
 
 @cache

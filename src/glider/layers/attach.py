@@ -1,7 +1,6 @@
 """Install a routed pool on a transformers model, and take it off again."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +18,7 @@ from glider.layers.trace import Trace
 from glider.routing.base import Condition, Prepared, Router
 from glider.shapes import Int, Tensor
 
+_RELEASE = 16  # sites whose pairs may lie in memory twice, in the experts' files and stacked
 _FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
 
 
@@ -141,20 +141,19 @@ def attach(
 def _banks(
     originals: dict[str, nn.Module], prepared: Prepared, stored: dict[str, torch.dtype], places: int | None
 ) -> dict[str, Bank | HotBank]:
-    """The bank of every site, made several at a time; pages of the experts' files are given back as each is done."""
-
-    def make(name: str) -> Bank | HotBank:
-        if places is not None:
-            bank = HotBank(name, prepared.experts, places, stored[name])
-        else:
+    """The bank of every site; pages of the experts' files are given back on the way."""
+    found: dict[str, Bank | HotBank] = {}
+    for count, name in enumerate(prepared.sites):
+        if places is None:
             bank = Bank.of(name, prepared.experts, stored[name])
+        else:
+            bank = HotBank(name, prepared.experts, places, stored[name])
+        found[name] = bank.to(_device(originals[name]))
+        if count % _RELEASE == _RELEASE - 1 or count == len(prepared.sites) - 1:
             for expert in prepared.experts:
                 if isinstance(expert, Expert):
                     expert.release()
-        return bank.to(_device(originals[name]))
-
-    with ThreadPoolExecutor() as threads:
-        return dict(zip(prepared.sites, threads.map(make, prepared.sites), strict=True))
+    return found
 
 
 def _device(original: nn.Module) -> torch.device:
