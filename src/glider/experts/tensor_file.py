@@ -45,10 +45,8 @@ class TensorFile:
         for run in self._runs():
             first, last = self.header.places[run[0]], self.header.places[run[-1]]
             whole = self._values(self.header.dtypes[run[0]], first[0], sum(last) - first[0])
-            if not whole.sum(dtype=torch.float32).isfinite():  # it may be too large for float32, and each value finite
-                broken = (name for name in run if not torch.isfinite(self._read(name)).all())
-                if (name := next(broken, None)) is not None:
-                    return name
+            if not all(bound.isfinite() for bound in whole.aminmax()):  # both are NaN where a value is
+                return next(name for name in run if not torch.isfinite(self._read(name)).all())
         return None
 
     def _runs(self) -> list[list[str]]:
