@@ -32,7 +32,7 @@ def test_every_cell_is_one_of_the_runs_and_has_a_score() -> None:
 
 
 def test_the_report_names_routers_of_the_runs() -> None:
-    report: dict[str, Any] = yaml.safe_load((MINI / "report.yaml").read_text("utf8"))
+    report: dict[str, Any] = yaml.safe_load((MINI / "results" / "report.yaml").read_text("utf8"))
     known = set().union(*map(labels, RUNS))
     for table in report["tables"].values():
         methods = table["methods"] if isinstance(table, dict) else table
