@@ -36,6 +36,7 @@ from glider.experts.disk import write_json
 from glider.experts.sites import ExpertSite
 from glider.layers.attach import attach
 from glider.layers.bank import Bank
+from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import native
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Condition, Prepared, Site
@@ -153,7 +154,7 @@ def random_experts(model: Any, count: int, share: bool) -> Prepared:
 
 def share_banks(model: Any) -> None:
     """Give every layer the experts of the first."""
-    banks: dict[str, Bank] = {}
+    banks: dict[str, Bank | HotBank] = {}
     for name, module in model.named_modules():
         if isinstance(module, RoutedLinear):
             module.bank = banks.setdefault(name.split(".", 3)[3], module.bank)
