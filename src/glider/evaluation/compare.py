@@ -164,9 +164,9 @@ class _Bench:
 
     def _run(self, label: str, router: Router, note: str = "") -> _Measured:
         model = over(self.base, self.pool, router)
-        model.describer, model.strict = self.describer, True
         try:
             score_rows(model, self.rows[:1], max_new_tokens=1)  # what only a first call costs is not timed
+            model.describer, model.strict = self.describer, True
             began = time.perf_counter()
             scored = score_rows(model, self.rows, self.max_new_tokens, lambda done: self.tick(label, done))
             return _Measured(scored, time.perf_counter() - began, _megabytes(model), note)
