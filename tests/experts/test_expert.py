@@ -230,6 +230,13 @@ def test_weights_that_are_not_finite_are_refused(
     assert key in unsound(Expert.open(directory), file)
 
 
+def test_pairs_without_a_hash_are_looked_at_now(directory: Path, edit_tensors: Edit):
+    key = f"base_model.model.{Q}.lora_A.weight"
+    edit_tensors(directory / "adapter_model.safetensors", lambda tensors: tensors[key].fill_(float("nan")))
+    with pytest.raises(ExpertError, match="NaN or infinity"):
+        Expert.open(directory).verify(adapter=False)
+
+
 def test_a_gate_of_wrong_shape_is_refused(directory: Path, edit_tensors: Edit):
     edit_tensors(directory / "glider.safetensors", lambda tensors: tensors.update({f"{Q}.gate": torch.zeros(31)}))
     message = refused(directory, "glider.safetensors")

@@ -121,10 +121,10 @@ class Expert:
         """Check every file against its hash (where given) and every value for being finite.
 
         Without `adapter` the LoRA pairs, which are most of the bytes, are checked when the first of them is read, or
-        now where one was read before.
+        now where one was read before or their hash is not given.
         """
         weights = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
-        if adapter or self._opened is not None:
+        if adapter or self._opened is not None or ADAPTER_WEIGHTS_FILE not in (hashes or {}):
             self._due = None
             self._check(hashes or {}, weights)
             return
