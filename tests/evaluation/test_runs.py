@@ -162,6 +162,23 @@ def test_a_description_stands_for_the_query(make_run, pool: Pool, base_directory
         assert told(run, name, "near", "even")["results"][0]["choices"] == pytest.approx(wanted, abs=2e-3)
 
 
+def test_examples_of_the_task_come_with_every_query(make_run, make_pool, base_directory: Path, tmp_path: Path) -> None:
+    shown = [{**row, "input": "the e2 e21 and e22 and e23 and", "split": "train"} for row in EVEN[:2]]
+    words = {"router": "glider", "settings": {"global_": "examples", "p": 0.5}}
+    known = make_pool(base_directory, name="known", profile=True)
+    routers = [{**words, "name": "none"}, {**words, "examples": 2, "name": "two"}]
+    (tmp_path / "even.jsonl").write_text("\n".join(json.dumps({"split": "test", **row}) for row in [*EVEN, *shown]))
+    run = make_run(routers, pool=str(known.path))
+    assert statuses(run) == ["done"] * 3 + ["failed", "done", "failed"]  # the others have no training rows
+    with_two, without = (told(run, name, "near", "even") for name in ("two", "none"))
+    assert {row["expert"] for row in with_two["results"]} == {"e2"} != {row["expert"] for row in without["results"]}
+    assert with_two["config"]["examples"]["rows"] == 2 and "examples" not in without["config"]
+    model = load(str(base_directory), known.path, global_="examples", p=0.5)
+    query = Query(EVEN[0]["input"], examples=(("the e2 e21 and e22 and e23 and", "yes"),) * 2)
+    wanted = [score.normalised for score in model.score(query, EVEN[0]["choices"])]
+    assert with_two["results"][0]["choices"] == pytest.approx(wanted, abs=2e-3)
+
+
 def test_subsets_are_drawn_by_the_seed(make_run) -> None:
     first, same, other = (make_run(["base"], rows=4, seed=seed).tasks[1].chosen() for seed in (0, 0, 1))
     assert first.places == same.places == sorted(first.places) != other.places

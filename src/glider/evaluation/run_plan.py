@@ -52,13 +52,14 @@ class RouterPlan(Config):
 
     `{task}` in the router stands for the task's name: `single:{task}` is each task's own expert, and tasks without one
     are left out. `lorahub` without weights searches them on `fewshot` rows of each task; its settings are then those of
-    the search. `oracle` is the best single expert on these very rows.
+    the search. `oracle` is the best single expert on these very rows. `examples` are drawn as few-shot rows are.
     """
 
     router: str
     settings: dict[str, Any] = {}
     name: str = ""
     descriptions: bool = True  # False: the query's own text is embedded
+    examples: int = Field(default=0, ge=0)  # of the task, given with every query for the global term to read
     fewshot: int = Field(default=5, ge=1)
 
     @property
@@ -93,7 +94,7 @@ class RunPlan(Config):
     max_new_tokens: int = Field(default=64, ge=1)
     metrics: dict[str, Metric] = {}  # by task; accuracy for rows with choices, else rougeL
     descriptions: Path | None = None  # JSON: task name -> sentence
-    fewshot_splits: tuple[str, ...] = ("train", "val")  # where lorahub's rows come from; never an evaluated row
+    fewshot_splits: tuple[str, ...] = ("train", "val")  # of lorahub's rows and of examples; never an evaluated row
 
     @classmethod
     def read(cls, path: Path) -> "RunPlan":

@@ -157,9 +157,13 @@ class Run:
     def _evaluate(self, cell: Cell, model: RoutedModel, notes: dict[str, Any], tick: Tick) -> dict[str, Any]:
         task, chosen = cell.task, cell.task.chosen()
         description = task.description if cell.plan.descriptions else None
+        rows = task.fewshot(cell.plan.examples, self.plan.fewshot_splits) if cell.plan.examples else []
+        examples = tuple((row.input, row.output) for row in rows)
         with self._matmul():
             results = score_rows_of(
-                model, chosen, description, task.max_new_tokens, lambda done: tick(cell.plan.label, task.name, done)
+                *(model, chosen, description, task.max_new_tokens),
+                examples=examples,
+                tick=lambda done: tick(cell.plan.label, task.name, done),
             )
         return {**summary_of(chosen, results), **notes, "results": [asdict(result) for result in results]}
 
@@ -200,6 +204,8 @@ class Run:
         }
         if router.searched:
             config["fewshot"] = {"rows": router.fewshot, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
+        if router.examples:
+            config["examples"] = {"rows": router.examples, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
         path = self.out / _file_name(router.label) / _file_name(task.set) / f"{_file_name(task.name)}.json"
         return Cell(router, task, path, config, hashes | router_hashes(router.router))
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from glider.contribute.examples import Row
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.evaluation.run_plan import ChosenRows
+from glider.instructions.prompts import Pair
 from glider.model import Query, RoutedModel
 from glider.routing.base import Condition
 
@@ -33,10 +34,18 @@ class RowResult:
 
 
 def score_rows_of(
-    model: RoutedModel, chosen: ChosenRows, description: str | None, max_new_tokens: int, tick: Tick = lambda _: None
+    model: RoutedModel,
+    chosen: ChosenRows,
+    description: str | None,
+    max_new_tokens: int,
+    *,
+    examples: tuple[Pair, ...] = (),
+    tick: Tick = lambda _: None,
 ) -> list[RowResult]:
     """Results in the order of the rows; rows of like length run together.
 
+    `description` and `examples` are of the task: every query has them, for the global term; they are no part of the
+    prompt.
     `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
     metrics: of the greedy answer. Prompts beyond the model's context keep their end.
     """
@@ -47,7 +56,7 @@ def score_rows_of(
     batches = _batches(model, chosen.rows, order, lengths) if by_choice else _groups(order, _ROWS)
     for batch in batches:
         rows = [chosen.rows[i] for i in batch]
-        queries = [Query(row.input, description=description) for row in rows]
+        queries = [Query(row.input, description, examples) for row in rows]
         began = time.perf_counter()
         work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, chosen, max_new_tokens)
         found = list(work)
