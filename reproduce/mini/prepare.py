@@ -4,12 +4,13 @@
     python reproduce/mini/prepare.py WORK --tasks TASKS --mixture       # the multitask LoRA's rows alone
 
 TASKS holds t0_heldin, t0_heldout, bbh and bbl. In WORK appear `pool` (the experts of the repository, described by
-GPT-4's sentences where the file has one, calibrated for each signal), `queries.json` (its sentences for the tasks),
-`mixture.jsonl` (as many training rows of each task, shuffled), `tasks` (a link) and the run files:
+GPT-4's sentences where the file has one, calibrated for each signal), `pool-8` and `pool-14` (the first of them),
+`queries.json` (GPT-4's sentences for the tasks), `sets` and `tasks` (links) and the run files:
 
     glider evaluate WORK/table1.yaml --out RESULTS
 
-The multitask LoRA is not in the repository; WORK/multitask.sh trains it (some 20 minutes) for the runs that have it.
+Two runs need something trained first, which is not in the repository: WORK/multitask.sh trains the multitask LoRA on
+`mixture.jsonl` (as many training rows of each task, shuffled), gates.py the gates of other seeds.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ KEYS = {
     "wsc": "p3wscfixed",
     "formal_fallacies_syllogisms_negation": "bbformalfallacies",
 }
+GROWING = (8, 14)  # experts of the smaller pools
 MIXED = 100  # rows of each task
 
 
@@ -56,15 +59,26 @@ def main() -> None:
         mix(arguments.tasks / "t0_heldin", arguments.work / "mixture.jsonl")
         return
     told = {} if arguments.descriptions is None else json.loads(arguments.descriptions.read_text("utf8"))
-    pool, described = make_pool(arguments.work / "pool", told), queries(arguments.tasks, told)
+    pool, described = make_pool(arguments.work / "pool", homes(), told), queries(arguments.tasks, told)
+    for count in GROWING:
+        make_pool(arguments.work / f"pool-{count}", homes()[:count], told)
     write_json(arguments.work / "queries.json", described)
     p, accuracy = described_threshold(pool, described)
     print(f"p of the descriptions: {p:.2f}, balanced accuracy {accuracy:.3f} (in and out of the pool, its own tasks)")
-    tasks = arguments.work / "tasks"
-    tasks.unlink(missing_ok=True)
-    tasks.symlink_to(arguments.tasks.resolve(), target_is_directory=True)
-    for file in (*HERE.glob("table*.yaml"), HERE / "multitask.sh"):
-        shutil.copy(file, arguments.work)
+    link(arguments.work / "tasks", arguments.tasks)
+    for file in (arguments.tasks / "t0_heldin").glob("*.jsonl.gz"):
+        own = file.name.removesuffix(".jsonl.gz") in pool.names
+        link(arguments.work / "sets" / ("held-in" if own else "near") / file.name, file)
+    for file in (*HERE.glob("*.yaml"), HERE / "multitask.sh"):
+        if file.name != "pool.yaml":
+            shutil.copy(file, arguments.work)
+
+
+def link(place: Path, target: Path) -> None:
+    """A link at `place`, whatever was there before."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(target.resolve())
 
 
 def homes() -> list[Path]:
@@ -73,13 +87,13 @@ def homes() -> list[Path]:
     return [expert.directory for expert in Pool.open(DEMO_POOL)] + kept
 
 
-def make_pool(path: Path, told: dict[str, Any]) -> Pool:
-    """A calibrated pool of copies of the experts."""
+def make_pool(path: Path, homes: Sequence[Path], told: dict[str, Any]) -> Pool:
+    """A calibrated pool of copies of experts."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir()
     pool = None
-    for home in track(homes(), "experts"):
+    for home in track(homes, path.name):
         shutil.copytree(home, path / home.name)
         if sentence := told.get(key("p3", home.name), {}).get("expert"):
             expert = Expert.open(path / home.name)

@@ -13,7 +13,7 @@ from glider.evaluation.run_plan import RunPlan
 from glider.experts.expert import Expert
 
 MINI = Path(__file__).parents[2] / "reproduce" / "mini"
-RUNS = [RunPlan.read(path) for path in sorted(MINI.glob("table*.yaml"))]
+RUNS = [RunPlan.read(path) for path in sorted(MINI.glob("*.yaml")) if path.name != "pool.yaml"]
 CELLS = sorted((MINI / "results").glob("*/*/*.json"))
 
 
