@@ -9,8 +9,8 @@ GPT-4's sentences where the file has one, calibrated for each signal), `pool-8` 
 
     glider evaluate WORK/table1.yaml --out RESULTS
 
-Two runs need something trained first, which is not in the repository: WORK/multitask.sh trains the multitask LoRA on
-`mixture.jsonl` (as many training rows of each task, shuffled), gates.py the gates of other seeds.
+The multitask LoRA is not in the repository; WORK/multitask.sh trains it (some 20 minutes) on `mixture.jsonl`, as many
+training rows of each task, shuffled, for the run that has it.
 """
 
 import argparse
