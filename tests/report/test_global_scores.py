@@ -62,6 +62,12 @@ def test_files_are_columns_of_their_own(pool: Pool, rows: Path) -> None:
     assert told[0].best_without_own is None
 
 
+def test_a_link_belongs_to_the_directory_it_lies_in(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "riddles.jsonl").symlink_to(rows)
+    assert [file.group for file in task_files([str(tmp_path / "near" / "*")])] == ["near"]
+
+
 def test_a_description_stands_for_a_files_queries(pool: Pool, rows: Path) -> None:
     described = {"riddles": "Solve a riddle."}
     (told,) = pool_scores(
@@ -105,7 +111,7 @@ def many(tasks: int) -> PoolScores:
     return PoolScores(signal="examples", p=0.7, experts=experts, tasks=tuple(columns))
 
 
-@pytest.mark.parametrize("tasks", [2, 8, 40])
+@pytest.mark.parametrize("tasks", [2, 8, 40, 70])
 def test_the_picture_is_opaque_and_reproducible(tasks: int, tmp_path: Path) -> None:
     first = draw_scores(many(tasks), tmp_path / "a.png")
     assert first.read_bytes() == draw_scores(many(tasks), tmp_path / "b.png").read_bytes()

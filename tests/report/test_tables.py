@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from glider.errors import ConfigError
 from glider.evaluation.statistics import holm, paired_tasks_p, two_level_interval
+from glider.report.by_task import lacks
 from glider.report.cells import Results
 from glider.report.report_plan import ReportPlan
 from glider.report.tables import Table, chance_tasks, make_table
+from glider.report.wording import lacking
 
 A = {"base": [0, 0, 1, 0, 0, 0, 0, 0], "glider": [1, 1, 1, 1, 1, 1, 1, 0], "oracle": [1] * 8}
 B = {"base": [0.1, 0.2, 0.3, 0.2], "glider": [0.5, 0.2, 0.3, 0.4], "oracle": [0.6, 0.5, 0.4, 0.5]}
@@ -52,6 +55,21 @@ def test_a_missing_task_is_no_number(filled: Path, write_cell) -> None:
     assert (glider.score, glider.interval, glider.p_value, glider.best) == (None, None, None, False)
     assert glider.missing == (("near", "b"),) and glider.tasks == 1
     assert base.best and oracle.p_holm == oracle.p_value  # one test less to correct for
+
+
+def test_a_method_has_no_part_in_a_set_it_is_not_for(filled: Path, write_cell) -> None:
+    for router in ("base", "glider"):
+        write_cell(router, "far", "c", [0, 1])
+    methods = ["base", "glider", {"cells": "oracle", "bound": True, "sets": ["near"]}]
+    table = made(filled, methods=methods, sets={"near": None, "far": None})
+    assert [column.set for column in table.columns] == ["near", "far"]
+    near, far = table.lines[2].values
+    assert near.score is not None and (far.score, far.missing, lacking(far)) == (None, (), "-")
+    assert table.lines[1].values[1].p_holm == table.lines[1].values[1].p_value  # one test in the column
+    plan = ReportPlan.parse(tables={"table1": methods}, sets={"near": None, "far": None})
+    assert lacks(plan, Results.read(filled)) == []
+    with pytest.raises(ConfigError, match="the set nowhere in table1"):
+        made(filled, methods=[{"cells": "base", "sets": ["nowhere"]}, "glider"])
 
 
 def test_a_task_that_nobody_ran_is_missing_for_all(filled: Path) -> None:

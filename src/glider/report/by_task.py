@@ -65,7 +65,7 @@ def lacks(plan: ReportPlan, results: Results) -> list[Lack]:
         for name in table.sets or plan.sets:
             for place in plan.places(name, results):
                 for method in table.methods:
-                    if results.of(method.cells, place) is None:
+                    if method.has(name) and results.of(method.cells, place) is None:
                         lack = Lack(method.label, place, results.lack(method.cells, place))
                         found.setdefault((method.label, place), lack)
     return list(found.values())

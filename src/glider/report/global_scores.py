@@ -72,7 +72,7 @@ class TaskFile:
 
     @property
     def group(self) -> str:
-        return self.path.resolve().parent.name
+        return self.path.absolute().parent.name
 
 
 def task_files(patterns: Sequence[str]) -> list[TaskFile]:

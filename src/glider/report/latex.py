@@ -2,7 +2,7 @@
 
 from glider.report.contents import Report
 from glider.report.tables import Table, Value
-from glider.report.wording import heading, lacking, percent, reading
+from glider.report.wording import details, heading, lacking, percent, reading
 
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -20,7 +20,7 @@ _SIGNS = {
 def write(report: Report) -> str:
     """All tables, and the figures' `includegraphics`; needs booktabs and graphicx."""
     parts = ["% \\usepackage{booktabs,graphicx}"]
-    parts += [_table(table) for table in report.tables]
+    parts += [_table(table, number == 1) for number, table in enumerate(report.tables, start=1)]
     for picture in report.pictures:
         caption = f"\\textbf{{{_plain(picture.title)}.}} {_plain(picture.caption)}"
         lines = [
@@ -35,20 +35,20 @@ def write(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
-    heads = " & ".join(["Method", *(_plain(heading(column)) for column in table.columns)])
+def _table(table: Table, first: bool) -> str:
+    heads = " & ".join(["Method", *(_heading(heading(column)) for column in table.columns)])
     rows = [
         " & ".join([_plain(line.method.label + (" †" if line.method.bound else "")), *map(_value, line.values)])
         for line in table.lines
     ]
-    caption = f"\\textbf{{{_plain(table.title)}.}} {_plain(table.note)} {_plain(reading(table))}"
+    caption = f"\\textbf{{{_plain(table.title)}.}} {_plain(table.note)} {_plain(reading(table, first))}"
     return "\n".join(
         [
             "\\begin{table}[t]",
             "\\centering\\small",
             f"\\caption{{{caption}}}",
             f"\\label{{tab:{table.key.replace('_', '-')}}}",
-            "\\resizebox{\\linewidth}{!}{%",
+            "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",  # a narrow table keeps its size
             f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             "\\toprule",
             f"{heads} \\\\",
@@ -61,13 +61,21 @@ def _table(table: Table) -> str:
     )
 
 
+def _heading(text: str) -> str:
+    """In two lines where a comma parts it."""
+    first, _, second = text.partition(", ")
+    stacked = f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{_plain(first)},\\\\{_plain(second)}\\end{{tabular}}"
+    return stacked if second else _plain(text)
+
+
 def _value(value: Value) -> str:
     if value.score is None or value.interval is None:
-        return f"\\textit{{{lacking(value)}}}"
+        return f"\\textit{{{_plain(lacking(value))}}}"
     score = f"\\textbf{{{percent(value.score)}}}" if value.best else percent(value.score)
     star = "$^{*}$" if value.significant else ""
-    low, high = map(percent, value.interval)
-    return f"\\shortstack[r]{{{score}{star}\\\\{{\\tiny [{low}, {high}]}}}}"
+    interval, *more = details(value)
+    small = "\\\\".join(f"{{\\tiny {_plain(text)}}}" for text in (interval, ", ".join(more)) if text)
+    return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{score}{star}\\\\{small}\\end{{tabular}}"
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,8 @@ def write(report: Report) -> str:
     """The whole report."""
     parts = [f"# {_plain(report.title)}", report.intro, INTRODUCTION]
     for number, table in enumerate(report.tables, start=1):
-        parts += [f"## Table {number}: {_plain(table.title)}", table.note, reading(table), _table(table), _notes(table)]
+        parts += [f"## Table {number}: {_plain(table.title)}", table.note, reading(table, number == 1)]
+        parts += [_table(table), _notes(table)]
     for number, picture in enumerate(report.pictures, start=1):
         title = _plain(picture.title)
         parts += [f"## Figure {number}: {title}", picture.caption, f"![{title}]({picture.light.name})"]

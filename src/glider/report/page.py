@@ -24,16 +24,16 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --paper: #15181e; --ink: #e6e8ec; --soft: #9aa4b2; --line: #333a45;
   --mark: #1d2a3b; --own: #6cb2ff; --lack: #ff8a80; } }
 body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; margin: 0 auto;
-  max-width: 76rem; padding: 1.5rem 1.25rem 4rem; }
+  max-width: 84rem; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { max-width: 52rem; margin: .5rem 0; } .soft, small { color: var(--soft); }
 small { display: block; font-size: .75rem; }
 td small { white-space: nowrap; }
-td:first-child small { max-width: 18rem; white-space: normal; }
+td:first-child small { white-space: normal; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-size: .85rem; } th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-size: .85rem; } th:first-child, td:first-child { text-align: left; min-width: 8rem; max-width: 13rem; }
 thead th { border-bottom: 2px solid var(--ink); } .best { background: var(--mark); } .best b { color: var(--own); }
 .lack { color: var(--lack); font-style: italic; font-size: .85rem; } img { max-width: 100%; height: auto; }
 figure { margin: .8rem 0; } details { margin: .8rem 0; } summary { cursor: pointer; }
@@ -45,7 +45,7 @@ def write(report: Report) -> str:
     parts = [f"<h1>{escape(report.title)}</h1>"]
     parts += [f"<p>{escape(text)}</p>" for text in (report.intro, INTRODUCTION) if text]
     for number, table in enumerate(report.tables, start=1):
-        parts += [f"<h2>Table {number}: {escape(table.title)}</h2>", _table(table)]
+        parts += [f"<h2>Table {number}: {escape(table.title)}</h2>", _table(table, number == 1)]
     for number, picture in enumerate(report.pictures, start=1):
         parts += [f"<h2>Figure {number}: {escape(picture.title)}</h2>", _picture(picture)]
     names = ", ".join(map(place_text, report.chance)) + "." if report.chance else "There are none."
@@ -63,7 +63,7 @@ def write(report: Report) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, first: bool) -> str:
     heads = "".join(f"<th>{escape(heading(column))}</th>" for column in table.columns)
     rows = []
     for line in table.lines:
@@ -74,7 +74,7 @@ def _table(table: Table) -> str:
         f"<p>{escape(table.note)}</p>\n"
         f'<div class="wide"><table><thead><tr><th>method</th>{heads}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
-        + f'\n</tbody></table></div>\n<p class="soft">{escape(reading(table))}</p>'
+        + f'\n</tbody></table></div>\n<p class="soft">{escape(reading(table, first))}</p>'
     )
 
 

@@ -71,6 +71,7 @@ class MethodView(Config):
     name: str = ""
     note: str = ""
     bound: bool = False  # knows more than the others may: never marked as the best
+    sets: tuple[str, ...] = ()  # the columns it can be in, as one that needs an expert of the task; default: all
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +86,10 @@ class MethodView(Config):
     def label(self) -> str:
         """The name in tables."""
         return self.name or self.cells[0]
+
+    def has(self, name: str) -> bool:
+        """Whether a number of this method is to be had on a set."""
+        return not self.sets or name in self.sets
 
 
 class TableView(Config):
@@ -168,10 +173,9 @@ class ReportPlan(Config):
             wrong += [f"{label} twice in {key}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
             if table.reference is not None and table.reference not in labels:
                 wrong.append(f"the reference {table.reference} of {key}, none of its methods")
+            asked = dict.fromkeys([*table.sets, *(name for method in table.methods for name in method.sets)])
             wrong += [
-                f"the set {name} in {key}, none of {', '.join(self.sets)}"
-                for name in table.sets
-                if name not in self.sets
+                f"the set {name} in {key}, none of {', '.join(self.sets)}" for name in asked if name not in self.sets
             ]
         every = {method.label for table in self.tables.values() for method in table.methods}
         if self.reference is not None and self.reference not in every:

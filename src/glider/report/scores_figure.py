@@ -1,5 +1,6 @@
 """The global scores of every task as a picture (GLIDER, figure 3)."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -7,39 +8,59 @@ from typing import Any
 from glider.report.global_scores import PoolScores, TaskScores
 from glider.report.style import LIGHT, Dress, dress, save, start
 
-WIDE = 24  # columns
+MOST = 28  # columns side by side
 
 
 def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
     """Draw every task as a column: each expert's mean score a point, the task's own expert marked, p a line.
 
     Thin bars hold the middle 80 % of a task's queries: for the own expert, for the best score without it (hollow), and
-    for the best score of a task that has none. Raises `MissingDependency` without matplotlib.
+    for the best score of a task that has none. Many tasks make several panels, broken between groups where that is
+    possible. Raises `MissingDependency` without matplotlib.
     """
     pyplot = start("draw the scores")
-    count = len(scores.tasks)
-    scale = 1.25 if count > WIDE else 1.0  # wide pictures are shown smaller
-    figure, axes = pyplot.subplots(figsize=(max(6.4, 1.7 + 0.31 * count), 5.0 * scale))
-    axes.axhline(scores.p, color=colours.line, lw=1.4, zorder=2)
-    for column, task in enumerate(scores.tasks):
+    rows = _rows(scores.tasks)
+    most = max(map(len, rows))
+    width, height = max(6.4, 1.7 + 0.31 * most), 5.0 if len(rows) == 1 else 0.6 + 3.3 * len(rows)
+    figure, panels = pyplot.subplots(len(rows), figsize=(width, height), sharey=True, squeeze=False)
+    for axes, row in zip(panels[:, 0], rows, strict=True):
+        _draw_row(axes, row, scores.p, colours)
+        axes.set_xlim(-0.7, most - 0.3)
+    figure.supylabel("global score (mean over a task's queries)", fontsize=9, color=colours.ink)
+    _add_legend(figure, scores, colours, 2 if width < 8 else 4)
+    dress(figure, colours)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / height))
+    return save(pyplot, figure, path)
+
+
+def _rows(tasks: Sequence[TaskScores]) -> list[list[TaskScores]]:
+    """Tasks of each panel: groups side by side while they fit; a group that fits in none is broken."""
+    rows: list[list[TaskScores]] = [[]]
+    for _, members in groupby(tasks, key=lambda task: task.group):
+        group = list(members)
+        if rows[-1] and len(rows[-1]) + len(group) > MOST:
+            rows.append([])
+        while len(group) > MOST:
+            rows[-1], group = group[:MOST], group[MOST:]
+            rows.append([])
+        rows[-1] += group
+    return rows
+
+
+def _draw_row(axes: Any, tasks: Sequence[TaskScores], p: float, colours: Dress) -> None:
+    axes.axhline(p, color=colours.line, lw=1.4, zorder=2)
+    for column, task in enumerate(tasks):
         _draw_task(axes, column, task, colours)
-    axes.set_xlim(-0.7, count - 0.3)
-    axes.set_xticks(
-        range(count), [_shortened(task.task) for task in scores.tasks], rotation=60, ha="right", fontsize=8 * scale
-    )
+    names = [_shortened(task.task) for task in tasks]
+    axes.set_xticks(range(len(tasks)), names, rotation=60, ha="right", fontsize=8)
     for label in axes.get_xticklabels():
         label.set_rotation_mode("anchor")
-    axes.tick_params(axis="y", labelsize=8 * scale)
-    axes.set_ylabel("global score (mean over a task's queries)", fontsize=9 * scale)
+    axes.tick_params(axis="y", labelsize=8)
     axes.grid(axis="x", color=colours.faint, lw=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _name_groups(axes, scores, colours, 8 * scale)
-    _add_legend(figure, scores, colours, 8 * scale)
-    dress(figure, colours)
-    figure.tight_layout(rect=(0, 0, 1, 0.93 if count > WIDE else 0.9))
-    return save(pyplot, figure, path)
+    _name_groups(axes, tasks, colours)
 
 
 def _draw_task(axes: Any, column: int, task: TaskScores, colours: Dress) -> None:
@@ -63,10 +84,10 @@ def _bar(axes: Any, column: float, low: float, high: float, colour: str) -> None
     axes.plot([column, column], [low, high], color=colour, lw=3.2, alpha=0.32, solid_capstyle="round", zorder=2.5)
 
 
-def _name_groups(axes: Any, scores: PoolScores, colours: Dress, size: float) -> None:
+def _name_groups(axes: Any, shown: Sequence[TaskScores], colours: Dress) -> None:
     """A line between groups of tasks and each group's name above its columns."""
     left = 0
-    for place, (group, tasks) in enumerate(groupby(scores.tasks, key=lambda task: task.group)):
+    for place, (group, tasks) in enumerate(groupby(shown, key=lambda task: task.group)):
         right = left + len(list(tasks))
         if left:
             axes.axvline(left - 0.5, color=colours.ink, lw=0.9)
@@ -79,13 +100,13 @@ def _name_groups(axes: Any, scores: PoolScores, colours: Dress, size: float) -> 
             xytext=(0, height),
             textcoords="offset points",
             ha="center",
-            fontsize=size,
+            fontsize=8,
             color=colours.ink,
         )
         left = right
 
 
-def _add_legend(figure: Any, scores: PoolScores, colours: Dress, size: float) -> None:
+def _add_legend(figure: Any, scores: PoolScores, colours: Dress, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     def dot(label: str, marker: str, size: float, fill: str, edge: str) -> Any:
@@ -97,9 +118,8 @@ def _add_legend(figure: Any, scores: PoolScores, colours: Dress, size: float) ->
         shown.insert(0, dot("the task's own expert", "D", 6, colours.own, colours.own))
         shown.append(dot("best expert if the pool lacked the own", "o", 5, colours.paper, colours.ink))
     shown.append(Line2D([], [], color=colours.line, lw=1.4, label=f"threshold p = {scores.p:g}"))
-    columns = len(shown) if len(scores.tasks) > WIDE else 2
     legend = figure.legend(
-        handles=shown, loc="upper center", ncols=columns, fontsize=size, frameon=False, handletextpad=0.4
+        handles=shown, loc="upper center", ncols=columns, fontsize=8, frameon=False, handletextpad=0.4
     )
     for text in legend.get_texts():
         text.set_color(colours.ink)

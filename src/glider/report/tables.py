@@ -23,7 +23,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Value:
-    """One method on one column. No score unless every task has a result."""
+    """One method on one column. No score unless every task has a result; none is missing where it has no part."""
 
     tasks: int
     missing: tuple[Place, ...] = ()
@@ -98,7 +98,8 @@ def _columns(name: str, plan: ReportPlan, results: Results, chance: set[Place]) 
 def _column_values(column: Column, view: TableView, results: Results, reference: str | None) -> list[Value]:
     """The column of every method in order."""
     found = {
-        method.label: {place: results.of(method.cells, place) for place in column.places} for method in view.methods
+        method.label: {place: results.of(method.cells, place) for place in column.places if method.has(column.set)}
+        for method in view.methods
     }
     values = [_value(found[method.label], len(method.cells)) for method in view.methods]
     compared = found.get(reference or "", {})
@@ -140,7 +141,7 @@ def _p_value(first: Mapping[Place, TaskResult | None], second: Mapping[Place, Ta
         return None
     pairs: list[tuple[Sequence[float], Sequence[float]]] = []
     for place, one in first.items():
-        other = second[place]
+        other = second.get(place)
         if one is None or other is None or one.sources != other.sources:
             return None
         common = [row for row in one.rows if row in other.rows]

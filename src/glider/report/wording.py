@@ -45,6 +45,8 @@ def p_text(value: float) -> str:
 
 def lacking(value: Value) -> str:
     """What stands where a number does not."""
+    if not value.missing:
+        return "-"  # the method has no part in the column
     if not value.tasks:
         return "missing"
     return f"missing ({len(value.missing)} of {value.tasks + len(value.missing)} tasks)"
@@ -67,8 +69,12 @@ def details(value: Value) -> list[str]:
     return parts
 
 
-def reading(table: Table) -> str:
-    """How to read a table."""
+def reading(table: Table, first: bool) -> str:
+    """How to read a table; the first of a report explains what the others have in common."""
+    if not first:
+        return (
+            "" if table.reference is None else f"Read as the first table; differences and p are to {table.reference}."
+        )
     text = (
         "Each number is the mean over the tasks of its column (their count is in the heading), with its 95 % "
         "interval: how far it would move with other tasks of the kind and other rows (two-level bootstrap). Bold: the "
