@@ -12,6 +12,9 @@ def test_plain_settings_make_the_router() -> None:
     assert router_from("glider", {"top_k": 3}).select == TopK(3)  # pyright: ignore
     assert router_from("phatgoose", {"top_p": 0.5}).select == TopP(0.5)  # pyright: ignore
     assert router_from("retrieval", {"top_k": 2}).k == 2  # pyright: ignore
+    assert router_from("glider", {"renormalise": False}).select == TopK(2, False)  # pyright: ignore
+    assert router_from("arrow", {"renormalise": False, "top_k": 3}).select == TopK(3, False)  # pyright: ignore
+    assert router_from("phatgoose", {"renormalise": True}) == router_from("phatgoose", {})
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,9 @@ def test_plain_settings_make_the_router() -> None:
         ("glider", {"temper": 1}, "temper"),
         ("glider", {"top_k": 1, "top_p": 0.5}, "both"),
         ("merge", {"top_k": 1}, "selects experts"),
+        ("glider", {"renormalise": False, "top_p": 0.5}, "both"),
+        ("retrieval", {"renormalise": False, "top_k": 2}, "selects experts"),
+        ("glider", {"renormalise": "no"}, "true or false"),
     ],
 )
 def test_faults_name_what_is_wrong(name: str, settings: dict, told: str) -> None:

@@ -13,21 +13,26 @@ from glider.routing.select import TopK, TopP
 def router_from(name: str, settings: Mapping[str, Any]) -> Router:
     """The router `name` with settings in which `top_k` or `top_p` may stand for the selection of experts.
 
-    Methods that choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for
-    an unknown router or setting.
+    `renormalise: false` beside `top_k` (or without it, for two experts) keeps the probabilities as weights. Methods that
+    choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for an unknown
+    router or setting.
     """
     plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
-    if top_k is not None and top_p is not None:
-        raise RouterError("top_k or top_p", "both", "Give one of them.")
-    if top_k is None and top_p is None:
+    whole = plain.pop("renormalise", None)
+    if top_p is not None and (top_k is not None or whole is not None):
+        raise RouterError("top_k, with renormalise or without, or top_p", "both", "Give one of them.")
+    if top_k is None and top_p is None and whole is None:
         return routers.create(name, **plain)
     known = routers.settings(name)
-    if top_k is not None and "k" in known:
+    if top_k is not None and whole is None and "k" in known:
         return routers.create(name, k=top_k, **plain)
     if "select" not in known:
-        raise RouterError("a router that selects experts, for top_k or top_p", name, "Leave the setting out.")
-    select = TopP(top_p) if top_p is not None else TopK(top_k)  # pyright: ignore[reportArgumentType]
+        wanted = "a router that selects experts, for top_k, top_p or renormalise"
+        raise RouterError(wanted, name, "Leave the setting out.")
+    if not isinstance(whole, bool | None):
+        raise RouterError("renormalise of true or false", repr(whole), "Give one of them.")
+    select = TopP(top_p) if top_p is not None else TopK(2 if top_k is None else top_k, whole is not False)
     return routers.create(name, select=select, **plain)
 
 
