@@ -13,9 +13,9 @@ from glider.routing.select import TopK, TopP
 def router_from(name: str, settings: Mapping[str, Any]) -> Router:
     """The router `name` with settings in which `top_k` or `top_p` may stand for the selection of experts.
 
-    `renormalise: false` beside `top_k` (or without it, for two experts) keeps the probabilities as weights. Methods that
-    choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for an unknown
-    router or setting.
+    `renormalise: false` beside `top_k` (or without it, for two experts) keeps the probabilities as weights. Methods
+    that choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for an
+    unknown router or setting.
     """
     plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
