@@ -11,6 +11,7 @@ import yaml
 
 from glider.evaluation.run_plan import RunPlan
 from glider.experts.expert import Expert
+from glider.report.report_plan import ReportPlan
 
 MINI = Path(__file__).parents[2] / "reproduce" / "mini"
 RUNS = [RunPlan.read(path) for path in sorted(MINI.glob("*.yaml")) if path.name != "pool.yaml"]
@@ -34,9 +35,8 @@ def test_every_cell_is_one_of_the_runs_and_has_a_score() -> None:
 def test_the_report_names_routers_of_the_runs() -> None:
     report: dict[str, Any] = yaml.safe_load((MINI / "results" / "report.yaml").read_text("utf8"))
     known = set().union(*map(labels, RUNS))
-    for table in report["tables"].values():
-        methods = table["methods"] if isinstance(table, dict) else table
-        assert {method if isinstance(method, str) else method["cells"] for method in methods} <= known
+    for table in ReportPlan.parse(**report).tables.values():
+        assert {cell for method in table.methods for cell in method.cells} <= known
 
 
 @pytest.mark.parametrize("home", sorted((MINI / "experts").iterdir()), ids=lambda home: home.name)
