@@ -41,6 +41,32 @@ def test_each_row_keeps_its_own_global_term(base_directory: Path, make_pool) -> 
     assert second[0].log_likelihood == pytest.approx(model.score(queries[1], ["yes"])[0].log_likelihood, abs=2e-3)
 
 
+@pytest.mark.parametrize("router", ["base", "phatgoose", "glider"])
+@pytest.mark.parametrize("descriptions", [("Count.", "Count.", "Count."), ("Count.", "Sing.", "Count.")])
+def test_a_common_beginning_runs_once_where_rows_route_alike(
+    llama_directory: Path, make_pool, router: str, descriptions: tuple[str, ...]
+) -> None:
+    model = load(str(llama_directory), make_pool(llama_directory).path, router=router)
+    begin = "the same forty letters that every prompt begins with: "
+    texts = [begin + end for end in ("one", "and a longer one", "I")]
+    queries = [Query(text, description=told) for text, told in zip(texts, descriptions, strict=True)]
+    alone = [model.score(query, choices) for query, choices in zip(queries, CHOICES, strict=True)]
+    rows: list[tuple[int, int]] = []
+    hook = model.model.get_input_embeddings().register_forward_hook(lambda _, told, __: rows.append(told[0].shape))
+    together, _ = model.score_many(queries, CHOICES)
+    hook.remove()
+    shared = router != "glider" or len(set(descriptions)) == 1
+    assert [count for count, _ in rows] == ([1, 3, 6] if shared else [3, 6])
+    if shared:
+        assert rows[0][1] >= len(begin) and rows[0][1] + rows[1][1] == max(
+            len(model.prompt.prompt_ids(model.tokenizer, text)) for text in texts
+        )
+    for scores, ones in zip(together, alone, strict=True):
+        wanted = torch.tensor([score.log_likelihood for score in ones])
+        got = torch.tensor([score.log_likelihood for score in scores])
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_a_row_without_choices_is_refused(llama_directory: Path, make_pool) -> None:
     model = load(str(llama_directory), make_pool(llama_directory).path, router="base")
     with pytest.raises(QueryError, match="at least one choice"):

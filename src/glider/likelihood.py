@@ -11,6 +11,7 @@ from glider.routing.base import Condition
 
 Ids = Sequence[int]
 IGNORED = -100
+WORTHWHILE = 64  # tokens that are saved by computing a common beginning once, for which a pass more is made
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,67 @@ def _decoder_only(
     owner: torch.Tensor,
     condition: Condition | None,
 ) -> torch.Tensor:
-    mask = inputs["attention_mask"]
-    lengths = mask.sum(dim=-1, keepdim=True)
-    padded = bool((mask == 0).any())  # positions are the model's own business where nothing is padded
-    place: dict[str, torch.Tensor] = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if padded else {}
-    with attached.routing(condition):
-        prefix = model(**inputs, **place, use_cache=True, logits_to_keep=1)
-    first = prefix.logits[owner]
+    first, cache, mask = _prompts(model, attached, inputs, condition)
     longest = labels.shape[1]
     if longest == 1:
-        return first
-    cache = prefix.past_key_values
+        return first[owner]
     if len(owner) > 1 or len(mask) > 1:
         cache.batch_select_indices(owner)
     fed = labels[:, :-1]
     steps = torch.arange(longest - 1, device=fed.device)
-    place = {"position_ids": lengths[owner] + steps} if padded else {}
+    place = {"position_ids": mask.sum(dim=-1, keepdim=True)[owner] + steps} if _padded_at_all(mask) else {}
     seen = torch.cat([mask[owner], (fed != IGNORED).long()], dim=1)
     with attached.routing(_rows(condition, owner)):
         rest = model(input_ids=fed.clamp(min=0), attention_mask=seen, past_key_values=cache, **place).logits
-    return torch.cat([first, rest], dim=1)
+    return torch.cat([first[owner], rest], dim=1)
+
+
+def _prompts(
+    model: Any, attached: Attached, inputs: dict[str, torch.Tensor], condition: Condition | None
+) -> tuple[torch.Tensor, Any, torch.Tensor]:
+    """Logits after each prompt (B, 1, vocabulary), the prompts' cache, and the mask of what it holds.
+
+    Tokens that all prompts begin with run once, unless their rows have different global terms.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    count = _common_tokens(ids, mask) if _same_rows(condition) else 0
+    if count * (len(ids) - 1) < WORTHWHILE:
+        place = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _padded_at_all(mask) else {}
+        with attached.routing(condition):
+            found = model(**inputs, **place, use_cache=True, logits_to_keep=1)
+        return found.logits, found.past_key_values, mask
+    start = ids.shape[1] - mask.sum(dim=-1)  # (B,), where each row's tokens begin: they are padded on the left
+    begin = int(start[0])
+    with attached.routing(_rows(condition, torch.zeros(1, dtype=torch.long))):
+        cache = model(input_ids=ids[:1, begin : begin + count], use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    own = mask * (torch.arange(ids.shape[1], device=ids.device) >= (start + count)[:, None])  # (B, S), after the prefix
+    ids, own = ids[:, int(start.min()) + count :], own[:, int(start.min()) + count :]
+    whole = torch.cat([torch.ones_like(own[:, :1]).expand(-1, count), own], dim=1)
+    place = {"position_ids": (whole.cumsum(-1) - 1)[:, count:].clamp(min=0)}
+    with attached.routing(condition):
+        found = model(input_ids=ids, attention_mask=whole, past_key_values=cache, logits_to_keep=1, **place)
+    return found.logits, found.past_key_values, whole
+
+
+def _common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
+    """How many tokens all prompts begin with; at least one of each is left over."""
+    lengths = mask.sum(dim=-1)
+    most = int(lengths.min()) - 1
+    places = (ids.shape[1] - lengths)[:, None] + torch.arange(most, device=ids.device)
+    begins = ids.gather(1, places)  # (B, most)
+    return int((begins == begins[:1]).all(dim=0).long().cumprod(dim=0).sum())
+
+
+def _same_rows(condition: Condition | None) -> bool:
+    if condition is None:
+        return True
+    return all(bool((term == term[:1]).all()) for term in (condition.global_scores, condition.alpha))
+
+
+def _padded_at_all(mask: torch.Tensor) -> bool:
+    """Positions are the model's own business where nothing is padded."""
+    return bool((mask == 0).any())
 
 
 def _rows(condition: Condition | None, owner: torch.Tensor) -> Condition | None:
