@@ -298,6 +298,8 @@ def test_one_cell_can_be_evaluated_alone(
 
     assert evaluate("--router", "phatgoose", "--task", "even") == 0
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json")) == ["phatgoose/near/even.json"]
+    assert evaluate("--router", "base", "--set", "far") == 0
+    assert [path.name for path in (out / "base").rglob("*.json")] == ["say.json"]
     assert evaluate("--router", "oracle", "--task", "say") == 0
     assert json.loads((out / "oracle" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
     make_run([{"router": "oracle", "name": "best"}, "single:{task}"])
@@ -307,3 +309,5 @@ def test_one_cell_can_be_evaluated_alone(
     capsys.readouterr()
     assert evaluate("--task", "evn") == 2
     assert "a task of the run (e0, even, say); got evn" in capsys.readouterr().err
+    assert evaluate("--set", "fear") == 2
+    assert "a set of the run (far, near); got fear" in capsys.readouterr().err

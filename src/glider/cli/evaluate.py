@@ -26,6 +26,9 @@ def evaluate(
         list[str] | None, typer.Option("--router", help="This router of the run only (repeatable).")
     ] = None,
     task: Annotated[list[str] | None, typer.Option("--task", help="This task of the run only (repeatable).")] = None,
+    only_set: Annotated[
+        list[str] | None, typer.Option("--set", help="This set of tasks of the run only (repeatable).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
@@ -41,7 +44,7 @@ def evaluate(
     from glider.evaluation.runs import Run
 
     quiet_libraries()
-    run = Run(RunPlan.read(run_file), run_file.parent, out, router or (), task or ())
+    run = Run(RunPlan.read(run_file), run_file.parent, out, router or (), task or (), only_set or ())
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -75,10 +75,16 @@ class Outcome:
 
 
 class Run:
-    """A run file over a pool, with its results in a directory. `only_routers` and `only_tasks` leave the others out."""
+    """A run file over a pool, with its results in a directory. `only_` lists, where given, leave all else out."""
 
     def __init__(
-        self, plan: RunPlan, root: Path, out: Path, only_routers: Sequence[str] = (), only_tasks: Sequence[str] = ()
+        self,
+        plan: RunPlan,
+        root: Path,
+        out: Path,
+        only_routers: Sequence[str] = (),
+        only_tasks: Sequence[str] = (),
+        only_sets: Sequence[str] = (),
     ):
         self.plan, self.out = plan, out
         self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
@@ -91,7 +97,8 @@ class Run:
         routers = plan.router_plans(root, self.pool)
         wanted = _with_singles(routers, only_routers, self.pool)
         self.routers = _named("router", routers, lambda own: own.label, wanted)
-        self.tasks = _named("task", plan.tasks(root), lambda own: own.name, only_tasks)
+        tasks = _named("set", plan.tasks(root), lambda own: own.set, only_sets)
+        self.tasks = _named("task", tasks, lambda own: own.name, only_tasks)
         self._base_name = plan.base or base_of(self.pool)
         self._base: BaseModel | None = None
         hashes = {"pool": pool_hash(self.pool), "base": self.pool.index.base.hash}
