@@ -61,8 +61,8 @@ class Table:
 
 
 def chance_tasks(plan: ReportPlan, results: Results) -> set[Place]:
-    """The tasks at chance for every method of the first table."""
-    methods = next(iter(plan.tables.values())).methods
+    """The tasks at chance for every method of the first table, bounds apart, which know the answers."""
+    methods = [method for method in next(iter(plan.tables.values())).methods if not method.bound]
     found = set()
     for name in plan.sets:
         for place in plan.places(name, results):
@@ -136,16 +136,13 @@ def _value(found: Mapping[Place, TaskResult | None], runs: int) -> Value:
 
 
 def _p_value(first: Mapping[Place, TaskResult | None], second: Mapping[Place, TaskResult | None]) -> float | None:
-    """p of the paired test within rows that both have; None if a task is missing or its rows are not the same."""
+    """p of the paired test within rows; None if a task is missing or its rows are not the same."""
     if not first:
         return None
     pairs: list[tuple[Sequence[float], Sequence[float]]] = []
     for place, one in first.items():
         other = second.get(place)
-        if one is None or other is None or one.sources != other.sources:
+        if one is None or other is None or one.sources != other.sources or one.rows.keys() != other.rows.keys():
             return None
-        common = [row for row in one.rows if row in other.rows]
-        if not common:
-            return None
-        pairs.append(([one.rows[row] for row in common], [other.rows[row] for row in common]))
+        pairs.append(([one.rows[row] for row in one.rows], [other.rows[row] for row in one.rows]))
     return paired_tasks_p([a for a, _ in pairs], [b for _, b in pairs])
