@@ -19,9 +19,11 @@ from fullrun.estimate import Assumptions
 from fullrun.plan import config_names, read_plan
 from glider.errors import GliderError
 
+WORK = Path("out/paper")
+
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         return _run(arguments)
     except GliderError as fault:
@@ -46,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
-        root = arguments.work or Path(scratch)
+        root = place_of(arguments, Path(scratch))
         downloads = arguments.downloads or root / "downloads"
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         if arguments.tiny:
@@ -61,6 +63,11 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if any(cell["missing"] for cell in told) else 0
 
 
+def place_of(arguments: argparse.Namespace, scratch: Path) -> Path:
+    """Where a run keeps everything: a rehearsal alone may lose it."""
+    return arguments.work or (scratch if arguments.tiny else WORK)
+
+
 def _print(told: list[dict], tiny: bool) -> None:
     if tiny:
         print("Random weights, made-up rows: the scores mean nothing.")
@@ -70,25 +77,25 @@ def _print(told: list[dict], tiny: bool) -> None:
         print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {score}{published}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help=f"all, or of {', '.join(config_names())}")
-    parser.add_argument("--method", help="this row of the config alone")
-    parser.add_argument("--pool", help="this pool alone")
-    parser.add_argument("--set", help="this set of tasks alone")
-    what = parser.add_mutually_exclusive_group()
+def parser() -> argparse.ArgumentParser:
+    known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known.add_argument("configs", nargs="+", metavar="CONFIG", help=f"all, or of {', '.join(config_names())}")
+    known.add_argument("--method", help="this row of the config alone")
+    known.add_argument("--pool", help="this pool alone")
+    known.add_argument("--set", help="this set of tasks alone")
+    what = known.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the plan with estimates, run nothing")
     what.add_argument("--tiny", action="store_true", help="run everything on random weights and made-up rows")
-    parser.add_argument(
-        "--work", type=Path, help="where pools, rows and results are kept (default: nowhere with --tiny)"
+    known.add_argument(
+        "--work", type=Path, help=f"where pools, rows and results are kept (default: {WORK}; nowhere with --tiny)"
     )
-    parser.add_argument("--downloads", type=Path, help="where the published checkpoints lie (default: in --work)")
-    parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
-    parser.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
-    parser.add_argument("--json", action="store_true")
-    return parser
+    known.add_argument("--downloads", type=Path, help="where the published checkpoints lie (default: in --work)")
+    known.add_argument("--device", default="cpu", help="such as cuda")
+    known.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    known.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
+    known.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
+    known.add_argument("--json", action="store_true")
+    return known
 
 
 if __name__ == "__main__":

@@ -40,6 +40,32 @@ def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     assert said == ["unchanged: glider bbl/bbconlangtranslation"]
 
 
+def test_a_pool_whose_source_changed_is_imported_anew(tmp_path: Path) -> None:
+    plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
+    space, source = Workspace(tmp_path, tmp_path, made_up), plan.pools["t0"]
+    whole = Pool.open(space.pool("t0", source)).names
+    assert Pool.open(space.pool("t0", source)).names == whole
+    fewer = source.model_copy(update={"without": (*source.without, whole[0]), "experts": source.experts - 1})
+    assert Pool.open(space.pool("t0", fewer)).names == whole[1:]
+
+
+def test_an_interrupted_download_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def fetch(repository: str, local_dir: Path) -> None:
+        calls.append(repository)
+        local_dir.mkdir(parents=True, exist_ok=True)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up)
+    with pytest.raises(KeyboardInterrupt):
+        space.download("phatgoose/best.pt")
+    assert [space.download("phatgoose/best.pt") for _ in range(2)] == [tmp_path / "downloads" / "phatgoose/best.pt"] * 2
+    assert calls == ["MoE-UNC/phatgoose"] * 2
+
+
 def test_another_count_of_experts_is_refused(tmp_path: Path) -> None:
     plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
     (tmp_path / "p3-lora-checkpoints" / "p3socialiqa_best.pt").unlink()

@@ -157,7 +157,7 @@ class Cell:
     def command(self) -> str:
         """What runs this cell alone."""
         chosen = f"--method {self.label} --pool {self.pool} --set {self.set}"
-        return f"python reproduce/paper/run.py {self.config} {chosen}"
+        return f"python reproduce/paper/run.py {self.config} {chosen} --device cuda"
 
 
 @dataclass(frozen=True)

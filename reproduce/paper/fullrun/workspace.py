@@ -1,6 +1,7 @@
 """Everything a cell needs on disk, made once and found again: downloads, pools, rows, run files, results."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,26 +95,43 @@ class Workspace:
     def download(self, path: str) -> Path:
         """A published file or directory: as it lies in the downloads, else from the hub."""
         top = path.partition("/")[0]
-        if not (self.downloads / top).exists():
+        begun = self.root / "downloading" / top  # ours, until it is whole
+        if begun.exists() or not (self.downloads / top).exists():
             try:
                 from huggingface_hub import snapshot_download
             except ModuleNotFoundError:
                 raise MissingDependency("huggingface-hub", "download", "pip install huggingface-hub") from None
             self.say(f"downloading {OWNER}/{top}")
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            begun.touch()
             snapshot_download(f"{OWNER}/{top}", local_dir=self.downloads / top)
+            begun.unlink()
         return self.downloads / path
 
     def pool(self, name: str, source: PoolSource) -> Path:
-        """The pool of a name, imported where it is not there yet."""
-        path = self.root / "pools" / name
-        if path.exists():
+        """The pool of a name, imported where it is not there yet or its source changed."""
+        path, beside = self.root / "pools" / name, self.root / "pools" / f"{name}.source.json"
+        wanted = source.model_dump(mode="json") | {"files": self._files_of(source)}
+        if path.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
             return path
         self.say(f"importing the pool {name}")
+        shutil.rmtree(path, ignore_errors=True)
+        self._import(path, source)
+        write_json(beside, wanted)
+        return path
+
+    def _files_of(self, source: PoolSource) -> dict[str, int]:
+        """Sizes of the downloaded files that a pool is made of."""
+        places = [self.download(place) for place in (source.checkpoint, source.embeddings) if place is not None]
+        files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.pt")))]
+        return {str(file.relative_to(self.downloads)): file.stat().st_size for file in files}
+
+    def _import(self, path: Path, source: PoolSource) -> None:
         if source.checkpoint is None:
             base = load_base(source.base)
             with new_directory(path) as made:
                 Pool.create(made, base.identity)
-            return path
+            return
         checkpoint = open_checkpoint(self.download(source.checkpoint))
         left_out = [expert for expert in source.without if expert in checkpoint.names]
         if (count := len(checkpoint.names) - len(left_out)) != source.experts:
@@ -124,7 +142,6 @@ class Workspace:
         facts = OfficialBase.of(base.model, base.identity.model_id)
         del base
         import_checkpoint(checkpoint, path, facts, embeddings=embeddings, without=left_out)
-        return path
 
     def rows(self, name: str, tasks: TaskSet, base: str) -> dict[str, Path]:
         """A file of rows for each task of a set, fetched where it is not there yet or its source changed.
