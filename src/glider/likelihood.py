@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 
+from glider.errors import QueryError
 from glider.layers.attach import Attached
 from glider.routing.base import Condition
 
@@ -34,7 +36,7 @@ def likelihoods(
 
     `inputs` are padded prompts, on the left for a decoder-only `model`, on the right for an encoder-decoder one;
     `condition` has a row for each. The continuations of all rows run as one batch on the prompts' cache (or encoder
-    states), each with its own row's condition.
+    states), each with its own row's condition. Raises `QueryError` for likelihoods that are not finite.
     """
     flat = [ids for row in continuations for ids in row]
     owner = torch.tensor([i for i, row in enumerate(continuations) for _ in row], device=model.device)
@@ -46,6 +48,9 @@ def likelihoods(
         values = logits.gather(-1, wanted)[..., 0] - logits.logsumexp(dim=-1)
         real = labels != IGNORED
         totals = values.masked_fill(~real, 0.0).sum(dim=-1).tolist()
+        if not all(map(isfinite, totals)):
+            remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
+            raise QueryError("finite log-likelihoods", "ones that are not (an overflow, or weights of NaN)", remedy)
         greedy = ((logits.argmax(dim=-1) == labels) | ~real).all(dim=-1).tolist()
     scored = (Likelihood(total, len(ids), best) for total, ids, best in zip(totals, flat, greedy, strict=True))
     return [[next(scored) for _ in row] for row in continuations]
@@ -104,7 +109,9 @@ def _prompts(
     Tokens that all prompts begin with run once, unless their rows have different global terms.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    count = _common_tokens(ids, mask) if _same_rows(condition) else 0
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    whole_rows = window is None or ids.shape[1] < window  # a window counts the padding that would lie in between
+    count = _common_tokens(ids, mask) if whole_rows and _same_rows(condition) else 0
     if count * (len(ids) - 1) < WORTHWHILE:
         place = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _padded_at_all(mask) else {}
         with attached.routing(condition):

@@ -71,6 +71,9 @@ class RoutedModel:
         self.base, self.pool, self.attached, self.prompt = base, pool, attached, prompt
         self.model, self.tokenizer = base.model, base.tokenizer
         self.describer, self.strict = describer, strict
+        self.context: int | None = getattr(
+            base.model.config, "max_position_embeddings", None
+        )  # tokens; T5 has no limit
 
     @property
     def router(self) -> Router:
@@ -346,8 +349,7 @@ class RoutedModel:
 
     def _fit(self, ids: list[int], truncate: bool, new_tokens: int, number: int) -> list[int]:
         config = self.model.config
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is None:  # T5 has relative positions and no limit
+        if (limit := self.context) is None:
             return ids
         room = limit - (0 if config.is_encoder_decoder else new_tokens)
         if len(ids) <= room:

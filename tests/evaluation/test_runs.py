@@ -1,6 +1,7 @@
 """Routers x tasks on disk: what a run writes, how it goes on, and what it refuses."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from glider.cli.main import main
-from glider.errors import ConfigError, DataError, GliderError
+from glider.errors import ConfigError, DataError, EndpointError, GliderError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
@@ -177,6 +178,47 @@ def test_examples_of_the_task_come_with_every_query(make_run, make_pool, base_di
     query = Query(EVEN[0]["input"], examples=(("the e2 e21 and e22 and e23 and", "yes"),) * 2)
     wanted = [score.normalised for score in model.score(query, EVEN[0]["choices"])]
     assert with_two["results"][0]["choices"] == pytest.approx(wanted, abs=2e-3)
+
+
+def test_an_embedding_that_fails_is_a_fault_and_no_number(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise EndpointError("vectors", "a connection refused", "Start the endpoint.")
+
+    monkeypatch.setattr("glider.instructions.queries.load_for", broken)
+    run = make_run(["glider", "phatgoose"])
+    assert statuses(run) == ["failed"] * 3 + ["done"] * 3
+    assert "connection refused" in told(run, "glider", "near", "even")["fault"]["message"]
+
+
+def test_likelihoods_that_are_no_numbers_are_a_fault(make_run) -> None:
+    run = make_run(["base"])
+    head = run.base().model.get_output_embeddings()
+    head.weight.data[0] = float("nan")
+    assert statuses(run) == ["failed", "failed", "done"]
+    assert "finite" in told(run, "base", "near", "even")["fault"]["message"]
+
+
+def test_a_lora_beside_the_pool_that_changes_is_evaluated_anew(make_run, pool: Pool, tmp_path: Path) -> None:
+    shutil.copytree(pool["e0"].directory, tmp_path / "many" / "e0")
+    routers = [{"router": "multitask:many/{task}", "name": "own"}]
+    assert statuses(make_run(routers)) == ["done", "failed", "failed"]
+    assert statuses(make_run(routers))[0] == "unchanged"
+    shutil.copytree(pool["e1"].directory, tmp_path / "many" / "e0", dirs_exist_ok=True)
+    assert statuses(make_run(routers))[0] == "done"
+
+
+def test_single_experts_of_an_oracle_are_no_rows_of_the_table(make_run) -> None:
+    run = make_run(["oracle", "base"])
+    list(run.go())
+    entries = table(run)
+    assert {entry.router for entry in entries} == {"oracle", "base"}
+    assert entries[0].p_value is None
+    assert all(entry.p_holm == entry.p_value for entry in entries if entry.router == "base")
+
+
+def test_rows_without_splits_are_all_evaluated(make_run, tmp_path: Path) -> None:
+    (tmp_path / "even.jsonl").write_text("\n".join(map(json.dumps, EVEN)))
+    assert len(make_run(["base"]).tasks[1].chosen().rows) == 8
 
 
 def test_subsets_are_drawn_by_the_seed(make_run) -> None:

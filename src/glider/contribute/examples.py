@@ -53,7 +53,7 @@ class EncodedRow:
 
 
 def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
-    """Read JSON Lines (also gzipped), the rows of one split only if given.
+    """Read JSON Lines (also gzipped), the rows of one split only if given; a file that names no splits is all of it.
 
     Raises `DataError` with the file and line number for a row that is not JSON or lacks `input` or `output`.
     """
@@ -68,7 +68,7 @@ def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
         raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, IsADirectoryError) as fault:
         raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
-    chosen = [row for row in rows if split is None or row.split == split]
+    chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not chosen:
         of_split = f" of split {split}" if split else ""
         raise DataError(f"at least one row{of_split} in {path}", "none", "Add rows with `input` and `output`.")

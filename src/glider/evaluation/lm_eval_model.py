@@ -9,7 +9,7 @@ to the harness's own command line.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -86,12 +86,14 @@ class GliderLM(LM):
             device=device or "cpu",
             prompt=PromptFormat(kind="raw") if self.raw else None,
             expert_memory=expert_memory,
+            strict=True,  # a query whose embedding fails must not become a number
         )
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
         config = self.routed.model.config
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         self.max_length = max_length or limit or DEFAULT_LENGTH
+        self.routed.context = self.max_length
         self.encoder_decoder: bool = config.is_encoder_decoder
         self._descriptions: dict[str, str] = {} if descriptions is None else json.loads(Path(descriptions).read_text())
         self._device = self.routed.model.device
@@ -166,7 +168,8 @@ class GliderLM(LM):
             settings.pop("temperature", None)
         if stops:
             settings |= {"stop_strings": stops, "tokenizer": self.tokenizer}
-        queries = [self._query(request, request.args[0] or self._prefix_text) for request in requests]
+        queries = [self._query(request, _pair_of(request)[0]) for request in requests]
+        queries = [query if query.text.strip() else replace(query, text=self._prefix_text) for query in queries]
         new_tokens = limits[0] if limits else DEFAULT_NEW_TOKENS
         answers = self.routed.generate(queries, max_new_tokens=new_tokens, truncate=True, **settings)
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]

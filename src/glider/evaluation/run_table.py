@@ -25,7 +25,8 @@ class Entry:
 
 def table(run: Run) -> list[Entry]:
     """Entries by router, then set."""
-    listed = run.routers
+    named = {given if isinstance(given, str) else given.label for given in run.plan.routers}
+    listed = [plan for plan in run.routers if plan.label in named]  # not the single experts of an oracle
     results = {
         (plan.label, name): {
             task.name: cell.read()

@@ -155,11 +155,11 @@ class Run:
         base = self.base()
         if not plan.searched:
             router = router_from(plan.router.replace("{task}", task.name), plan.settings)
-            return over(base, self.pool, router), {}
+            return _strict(over(base, self.pool, router)), {}
         rows = task.fewshot(plan.fewshot, self.plan.fewshot_splits)
         search = search_lorahub(base, self.pool, rows, **{"seed": self.plan.seed, **plan.settings})
         told = {"weights": search.weights, "loss": search.best.loss, "rows": len(rows)}
-        return over(base, self.pool, search.router), {"lorahub": told}
+        return _strict(over(base, self.pool, search.router)), {"lorahub": told}
 
     def _evaluate(self, cell: Cell, model: RoutedModel, notes: dict[str, Any], tick: Tick) -> dict[str, Any]:
         task, chosen = cell.task, cell.task.chosen()
@@ -214,7 +214,7 @@ class Run:
         if router.examples:
             config["examples"] = {"rows": router.examples, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
         path = self.out / _file_name(router.label) / _file_name(task.set) / f"{_file_name(task.name)}.json"
-        return Cell(router, task, path, config, hashes | router_hashes(router.router))
+        return Cell(router, task, path, config, hashes | router_hashes(config["router"]["router"]))
 
     def absent(self, router: RouterPlan, task: Task) -> bool:
         """Whether `single:{task}` has no expert of that name."""
@@ -236,6 +236,12 @@ class Run:
             self.pool.verify()
             self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype), device=self.plan.device)
         return self._base
+
+
+def _strict(model: RoutedModel) -> RoutedModel:
+    """A query whose embedding or description fails is a fault: its score without them would be another method's."""
+    model.strict = True
+    return model
 
 
 def _named(kind: str, found: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:
