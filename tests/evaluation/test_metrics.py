@@ -9,6 +9,7 @@ from glider.evaluation.metrics import corpus_bleu, score_text
     ("metric", "prediction", "references", "score"),
     [
         ("exact_match", "The  End.", ["no", "the end"], 1.0),
+        ("exact_match", "yes .", ["Yes"], 1.0),
         ("exact_match", "the ends", ["the end"], 0.0),
         ("squad", "The Eiffel-Tower!", ["eiffeltower"], 1.0),
         ("squad", "in Paris", ["Paris"], (0 + 2 / 3) / 2),

@@ -49,7 +49,7 @@ def _exact_match(prediction: str, reference: str) -> float:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")
+    return " ".join(text.lower().split()).rstrip(". ")
 
 
 def _squad(prediction: str, reference: str) -> float:
