@@ -10,7 +10,7 @@ from glider.report.by_task import lacks
 from glider.report.cells import Results
 from glider.report.report_plan import ReportPlan
 from glider.report.tables import Table, chance_tasks, make_table
-from glider.report.wording import lacking
+from glider.report.wording import lacking, reading
 
 A = {"base": [0, 0, 1, 0, 0, 0, 0, 0], "glider": [1, 1, 1, 1, 1, 1, 1, 0], "oracle": [1] * 8}
 B = {"base": [0.1, 0.2, 0.3, 0.2], "glider": [0.5, 0.2, 0.3, 0.4], "oracle": [0.6, 0.5, 0.4, 0.5]}
@@ -66,6 +66,7 @@ def test_a_method_has_no_part_in_a_set_it_is_not_for(filled: Path, write_cell) -
     near, far = table.lines[2].values
     assert near.score is not None and (far.score, far.missing, lacking(far)) == (None, (), "-")
     assert table.lines[1].values[1].p_holm == table.lines[1].values[1].p_value  # one test in the column
+    assert "A dash" in reading(table, True) and "A dash" not in reading(made(filled), True)
     plan = ReportPlan.parse(tables={"table1": methods}, sets={"near": None, "far": None})
     assert lacks(plan, Results.read(filled)) == []
     with pytest.raises(ConfigError, match="the set nowhere in table1"):

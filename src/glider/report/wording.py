@@ -62,7 +62,7 @@ def details(value: Value) -> list[str]:
     assert value.interval is not None
     parts = [f"{percent(value.interval[0])} to {percent(value.interval[1])}"]
     if value.difference is not None and value.p_holm is not None:
-        parts.append(f"{100 * value.difference:+.1f}")
+        parts.append(f"{round(100 * value.difference, 1) + 0.0:+.1f}")  # no minus before a zero
         parts.append(p_text(value.p_holm))
     if value.runs:
         parts.append(f"runs {', '.join(map(percent, value.runs))}")
@@ -82,6 +82,8 @@ def reading(table: Table, first: bool) -> str:
     )
     if any(line.method.bound for line in table.lines):
         text += " Methods marked † know more than a router may, and are never the best."
+    if any(value.score is None and not value.missing for line in table.lines for value in line.values):
+        text += " A dash: the method was not evaluated there."
     if table.reference is None:
         return text
     return text + (
