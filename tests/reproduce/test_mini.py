@@ -39,6 +39,22 @@ def test_the_report_names_routers_of_the_runs() -> None:
         assert {cell for method in table.methods for cell in method.cells} <= known
 
 
+def test_what_guided_the_queries_is_counted() -> None:
+    command = [sys.executable, MINI / "guidance.py", MINI / "results", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    cells = [json.loads(path.read_text("utf8")) for path in CELLS]
+    rows = [
+        (row, cell["task"])
+        for cell in cells
+        if cell["router"] == "glider-calibrated" and cell["set"] == "held-in"
+        for row in cell["results"]
+    ]
+    own = told["glider-calibrated"]
+    assert own["found"] == sum(row["expert"] == task for row, task in rows) / len(rows) and own["rows"] == len(rows)
+    assert own["sure"]["held-in"] == sum(row["alpha"] == 103 for row, _ in rows) / len(rows)
+    assert "quartz" in own["lost"] and told["retrieval"]["sure"] == {}
+
+
 @pytest.mark.parametrize("home", sorted((MINI / "experts").iterdir()), ids=lambda home: home.name)
 def test_an_expert_is_whole_and_small(home: Path) -> None:
     expert = Expert.open(home)
