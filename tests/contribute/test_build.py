@@ -483,7 +483,8 @@ def test_an_interrupted_build_stops_its_workers(draft: Draft, monkeypatch: pytes
         draft.build(LocalExecutor(2), interrupt)
     assert multiprocessing.active_children() == []
     assert not (draft.pool / "three").exists()
-    assert draft.build() == {"one": "done", "two": "done", "three": "done"}
+    told = draft.build()  # an expert may have been whole before the interruption came through
+    assert told.pop("three") == "done" and set(told.values()) <= {"done", "unchanged"}
 
 
 ORPHANS = """
