@@ -1,5 +1,6 @@
 """The miniature: its files fit together, its experts are whole, and a cell of its results comes out again."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
 from glider.evaluation.run_plan import RunPlan
 from glider.experts.expert import Expert
+from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
+from glider.experts.pool import Calibration, Pool
+from glider.experts.sites import GATE
 from glider.report.report_plan import ReportPlan
 
 MINI = Path(__file__).parents[2] / "reproduce" / "mini"
@@ -53,6 +58,36 @@ def test_what_guided_the_queries_is_counted() -> None:
     assert own["found"] == sum(row["expert"] == task for row, task in rows) / len(rows) and own["rows"] == len(rows)
     assert own["sure"]["held-in"] == sum(row["alpha"] == 103 for row, _ in rows) / len(rows)
     assert "quartz" in own["lost"] and told["retrieval"]["sure"] == {}
+
+
+def test_other_gates_leave_the_rest_of_an_expert(tmp_path: Path, llama_directory: Path) -> None:
+    tasks, pool, made = tmp_path / "tasks" / "t0_heldin", tmp_path / "pool", tmp_path / "pool-gates1"
+    tasks.mkdir(parents=True)
+    settings = {"rank": 2, "steps": 2, "gate_steps": 2, "batch_size": 4, "validation": 4}
+    experts = [{"name": name, "data": f"tasks/t0_heldin/{name}.jsonl.gz"} for name in ("one", "two")]
+    for name in ("one", "two"):
+        rows = [{"input": f"say {i}", "output": name} for i in range(16)]
+        with gzip.open(tasks / f"{name}.jsonl.gz", "wt", encoding="utf8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    plan = PoolPlan(base=str(llama_directory), defaults=settings, experts=experts)
+    assert [outcome.status for outcome in build_pool(plan, tmp_path, pool, LocalExecutor())] == ["done", "done"]
+    before = Pool.open(pool)
+    before.calibrate("examples", Calibration(p=0.4, source="a test"))
+    command = [sys.executable, MINI / "gates.py", tmp_path, "--seed", "1", "--base", llama_directory]
+    subprocess.run([*command, "--expert", "two"], check=True, capture_output=True)
+    assert not (made / "pool.json").exists() and not (made / "one").exists()
+    written = (made / "two" / "glider.safetensors").stat().st_mtime_ns
+    subprocess.run(command, check=True, capture_output=True)
+    assert (made / "two" / "glider.safetensors").stat().st_mtime_ns == written
+    after = Pool.open(made)
+    after.verify()
+    assert after.names == ["one", "two"]
+    assert after.index.calibrations == Pool.open(pool).index.calibrations and after.index.signal == "examples"
+    for name in after.names:
+        assert (made / name / ADAPTER_WEIGHTS_FILE).read_bytes() == (pool / name / ADAPTER_WEIGHTS_FILE).read_bytes()
+        gates = {site + GATE for site in after[name].sites}
+        changed = {key for key, vector in after[name].vectors.items() if not vector.equal(before[name].vectors[key])}
+        assert changed == gates
 
 
 @pytest.mark.parametrize("home", sorted((MINI / "experts").iterdir()), ids=lambda home: home.name)
