@@ -500,17 +500,7 @@ import multiprocessing
 import sys
 import time
 from pathlib import Path
-from glider.contribute.build import (
-    Executor,
-    ExpertJob,
-    LocalExecutor,
-    Outcome,
-    PoolPlan,
-    Report,
-    _receive,
-    attempt,
-    build_pool,
-)
+from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
 
 def told(*line):
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
@@ -549,28 +539,23 @@ def alive(process: Path) -> bool:
 
 
 KILLED_BUILD = """
+import os
+import signal
 import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from glider.contribute import loop
-from glider.contribute.build import (
-    Executor,
-    ExpertJob,
-    LocalExecutor,
-    Outcome,
-    PoolPlan,
-    Report,
-    _receive,
-    attempt,
-    build_pool,
-)
+from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
 
 loop.SAVE_SECONDS = 0.0
-plan, pool = map(Path, sys.argv[1:])
-told = lambda *line: print(*line, flush=True)
-for outcome in build_pool(PoolPlan.read(plan), plan.parent, pool, LocalExecutor(), told):
-    told(outcome.job.out.name, outcome.status, outcome.message)
+plan, pool = map(Path, sys.argv[1:3])
+
+def told(name, text, share):
+    if f"{name} {text}".startswith(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+list(build_pool(PoolPlan.read(plan), plan.parent, pool, LocalExecutor(), told))
 """
 
 
@@ -581,13 +566,8 @@ def test_a_killed_build_goes_on_to_the_same_bytes(draft: Draft, moment: str):
     draft.build()
     whole = {name: draft.bytes_of(name) for name in ("one", "two")}
     shutil.rmtree(draft.pool)
-    command = [sys.executable, "-c", KILLED_BUILD, str(draft.write()), str(draft.pool)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as killed:
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if line.startswith(moment):
-                killed.send_signal(signal.SIGKILL)
+    command = [sys.executable, "-c", KILLED_BUILD, str(draft.write()), str(draft.pool), moment]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     seen: list[str] = []
     told = draft.build(report=lambda name, text, share: seen.append(f"{name} {text}"))

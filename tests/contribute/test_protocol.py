@@ -194,6 +194,8 @@ def test_state_of_a_run_with_other_settings_is_not_taken_up(
 
 
 KILLED_RUN = """
+import os
+import signal
 import sys
 from pathlib import Path
 import torch
@@ -203,41 +205,34 @@ from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
 
 loop.SAVE_SECONDS = 0.0
-data, base, out, settings = sys.argv[1:]
-config = TrainConfig.model_validate_json(settings)
-train_expert(data, base, out, config, report=lambda stage, now, steps: print(stage, now.step, flush=True))
+data, base, out, settings, moment = sys.argv[1:]
+
+def told(stage, now, steps):
+    print(stage, now.step, flush=True)
+    if f"{stage} {now.step}" == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_expert(data, base, out, TrainConfig.model_validate_json(settings), report=told)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [("lora", 9), ("gates", 3)])
 def test_a_killed_run_gives_the_same_bytes(llama_directory: Path, data: Path, tmp_path: Path, stage: str, step: int):
-    data, settings = no_definition(data), config(steps=40, gate_steps=20)
-    command = [sys.executable, "-c", KILLED_RUN, data, llama_directory]
+    data, settings = no_definition(data), config(steps=40, gate_steps=20).model_dump_json()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(out: Path) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*command, out, settings.model_dump_json()], stdout=subprocess.PIPE, text=True, env=environment
-        )
+    def run(out: Path, moment: str = "") -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", KILLED_RUN, data, llama_directory, out, settings, moment]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        return ran.returncode, ran.stdout.splitlines()
 
-    with start(tmp_path / "whole" / "e") as whole:
-        assert whole.stdout is not None
-        all_lines = whole.stdout.read().splitlines()
-    assert whole.returncode == 0
-
-    with start(tmp_path / "cut" / "e") as killed:
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if line.split() == [stage, str(step)]:
-                killed.send_signal(signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    code, all_lines = run(tmp_path / "whole" / "e")
+    assert code == 0
+    assert run(tmp_path / "cut" / "e", f"{stage} {step}")[0] == -signal.SIGKILL
     assert not (tmp_path / "cut" / "e").exists()
-
-    with start(tmp_path / "cut" / "e") as resumed:
-        assert resumed.stdout is not None
-        lines = resumed.stdout.read().splitlines()
-    assert resumed.returncode == 0
+    code, lines = run(tmp_path / "cut" / "e")
+    assert code == 0
     assert 0 < len(lines) < len(all_lines)
     assert bytes_of(Expert.open(tmp_path / "cut" / "e")) == bytes_of(Expert.open(tmp_path / "whole" / "e"))
 

@@ -379,7 +379,7 @@ else:
 def refused_in_little_room(path: Path, kind: str) -> str:
     """The error that a process of little memory raises in little time."""
     command = [sys.executable, "-c", IN_LITTLE_ROOM, str(path), kind]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout
 

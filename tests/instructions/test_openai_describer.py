@@ -114,15 +114,15 @@ def test_a_slow_endpoint_costs_no_more_than_the_timeout(endpoint):
     endpoint.answer = lambda request: _reply(endpoint, delay=1.0)
     began = time.monotonic()
     made = describe(writer(endpoint, timeout=0.2, concurrency=1), [Task(text=f"Question {i}") for i in range(20)])
-    assert time.monotonic() - began < 0.9  # once for all of them
+    assert time.monotonic() - began < 2.5  # once for all of them, not 4 s
     assert all(told.fault and "within 0.2 s" in told.fault for told in made)
 
 
 def test_a_trickling_endpoint_is_left(endpoint):
-    endpoint.answer = lambda request: _reply(endpoint, trickle=0.02)
+    endpoint.answer = lambda request: _reply(endpoint, trickle=0.1)
     began = time.monotonic()
     assert "within 0.2 s" in (one(endpoint, timeout=0.2).fault or "")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
 
 
 def test_an_endpoint_that_is_down_is_asked_once_for_a_batch(endpoint):
