@@ -2,9 +2,9 @@
 
     python reproduce/mini/guidance.py reproduce/mini/results [--json]
 
-For each router with a global term, all its runs together: the share of held-in rows whose highest global score is their
-own task's expert, the held-in tasks where that is so for less than half of the rows, and the share of rows with the
-high alpha on each set.
+For each router with a global term, the distinct rows of all its draws together: the share of held-in rows whose highest
+global score is their own task's expert, the held-in tasks where that is so for less than half of the rows, and the
+share of rows with the high alpha on each set.
 """
 
 import argparse
@@ -44,11 +44,9 @@ def guidance(results: Results) -> dict[str, dict[str, Any]]:
         for (name, where, task), cell in results.cells.items():
             if re.fullmatch(rf"{router}(-seed\d)?", name) and cell.fault is None:
                 cells[where].append((task, cell))
-        found = {task: [] for task, _ in cells["held-in"]}
-        for task, cell in cells["held-in"]:
-            found[task] += [row["expert"] == task for row in cell.told["results"]]
+        found = {task: [row["expert"] == task for row in rows] for task, rows in distinct(cells["held-in"]).items()}
         rows = [own for each in found.values() for own in each]
-        alphas = {name: [row["alpha"] for _, cell in cells[name] for row in cell.told["results"]] for name in SETS}
+        alphas = {name: [row["alpha"] for rows in distinct(cells[name]).values() for row in rows] for name in SETS}
         low = min((alpha for several in alphas.values() for alpha in several), default=0)
         high = max((alpha for several in alphas.values() for alpha in several), default=0)
         sure = {
@@ -61,6 +59,14 @@ def guidance(results: Results) -> dict[str, dict[str, Any]]:
             "sure": sure if low < high else {},
         }
     return told
+
+
+def distinct(cells: list[tuple[str, CellFile]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each task, those of several draws once."""
+    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for task, cell in cells:
+        found[task] |= {row["place"]: row for row in cell.told["results"]}
+    return {task: list(rows.values()) for task, rows in found.items()}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python reproduce/mini/keep.py RESULTS reproduce/mini/results
 
-Every row keeps its id, place, score, the expert of the highest global score and alpha. Texts and likelihoods go, the
-score of guessing that they gave stays, and the task's description becomes its hash. `glider evaluate` takes kept cells
+Every row keeps its id, place, score, the expert of the highest global score and alpha. Texts and likelihoods go, and
+the task's description becomes its hash. `glider evaluate` takes kept cells
 for another's and makes its own.
 """
 
@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from glider.experts.disk import write_file
-from glider.report.cells import CellFile
 
 ROW = ("id", "place", "score", "expert", "alpha")
 
@@ -35,8 +34,6 @@ def main() -> None:
         router = told["config"]["router"]
         if router["router"].startswith("multitask:"):  # whose place is one machine's
             router["router"] = "multitask:" + Path(router["router"].partition(":")[2]).name
-        if "fault" not in told:
-            told["guess"] = CellFile(file, told).guess
         told["results"] = [{name: row[name] for name in ROW} for row in told.get("results", ())]
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_file(arguments.out / file.relative_to(arguments.results), partial(_write, text=text))

@@ -2,7 +2,18 @@
 
 import pytest
 
-from glider.evaluation.metrics import corpus_bleu, score_text
+from glider.contribute.examples import Row
+from glider.evaluation.metrics import corpus_bleu, guessing, score_text
+
+
+def test_guessing_is_the_better_of_two_ways() -> None:
+    def rows(*outputs: str, choices: str = "abcd") -> list[Row]:
+        return [Row(input="?", output=output, choices=tuple(choices)) for output in outputs]
+
+    assert guessing(rows("a", "b", "c", "d", "a")) == 0.4
+    assert guessing(rows("a", "b", "c", choices="abc") + rows("d", choices="def")) == pytest.approx(1 / 3)
+    both = Row(input="?", output="a", references=("a", "b"), choices=("a", "b", "c"))
+    assert guessing([both, *rows("c", choices="cd")]) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,12 @@ def test_a_cell_holds_what_the_library_says(make_run, pool: Pool, base_directory
         assert result["expert"] in pool.names and result["alpha"] in (3.0, 103.0)
     assert cell["score"] == sum(result["score"] for result in cell["results"]) / 8
     assert cell["metric"] == "accuracy" and cell["rows"] == cell["available"] == 8
+    assert cell["guess"] == 0.5
     assert all(result["seconds"] > 0 for result in cell["results"])
     assert set(cell["hashes"]) == {"pool", "base", "data"} and "torch" in cell["versions"]
     said = told(run, "mine", "far", "say")
-    assert said["metric"] == "rougeL" and len(said["results"]) == 3 and said["results"][0]["choices"] is None
+    assert said["guess"] is None and said["metric"] == "rougeL"
+    assert len(said["results"]) == 3 and said["results"][0]["choices"] is None
 
 
 def test_a_run_goes_on_where_it_was(make_run, tmp_path: Path) -> None:
@@ -225,6 +227,7 @@ def test_subsets_are_drawn_by_the_seed(make_run) -> None:
     first, same, other = (make_run(["base"], rows=4, seed=seed).tasks[1].chosen() for seed in (0, 0, 1))
     assert first.places == same.places == sorted(first.places) != other.places
     assert len(first.rows) == 4 and first.available == 8
+    assert all(make_run(["base"], rows=3, seed=seed).tasks[1].chosen().guess == 0.5 for seed in range(3))  # of all rows
 
 
 def test_a_few_rows_without_choices_are_left_out_and_counted(make_run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_cell(results: Path) -> WriteCell:
-    """`write_cell(router, set, task, scores)`: one cell; `choices` of each row (0: open answers), or a `fault`."""
+    """`write_cell(router, set, task, scores)`: one cell; `guess` (None: open answers), or a `fault`."""
 
     def write(
         router: str,
@@ -26,8 +26,7 @@ def write_cell(results: Path) -> WriteCell:
         task: str,
         scores: Sequence[float] = (),
         *,
-        choices: int = 2,
-        gold: Sequence[str] | None = None,
+        guess: float | None = 0.5,
         data: str = "",
         first: int = 0,
         fault: str | None = None,
@@ -44,15 +43,15 @@ def write_cell(results: Path) -> WriteCell:
         if fault is not None:
             told["fault"] = {"type": "DataError", "message": fault}
         else:
-            told["score"] = sum(scores) / len(scores)
+            told["score"], told["guess"] = sum(scores) / len(scores), guess
             told["results"] = [
                 {
                     "id": i,
                     "place": first + i,
                     "prediction": "x",
-                    "gold": [gold[i] if gold else f"answer {i}"],
+                    "gold": [f"answer {i}"],
                     "score": score,
-                    "choices": [-1.0] * choices if choices else None,
+                    "choices": None if guess is None else [-1.0, -1.0],
                     "seconds": 0.1,
                     "expert": None,
                     "alpha": None,

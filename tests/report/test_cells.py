@@ -12,7 +12,6 @@ def test_cells_are_found_and_other_files_are_not(results: Path, write_cell) -> N
     write_cell("glider", "near", "a", [1, 0])
     write_cell("base", "near", "b", [0.5])
     (results / "scores.json").write_text('{"format": 1, "router": "x"}')
-    (results / "notes.json").write_text("no JSON")
     (results / ".glider.json").write_text(next(results.rglob("a.json")).read_text())
     found = Results.read(results)
     assert found.routers == ["base", "glider"] and found.sets == {"near": ["a", "b"]}
@@ -38,15 +37,6 @@ def test_one_failed_run_is_no_result(results: Path, write_cell) -> None:
     assert found.lack(["seed0", "seed1"], ("near", "a")) == "seed1 failed: no rows"
 
 
-def test_guessing_is_the_better_of_two_ways(results: Path, write_cell) -> None:
-    write_cell("base", "near", "four", [1, 0], choices=4)
-    write_cell("base", "near", "uneven", [1, 0, 0, 0], choices=4, gold=["yes", "yes", "yes", "no"])
-    write_cell("base", "near", "open", [0.2], choices=0)
-    found = Results.read(results)
-    guesses = [found.of(["base"], ("near", task)) for task in ("four", "uneven", "open")]
-    assert [told and told.guess for told in guesses] == [0.5, 0.75, None]  # one answer of two is as good as 1 of 4
-
-
 def test_faults_are_told(results: Path, write_cell) -> None:
     with pytest.raises(DataError, match="none"):
         Results.read(results)
@@ -55,6 +45,14 @@ def test_faults_are_told(results: Path, write_cell) -> None:
     assert len(Results.read(results).cells) == 1
     write_cell("base", "near", "a", [0], folder="three", key="other")
     with pytest.raises(DataError, match="base / near / a"):
+        Results.read(results)
+
+
+def test_a_broken_cell_is_not_taken_for_none(results: Path, write_cell) -> None:
+    write_cell("base", "near", "a", [1])
+    broken = write_cell("base", "near", "b", [1])
+    broken.write_text(broken.read_text()[:-9])
+    with pytest.raises(DataError, match=r"near/b\.json"):
         Results.read(results)
 
 

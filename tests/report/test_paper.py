@@ -124,8 +124,8 @@ def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> N
 def partial(results: Path, write_cell) -> Path:
     """A task without a result among finished ones, and a method nobody ran."""
     for where, task, scores in (("near", "a_b", [1, 0]), ("near", "b", [1, 1]), ("far", "c", [0.25, 0.5])):
-        write_cell("base", where, task, scores, choices=0)
-        write_cell("glider", where, task, scores[::-1], choices=0)
+        write_cell("base", where, task, scores, guess=None)
+        write_cell("glider", where, task, scores[::-1], guess=None)
     write_cell("glider", "near", "b", fault="50 % of <it> & \\more")
     tables = {
         "table1": ["base", "glider", {"cells": "arrow", "note": "x_y"}],

@@ -20,8 +20,8 @@ B = {"base": [0.1, 0.2, 0.3, 0.2], "glider": [0.5, 0.2, 0.3, 0.4], "oracle": [0.
 def filled(results: Path, write_cell) -> Path:
     """Three methods on two tasks."""
     for router in A:
-        write_cell(router, "near", "a", A[router], choices=4)
-        write_cell(router, "near", "b", B[router], choices=0)
+        write_cell(router, "near", "a", A[router], guess=0.25)
+        write_cell(router, "near", "b", B[router], guess=None)
     return results
 
 
@@ -46,6 +46,8 @@ def test_numbers_are_those_of_the_rows(filled: Path) -> None:
     assert [glider.p_value, oracle.p_value] == raw
     assert [glider.p_holm, oracle.p_holm] == holm(raw)
     assert glider.difference == pytest.approx(0.45) and glider.significant
+    differences = [[b - a for a, b in zip(task["base"], task["glider"], strict=True)] for task in (A, B)]
+    assert glider.difference_interval == two_level_interval(differences)
     assert [value.best for value in (base, glider, oracle)] == [False, True, False]  # a bound is never the best
 
 
@@ -74,8 +76,8 @@ def test_a_method_has_no_part_in_a_set_it_is_not_for(filled: Path, write_cell) -
 
 
 def test_methods_on_other_rows_are_not_compared(filled: Path, write_cell) -> None:
-    write_cell("more", "near", "a", [1, 1], choices=4, first=8)
-    write_cell("more", "near", "b", [1, 1], choices=0, first=8)
+    write_cell("more", "near", "a", [1, 1], guess=0.25, first=8)
+    write_cell("more", "near", "b", [1, 1], guess=None, first=8)
     methods = ["base", "glider", {"cells": ["glider", "more"], "name": "twice as many"}]
     _, (glider,), (twice,) = (line.values for line in made(filled, methods=methods).lines)
     assert glider.difference is not None and glider.p_holm == glider.p_value
@@ -87,7 +89,21 @@ def test_a_bound_does_not_lift_a_task_above_chance(results: Path, write_cell) ->
         write_cell(router, "near", "a", scores)
     plan = ReportPlan.parse(tables={"table1": ["base", {"cells": "oracle", "bound": True}]})
     found = Results.read(results)
-    assert chance_tasks(plan.settled(found, results), found) == {("near", "a")}
+    assert chance_tasks(plan.settled(found, results), found) == {("near", "a"): "at chance"}
+
+
+def test_all_runs_of_a_method_tell_a_task_from_chance(results: Path, write_cell) -> None:
+    for run in range(4):
+        write_cell(f"base{run}", "near", "a", [1, 1, 1, 0], first=4 * run)
+    found = Results.read(results)
+    tables: dict[str, list] = {"table1": ["base0"]}
+    plan = ReportPlan.parse(tables=tables).settled(found, results)
+    assert chance_tasks(plan, found) == {("near", "a"): "too few rows"}
+    tables["seeds"] = [{"cells": [f"base{run}" for run in range(4)]}]  # 12 of 16 rows
+    assert chance_tasks(ReportPlan.parse(tables=tables).settled(found, results), found) == {}
+    tables["seeds"] = [{"cells": ["base0", "base9"]}]  # a run of it that is missing
+    plan = ReportPlan.parse(tables=tables).settled(found, results)
+    assert chance_tasks(plan, found) == {("near", "a"): "too few rows"}
 
 
 def test_a_task_that_nobody_ran_is_missing_for_all(filled: Path) -> None:
@@ -103,10 +119,10 @@ def test_without_a_reference_there_is_no_test(filled: Path, write_cell) -> None:
 
 
 def test_other_rows_are_not_paired(filled: Path, write_cell) -> None:
-    write_cell("glider", "near", "b", B["glider"], choices=0, data="another file")
+    write_cell("glider", "near", "b", B["glider"], guess=None, data="another file")
     glider = made(filled).lines[1].values[0]
     assert glider.score is not None and glider.p_value is None and glider.difference is None
-    write_cell("glider", "near", "b", B["glider"], choices=0, first=2)  # half of its rows are the reference's
+    write_cell("glider", "near", "b", B["glider"], guess=None, first=2)  # half of its rows are the reference's
     glider = made(filled).lines[1].values[0]
     assert glider.score is not None and glider.p_value is None and glider.difference is None
 
@@ -123,8 +139,8 @@ def test_tasks_at_chance_stay_in_one_average_and_leave_the_other(filled: Path, w
 
 
 def test_several_runs_are_one_method(filled: Path, write_cell) -> None:
-    write_cell("glider-1", "near", "a", [0] * 8, choices=4)
-    write_cell("glider-1", "near", "b", B["glider"], choices=0)
+    write_cell("glider-1", "near", "a", [0] * 8, guess=0.25)
+    write_cell("glider-1", "near", "b", B["glider"], guess=None)
     value = made(filled, methods=["base", {"cells": ["glider", "glider-1"], "name": "GLIDER"}]).lines[1].values[0]
     assert value.score == pytest.approx((7 / 16 + 0.35) / 2)
     assert value.runs == (pytest.approx((7 / 8 + 0.35) / 2), pytest.approx(0.35 / 2))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from glider.contribute.examples import Row
 from glider.errors import MissingDependency
 
 TextMetric = Literal["exact_match", "squad", "rougeL", "bleu"]
@@ -34,6 +35,13 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]])
     most = max(map(len, references))
     streams = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     return _sacrebleu().corpus_bleu(predictions, streams).score / 100
+
+
+def guessing(rows: Sequence[Row]) -> float:
+    """The accuracy of the better of a random choice and of always giving the commonest answer; rows have choices."""
+    random_choice = sum(min(1.0, len(row.accepted) / len(row.choices or ())) for row in rows) / len(rows)
+    commonest = max(Counter(answer for row in rows for answer in row.accepted).values()) / len(rows)
+    return max(random_choice, min(1.0, commonest))
 
 
 def require(metric: Metric) -> None:

@@ -15,7 +15,7 @@ from glider.contribute.examples import Row, read_rows
 from glider.contribute.lorahub import LorahubSettings
 from glider.errors import ConfigError, DataError
 from glider.evaluation.lm_eval_tasks import task_name
-from glider.evaluation.metrics import Metric, require
+from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.disk import canonical_json, sha256
 from glider.experts.pool import POOL_FILE, Pool
 from glider.routing.specification import router_from
@@ -200,6 +200,7 @@ class Task:
             raise DataError(f"rows of {self.path} with choices", f"{left_out} of {len(found)} without", "Split them.")
         if self.metric == "accuracy" and not by_choice:
             raise DataError(f"rows of {self.path} with choices, for accuracy", "none", "Give another metric.")
+        guess = guessing([row for _, row in usable]) if by_choice else None
         if self.rows is not None and self.rows < len(usable):
             usable = sorted(random.Random(self.seed).sample(usable, self.rows))
         for i, row in usable:
@@ -207,7 +208,7 @@ class Task:
                 raise DataError(f"the output of row {i} of {self.path} among its choices", row.output, "Mend the row.")
         metric: Metric = self.metric or ("accuracy" if by_choice else "rougeL")
         rows = [row.model_copy(update={"input": row.input + self.append}) for _, row in usable]
-        return ChosenRows(rows, [i for i, _ in usable], len(found), left_out, metric)
+        return ChosenRows(rows, [i for i, _ in usable], len(found), left_out, guess, metric)
 
     def fewshot(self, count: int, splits: Sequence[str]) -> list[Row]:
         """Rows of the first of `splits` that has any, none of them evaluated; raises `DataError` without."""
@@ -236,6 +237,7 @@ class ChosenRows:
     places: list[int]
     available: int
     left_out: int
+    guess: float | None  # what guessing gives on all of the split; None for open answers
     metric: Metric
 
 

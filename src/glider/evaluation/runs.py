@@ -185,7 +185,7 @@ class Run:
             told[name] = result
         scores = {name: result["score"] for name, result in told.items()}
         best = told[best_expert(scores)]
-        kept = ("metric", "score", "rows", "available", "left_out", "seconds", "corpus_bleu", "results")
+        kept = ("metric", "score", "rows", "available", "left_out", "guess", "seconds", "corpus_bleu", "results")
         content = {name: best[name] for name in kept if name in best and name != "results"}
         return {**content, "oracle": {"expert": best_expert(scores), "scores": scores}, "results": best["results"]}
 

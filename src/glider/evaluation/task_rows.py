@@ -77,6 +77,7 @@ def summary_of(chosen: ChosenRows, results: Sequence[RowResult]) -> dict[str, An
         "rows": len(results),
         "available": chosen.available,
         "left_out": chosen.left_out,
+        "guess": chosen.guess,
         "seconds": round(sum(result.seconds for result in results), 2),
     }
     if chosen.metric == "bleu":  # the mean above is of sentences; this is what papers report

@@ -1,9 +1,10 @@
 """The first table's methods task by task, and which results are missing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glider.report.cells import Place, Results
+from glider.report.chance import Standing
 from glider.report.report_plan import ReportPlan
 
 
@@ -14,7 +15,7 @@ class TaskLine:
     place: Place
     rows: int
     guess: float | None
-    at_chance: bool
+    standing: Standing
     scores: tuple[float | None, ...]
 
 
@@ -36,7 +37,7 @@ class Lack:
     reason: str
 
 
-def by_task(plan: ReportPlan, results: Results, chance: set[Place]) -> list[ByTask]:
+def by_task(plan: ReportPlan, results: Results, chance: Mapping[Place, Standing]) -> list[ByTask]:
     """The scores of the first table's methods on every task, by set."""
     methods = next(iter(plan.tables.values())).methods
     found = []
@@ -50,7 +51,7 @@ def by_task(plan: ReportPlan, results: Results, chance: set[Place]) -> list[ByTa
                     place,
                     max((len(result.rows) for result in there), default=0),
                     there[0].guess if there else None,
-                    place in chance,
+                    chance.get(place, "above chance"),
                     tuple(None if result is None else result.score for result in told),
                 )
             )

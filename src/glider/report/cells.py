@@ -1,7 +1,6 @@
 """The results of an evaluation as they lie on disk: one JSON for each router and task."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,15 +38,8 @@ class CellFile:
 
     @property
     def guess(self) -> float | None:
-        """The score of the better of guessing and of always giving the commonest answer; None without choices."""
-        if "guess" in self.told:  # a cell that was kept without its rows' texts
-            return self.told["guess"]
-        rows = self.told["results"]
-        if any(row["choices"] is None for row in rows):
-            return None
-        guessed = sum(min(1.0, len(row["gold"]) / len(row["choices"])) for row in rows) / len(rows)
-        commonest = max(Counter(answer for row in rows for answer in row["gold"]).values()) / len(rows)
-        return max(guessed, min(1.0, commonest))
+        """What guessing gives on the split; None for open answers."""
+        return self.told["guess"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +65,10 @@ class Results:
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
-        """All cells below a directory; other files are none of ours.
+        """All cells below a directory; other JSON is none of ours.
 
-        Raises `DataError` without any, for a cell of another format, and for two cells of one router and task that
-        differ in what decides the result.
+        Raises `DataError` without any, for a file that is no JSON (a broken cell must not pass for none), a cell of
+        another format, and two cells of one router and task that differ in what decides the result.
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
@@ -139,8 +131,8 @@ def _told(path: Path) -> dict[str, Any] | None:
         return None
     try:
         told = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError):
-        return None
+    except ValueError as fault:
+        raise DataError(f"JSON in {path}", str(fault), "Evaluate that cell anew, or move the file away.") from fault
     if not isinstance(told, dict) or not told.keys() >= _PARTS:
         return None
     return told if "fault" in told or told.get("results") else None

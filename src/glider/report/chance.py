@@ -1,6 +1,7 @@
 """Which tasks no method does better than by guessing: they tell nothing of the methods."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from scipy import stats
 
@@ -8,20 +9,27 @@ from glider.evaluation.statistics import holm
 from glider.report.cells import TaskResult
 
 LEVEL = 0.05
+Standing = Literal["above chance", "at chance", "too few rows"]
 
 
-def at_chance(results: Iterable[TaskResult]) -> bool:
-    """Whether none of the methods is above guessing on a task.
+def standing(results: Iterable[TaskResult]) -> Standing:
+    """Whether any of the methods is above guessing on a task, and whether its rows could show it.
 
     Guessing is the better of a random choice and of always giving the commonest answer. Above it is a method whose
     right answers are too many for that by a one-sided binomial test, at 5 % with Holm's correction over the methods.
-    Tasks with open answers are never at chance.
+    Too few are rows of which even all right would not be. Tasks with open answers count as above.
     """
-    p_values = []
+    found, possible = [], []
     for result in results:
         if result.guess is None:
-            return False
+            return "above chance"
         count = len(result.rows)
-        right = min(count, round(sum(result.rows.values())))
-        p_values.append(float(stats.binomtest(right, count, result.guess, alternative="greater").pvalue))
-    return bool(p_values) and min(holm(p_values)) >= LEVEL
+        found.append(_p(min(count, round(sum(result.rows.values()))), count, result.guess))
+        possible.append(_p(count, count, result.guess))
+    if not found or min(holm(found)) < LEVEL:
+        return "above chance"
+    return "at chance" if min(holm(possible)) < LEVEL else "too few rows"
+
+
+def _p(right: int, count: int, guess: float) -> float:
+    return float(stats.binomtest(right, count, guess, alternative="greater").pvalue)

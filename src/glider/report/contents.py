@@ -5,6 +5,7 @@ from pathlib import Path
 
 from glider.report.by_task import ByTask, Lack
 from glider.report.cells import Place
+from glider.report.chance import Standing
 from glider.report.tables import Table
 
 
@@ -25,7 +26,7 @@ class Report:
     title: str
     intro: str
     tables: tuple[Table, ...]
-    chance: tuple[Place, ...]
+    chance: dict[Place, Standing]  # the tasks that no method is known to be above guessing on
     tasks: tuple[ByTask, ...]
     lacks: tuple[Lack, ...]
     pictures: tuple[Picture, ...]

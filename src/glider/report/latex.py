@@ -2,7 +2,7 @@
 
 from glider.report.contents import Report
 from glider.report.tables import Table, Value
-from glider.report.wording import details, heading, lacking, percent, reading
+from glider.report.wording import CHANCE, details, heading, lacking, percent, reading
 
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -41,7 +41,10 @@ def _table(table: Table, first: bool) -> str:
         " & ".join([_plain(line.method.label + (" †" if line.method.bound else "")), *map(_value, line.values)])
         for line in table.lines
     ]
-    caption = f"\\textbf{{{_plain(table.title)}.}} {_plain(table.note)} {_plain(reading(table, first))}"
+    texts = [table.note, reading(table, first)]
+    texts += [CHANCE] if first and any(column.without_chance for column in table.columns) else []
+    texts += [f"{line.method.label}: {line.method.note}." for line in table.lines if line.method.note]
+    caption = " ".join([f"\\textbf{{{_plain(table.title)}.}}", *(_plain(text) for text in texts if text)])
     return "\n".join(
         [
             "\\begin{table}[t]",
@@ -73,8 +76,7 @@ def _value(value: Value) -> str:
         return f"\\textit{{{_plain(lacking(value))}}}"
     score = f"\\textbf{{{percent(value.score)}}}" if value.best else percent(value.score)
     star = "$^{*}$" if value.significant else ""
-    interval, *more = details(value)
-    small = "\\\\".join(f"{{\\tiny {_plain(text)}}}" for text in (interval, ", ".join(more)) if text)
+    small = "\\\\".join(f"{{\\tiny {_plain(text)}}}" for text in details(value))
     return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{score}{star}\\\\{small}\\end{{tabular}}"
 
 

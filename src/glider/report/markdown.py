@@ -8,6 +8,7 @@ from glider.report.tables import Table, Value
 from glider.report.wording import (
     CHANCE,
     INTRODUCTION,
+    chance_lists,
     details,
     guess_text,
     heading,
@@ -27,8 +28,7 @@ def write(report: Report) -> str:
     for number, picture in enumerate(report.pictures, start=1):
         title = _plain(picture.title)
         parts += [f"## Figure {number}: {title}", picture.caption, f"![{title}]({picture.light.name})"]
-    parts += ["## Tasks at chance", CHANCE]
-    parts.append(", ".join(map(place_text, report.chance)) + "." if report.chance else "There are none.")
+    parts += ["## Tasks at chance", CHANCE, *chance_lists(report)]
     parts.append("## Task by task")
     parts += [_by_task(one) for one in report.tasks]
     parts += ["## Missing", _missing(report), "## Made with"]

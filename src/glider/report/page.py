@@ -9,6 +9,7 @@ from glider.report.tables import Table, Value
 from glider.report.wording import (
     CHANCE,
     INTRODUCTION,
+    chance_lists,
     details,
     guess_text,
     heading,
@@ -48,8 +49,7 @@ def write(report: Report) -> str:
         parts += [f"<h2>Table {number}: {escape(table.title)}</h2>", _table(table, number == 1)]
     for number, picture in enumerate(report.pictures, start=1):
         parts += [f"<h2>Figure {number}: {escape(picture.title)}</h2>", _picture(picture)]
-    names = ", ".join(map(place_text, report.chance)) + "." if report.chance else "There are none."
-    parts += ["<h2>Tasks at chance</h2>", f"<p>{escape(CHANCE)}</p>", f"<p>{escape(names)}</p>"]
+    parts += ["<h2>Tasks at chance</h2>", *(f"<p>{escape(text)}</p>" for text in (CHANCE, *chance_lists(report)))]
     parts += ["<h2>Task by task</h2>", *(_by_task(one) for one in report.tasks)]
     parts += ["<h2>Missing</h2>", _missing(report), "<h2>Made with</h2>"]
     made = "; ".join(f"{name} {', '.join(values)}" for name, values in report.made_with.items())
@@ -84,8 +84,7 @@ def _value(value: Value) -> str:
         return f'<td class="lack" title="{escape(told)}">{escape(lacking(value))}</td>'
     score = percent(value.score) + ("*" if value.significant else "")
     shown = f"<b>{score}</b>" if value.best else score
-    interval, *more = details(value)
-    small = f"<small>{escape(interval)}</small>" + (f"<small>{escape(', '.join(more))}</small>" if more else "")
+    small = "".join(f"<small>{escape(text)}</small>" for text in details(value))
     marked = ' class="best"' if value.best else ""
     return f"<td{marked}>{shown}{small}</td>"
 

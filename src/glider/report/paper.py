@@ -48,7 +48,7 @@ def write_report(
         title=plan.title,
         intro=plan.intro,
         tables=tuple(tables),
-        chance=tuple(sorted(chance)),
+        chance=dict(sorted(chance.items())),
         tasks=tuple(by_task(plan, results, chance)),
         lacks=tuple(lacks(plan, results)),
         pictures=tuple(pictures),
@@ -73,10 +73,10 @@ def as_json(report: Report) -> dict[str, Any]:
         }
         for table in report.tables
     ]
-    shown = ("title", "chance", "made_with")
-    told = {name: getattr(report, name) for name in shown}
     return {
-        **told,
+        "title": report.title,
+        "made_with": report.made_with,
+        "chance": [{"place": place, "standing": standing} for place, standing in report.chance.items()],
         "tables": tables,
         "tasks": [asdict(one) for one in report.tasks],
         "lacks": [asdict(one) for one in report.lacks],

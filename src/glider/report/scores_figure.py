@@ -126,4 +126,4 @@ def _add_legend(figure: Any, scores: PoolScores, colours: Dress, columns: int) -
 
 
 def _shortened(task: str) -> str:
-    return task if len(task) <= 24 else f"{task[:23]}…"
+    return task if len(task) <= 24 else f"{task[:12]}…{task[-11:]}"  # what tells names apart may come last

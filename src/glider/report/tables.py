@@ -1,11 +1,11 @@
 """The tables of a report as numbers: methods by sets of tasks, with intervals and paired tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from glider.evaluation.statistics import holm, paired_tasks_p, two_level_interval
 from glider.report.cells import Place, Results, TaskResult
-from glider.report.chance import at_chance
+from glider.report.chance import Standing, standing
 from glider.report.report_plan import KNOWN, MethodView, ReportPlan, TableView
 
 LEVEL = 0.05
@@ -18,7 +18,7 @@ class Column:
     set: str
     title: str
     places: tuple[Place, ...]
-    without_chance: bool = False  # the tasks at chance for every method are left out
+    without_chance: bool = False  # the tasks that no method is known to be above guessing on are left out
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Value:
     p_value: float | None = None  # against the reference
     p_holm: float | None = None  # adjusted over the column's methods
     difference: float | None = None  # to the reference
+    difference_interval: tuple[float, float] | None = None  # 95 %, over tasks and rows
     best: bool = False  # of the methods that are no bounds
 
     @property
@@ -60,19 +61,22 @@ class Table:
     lines: tuple[Line, ...]
 
 
-def chance_tasks(plan: ReportPlan, results: Results) -> set[Place]:
-    """The tasks at chance for every method of the first table, bounds apart, which know the answers."""
+def chance_tasks(plan: ReportPlan, results: Results) -> dict[Place, Standing]:
+    """The tasks that no method of the first table is known to be above guessing on; bounds apart, which know the
+    answers. A method counts with all the runs of it that any table has."""
     methods = [method for method in next(iter(plan.tables.values())).methods if not method.bound]
-    found = set()
+    every = [other.cells for table in plan.tables.values() for other in table.methods]
+    runs = [sorted((cells for cells in every if {*cells} >= {*method.cells}), key=len) for method in methods]
+    found: dict[Place, Standing] = {}
     for name in plan.sets:
         for place in plan.places(name, results):
-            several = [result for method in methods if (result := results.of(method.cells, place))]
-            if at_chance(several):
-                found.add(place)
+            several = [[result for cells in own if (result := results.of(cells, place))] for own in runs]
+            if (told := standing(results[-1] for results in several if results)) != "above chance":
+                found[place] = told
     return found
 
 
-def make_table(key: str, plan: ReportPlan, results: Results, chance: set[Place]) -> Table:
+def make_table(key: str, plan: ReportPlan, results: Results, chance: Container[Place]) -> Table:
     """Compute one table of the plan."""
     view = plan.tables[key]
     title, note = KNOWN.get(key, (key, ""))
@@ -84,7 +88,7 @@ def make_table(key: str, plan: ReportPlan, results: Results, chance: set[Place])
     return Table(key, view.title or title, view.note or note, reference, tuple(columns), lines)
 
 
-def _columns(name: str, plan: ReportPlan, results: Results, chance: set[Place]) -> list[Column]:
+def _columns(name: str, plan: ReportPlan, results: Results, chance: Container[Place]) -> list[Column]:
     """The set's column, and one without its tasks at chance if it has some, but not only such."""
     places = tuple(plan.places(name, results))
     title = plan.sets[name].title or name
@@ -103,16 +107,24 @@ def _column_values(column: Column, view: TableView, results: Results, reference:
     }
     values = [_value(found[method.label], len(method.cells)) for method in view.methods]
     compared = found.get(reference or "", {})
-    p_values = {
-        i: p_value
+    pairs = {
+        i: pair
         for i, method in enumerate(view.methods)
-        if method.label != reference and (p_value := _p_value(compared, found[method.label])) is not None
+        if method.label != reference and (pair := _pairs(compared, found[method.label]))
     }
+    p_values = {i: paired_tasks_p([a for a, _ in pair], [b for _, b in pair]) for i, pair in pairs.items()}
     base = next((values[i].score for i, method in enumerate(view.methods) if method.label == reference), None)
     for (i, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True):
         score = values[i].score
         assert score is not None and base is not None
-        values[i] = replace(values[i], p_value=p_value, p_holm=adjusted, difference=score - base)
+        differences = [[b - a for a, b in zip(*rows, strict=True)] for rows in pairs[i]]
+        values[i] = replace(
+            values[i],
+            p_value=p_value,
+            p_holm=adjusted,
+            difference=score - base,
+            difference_interval=two_level_interval(differences),
+        )
     ranked = [
         round(value.score, 9)
         for value, method in zip(values, view.methods, strict=True)
@@ -135,14 +147,14 @@ def _value(found: Mapping[Place, TaskResult | None], runs: int) -> Value:
     return Value(len(there), score=score, interval=two_level_interval(rows), runs=each)
 
 
-def _p_value(first: Mapping[Place, TaskResult | None], second: Mapping[Place, TaskResult | None]) -> float | None:
-    """p of the paired test within rows; None if a task is missing or its rows are not the same."""
-    if not first:
-        return None
-    pairs: list[tuple[Sequence[float], Sequence[float]]] = []
+def _pairs(
+    first: Mapping[Place, TaskResult | None], second: Mapping[Place, TaskResult | None]
+) -> list[tuple[list[float], list[float]]]:
+    """Both methods' scores on the rows of each task; none if a task is missing or its rows are not the same."""
+    pairs = []
     for place, one in first.items():
         other = second.get(place)
         if one is None or other is None or one.sources != other.sources or one.rows.keys() != other.rows.keys():
-            return None
+            return []
         pairs.append(([one.rows[row] for row in one.rows], [other.rows[row] for row in one.rows]))
-    return paired_tasks_p([a for a, _ in pairs], [b for _, b in pairs])
+    return pairs

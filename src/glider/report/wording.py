@@ -1,7 +1,11 @@
 """What a report says in words, the same in every format."""
 
+from typing import get_args
+
 from glider.report.by_task import TaskLine
 from glider.report.cells import Place
+from glider.report.chance import Standing
+from glider.report.contents import Report
 from glider.report.tables import Column, Table, Value
 
 INTRODUCTION = (
@@ -14,7 +18,9 @@ INTRODUCTION = (
 CHANCE = (
     "Guessing is the better of a random choice and of always giving the commonest answer. A task is at chance if none "
     "of the methods of the first table is above that (one-sided binomial test, 5 %, Holm's correction over the "
-    "methods). Such tasks stay in the averages; the columns “above chance” leave them out."
+    "methods, each with all its runs); where even right answers to every row would not be, the rows are too few to "
+    "tell. Tasks of both kinds stay in the averages; the columns “above chance” leave them out. Tasks with open "
+    "answers, which nobody guesses, are always in."
 )
 FIGURES = {
     "routing": (
@@ -38,6 +44,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no minus before a zero
+
+
 def p_text(value: float) -> str:
     """A p-value."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
@@ -58,12 +68,13 @@ def heading(column: Column) -> str:
 
 
 def details(value: Value) -> list[str]:
-    """Interval, and what else is known of a number: `64.1 to 71.9`, `+6.0`, `p = 0.012`, `runs 67.0, 69.0`."""
+    """Interval, and what else is known of a number: `64.1 to 71.9`, `+6.0 [+1.2 to +9.9]`, `p = 0.012`,
+    `runs 67.0, 69.0`."""
     assert value.interval is not None
     parts = [f"{percent(value.interval[0])} to {percent(value.interval[1])}"]
-    if value.difference is not None and value.p_holm is not None:
-        parts.append(f"{round(100 * value.difference, 1) + 0.0:+.1f}")  # no minus before a zero
-        parts.append(p_text(value.p_holm))
+    if value.difference is not None and value.difference_interval is not None and value.p_holm is not None:
+        low, high = map(_signed, value.difference_interval)
+        parts += [f"{_signed(value.difference)} [{low} to {high}]", p_text(value.p_holm)]
     if value.runs:
         parts.append(f"runs {', '.join(map(percent, value.runs))}")
     return parts
@@ -87,8 +98,9 @@ def reading(table: Table, first: bool) -> str:
     if table.reference is None:
         return text
     return text + (
-        f" Then the difference to {table.reference}, and p: how likely chance alone makes such a difference on the "
-        "same rows (paired permutation test, Holm's correction over the methods of the column); * where p < 0.05."
+        f" Then the difference to {table.reference} with the interval of the same kind, and p: how likely chance alone "
+        "makes such a difference on the same tasks (paired permutation test of the rows, Holm's correction over the "
+        "methods of the column); * where p < 0.05."
     )
 
 
@@ -99,4 +111,16 @@ def place_text(place: Place) -> str:
 
 def guess_text(line: TaskLine) -> str:
     """What guessing gives on a task."""
-    return "open" if line.guess is None else percent(line.guess) + (" (at chance)" if line.at_chance else "")
+    if line.guess is None:
+        return "open"
+    return percent(line.guess) + (f" ({line.standing})" if line.standing != "above chance" else "")
+
+
+def chance_lists(report: Report) -> list[str]:
+    """The tasks at chance, and those of too few rows to tell."""
+    told = []
+    for name in get_args(Standing):
+        places = ", ".join(place_text(place) for place, standing in report.chance.items() if standing == name)
+        if places:
+            told.append(f"{name[0].upper()}{name[1:]}: {places}.")
+    return told or ["There are none."]
