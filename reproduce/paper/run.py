@@ -17,7 +17,7 @@ from pathlib import Path
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import config_names, read_plan
-from glider.errors import GliderError
+from glider.errors import ConfigError, GliderError
 
 WORK = Path("out/paper")
 
@@ -49,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         root = place_of(arguments, Path(scratch))
-        downloads = arguments.downloads or root / "downloads"
+        downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
@@ -64,8 +64,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def place_of(arguments: argparse.Namespace, scratch: Path) -> Path:
-    """Where a run keeps everything: a rehearsal alone may lose it."""
-    return arguments.work or (scratch if arguments.tiny else WORK)
+    """Where a run keeps everything: a rehearsal alone may lose it, and has a place of its own."""
+    if not arguments.tiny:
+        return (arguments.work or WORK).absolute()
+    if arguments.downloads is not None:
+        raise ConfigError("a rehearsal's own downloads", f"--downloads {arguments.downloads}", "Leave it out: --tiny.")
+    return (arguments.work / "tiny" if arguments.work else scratch).absolute()
 
 
 def _print(told: list[dict], tiny: bool) -> None:
@@ -87,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--dry-run", action="store_true", help="print the plan with estimates, run nothing")
     what.add_argument("--tiny", action="store_true", help="run everything on random weights and made-up rows")
     known.add_argument(
-        "--work", type=Path, help=f"where pools, rows and results are kept (default: {WORK}; nowhere with --tiny)"
+        "--work", type=Path, help=f"where pools, rows and results are kept (default: {WORK}; --tiny: in it, or nowhere)"
     )
     known.add_argument("--downloads", type=Path, help="where the published checkpoints lie (default: in --work)")
     known.add_argument("--device", default="cpu", help="such as cuda")

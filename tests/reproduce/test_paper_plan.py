@@ -84,8 +84,8 @@ def test_a_printed_command_keeps_its_results(plan: Plan) -> None:
         _, script, *arguments = cell.command.split()
         assert script == "reproduce/paper/run.py"
         told = parser().parse_args(arguments)
-        assert (told.device, place_of(told, Path("gone"))) == ("cuda", WORK)
-    assert place_of(parser().parse_args(["all", "--tiny"]), Path("gone")) == Path("gone")
+        assert (told.device, place_of(told, Path("gone"))) == ("cuda", WORK.absolute())
+    assert place_of(parser().parse_args(["all", "--tiny"]), Path("/gone")) == Path("/gone")
 
 
 def test_every_router_exists_with_its_settings(plan: Plan) -> None:

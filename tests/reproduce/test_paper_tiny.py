@@ -1,6 +1,7 @@
 """The rehearsal: published layout -> pool -> rows -> evaluation -> published scores, on random weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from fullrun.plan import Plan, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
 from fullrun.tiny import made_up, tiny_plan
 from fullrun.workspace import Workspace
-from glider.errors import EmbedderError, PoolError
+from glider.errors import DataError, EmbedderError, PoolError
 from glider.experts.official_format import NOMIC
 from glider.experts.pool import Pool
 from glider.instructions.embedders import load_for
+from run import main
 
 
 def rehearse(root: Path, plan: Plan, say: list[str] | None = None) -> list[dict[str, Any]]:
@@ -28,7 +30,7 @@ def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     assert told["missing"] == [] and set(told["tasks"]) == {"bbconlangtranslation"}
     assert 0 <= told["score"] <= 100 and told["score"] == pytest.approx(sum(told["tasks"].values()), abs=0.01)
     pool = Pool.open(tmp_path / "pools" / "t0")
-    assert len(pool) == 4 and "p3cose" not in pool.names
+    assert len(pool) == 5 and "p3cose" not in pool.names
     folder = tmp_path / "results" / "table1" / "glider" / "t0"
     assert json.loads((folder / "summary.json").read_text())["glider/bbl"] == told
     result = json.loads((folder / "glider" / "bbl" / "bbconlangtranslation.json").read_text())
@@ -66,10 +68,42 @@ def test_an_interrupted_download_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == ["MoE-UNC/phatgoose"] * 2
 
 
+def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up)
+    with pytest.raises(DataError, match="MoE-UNC/phatgoose from the hub"):
+        space.download("phatgoose/best.pt")
+
+
+def test_a_task_without_its_own_expert_leaves_the_oracle_without_a_score(tmp_path: Path) -> None:
+    plan = tiny_plan(read_plan(["table1/oracle"]).chosen(pool="t0", set_name="t0-heldin"), tmp_path)
+    source = plan.pools["t0"]
+    lost = next(iter(plan.sets["t0-heldin"].tasks))
+    fewer = source.model_copy(update={"without": (*source.without, lost), "experts": source.experts - 1})
+    (told,) = Workspace(tmp_path, tmp_path, made_up).run(replace(plan, pools={**plan.pools, "t0": fewer}))
+    assert told["score"] is None and told["missing"] == [lost]
+
+
+def test_the_command_takes_a_relative_place_and_rehearses_beside_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run.py", "table1/glider", "--pool", "t0", "--set", "bbl", "--tiny", "--work", "work", "--json"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["missing"] == [] and told["score"] is not None
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["tiny"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--downloads", "mine"])
+    assert main() == 2
+    assert "--downloads mine" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_another_count_of_experts_is_refused(tmp_path: Path) -> None:
     plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
     (tmp_path / "p3-lora-checkpoints" / "p3socialiqa_best.pt").unlink()
-    with pytest.raises(PoolError, match=r"wanted 4 experts .* got 3"):
+    with pytest.raises(PoolError, match=r"wanted 5 experts .* got 4"):
         Workspace(tmp_path, tmp_path, made_up).run(plan)
 
 

@@ -15,7 +15,6 @@ from fullrun.sources import BBH, BIG_BENCH, P3, HubRow
 
 _ROWS = 8  # of every made-up split
 _MOST = 3  # that are evaluated
-_EXPERTS = 4
 _WORDS = ["red", "blue", "green", "stone", "river", "cloud", "dog", "bird", "house", "tree"]
 
 
@@ -23,7 +22,7 @@ def tiny_plan(plan: Plan, downloads: Path) -> Plan:
     """The plan with a task for each way of scoring in each set, few rows, and tiny pools; writes their downloads."""
     base = _write_base(downloads / "tiny-t5")
     sets = _fewer(plan.sets)
-    experts = [*sets["t0-heldin"].tasks][:_EXPERTS]
+    experts = [*sets["t0-heldin"].tasks]
     assert all(tasks.tasks for tasks in sets.values())
     for tasks in sets.values():
         _write_embeddings(downloads / tasks.queries, [*tasks.tasks, *_kept(downloads / tasks.queries)])

@@ -13,7 +13,7 @@ from fullrun.published_queries import read_queries
 from fullrun.published_scores import published_score
 from fullrun.sources import FEWSHOT_SPLIT, Fetch, from_hub, task_rows
 from glider.base_model import load_base
-from glider.errors import MissingDependency, PoolError
+from glider.errors import DataError, MissingDependency, PoolError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Outcome, Run
 from glider.experts.disk import new_directory, write_file, write_json
@@ -99,12 +99,17 @@ class Workspace:
         if begun.exists() or not (self.downloads / top).exists():
             try:
                 from huggingface_hub import snapshot_download
+                from huggingface_hub.errors import HfHubHTTPError
             except ModuleNotFoundError:
                 raise MissingDependency("huggingface-hub", "download", "pip install huggingface-hub") from None
             self.say(f"downloading {OWNER}/{top}")
             begun.parent.mkdir(parents=True, exist_ok=True)
             begun.touch()
-            snapshot_download(f"{OWNER}/{top}", local_dir=self.downloads / top)
+            try:
+                snapshot_download(f"{OWNER}/{top}", local_dir=self.downloads / top)
+            except (OSError, HfHubHTTPError) as fault:
+                remedy = "Check the connection and the free space; the same command goes on."
+                raise DataError(f"{OWNER}/{top} from the hub", " ".join(str(fault).split())[:300], remedy) from fault
             begun.unlink()
         return self.downloads / path
 
@@ -176,7 +181,7 @@ class Workspace:
             found = run.cells[cell.label, cell.set, name].read()
             if found is not None:
                 scores[name] = round(100 * published_score(task.metrics, found), 3)
-            elif cell.method.router != "single:{task}" or name in run.pool.names:
+            else:
                 missing.append(name)
         told: dict[str, Any] = {"config": cell.config, "method": cell.label, "pool": cell.pool, "set": cell.set}
         told |= {"score": None if missing or not scores else round(sum(scores.values()) / len(scores), 2)}
