@@ -1,15 +1,27 @@
 """Several prompts with several choices in one batch: each scores as it does alone."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from glider.base_model import load_base
 from glider.errors import QueryError
+from glider.experts.prompt_format import PromptFormat
 from glider.loading import load
 from glider.model import Query, RoutedModel
 
 PROMPTS = ["is it so?", "a much longer question about something else entirely", "why?"]
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+]
 CHOICES = [["yes", "no", "perhaps not"], ["x"], ["because", "1 2 3"]]
 
 
@@ -65,6 +77,28 @@ def test_a_common_beginning_runs_once_where_rows_route_alike(
         wanted = torch.tensor([score.log_likelihood for score in ones])
         got = torch.tensor([score.log_likelihood for score in scores])
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("room", [-20, 1, 20, 400])
+def test_a_common_beginning_within_a_sliding_window(
+    llama_directory: Path, tmp_path: Path, make_pool, room: int
+) -> None:
+    """What lies between a short row and the beginning counts in the window, and so does what follows."""
+    begin = "the same forty letters that every prompt begins with: "
+    texts = [begin + end for end in ("I", "one", "and a longer one that ends later")]
+    choices = [["yes", "a choice of many letters, that fill what room the window has left"], ["x"], ["because"]]
+    base = load_base(str(llama_directory))
+    longest = max(len(PromptFormat.of(base.model, base.tokenizer).prompt_ids(base.tokenizer, text)) for text in texts)
+    told = shutil.copytree(llama_directory, tmp_path / "mistral")
+    sizes = {name: getattr(base.model.config, name) for name in SIZES}
+    torch.manual_seed(0)
+    mistral = MistralForCausalLM(MistralConfig(**sizes, initializer_range=0.3, sliding_window=longest + room))
+    mistral.eval().save_pretrained(told)
+    model = load(str(told), make_pool(told).path, router="phatgoose")
+    alone = [model.score(text, [choice]) for text, several in zip(texts, choices, strict=True) for choice in several]
+    together, _ = model.score_many(texts, choices)
+    got = [score.log_likelihood for scores in together for score in scores]
+    assert got == pytest.approx([score.log_likelihood for (score,) in alone], abs=1e-3)
 
 
 def test_a_row_without_choices_is_refused(llama_directory: Path, make_pool) -> None:

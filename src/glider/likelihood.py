@@ -86,8 +86,8 @@ def _decoder_only(
     owner: torch.Tensor,
     condition: Condition | None,
 ) -> torch.Tensor:
-    first, cache, mask = _prompts(model, attached, inputs, condition)
     longest = labels.shape[1]
+    first, cache, mask = _prompts(model, attached, inputs, condition, longest - 1)
     if longest == 1:
         return first[owner]
     if len(owner) > 1 or len(mask) > 1:
@@ -102,15 +102,17 @@ def _decoder_only(
 
 
 def _prompts(
-    model: Any, attached: Attached, inputs: dict[str, torch.Tensor], condition: Condition | None
+    model: Any, attached: Attached, inputs: dict[str, torch.Tensor], condition: Condition | None, following: int
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Logits after each prompt (B, 1, vocabulary), the prompts' cache, and the mask of what it holds.
 
-    Tokens that all prompts begin with run once, unless their rows have different global terms.
+    Tokens that all prompts begin with run once, unless their rows have different global terms. `following` tokens will
+    be fed on the cache.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    whole_rows = window is None or ids.shape[1] < window  # a window counts the padding that would lie in between
+    # a window counts the padding that would lie between the beginning and what follows
+    whole_rows = window is None or ids.shape[1] + following <= window
     count = _common_tokens(ids, mask) if whole_rows and _same_rows(condition) else 0
     if count * (len(ids) - 1) < WORTHWHILE:
         place = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _padded_at_all(mask) else {}
