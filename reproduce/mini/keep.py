@@ -31,9 +31,6 @@ def main() -> None:
         task = told["config"]["task"]
         if task["description"] is not None:
             task["description"] = "sha256:" + hashlib.sha256(task["description"].encode()).hexdigest()[:16]
-        router = told["config"]["router"]
-        if router["router"].startswith("multitask:"):  # whose place is one machine's
-            router["router"] = "multitask:" + Path(router["router"].partition(":")[2]).name
         told["results"] = [{name: row[name] for name in ROW} for row in told.get("results", ())]
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_file(arguments.out / file.relative_to(arguments.results), partial(_write, text=text))

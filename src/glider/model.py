@@ -71,9 +71,8 @@ class RoutedModel:
         self.base, self.pool, self.attached, self.prompt = base, pool, attached, prompt
         self.model, self.tokenizer = base.model, base.tokenizer
         self.describer, self.strict = describer, strict
-        self.context: int | None = getattr(
-            base.model.config, "max_position_embeddings", None
-        )  # tokens; T5 has no limit
+        # tokens; T5 has no limit
+        self.context: int | None = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def router(self) -> Router:

@@ -1,8 +1,10 @@
 """The routed model in lm-evaluation-harness: the harness's own model on the bare base, ours on the same requests."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +12,14 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from glider.cli.main import main
-from glider.errors import ConfigError, RouterError
+from glider.errors import ConfigError, QueryError, RouterError
 from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
+from glider.evaluation.metrics import score_text
+from glider.evaluation.run_plan import pool_hash
 from glider.loading import load
 from glider.model import Query
 
@@ -68,9 +73,23 @@ def test_the_bare_base_writes_as_the_harness_own_model(ours, theirs: HFLM) -> No
     assert got[0] == first.split(stop)[0]
 
 
+@pytest.mark.parametrize("context", ["def f():\n", "Is it so? Answer:"])
+def test_a_stop_string_does_not_begin_in_the_prompt(ours, theirs: HFLM, context: str) -> None:
+    (first,) = theirs.generate_until(requests("generate_until", (context, {"until": [], "max_gen_toks": 8})), True)
+    asked = requests("generate_until", (context, {"until": [context[-1] + first[:1]], "max_gen_toks": 8}))
+    got = ours(router="base").generate_until(asked, disable_tqdm=True)
+    assert got == theirs.generate_until(asked, disable_tqdm=True) == [first]
+
+
 def test_requests_of_one_context_share_it_and_score_as_alone(ours) -> None:
     model = ours(router="glider", p=-1.0, batch_size=3)
+    embeddings = model.routed.model.get_input_embeddings()
+    rows: list[int] = []
+    hook = embeddings.register_forward_hook(lambda _, told, __: rows.append(len(told[0])))
     together = model.loglikelihood(PAIRS, disable_tqdm=True)
+    hook.remove()
+    # a batch of three contexts and one of the last; each has a pass for its prompts and one for its continuations
+    assert rows == [3, 9, 1, 1] or model.encoder_decoder  # (T5's halves have embeddings of their own)
     alone = [model.loglikelihood([request], disable_tqdm=True)[0] for request in PAIRS]
     assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=5e-3, rel=1e-4)
 
@@ -134,7 +153,14 @@ def test_the_command_runs_our_tasks_in_the_harness(make_pool, llama_directory, t
         best = max(model.score(row["input"], row["choices"]), key=lambda choice: choice.log_likelihood)
         right += best.choice == row["output"]
     assert told["even"]["acc,none"] == pytest.approx(right / 6)
-    assert 0 <= told["say"]["rougeL,none"] <= 1
+    (samples,) = results.rglob("samples_say_*.jsonl")
+    answers = [json.loads(line)["filtered_resps"][0] for line in samples.read_text().splitlines()]
+    scores = [score_text("rougeL", answer, (row["output"],)) for answer, row in zip(answers, texts, strict=True)]
+    assert told["say"]["rougeL,none"] == pytest.approx(sum(scores) / 3)
+    config = json.loads(found.read_text())["config"]["glider"]
+    assert config["hashes"] == {"pool": pool_hash(pool), "base": pool.index.base.hash}
+    assert (config["router"]["router"], config["router"]["p"], config["prompt"]) == ("glider", 0.5, "pool")
+    assert config["experts"] == pool.names and "glider-moe" in config["versions"]
     assert "even" in capsys.readouterr().out
 
 
@@ -155,6 +181,52 @@ def test_a_task_of_ours_runs_on_another_model_of_the_harness(llama_directory: Pa
         likelihoods = [float(answer[0]) for answer in sample["filtered_resps"]]
         right.append("bcd"[likelihoods.index(max(likelihoods))] in gold)
     assert told["results"]["two"]["acc,none"] == sum(right) / 2
+
+
+def test_what_is_done_is_cached_where_the_rest_is_interrupted(ours) -> None:
+    """The harness's `--use_cache`."""
+    model, kept = ours(router="base"), []
+    model.cache_hook = SimpleNamespace(add_partial=lambda kind, args, result: kept.append((kind, args, result)))
+    whole = model.loglikelihood(PAIRS, disable_tqdm=True)
+    assert sorted(result for _, _, result in kept) == sorted(whole)
+    assert all(
+        whole[PAIRS.index(request)] == result for request in PAIRS for _, args, result in kept if args == request.args
+    )
+    kept.clear()
+    short = requests("loglikelihood_rolling", *((f"text {i}",) for i in range(6)))
+    calls = []
+
+    def break_off(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    hook = model.routed.model.get_output_embeddings().register_forward_pre_hook(break_off)
+    for kind, asked in (("loglikelihood", PAIRS), ("loglikelihood_rolling", short)):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            getattr(model, kind)(asked, disable_tqdm=True)
+        assert 0 < sum(found == kind for found, _, _ in kept) < len(asked), kind
+    hook.remove()
+
+
+def test_a_continuation_beyond_the_model_is_refused(llama_directory: Path, make_pool) -> None:
+    model = GliderLM(base=str(llama_directory), pool=str(make_pool(llama_directory).path), router="base")
+    assert model.max_length == 512
+    with pytest.raises(QueryError, match="at most 512 tokens"):
+        model.loglikelihood(requests("loglikelihood", ("a", " " + "b" * 513)), disable_tqdm=True)
+
+
+def test_the_limit_of_a_nested_config_is_found(llama_directory: Path, tmp_path: Path, make_pool) -> None:
+    told = shutil.copytree(llama_directory, tmp_path / "gemma")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 259, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 2048}
+    config = Gemma3Config(
+        text_config=text, vision_config={**sizes, "image_size": 28, "patch_size": 14}, image_token_index=258
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(told)
+    model = GliderLM(base=str(told), pool=str(make_pool(told).path), router="phatgoose")
+    assert model.max_length == model.routed.context == 2048
 
 
 def test_contexts_of_generation_are_cut_to_max_length(llama_directory: Path, make_pool) -> None:

@@ -130,8 +130,8 @@ def test_a_router_the_pool_cannot_serve_fails_alone(make_run) -> None:
 
 
 def test_the_oracle_is_the_best_single_expert_of_each_task(make_run, pool: Pool) -> None:
-    run = make_run(["oracle", "single:{task}"])
-    assert statuses(run) == ["done"] * 12 + ["absent", "absent", "done"]
+    run = make_run(["oracle", "single:{task}", "single:e0"])
+    assert statuses(run) == ["done"] * 6 + ["absent", "absent", "done"] + ["done"] * 6  # the oracle comes last
     for where, task in (("near", "even"), ("far", "say")):
         scores = {name: told(run, f"single:{name}", where, task)["score"] for name in pool.names}
         oracle = told(run, "oracle", where, task)
@@ -200,11 +200,19 @@ def test_likelihoods_that_are_no_numbers_are_a_fault(make_run) -> None:
     assert "finite" in told(run, "base", "near", "even")["fault"]["message"]
 
 
-def test_a_lora_beside_the_pool_that_changes_is_evaluated_anew(make_run, pool: Pool, tmp_path: Path) -> None:
+def test_a_lora_beside_the_pool_that_changes_is_evaluated_anew(
+    make_run, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(pool["e0"].directory, tmp_path / "many" / "e0")
     routers = [{"router": "multitask:many/{task}", "name": "own"}]
     assert statuses(make_run(routers)) == ["done", "failed", "failed"]
     assert statuses(make_run(routers))[0] == "unchanged"
+    monkeypatch.chdir(tmp_path)
+    there = Run(RunPlan.read(Path("run.yaml")), Path(), Path("out"))  # by another way to the same place
+    assert statuses(there)[0] == "unchanged" and told(there, "own", "near", "e0")["config"]["router"] == {
+        "router": "multitask:e0",
+        "settings": {},
+    }
     shutil.copytree(pool["e1"].directory, tmp_path / "many" / "e0", dirs_exist_ok=True)
     assert statuses(make_run(routers))[0] == "done"
 

@@ -7,19 +7,22 @@ to the harness's own command line.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from transformers import StoppingCriteria
 
-from glider.errors import ConfigError, MissingDependency
+from glider.errors import ConfigError, MissingDependency, QueryError
+from glider.evaluation.run_plan import pool_hash
+from glider.evaluation.runs import versions
 from glider.experts.prompt_format import PromptFormat
 from glider.likelihood import Likelihood, likelihoods
 from glider.loading import load
-from glider.model import Query
+from glider.model import Query, RoutedModel
 from glider.routing.specification import router_from
 
 try:
@@ -33,6 +36,7 @@ except ModuleNotFoundError:
 DEFAULT_LENGTH = 512  # tokens of a window where the model names no limit (T5, as it was trained)
 DEFAULT_NEW_TOKENS = 256
 _AUTO_BATCH = 8
+_UNLIMITED = 10**12  # a tokenizer without a limit names a larger one
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -77,7 +81,7 @@ class GliderLM(LM):
             raise ConfigError("prompt=raw or prompt=pool", f"prompt={prompt}", "Mend --model_args.")
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError("a dtype such as float32 or bfloat16", dtype, "Mend --model_args.")
-        self.raw = prompt == "raw"
+        self.raw, self._router = prompt == "raw", router
         self.routed = load(
             base,
             pool,
@@ -90,13 +94,27 @@ class GliderLM(LM):
         )
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
-        config = self.routed.model.config
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        self.max_length = max_length or limit or DEFAULT_LENGTH
-        self.routed.context = self.max_length
-        self.encoder_decoder: bool = config.is_encoder_decoder
+        self.routed.context = self.max_length = max_length or _limit(self.routed)
+        self.encoder_decoder: bool = self.routed.model.config.is_encoder_decoder
         self._descriptions: dict[str, str] = {} if descriptions is None else json.loads(Path(descriptions).read_text())
         self._device = self.routed.model.device
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What decides the numbers, for the harness's results: hashes, settings as resolved, versions."""
+        routed = self.routed
+        term = routed.attached.prepared.global_term
+        constants = {} if term is None else {name: getattr(term, name) for name in ("p", "gamma", "beta", "signal")}
+        return {
+            "glider": {
+                "router": {"router": self._router, "settings": repr(routed.router), **constants},
+                "experts": routed.experts,
+                "prompt": "raw" if self.raw else "pool",
+                "max_length": self.max_length,
+                "dtype": str(routed.model.dtype).removeprefix("torch."),
+                "hashes": {"pool": pool_hash(routed.pool), "base": routed.base.identity.hash},
+                "versions": versions(),
+            }
+        }
 
     @property
     def tokenizer_name(self) -> str:
@@ -118,11 +136,14 @@ class GliderLM(LM):
 
     def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of each continuation; contexts that several requests share run once."""
-        asked = [self._asked(request) for request in requests]
-        results = [(value.total, value.greedy) for value in self._score(asked, disable_tqdm)]
-        for request, result in zip(requests, results, strict=True):
-            self.cache_hook.add_partial("loglikelihood", request.args, result)
-        return results
+        results: dict[int, tuple[float, bool]] = {}
+
+        def done(i: int, value: Likelihood) -> None:
+            results[i] = value.total, value.greedy
+            self.cache_hook.add_partial("loglikelihood", requests[i].args, results[i])
+
+        self._score([self._asked(request) for request in requests], disable_tqdm, done)
+        return [results[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of `max_length`; the text is the query of all its windows."""
@@ -134,11 +155,16 @@ class GliderLM(LM):
             for context, continuation in map(make_disjoint_window, windows):
                 asked.append(Asked(self._query(request, text), tuple(context), tuple(continuation)))
                 owner.append(i)
-        totals = [0.0] * len(requests)
-        for i, value in zip(owner, self._score(asked, disable_tqdm), strict=True):
+        totals, left = [0.0] * len(requests), Counter(owner)
+
+        def done(window: int, value: Likelihood) -> None:
+            i = owner[window]
             totals[i] += value.total
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+            left[i] -= 1
+            if not left[i]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, totals[i])
+
+        self._score(asked, disable_tqdm, done)
         return totals
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
@@ -167,7 +193,7 @@ class GliderLM(LM):
         if not settings.setdefault("do_sample", bool(settings.get("temperature"))):
             settings.pop("temperature", None)
         if stops:
-            settings |= {"stop_strings": stops, "tokenizer": self.tokenizer}
+            settings["stopping_criteria"] = [_Stops(self.tokenizer, stops)]
         queries = [self._query(request, _pair_of(request)[0]) for request in requests]
         queries = [query if query.text.strip() else replace(query, text=self._prefix_text) for query in queries]
         new_tokens = limits[0] if limits else DEFAULT_NEW_TOKENS
@@ -175,13 +201,13 @@ class GliderLM(LM):
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
         return [_before(text, stops) for text in texts]
 
-    def _score(self, asked: Sequence[Asked], disable_tqdm: bool) -> list[Likelihood]:
-        """Requests of one context and query are scored together, contexts of like length in one batch."""
+    def _score(self, asked: Sequence[Asked], disable_tqdm: bool, done: Callable[[int, Likelihood], None]) -> None:
+        """Requests of one context and query are scored together, contexts of like length in one batch; `done` is called
+        with the place of each and its result as they come."""
         groups: dict[tuple[Query, tuple[int, ...]], list[int]] = defaultdict(list)
         for i, one in enumerate(asked):
             groups[one.query, self._fitted(one)].append(i)
         ordered = sorted(groups.items(), key=lambda group: -len(group[0][1]))
-        results: dict[int, Likelihood] = {}
         with tqdm(total=len(asked), desc="glider: log-likelihood", disable=disable_tqdm) as bar:
             for start in range(0, len(ordered), self.batch_size):
                 batch = ordered[start : start + self.batch_size]
@@ -191,9 +217,9 @@ class GliderLM(LM):
                 condition = self.routed.condition_of(queries, inputs)
                 scored = likelihoods(self.routed.model, self.routed.attached, inputs, continuations, condition)
                 for (_, members), row in zip(batch, scored, strict=True):
-                    results |= dict(zip(members, row, strict=True))
+                    for i, value in zip(members, row, strict=True):
+                        done(i, value)
                     bar.update(len(members))
-        return [results[i] for i in range(len(asked))]
 
     def _asked(self, request: "Instance") -> Asked:
         context, continuation = _pair_of(request)
@@ -220,9 +246,15 @@ class GliderLM(LM):
         return ids, self._encode(context + continuation)[len(ids) :]
 
     def _fitted(self, one: Asked) -> tuple[int, ...]:
-        """The end of the context that leaves room for the continuation (its last token is not fed)."""
+        """The end of the context that leaves room for the continuation (its last token is not fed).
+
+        Raises `QueryError` for a continuation that leaves none.
+        """
         room = self.max_length if self.encoder_decoder else self.max_length - len(one.continuation) + 1
-        return one.context[-max(1, room) :]
+        if room < 1:
+            wanted = f"continuations of at most {self.max_length} tokens"
+            raise QueryError(wanted, str(len(one.continuation)), "Give a larger max_length, or leave the task out.")
+        return one.context[-room:]
 
     def _encode(self, text: str) -> list[int]:
         return PromptFormat(kind="raw").prompt_ids(self.tokenizer, text)
@@ -245,6 +277,28 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
     """The context, and the continuation or the settings of generation."""
     context, second = cast("tuple[str, Any]", request.args)
     return context, second
+
+
+def _limit(routed: RoutedModel) -> int:
+    """Tokens that the model was made for."""
+    named = routed.context or getattr(routed.model.config.get_text_config(), "n_positions", None)
+    told = routed.tokenizer.model_max_length
+    return named or (told if told < _UNLIMITED else DEFAULT_LENGTH)
+
+
+class _Stops(StoppingCriteria):
+    """Ends a row whose answer holds a stop string. For transformers' `stop_strings` the prompt's end counts too."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]):
+        self.tokenizer, self.stops = tokenizer, stops
+        self.begin: int | None = None  # of the answers
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        if self.begin is None:
+            self.begin = input_ids.shape[1] - 1
+        texts = self.tokenizer.batch_decode(input_ids[:, self.begin :])
+        ended = [any(stop in text for stop in self.stops) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

@@ -251,6 +251,12 @@ def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
     return hashlib.sha256(canonical_json([FORMAT, config, hashes]).encode()).hexdigest()
 
 
+def without_place(router: str) -> str:
+    """`multitask:PATH` with the name alone: where an expert lies decides nothing, and its hashes tell what it is."""
+    kind, colon, path = router.partition(":")
+    return f"{kind}:{Path(path).name}" if colon and kind == "multitask" else router
+
+
 def router_hashes(router: str) -> dict[str, str]:
     """sha256 of the files of an expert outside the pool (`multitask:PATH`)."""
     directory = Path(router.partition(":")[2])

@@ -14,7 +14,16 @@ import torch
 from glider.base_model import BaseModel, load_base
 from glider.contribute.lorahub import search_lorahub
 from glider.errors import ConfigError, GliderError
-from glider.evaluation.run_plan import FORMAT, RouterPlan, RunPlan, Task, cell_key, pool_hash, router_hashes
+from glider.evaluation.run_plan import (
+    FORMAT,
+    RouterPlan,
+    RunPlan,
+    Task,
+    cell_key,
+    pool_hash,
+    router_hashes,
+    without_place,
+)
 from glider.evaluation.task_rows import score_rows_of, summary_of
 from glider.experts.disk import sha256, write_json
 from glider.experts.pool import Pool
@@ -26,7 +35,10 @@ from glider.routing.specification import router_from
 Status = Literal["unchanged", "done", "failed", "absent"]
 Tick = Callable[[str, str, int], None]  # router, task, rows done
 Kind = TypeVar("Kind")
-_PACKAGES = ("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy")
+_PACKAGES = (
+    *("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy"),
+    *("lm-eval", "rouge-score", "sacrebleu", "nevergrad"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ class Run:
         A cell that fails is written as a fault, without a score, and tried again by the next run. Interrupted at any
         moment, no file is partial, and the next run goes on with the cell that was broken off.
         """
-        for router in self.routers:
+        for router in sorted(self.routers, key=lambda own: own.router == "oracle"):  # of the others' results
             todo = []
             for task in self.tasks:
                 cell = self.cells[router.label, task.set, task.name]
@@ -202,8 +214,9 @@ class Run:
         return Outcome(cell, "failed", text if isinstance(fault, GliderError) else f"{type(fault).__name__}: {text}")
 
     def _cell(self, router: RouterPlan, task: Task, hashes: dict[str, str]) -> Cell:
+        name = router.router.replace("{task}", task.name)
         config: dict[str, Any] = {
-            "router": {"router": router.router.replace("{task}", task.name), "settings": router.settings},
+            "router": {"router": without_place(name), "settings": router.settings},
             "task": task.settings() | ({} if router.descriptions else {"description": None}),
             "base": self._base_name,
             "dtype": self.plan.dtype,
@@ -214,7 +227,7 @@ class Run:
         if router.examples:
             config["examples"] = {"rows": router.examples, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
         path = self.out / _file_name(router.label) / _file_name(task.set) / f"{_file_name(task.name)}.json"
-        return Cell(router, task, path, config, hashes | router_hashes(config["router"]["router"]))
+        return Cell(router, task, path, config, hashes | router_hashes(name))
 
     def absent(self, router: RouterPlan, task: Task) -> bool:
         """Whether `single:{task}` has no expert of that name."""

@@ -52,7 +52,7 @@ class LocalDescriber(Config):
         loaded = self._loaded
         model, tokenizer = loaded.model, loaded.tokenizer
         ids = PromptFormat.of(model, tokenizer).prompt_ids(tokenizer, prompt)
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(ids) + self.max_new_tokens > limit:
             return Written(fault=f"{self.name} reads {limit} tokens; the prompt has {len(ids)}", tokens_in=len(ids))
         inputs = torch.tensor([ids], device=model.device)
