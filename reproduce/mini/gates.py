@@ -1,11 +1,11 @@
 """Train the gates of the miniature's experts anew by another seed, their LoRA as it is.
 
-    python reproduce/mini/gates.py WORK --seed 1
+    python reproduce/mini/gates.py WORK --seed 1 [--pool pool-8]
     glider evaluate WORK/gates1.yaml --out RESULTS
 
-Beside the pool that prepare.py laid out in WORK appears `pool-gates1`: the same experts with gates by the settings that
-their cards tell, but for the seed, which draws and orders the rows. An expert takes 2 to 6 minutes of one core.
-Interrupted, it goes on; `--expert` makes one alone, so that several can be made at once.
+Beside the pool that prepare.py laid out in WORK appears `pool-gates1` (`pool-8-gates1`): the same experts with gates by
+the settings that their cards tell, but for the seed, which draws and orders the rows. An expert takes 2 to 6 minutes of
+one core. Interrupted, it goes on; `--expert` makes one alone, so that several can be made at once.
 """
 
 import argparse
@@ -26,10 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--pool", default="pool", help="the directory in WORK")
     parser.add_argument("--expert", help="make this one's gates and no pool")
     parser.add_argument("--base", default=EMBEDDED_BASE)
     arguments = parser.parse_args()
-    source, out = Pool.open(arguments.work / "pool"), arguments.work / f"pool-gates{arguments.seed}"
+    source = Pool.open(arguments.work / arguments.pool)
+    out = source.path.with_name(f"{arguments.pool}-gates{arguments.seed}")
     for name in source.names if arguments.expert is None else [arguments.expert]:
         data = arguments.work / "tasks/t0_heldin" / f"{name}.jsonl.gz"
         with_other_gates(source[name], out / name, data, arguments.base, arguments.seed)
