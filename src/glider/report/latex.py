@@ -76,7 +76,7 @@ def _value(value: Value) -> str:
         return f"\\textit{{{_plain(lacking(value))}}}"
     score = f"\\textbf{{{percent(value.score)}}}" if value.best else percent(value.score)
     star = "$^{*}$" if value.significant else ""
-    small = "\\\\".join(f"{{\\tiny {_plain(text)}}}" for text in details(value))
+    small = "\\\\".join(f"{{\\tiny {_plain(', '.join(together))}}}" for together in details(value))
     return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{score}{star}\\\\{small}\\end{{tabular}}"
 
 

@@ -50,7 +50,7 @@ def _value(value: Value) -> str:
     score = percent(value.score)
     shown = f"**{score}**" if value.best else score
     star = "\\*" if value.significant else ""
-    return f"{shown}{star} ({', '.join(details(value))})"
+    return f"{shown}{star} ({', '.join(text for together in details(value) for text in together)})"
 
 
 def _notes(table: Table) -> str:

@@ -25,7 +25,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --paper: #15181e; --ink: #e6e8ec; --soft: #9aa4b2; --line: #333a45;
   --mark: #1d2a3b; --own: #6cb2ff; --lack: #ff8a80; } }
 body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; margin: 0 auto;
-  max-width: 84rem; padding: 1.5rem 1.25rem 4rem; }
+  max-width: 96rem; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { max-width: 52rem; margin: .5rem 0; } .soft, small { color: var(--soft); }
@@ -84,7 +84,7 @@ def _value(value: Value) -> str:
         return f'<td class="lack" title="{escape(told)}">{escape(lacking(value))}</td>'
     score = percent(value.score) + ("*" if value.significant else "")
     shown = f"<b>{score}</b>" if value.best else score
-    small = "".join(f"<small>{escape(text)}</small>" for text in details(value))
+    small = "".join(f"<small>{escape(text)}</small>" for together in details(value) for text in together)
     marked = ' class="best"' if value.best else ""
     return f"<td{marked}>{shown}{small}</td>"
 

@@ -67,16 +67,16 @@ def heading(column: Column) -> str:
     return f"{column.title} ({len(column.places)})"
 
 
-def details(value: Value) -> list[str]:
-    """Interval, and what else is known of a number: `64.1 to 71.9`, `+6.0 [+1.2 to +9.9]`, `p = 0.012`,
-    `runs 67.0, 69.0`."""
+def details(value: Value) -> list[list[str]]:
+    """What is known of a number, what belongs together in one list: `64.1 to 71.9`; `+6.0 [+1.2 to +9.9]` and
+    `p = 0.012`; `runs 67.0, 69.0`."""
     assert value.interval is not None
-    parts = [f"{percent(value.interval[0])} to {percent(value.interval[1])}"]
+    parts = [[f"{percent(value.interval[0])} to {percent(value.interval[1])}"]]
     if value.difference is not None and value.difference_interval is not None and value.p_holm is not None:
         low, high = map(_signed, value.difference_interval)
-        parts += [f"{_signed(value.difference)} [{low} to {high}]", p_text(value.p_holm)]
+        parts.append([f"{_signed(value.difference)} [{low} to {high}]", p_text(value.p_holm)])
     if value.runs:
-        parts.append(f"runs {', '.join(map(percent, value.runs))}")
+        parts.append([f"runs {', '.join(map(percent, value.runs))}"])
     return parts
 
 
