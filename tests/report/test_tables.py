@@ -6,7 +6,7 @@ import pytest
 
 from glider.errors import ConfigError
 from glider.evaluation.statistics import holm, paired_tasks_p, two_level_interval
-from glider.report.by_task import lacks
+from glider.report.by_task import by_task, lacks
 from glider.report.cells import Results
 from glider.report.report_plan import ReportPlan
 from glider.report.tables import Table, chance_tasks, make_table
@@ -104,6 +104,13 @@ def test_all_runs_of_a_method_tell_a_task_from_chance(results: Path, write_cell)
     tables["seeds"] = [{"cells": ["base0", "base9"]}]  # a run of it that is missing
     plan = ReportPlan.parse(tables=tables).settled(found, results)
     assert chance_tasks(plan, found) == {("near", "a"): "too few rows"}
+
+
+def test_a_set_of_another_table_has_no_part_in_the_list_of_tasks(filled: Path, write_cell) -> None:
+    write_cell("other", "far", "c", [0, 1])
+    plan = ReportPlan.parse(tables={"table1": ["base"], "mine": {"methods": ["other"], "sets": ["far"]}})
+    found = Results.read(filled)
+    assert [one.title for one in by_task(plan.settled(found, filled), found, {})] == ["near"]
 
 
 def test_a_task_that_nobody_ran_is_missing_for_all(filled: Path) -> None:

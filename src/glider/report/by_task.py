@@ -38,7 +38,7 @@ class Lack:
 
 
 def by_task(plan: ReportPlan, results: Results, chance: Mapping[Place, Standing]) -> list[ByTask]:
-    """The scores of the first table's methods on every task, by set."""
+    """The scores of the first table's methods on every task, by set; sets that none of them was run on are left out."""
     methods = next(iter(plan.tables.values())).methods
     found = []
     for name, view in plan.sets.items():
@@ -55,7 +55,8 @@ def by_task(plan: ReportPlan, results: Results, chance: Mapping[Place, Standing]
                     tuple(None if result is None else result.score for result in told),
                 )
             )
-        found.append(ByTask(view.title or name, tuple(method.label for method in methods), tuple(lines)))
+        if any(score is not None for line in lines for score in line.scores):
+            found.append(ByTask(view.title or name, tuple(method.label for method in methods), tuple(lines)))
     return found
 
 
