@@ -12,7 +12,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 from glider.cli.main import main
 from glider.errors import ConfigError, QueryError, RouterError
@@ -55,6 +56,27 @@ def test_the_bare_base_scores_as_the_harness_own_model(ours, theirs: HFLM) -> No
     wanted = theirs.loglikelihood(PAIRS, disable_tqdm=True)
     assert [value for value, _ in got] == pytest.approx([value for value, _ in wanted], abs=5e-3, rel=1e-4)
     assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
+
+
+def test_a_tokenizer_that_begins_texts_scores_as_the_harness_own_model(
+    llama_directory: Path, tmp_path: Path, make_pool
+) -> None:
+    told = shutil.copytree(llama_directory, tmp_path / "begins")
+    tokenizer = AutoTokenizer.from_pretrained(told)
+    tokenizer.bos_token = tokenizer.eos_token
+    begin = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    tokenizer.save_pretrained(told)
+    assert AutoTokenizer.from_pretrained(told)("a")["input_ids"][0] == tokenizer.bos_token_id
+    ours = GliderLM(base=str(told), pool=str(make_pool(told).path), router="base")
+    theirs = HFLM(pretrained=str(told), device="cpu", dtype="float32")
+    for kind, asked in (("loglikelihood", PAIRS), ("loglikelihood_rolling", TEXTS)):
+        got, wanted = (getattr(model, kind)(asked, disable_tqdm=True) for model in (ours, theirs))
+        flat = [[value if isinstance(value, float) else value[0] for value in values] for values in (got, wanted)]
+        assert flat[0] == pytest.approx(flat[1], rel=1e-3), kind
+    settings = {"until": [], "max_gen_toks": 6}
+    asked = requests("generate_until", *((context, settings) for context in CONTEXTS))
+    assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
 
 
 def test_the_bare_base_reads_texts_as_the_harness_own_model(ours, theirs: HFLM) -> None:
