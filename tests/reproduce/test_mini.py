@@ -30,11 +30,29 @@ def labels(run: RunPlan) -> set[str]:
 def test_every_cell_is_one_of_the_runs_and_has_a_score() -> None:
     assert CELLS
     known = {(label, name) for run in RUNS for label in labels(run) for name in run.sets}
+    guesses: dict[tuple[str, str], set[float | None]] = {}
     for path in CELLS:
         told = json.loads(path.read_text("utf8"))
         assert (told["router"], told["set"]) in known, path
+        guesses.setdefault((told["hashes"]["data"], told["config"]["task"]["split"]), set()).add(told["guess"])
         assert told["score"] == pytest.approx(sum(row["score"] for row in told["results"]) / told["rows"])
         assert not {"gold", "prediction", "choices"} & {name for row in told["results"] for name in row}
+
+    assert all(len(several) == 1 for several in guesses.values())  # of the whole split, whatever the rows
+
+
+def test_what_the_experts_learnt_is_of_all_draws() -> None:
+    command = [sys.executable, MINI / "gains.py", MINI / "results", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    rows: dict[str, dict[int, float]] = {"base": {}, "own-expert": {}}
+    for name, by_place in rows.items():
+        for draw in ("", "-seed1", "-seed2"):
+            cell = json.loads((MINI / "results" / f"{name}{draw}" / "held-in" / "trec.json").read_text("utf8"))
+            by_place |= {row["place"]: row["score"] for row in cell["results"]}
+    means = {name: 100 * sum(by_place.values()) / len(by_place) for name, by_place in rows.items()}
+    assert told["trec"]["rows"] == len(rows["base"]) > 20
+    assert told["trec"]["gain"] == pytest.approx(means["own-expert"] - means["base"])
+    assert told["gigaword"]["p"] is None and told["trec"]["p"] < 0.001 < told["commonsense_qa"]["p"]
 
 
 def test_the_report_names_routers_of_the_runs() -> None:
