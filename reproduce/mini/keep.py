@@ -3,8 +3,7 @@
     python reproduce/mini/keep.py RESULTS reproduce/mini/results
 
 Every row keeps its id, place, score, the expert of the highest global score and alpha. Texts and likelihoods go, and
-the task's description becomes its hash. `glider evaluate` takes kept cells
-for another's and makes its own.
+the task's description becomes its hash. `glider evaluate` takes kept cells for another's and makes its own.
 """
 
 import argparse

@@ -89,6 +89,9 @@ def test_a_run_goes_on_where_it_was(make_run, tmp_path: Path) -> None:
     again = make_run(["base", "phatgoose"])
     assert statuses(again) == ["unchanged"] * 4 + ["done"] * 2
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+    older = {name: part for name, part in told(run, "base", "near", "even").items() if name != "guess"}
+    run.cells["base", "near", "even"].path.write_text(json.dumps(older))
+    assert statuses(again).count("done") == 1  # what an earlier version wrote without it is made anew
     assert statuses(make_run(["base", "phatgoose"], rows=2)) == ["done"] * 6  # another subset
     write(tmp_path / "say.jsonl", SAY[:2])
     assert statuses(make_run(["base", "phatgoose"], rows=2)) == ["unchanged"] * 2 + ["done"] + ["unchanged"] * 2 + [

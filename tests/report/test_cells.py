@@ -1,5 +1,6 @@
 """Results are read as they lie there, averaged over runs, and never made up."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_broken_cell_is_not_taken_for_none(results: Path, write_cell) -> None:
     broken = write_cell("base", "near", "b", [1])
     broken.write_text(broken.read_text()[:-9])
     with pytest.raises(DataError, match=r"near/b\.json"):
+        Results.read(results)
+
+
+def test_a_cell_of_an_earlier_version_is_refused(results: Path, write_cell) -> None:
+    path = write_cell("base", "near", "a", [1])
+    path.write_text(json.dumps({name: part for name, part in json.loads(path.read_text()).items() if name != "guess"}))
+    with pytest.raises(DataError, match="an earlier version"):
         Results.read(results)
 
 

@@ -57,12 +57,13 @@ class Cell:
         return cell_key(self.config, self.hashes)
 
     def read(self) -> dict[str, Any] | None:
-        """The finished result of this very cell; None where there is none, or one of other settings, or a fault."""
+        """The finished result of this very cell; None where there is none, or one of other settings, or a fault, or one
+        that an earlier version wrote without what guessing gives."""
         try:
             told = json.loads(self.path.read_text("utf8"))
         except (OSError, ValueError):
             return None
-        return told if told.get("key") == self.key and "fault" not in told else None
+        return told if told.get("key") == self.key and "guess" in told else None
 
     def write(self, content: dict[str, Any]) -> None:
         """Put a result or a fault in place, whole."""

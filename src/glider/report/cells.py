@@ -68,7 +68,8 @@ class Results:
         """All cells below a directory; other JSON is none of ours.
 
         Raises `DataError` without any, for a file that is no JSON (a broken cell must not pass for none), a cell of
-        another format, and two cells of one router and task that differ in what decides the result.
+        another format or an earlier version, and two cells of one router and task that differ in what decides the
+        result.
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
@@ -76,6 +77,11 @@ class Results:
                 continue
             if told["format"] != FORMAT:
                 raise DataError(f"results of format {FORMAT}", f"{told['format']} in {path}", "Evaluate anew.")
+            if "guess" not in told and "fault" not in told:
+                wanted = f"what guessing gives in {path}"
+                raise DataError(
+                    wanted, "a result of an earlier version", "Give `glider evaluate` the same command again."
+                )
             name = (told["router"], told["set"], told["task"])
             if name in cells and cells[name].told["key"] != told["key"]:
                 two = f"{cells[name].path} and {path}"
