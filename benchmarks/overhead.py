@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--experts 8 36 166] [--kernel native] [--cases prefill-1x512 decode-1 ...]
                                   [--peft lora|arrow] [--share] [--alpha 103] [--cpu] [--pairs 5] [--steps 30]
-                                  [--json out.json]
+                                  [--device cuda] [--dtype bfloat16] [--shape llama-8b] [--graph] [--json out.json]
 
 Random experts of rank 16 on all linear layers of SmolLM2-135M, stored in bfloat16, K = 2, the base in float32. Routed
 and bare model run in turn in one process, over the same base weights; printed are the median of the ratios of the
@@ -11,7 +11,8 @@ step after 64 tokens. --peft measures PEFT in place of routing: one LoRA, unmerg
 With --share all layers use one layer's experts (the decisions differ still): the bytes read for a token are the same,
 those resident are not. Queries have global scores as descriptions of tasks have them (COSINES), times --alpha: 3, as
 where no expert suits the query (the default), or 103. --cpu takes the processor time of all threads in place of the
-clock's, for a machine that others use.
+clock's, for a machine that others use. --shape takes a model of that shape with random weights, made on the device.
+With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of CONTEXT + 1 tokens.
 """
 
 import argparse
@@ -43,8 +44,20 @@ from glider.routing.base import Condition, Prepared, Site
 from glider.routing.glider import Glider
 from glider.routing.scores import standardise
 
-CASES = {"prefill-1x512": (1, 512), "prefill-8x128": (8, 128), "decode-1": (1, 1), "decode-8": (8, 1)}
-RANK, CONTEXT = 16, 64
+CASES = {
+    "prefill-1x512": (1, 512),
+    "prefill-8x128": (8, 128),
+    "prefill-8x512": (8, 512),
+    "decode-1": (1, 1),
+    "decode-8": (8, 1),
+    "decode-32": (32, 1),
+}
+RANK, CONTEXT, MOST_ROWS = 16, 64, 32
+SHAPES = {  # hidden size, feed-forward, layers, heads, heads of keys, vocabulary
+    "smollm2-135m": (576, 1536, 30, 9, 3, 49152),
+    "llama-1b": (2048, 8192, 16, 32, 8, 128256),
+    "llama-8b": (4096, 14336, 32, 32, 8, 128256),
+}
 COSINES = 0.27, 0.13  # mean and deviation, 166 GPT-4 descriptions against 525 others (all-MiniLM-L6-v2), about normal
 
 
@@ -60,9 +73,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="of prefill")
     parser.add_argument("--steps", type=int, default=30, help="pairs of decoding steps")
     parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, in place of --base")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the base")
+    parser.add_argument("--graph", action="store_true", help="decode by CUDA graphs")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model = load_base(arguments.base).model
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.shape:
+        model = random_base(arguments.shape, torch.device(arguments.device), dtype)
+    else:
+        model = load_base(arguments.base, dtype=dtype, device=arguments.device).model
     rows = []
     for experts in [1] if arguments.peft == "lora" else arguments.experts:
         bare = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
@@ -74,7 +95,31 @@ def main() -> None:
     if arguments.json:
         settings = json.loads(json.dumps(vars(arguments), default=str))
         machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        if model.device.type == "cuda":
+            machine["device"] = torch.cuda.get_device_name()
         write_json(arguments.json, {"settings": settings, "machine": machine, "rows": rows})
+
+
+def random_base(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A Llama of a known shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        dtype=dtype,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(config)
+    return model.to(dtype).eval()
 
 
 @contextmanager
@@ -94,13 +139,16 @@ def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator
     if arguments.share:
         share_banks(model)
     extension = native.extension()
-    names = arguments.kernel or ("native" if extension is not None else "torch")
+    native_runs = extension is not None and model.device.type == "cpu"
+    names = arguments.kernel or ("native" if native_runs else "torch")
     chance = torch.Generator().manual_seed(1)
-    scores = torch.normal(*COSINES, (8, experts), generator=chance)
+    scores = torch.normal(*COSINES, (MOST_ROWS, experts), generator=chance).to(model.device)
     try:
         yield (
             model,
-            lambda rows: attached.routing(Condition(scores[:rows], torch.full((rows,), arguments.alpha))),
+            lambda rows: attached.routing(
+                Condition(scores[:rows], torch.full((rows,), arguments.alpha, device=model.device))
+            ),
             f"{names} {extension.isa()}" if names == "native" and extension is not None else names,
         )
     finally:
@@ -114,13 +162,15 @@ class RandomExpert:
     name: str
     sites: dict[str, ExpertSite]
     share: bool
+    device: torch.device
 
     def factors(self, site: str) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self.sites[site]
         if self.share and not site.startswith("model.layers.0."):
             return torch.zeros(1, shape.in_features), torch.zeros(shape.out_features, 1)  # its bank is replaced
-        a = torch.randn(RANK, shape.in_features, dtype=torch.bfloat16) / shape.in_features**0.5
-        return a, 0.1 * torch.randn(shape.out_features, RANK, dtype=torch.bfloat16)
+        where: dict[str, Any] = {"dtype": torch.bfloat16, "device": self.device}
+        a = torch.randn(RANK, shape.in_features, **where) / shape.in_features**0.5
+        return a, 0.1 * torch.randn(shape.out_features, RANK, **where)
 
     def scaling(self, site: str) -> float:
         return 1.0
@@ -149,7 +199,8 @@ def random_experts(model: Any, count: int, share: bool) -> Prepared:
         name: Site(name, standardise(torch.randn(count, module.in_features)), absent)
         for name, module in linears.items()
     }
-    return Prepared(tuple(RandomExpert(f"e{i}", shapes, share) for i in range(count)), sites)
+    device = next(model.parameters()).device
+    return Prepared(tuple(RandomExpert(f"e{i}", shapes, share, device) for i in range(count)), sites)
 
 
 def share_banks(model: Any) -> None:
@@ -195,8 +246,8 @@ def measure(
     """Times of interleaved pairs of one case."""
     rows, length = CASES[case]
     ids = random_ids(bare, rows, length, seed=2)
-    runs = [stepper(bare, ids, routing) if length == 1 else filler(bare, ids, routing)]
-    runs.append(stepper(routed, ids, routing) if length == 1 else filler(routed, ids, routing))
+    make = filler if length > 1 else graphed_stepper if arguments.graph else stepper
+    runs = [make(bare, ids, routing), make(routed, ids, routing)]
     pairs = []
     for _ in range(arguments.steps if length == 1 else arguments.pairs):
         pairs.append([clocked(run, arguments.cpu) for run in runs])
@@ -243,17 +294,50 @@ def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Cal
     return run
 
 
+def graphed_stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
+    """The same step each time, as a replayed CUDA graph over a static cache."""
+    from transformers import StaticCache
+
+    prompt = random_ids(model, len(ids), CONTEXT, seed=3)
+    with torch.inference_mode(), routing(len(ids)):
+        cache: Any = StaticCache(config=model.config, max_cache_len=CONTEXT + 1)
+        model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        place = torch.full((len(ids), 1), CONTEXT, device=ids.device)
+
+        def step() -> Any:
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, position_ids=place)
+            take_back: Any = torch._foreach_sub_  # pyright: ignore[reportPrivateImportUsage]
+            take_back([layer.cumulative_length for layer in cache.layers], 1)
+            return output
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay
+
+
 def random_ids(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
-    """Tokens of the whole vocabulary."""
+    """Tokens of the whole vocabulary, on the model's device."""
     chance = torch.Generator().manual_seed(seed)
-    return torch.randint(3, model.config.vocab_size, (rows, length), generator=chance)
+    return torch.randint(3, model.config.vocab_size, (rows, length), generator=chance).to(model.device)
 
 
 def clocked(run: Callable[[], Any], cpu: bool) -> float:
     """Seconds of one run: the clock's, or of the processor in all threads."""
     clock = time.process_time if cpu else time.perf_counter
+    on_gpu = torch.cuda.is_initialized()
+    if on_gpu:
+        torch.cuda.synchronize()
     began = clock()
     run()
+    if on_gpu:
+        torch.cuda.synchronize()
     return clock() - began
 
 

@@ -1,15 +1,15 @@
 """What does a routed T5 of the paper's layout cost, beside the bare model and beside a loop over all experts?
 
     python benchmarks/t5_loop.py [--experts 8 36] [--layers 24] [--width 512] [--input 256] [--target 8]
-                                 [--rounds 7] [--json out.json]
+                                 [--rounds 7] [--device cuda --dtype bfloat16 --kernel triton] [--json out.json]
 
 T5-XL's layout with random, narrower weights: 24 + 24 layers, gated feed-forward, so 432 sites (q, k, v, o of every
 self- and cross-attention, wi_0, wi_1, wo); heads and feed-forward in XL's proportions. Random experts of rank 16 on all
 of them, in bfloat16, router `glider` with a global term as in overhead.py, K = 2. The loop is what the published code
 does at a site: the same router decides, in PyTorch, then each expert's output is computed for every token and added
-by its weight; its experts are float32, which saves it a conversion. "score" is one forward pass, a query with its
-target; "step" is one decoding step with cache. The three models share the base's weights and run in turn in one
-process.
+by its weight; its experts are of the base's dtype, which saves it a conversion. "score" is one forward pass, a query
+with its target; "step" is one decoding step with cache. The three models share the base's weights and run in turn in
+one process.
 
 Printed are medians and quartiles of the rounds' ratios to the bare model, and by how much loop and routed layer differ
 at most on the same inputs, a token at a site: the length of the difference over that of what the experts add. (Logits
@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--input", type=int, default=256, help="tokens of the query")
     parser.add_argument("--target", type=int, default=8, help="tokens of the target")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base")
+    parser.add_argument("--kernel", choices=("native", "triton", "torch", "reference"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found = [measure(experts, arguments) for experts in arguments.experts]
@@ -64,9 +67,10 @@ def main() -> None:
 
 def measure(experts: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both cases with so many experts, over new models."""
-    models, attached = three_models(experts, arguments.layers, arguments.width)
-    scores = torch.normal(*COSINES, (1, experts), generator=torch.Generator().manual_seed(1))
-    condition = Condition(scores, torch.tensor([ALPHA]))
+    models, attached = three_models(experts, arguments)
+    device = torch.device(arguments.device)
+    scores = torch.normal(*COSINES, (1, experts), generator=torch.Generator().manual_seed(1)).to(device)
+    condition = Condition(scores, torch.tensor([ALPHA], device=device))
     ids = random_ids(models["bare"], 1, arguments.input, seed=2)
     target = random_ids(models["bare"], 1, arguments.target, seed=3)
     rows = []
@@ -82,9 +86,10 @@ def measure(experts: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"experts": experts, "sites": len(attached.prepared.sites), "difference": difference, "rows": rows}
 
 
-def three_models(experts: int, layers: int, width: int) -> tuple[dict[str, nn.Module], Attached]:
+def three_models(experts: int, arguments: argparse.Namespace) -> tuple[dict[str, nn.Module], Attached]:
     """The bare model, the routed one, and the one that loops, over the same weights."""
     torch.manual_seed(0)
+    layers, width = arguments.layers, arguments.width
     config = T5Config(
         vocab_size=VOCABULARY,
         d_model=width,
@@ -96,7 +101,9 @@ def three_models(experts: int, layers: int, width: int) -> tuple[dict[str, nn.Mo
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,  # pyright: ignore[reportCallIssue]
     )
-    routed = T5ForConditionalGeneration(config).eval()
+    with torch.device(arguments.device):
+        routed: Any = T5ForConditionalGeneration(config)
+    routed = routed.to(getattr(torch, arguments.dtype)).eval()
     bare, loop = (
         copy.deepcopy(routed, {id(tensor): tensor for tensor in (*routed.parameters(), *routed.buffers())})
         for _ in range(2)
@@ -105,6 +112,7 @@ def three_models(experts: int, layers: int, width: int) -> tuple[dict[str, nn.Mo
         *(routed, None, Glider(p=0.8)),  # pyright: ignore[reportArgumentType]
         prepared=random_experts(routed, experts, share=False),
         expert_dtype=torch.bfloat16,
+        kernel=arguments.kernel,
     )
     for name in attached.prepared.sites:
         module = routed.get_submodule(name)
@@ -122,7 +130,8 @@ class LoopedLinear(nn.Module):
         self.base, self.site, self.router, self.context = routed.base, routed.site, routed.router, routed.context
         bank = routed.bank.stack
         self.scaling = bank.scaling
-        self.pairs = [(a.float(), b.float().contiguous()) for a, b in zip(bank.A, bank.B, strict=True)]
+        dtype = next(self.base.parameters()).dtype
+        self.pairs = [(a.to(dtype), b.to(dtype).contiguous()) for a, b in zip(bank.A, bank.B, strict=True)]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -134,8 +143,9 @@ class LoopedLinear(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
         term = self.context.term(len(tokens), True, x.shape[0], x.device)
         decision = self.router.route(self.site, tokens, term)
-        weights = tokens.new_zeros(len(tokens), len(self.pairs)).scatter_(1, decision.experts, decision.weights)
-        weights = weights * self.scaling  # (T, E)
+        chosen = decision.weights.to(tokens.dtype)
+        weights = tokens.new_zeros(len(tokens), len(self.pairs)).scatter_(1, decision.experts, chosen)
+        weights = weights * self.scaling.to(tokens.dtype)  # (T, E)
         flat = y.view(-1, y.shape[-1])
         for expert, (a, b) in enumerate(self.pairs):
             flat += weights[:, expert, None] * nn.functional.linear(nn.functional.linear(tokens, a), b)

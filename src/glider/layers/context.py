@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 
@@ -26,22 +25,33 @@ class Batch:
     trace: Trace | None = None
     bare: bool = False  # the base model alone
     _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _for_kernel: dict[torch.device, tuple[Tensor | None, Tensor | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    @cached_property
-    def host_term(self) -> Float[Tensor, "B E"] | None:
-        """alpha * global, for a kernel on the CPU."""
-        return None if self.condition is None else self.condition.term.detach().float().cpu().contiguous()
+    def for_kernel(self, device: torch.device) -> tuple[Float[Tensor, "B E"] | None, Int[Tensor, " T"] | None]:
+        """alpha * global and the token-to-query map as a kernel reads them; copied to its device once.
 
-    @cached_property
-    def host_queries(self) -> Int[Tensor, " T"] | None:
-        """The token-to-query map, for a kernel on the CPU."""
+        A map on the CPU is checked; one on a GPU cannot be without waiting for it, and the kernel makes NaN of a token
+        whose query does not exist.
+        """
+        if device not in self._for_kernel:
+            with torch.inference_mode(False), torch.no_grad():  # whoever comes next may be in another mode
+                self._for_kernel[device] = (self._term_for(device), self._queries_for(device))
+        return self._for_kernel[device]
+
+    def _term_for(self, device: torch.device) -> Float[Tensor, "B E"] | None:
+        return None if self.condition is None else self.condition.term.detach().float().to(device).contiguous()
+
+    def _queries_for(self, device: torch.device) -> Int[Tensor, " T"] | None:
         if self.token_to_query is None or self.condition is None:
             return None
-        queries, count = self.token_to_query.detach().long().cpu().contiguous(), len(self.condition.global_scores)
-        least, most = (int(queries.min()), int(queries.max())) if len(queries) else (0, 0)
-        if least < 0 or most >= count:
-            raise QueryError(f"a token-to-query map to {count} queries", f"one to {least} to {most}", _MEND)
-        return queries
+        queries, count = self.token_to_query.detach().long().contiguous(), len(self.condition.global_scores)
+        if queries.is_cpu and len(queries):
+            least, most = int(queries.min()), int(queries.max())
+            if least < 0 or most >= count:
+                raise QueryError(f"a token-to-query map to {count} queries", f"one to {least} to {most}", _MEND)
+        return queries.to(device)
 
     def term_on(self, device: torch.device) -> Float[Tensor, "B E"]:
         """alpha * global on a device, for batches that have it. What lies elsewhere is copied there once."""

@@ -11,11 +11,15 @@ from glider.layers.context import Batch, RoutingContext
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import gpu, native
 from glider.layers.kernels.choice import require_native, wanted_kernel
+from glider.layers.kernels.gpu_site import TritonSite
 from glider.layers.kernels.grouped import add_experts
 from glider.layers.kernels.native import NativeSite
 from glider.layers.kernels.reference import apply_experts
 from glider.routing.base import Decision, Router, Site
 from glider.routing.linear import LinearRouter, LinearTopK
+
+Bound = NativeSite | TritonSite
+"""A site as a kernel knows it that decides by itself where it can."""
 
 
 class RoutedLinear(nn.Module):
@@ -42,8 +46,8 @@ class RoutedLinear(nn.Module):
         self.kernel = wanted_kernel(kernel)
         if self.kernel == "native":
             require_native(bank.stack, site.name)
-        self._native: NativeSite | bool | None = None  # bound at the first call; False: it cannot run here
-        self._decider: NativeSite | None = None  # decides for a bank that has to be asked for the experts then
+        self._bound: Bound | bool | None = None  # at the first call; False: no kernel but PyTorch's can run here
+        self._decider: Bound | None = None  # decides for a bank that has to be asked for the experts then
 
     @property
     def weight(self) -> torch.Tensor:
@@ -61,12 +65,11 @@ class RoutedLinear(nn.Module):
         batch = self.context.batch
         if batch is not None and batch.bare:
             return y
-        bound = self._native
+        bound = self._bound
         if bound is None:
             bound = self._bind()
-        if bound is False or not _plain(x, y):
+        if isinstance(bound, bool) or not bound.serves(x, y):
             return self._routed(x, _own(y, base), None)
-        assert isinstance(bound, NativeSite)
         if type(base) is not nn.Linear or base._forward_hooks or not y.is_contiguous():
             y = _own(y, base)
         if not x.is_contiguous():
@@ -80,10 +83,10 @@ class RoutedLinear(nn.Module):
             return y
         rows = x.shape[0] if x.ndim > 2 else None
         batch.check(x.numel() // self.in_features, rows)
-        bound.route(y, x, batch.host_term, batch.host_queries)
+        bound.route(y, x, *batch.for_kernel(x.device))
         return y
 
-    def _routed(self, x: torch.Tensor, y: torch.Tensor, bound: NativeSite | None) -> torch.Tensor:
+    def _routed(self, x: torch.Tensor, y: torch.Tensor, bound: Bound | None) -> torch.Tensor:
         """Let the router decide, record it where that is asked, and add the experts to y."""
         tokens = x.reshape(-1, self.in_features)  # (T, D)
         site = self.site
@@ -104,12 +107,11 @@ class RoutedLinear(nn.Module):
         return y
 
     def _add(
-        self, y: torch.Tensor, tokens: torch.Tensor, decision: Decision, kernel: str, bound: NativeSite | None
+        self, y: torch.Tensor, tokens: torch.Tensor, decision: Decision, kernel: str, bound: Bound | None
     ) -> torch.Tensor:
         """y with the experts of a decision, by place in the bank's stack, added; in place where that can be."""
         stack = self.bank.stack
-        if kernel == "native":
-            assert bound is not None
+        if kernel in ("native", "triton") and bound is not None:
             bound.apply(y, tokens, decision)
             return y
         if kernel == "reference":
@@ -119,72 +121,69 @@ class RoutedLinear(nn.Module):
         add(change.view(-1, self.out_features), tokens, decision, stack)
         return y if change is y else y + change.to(y.dtype)
 
-    def _decide(self, decider: NativeSite, x: torch.Tensor, tokens: torch.Tensor, batch: Batch | None) -> Decision:
+    def _decide(self, decider: Bound, x: torch.Tensor, tokens: torch.Tensor, batch: Batch | None) -> Decision:
         """The native router's decision for plain tokens."""
         if batch is None or batch.condition is None:
             self._term(x, tokens)  # warns where there should be one
             return decider.decide(tokens, decider.kept)
         batch.check(len(tokens), x.shape[0] if x.ndim > 2 else None)
-        return decider.decide(tokens, decider.kept, batch.host_term, batch.host_queries)
+        return decider.decide(tokens, decider.kept, *batch.for_kernel(tokens.device))
 
-    def _choose(self, x: torch.Tensor, y: torch.Tensor, decision: Decision, bound: NativeSite | None) -> str:
+    def _choose(self, x: torch.Tensor, y: torch.Tensor, decision: Decision, bound: Bound | None) -> str:
         """The kernel of a call whose decision is made."""
-        if bound is not None and not (torch.is_grad_enabled() and decision.weights.requires_grad):
-            return "native"
-        if self.kernel == "native":
-            if self._native is False:
-                got = native.refusal(self.bank.stack) or "it cannot"
-            else:
-                got = "a call that needs gradients" if torch.is_grad_enabled() else f"tokens in {x.dtype} on {x.device}"
-            raise KernelError(f"a call that the native kernel can run at {self.site.name}", got, "Choose kernel torch.")
-        if self.kernel == "triton":  # by wish alone, until it has run on a GPU
-            learns = torch.is_grad_enabled() and any(
-                t.requires_grad for t in (x, y, decision.weights, self.bank.A, self.bank.B)
-            )
-            reason = "a call that needs gradients" if learns else gpu.refusal(x, self.bank.stack)
-            if reason is not None:
-                wanted = f"a call that the triton kernel can run at {self.site.name}"
-                raise KernelError(wanted, reason, "Choose kernel torch.")
-            return "triton"
+        learns = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (x, y, decision.weights, self.bank.A, self.bank.B)
+        )
+        if bound is not None and not learns:
+            return bound.name
+        if self.kernel in ("native", "triton"):
+            if self.kernel == "triton" and not learns and gpu.refusal(x, self.bank.stack) is None:
+                return "triton"  # for an output of another dtype
+            wanted = f"a call that the {self.kernel} kernel can run at {self.site.name}"
+            raise KernelError(wanted, self._refusal(x, learns), "Choose kernel torch.")
         if self.kernel == "reference" or x.device.type == "meta":
             return "reference"
         return "torch"
 
-    def _bind(self) -> NativeSite | bool:
-        """The site as the native kernel knows it; False where it cannot serve it."""
-        bound: NativeSite | bool = False
+    def _refusal(self, x: torch.Tensor, learns: bool) -> str:
+        """Why the kernel that was asked for cannot run a call."""
         stack = self.bank.stack
+        if self.kernel == "native" and self._bound is False:
+            return native.refusal(stack) or "it cannot"
+        if learns:
+            return "a call that needs gradients"
+        refused = gpu.refusal(x, stack) if self.kernel == "triton" else None
+        return refused or f"tokens in {x.dtype} on {x.device}"
+
+    def _bind(self) -> Bound | bool:
+        """The site as a kernel that decides by itself knows it; False where none can serve it."""
+        bound: Bound | bool = False
+        stack = self.bank.stack
+        if self.site.absent.device != stack.A.device:  # the model was moved after attaching
+            self.site = self.site.to(stack.A.device)
+        linear = self._linear()
         if self.kernel in (None, "native") and native.extension() is not None and native.refusal(stack) is None:
-            linear = self._linear()
             if self.bank.whole:
                 bound = NativeSite(stack, self.site, linear)
             else:
                 bound = NativeSite(stack, None, None)
                 self._decider = linear and NativeSite.deciding(self.in_features, self.site, linear)
-        self._native = bound
+        elif gpu.why_absent() is None and (self.kernel == "triton" or (self.kernel is None and stack.A.is_cuda)):
+            decides = (self.site, linear) if self.bank.whole else (None, None)
+            bound = TritonSite(stack, *decides, whole=self.bank.whole)
+        self._bound = bound
         return bound
 
     def _linear(self) -> LinearTopK | None:
         return self.router.linear(self.site) if isinstance(self.router, LinearRouter) else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "RoutedLinear":
-        self._native = self._decider = None  # tensors move
+        self._bound = self._decider = None  # tensors move
         return super()._apply(fn, recurse)
 
     def _term(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
         count = tokens.numel() // self.in_features
         return self.context.term(count, self.uses_global, x.shape[0] if x.ndim > 2 else None, tokens.device)
-
-
-def _plain(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Float32 on the CPU, and nothing to differentiate."""
-    return (
-        x.dtype is torch.float32
-        and y.dtype is torch.float32
-        and x.is_cpu
-        and y.is_cpu
-        and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
-    )
 
 
 def _own(y: torch.Tensor, base: nn.Module) -> torch.Tensor:

@@ -8,8 +8,10 @@ from triton.compiler import ASTSource
 
 from glider.layers.kernels import gpu_programs
 
-PROGRAMS = ("project_pair", "add_token", "project_block", "expand_block", "add_pairs")
+PROGRAMS = ("project_pair", "add_token", "project_block", "expand_block", "add_pairs", "weigh", "choose")
 TILES = {"PAIRS": 32, "WIDTHS": 64, "OUTS": 64, "WIDEN": False}
+TILES |= {"PARTS": 3, "EXPERTS": 64, "KEPT": 2}  # and 1 for the switches
+NUMBERS = {"divisor": "fp32"}
 ONES = {"x_column", "a_column", "b_row", "y_column"}  # strides that are 1: Triton makes constants of them
 
 
@@ -17,13 +19,14 @@ def compiled(program: str, target: GPUTarget, tokens: str, experts: str, ranks: 
     function = getattr(gpu_programs, program)
     types = dict.fromkeys(("a_at", "b_at"), experts) | dict.fromkeys(("x_at", "y_at"), tokens)
     types |= {"z_at": tokens if "block" in program else "fp32"}
-    types |= dict.fromkeys(("outputs_at", "weights_at", "scaling_at"), "fp32")
+    types |= dict.fromkeys(("outputs_at", "weights_at", "scaling_at", "products_at", "sums_at", "term_at"), "fp32")
+    types |= {"absent_at": "u8"}
     signature, constants = {}, {}
     for place, name in enumerate(function.arg_names):
         if name.isupper() or name in ONES:
             signature[name], constants[(place,)] = "constexpr", ({"RANKS": ranks} | TILES).get(name, 1)
         else:
-            signature[name] = f"*{types.get(name, 'i64')}" if name.endswith("_at") else "i32"
+            signature[name] = f"*{types.get(name, 'i64')}" if name.endswith("_at") else NUMBERS.get(name, "i32")
     made = triton.compile(ASTSource(function, signature, constants), target=target)
     return bool(made.asm.get("cubin") or made.asm.get("hsaco"))
 

@@ -1,9 +1,10 @@
 """The GPU kernel in Triton, `triton` by name: no count reaches the host, no atomic addition, the same bits every time.
 
-Few tokens: a program for each pair and for each token. More: pairs sorted by expert in blocks of one expert each, as in
-grouped products of LoRA (Punica, arXiv 2310.18547) and mixtures of experts; how many blocks there can be is known
-beforehand, whose they are is a table made on the device. Never yet run or measured on a GPU: its results are tested in
-Triton's interpreter, and that it compiles. Sizes of tiles and the number that is few are guesses until then.
+Few tokens: a program for each pair and for each token. More: the products with the factors of all experts, which the
+matrix units make faster than a smaller product could be prepared. Where these would be too many, pairs sorted by expert
+in blocks of one expert each, as in grouped products of LoRA (Punica, arXiv 2310.18547) and mixtures of experts; how
+many blocks there can be is known beforehand, whose they are is a table made on the device. Tiles were chosen on one
+H100 (`benchmarks/gpu_tiles.py`).
 
 Triton comes with PyTorch for CUDA on Linux; elsewhere there is none, and other kernels run.
 """
@@ -11,13 +12,14 @@ Triton comes with PyTorch for CUDA on Linux; elsewhere there is none, and other 
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 
 import torch
+from torch.torch_version import TorchVersion
 
 from glider.layers.bank import Bank
 from glider.routing.base import Decision
@@ -25,10 +27,13 @@ from glider.shapes import Float, Int, Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEW = 16  # tokens for which nothing is sorted
-_PAIRS, _WIDTHS, _OUTS, _RANKS = 32, 64, 64, 64  # tiles; ranks at most
+DENSE = 4096  # ranks of all experts together, up to which tokens are multiplied by all of them
+_PAIRS, _WIDTHS, _OUTS, _RANKS = 32, 128, 64, 64  # tiles; ranks at most
+_COLUMNS = 1024  # ranks of all experts that a program weighs
 _ROOM = 2**24  # outputs of pairs, in float32, that are held at a time
 _YES = ("1", "true", "on", "yes", "y")  # as Triton reads it
 _CAPABILITY = (8, 0)  # what Triton supports of NVIDIA's
+_WIDE_PRODUCTS = TorchVersion(torch.__version__) >= "2.8"  # of factors in 16 bits, in float32
 
 
 def why_absent() -> str | None:
@@ -49,7 +54,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in _YES
 
 
-def refusal(x: Float[Tensor, "T D"], bank: Bank) -> str | None:
+def refusal(x: Float[Tensor, "*N D"], bank: Bank) -> str | None:
     """Why the kernel cannot run a call for the tokens x, or None."""
     if absent := why_absent() if interpreted() else _why_absent():
         return absent
@@ -67,19 +72,26 @@ def refusal(x: Float[Tensor, "T D"], bank: Bank) -> str | None:
     return None
 
 
-def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank) -> None:
+def add_experts(
+    y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank, *, dense: bool = False
+) -> None:
     """y += sum over kept e of w_e * s_e * B_e A_e x, in place; sums in float32, rounded to the dtype of y.
 
-    With more than `FEW` tokens the factors and w s A x are rounded to the dtype of x, for the products. For calls that
-    `refusal` lets pass, without gradients. A decision must name experts that exist: to look would need the host.
+    With more than `FEW` tokens the factors and w s A x are rounded to the dtype of x, for the products. `dense` allows
+    products with all experts, which must be finite then. For calls that `refusal` lets pass, without gradients. A
+    decision must name experts that exist: to look would need the host.
     """
     tokens, kept = decision.experts.shape
     if not tokens:
         return
     experts, weights = decision.experts.contiguous(), decision.weights.contiguous()
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device(x):
         if tokens <= FEW:
             _by_pair(y, x, experts, weights, bank)
+            return
+        alike = x.dtype == y.dtype == bank.A.dtype == bank.B.dtype
+        if dense and alike and bank.A.shape[0] * bank.A.shape[1] <= DENSE:
+            _by_all(y, x, experts, weights, bank)
             return
         step = max(FEW, _ROOM // (kept * y.shape[1]))
         for start in range(0, tokens, step):
@@ -94,16 +106,16 @@ def _by_pair(
     weights: Float[Tensor, "T K"],
     bank: Bank,
 ) -> None:
-    programs, kept, (_, rank, width), out = _programs(), experts.shape[1], bank.A.shape, y.shape[1]
+    code, kept, (_, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks = _ranks(rank)
     z = torch.empty(experts.numel(), rank, dtype=torch.float32, device=x.device)
-    programs.project_pair[(experts.numel(), _parts(rank, ranks))](
+    code.project_pair[(experts.numel(), _parts(rank, ranks))](
         *(z, x, bank.A, experts, weights, bank.scaling),
         *(kept, rank, width, *x.stride(), *bank.A.stride()),
         RANKS=ranks,
         WIDTHS=_WIDTHS,
     )
-    programs.add_token[(y.shape[0], _parts(out, _OUTS))](
+    code.add_token[(y.shape[0], _parts(out, _OUTS))](
         *(y, z, bank.B, experts, weights, bank.scaling),
         *(kept, rank, out, *y.stride(), *bank.B.stride()),
         OUTS=_OUTS,
@@ -118,12 +130,12 @@ def _by_block(
     weights: Float[Tensor, "T K"],
     bank: Bank,
 ) -> None:
-    programs, kept, (count, rank, width), out = _programs(), experts.shape[1], bank.A.shape, y.shape[1]
+    code, kept, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
     table = (blocks.order, blocks.starts, blocks.firsts, blocks.owners)
     z = x.new_empty(experts.numel(), rank)
     outputs = torch.empty(experts.numel(), out, dtype=torch.float32, device=x.device)
-    programs.project_block[(len(blocks.owners), _parts(rank, ranks))](
+    code.project_block[(len(blocks.owners), _parts(rank, ranks))](
         *(z, x, bank.A, weights, bank.scaling, *table),
         *(count, kept, rank, width, *x.stride(), *bank.A.stride()),
         PAIRS=_PAIRS,
@@ -131,7 +143,7 @@ def _by_block(
         WIDTHS=_WIDTHS,
         WIDEN=interpreted(),
     )
-    programs.expand_block[(len(blocks.owners), _parts(out, _OUTS))](
+    code.expand_block[(len(blocks.owners), _parts(out, _OUTS))](
         *(outputs, z, bank.B, *table),
         *(count, rank, out, *bank.B.stride()),
         PAIRS=_PAIRS,
@@ -139,9 +151,42 @@ def _by_block(
         RANKS=ranks,
         WIDEN=interpreted(),
     )
-    programs.add_pairs[(y.shape[0], _parts(out, _OUTS))](
+    code.add_pairs[(y.shape[0], _parts(out, _OUTS))](
         *(y, outputs, experts, weights, bank.scaling), *(kept, out, *y.stride()), OUTS=_OUTS
     )
+
+
+def _by_all(
+    y: Float[Tensor, "T O"],
+    x: Float[Tensor, "T D"],
+    experts: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+    bank: Bank,
+) -> None:
+    ranks = bank.A.shape[0] * bank.A.shape[1]
+    z = x @ bank.A.reshape(ranks, -1).T  # (T, E R)
+    programs().weigh[(len(z), _parts(ranks, _COLUMNS))](
+        *(z, experts, weights, bank.scaling, experts.shape[1], bank.A.shape[1], ranks),
+        RANKS=min(_COLUMNS, power(ranks)),
+    )
+    y.addmm_(z, bank.B.mT.reshape(ranks, -1))
+
+
+def products(x: Float[Tensor, "T D"], rows: Float[Tensor, "P D"]) -> Float[Tensor, "T P"]:
+    """x . rows in float32, of exact factors."""
+    if x.is_cuda and x.dtype != torch.float32 and _WIDE_PRODUCTS:
+        return torch.mm(x, rows.T, out_dtype=torch.float32)
+    return x.float() @ rows.float().T
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Programs are launched on the device of x inside the block."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -170,7 +215,8 @@ class Blocks:
 
 
 @cache
-def _programs() -> ModuleType:
+def programs() -> ModuleType:
+    """The device code; imported when first needed, as it needs Triton."""
     from glider.layers.kernels import gpu_programs
 
     return gpu_programs

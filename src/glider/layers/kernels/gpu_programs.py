@@ -149,3 +149,87 @@ def add_pairs(
     y_tile = y_at + token * y_row + outs * y_column
     y = tl.load(y_tile, mask=outs < out, other=0.0)
     tl.store(y_tile, (y.to(tl.float32) + total).to(y.dtype), mask=outs < out)
+
+
+@triton.jit
+@no_type_check
+def weigh(
+    z_at, experts_at, weights_at, scaling_at,
+    kept, rank, ranks_of_all,
+    RANKS: tl.constexpr,
+):  # fmt: skip
+    """z[t, e R + r] *= w s where token t names expert e, else 0: z is x times the factors A of all experts."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
+    owners, total = columns // rank, tl.zeros((RANKS,), dtype=tl.float32)
+    for k in range(0, kept):
+        expert = tl.load(experts_at + token * kept + k)
+        weight = tl.load(weights_at + token * kept + k).to(tl.float32) * tl.load(scaling_at + expert).to(tl.float32)
+        total += tl.where(owners == expert, weight, 0.0)
+    place, inside = z_at + token * ranks_of_all + columns, columns < ranks_of_all
+    z = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, tl.where(total == 0, 0.0, z * total).to(z_at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def choose(
+    experts_at, weights_at, products_at, x_at, sums_at, absent_at, term_at, queries_at,
+    count, width, kept, queries, tokens_each, divisor,
+    PARTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTHS: tl.constexpr, KEPT: tl.constexpr,
+    STANDARDISE: tl.constexpr, ABSOLUTE: tl.constexpr, RENORMALISE: tl.constexpr,
+    TERM: tl.constexpr, MAPPED: tl.constexpr,
+):  # fmt: skip
+    """The experts and weights of one token, from its products with the gates (their parts are added up here).
+
+    std(x) . v = (x . v - mean(x) sum(v)) / sqrt(var(x) + 1e-5). Mean and variance are put together from those of
+    `WIDTHS` columns at a time (Chan et al., 1979), so that nothing cancels.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    experts = tl.arange(0, EXPERTS)
+    there = experts < count
+    scores = tl.zeros((EXPERTS,), dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        scores += tl.load(products_at + (token * PARTS + part) * count + experts, mask=there, other=0.0)
+    if STANDARDISE:
+        mean = 0.0
+        spread = 0.0
+        for start in range(0, width, WIDTHS):
+            columns = start + tl.arange(0, WIDTHS)
+            inside = columns < width
+            x = tl.load(x_at + token * width + columns, mask=inside, other=0.0).to(tl.float32)
+            size = tl.minimum(width - start, WIDTHS).to(tl.float32)
+            own = tl.sum(x) / size
+            away = tl.where(inside, x - own, 0.0)
+            step = own - mean
+            spread += tl.sum(away * away) + step * step * start * size / (start + size)
+            mean += step * size / (start + size)
+        sums = tl.load(sums_at + experts, mask=there, other=0.0)
+        scores = (scores - mean * sums) * (1.0 / tl.sqrt_rn(spread / width + 1e-5))
+    scores = scores / divisor
+    if ABSOLUTE:
+        scores = tl.abs(scores)
+    missing = tl.load(absent_at + experts, mask=there, other=1)
+    scores = tl.where(missing != 0, float("-inf"), scores)
+    if TERM:
+        query = token // tokens_each
+        if MAPPED:
+            query = tl.load(queries_at + token)
+        known = (query >= 0) & (query < queries)  # a map that leads elsewhere shows in every logit
+        scores += tl.load(term_at + query * count + experts, mask=there & known, other=float("nan"))
+        scores = tl.where(there, scores, float("-inf"))
+    chances = tl.exp(scores - tl.max(scores))
+    chances = tl.where(there, chances / tl.sum(chances), -1.0)
+    places = tl.arange(0, KEPT)
+    selected = tl.zeros((KEPT,), dtype=tl.int64)
+    weights = tl.zeros((KEPT,), dtype=tl.float32)
+    for k in range(0, kept):
+        best = tl.minimum(tl.argmax(chances, axis=0), count - 1)
+        chance = tl.sum(tl.where(experts == best, chances, 0.0))
+        selected = tl.where(places == k, best.to(tl.int64), selected)
+        weights = tl.where(places == k, chance, weights)
+        chances = tl.where(experts == best, -1.0, chances)
+    if RENORMALISE:
+        weights = weights / (tl.sum(weights) + 1e-6)
+    tl.store(experts_at + token * kept + places, selected, mask=places < kept)
+    tl.store(weights_at + token * kept + places, weights, mask=places < kept)

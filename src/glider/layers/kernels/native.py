@@ -56,6 +56,8 @@ class NativeSite:
     Everything it reads stays where it is: whoever moves the bank or the site makes a new one.
     """
 
+    name = "native"
+
     def __init__(self, bank: Bank, site: Site | None, linear: LinearTopK | None, shortlist: bool | None = None):
         assert refusal(bank) is None
         experts, rank, width = bank.A.shape
@@ -105,6 +107,16 @@ class NativeSite:
             and (experts >= SHORTLIST_FROM if shortlist is None else shortlist),
         )
         self._route, self._apply, self._decide = native.route, native.apply, native.decide
+
+    def serves(self, x: Tensor, y: Tensor) -> bool:
+        """Float32 on the CPU, and nothing to differentiate."""
+        return (
+            x.dtype is torch.float32
+            and y.dtype is torch.float32
+            and x.is_cpu
+            and y.is_cpu
+            and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
+        )
 
     def route(
         self,
