@@ -25,7 +25,13 @@ from glider.routing.glider import Glider
 from glider.routing.scores import standardise
 
 RANK = 16
-TILES = {"_PAIRS": (16, 32, 64), "_WIDTHS": (64, 128, 256), "_OUTS": (64, 128, 256)}
+TILES = {
+    "_PAIRS": (16, 32, 64),
+    "_WIDTHS": (64, 128),
+    "_OUTS": (64, 128),
+    "_PAIR_RANKS": (1, 2, 4),
+    "_PAIR_WIDTHS": (512, 1024, 2048),
+}
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def load(
     `base` is a hub id, a path or "smollm2-135m"; by default the model the pool was made for. `pool` is a directory, or
     "demo" for the embedded one. `router` is a registry name (with its `settings`) or a router. `dtype` stores the base,
     `expert_dtype` the experts; `kernel` (native, triton, torch, reference) computes them, by default the best that can
-    run each call, which is never triton yet. `describer` (a registry name such as "openai:MODEL", or a describer)
+    run each call. `describer` (a registry name such as "openai:MODEL", or a describer)
     writes the descriptions of queries that come without; a query that it fails goes on with the local term, unless
     `strict`. `expert_memory` (bytes, or "2GB"; default `$GLIDER_EXPERT_MEMORY`, else no limit) holds the experts used
     last in so much memory and reads the others from their files when a token asks; their LoRA pairs are verified then.

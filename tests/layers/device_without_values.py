@@ -52,8 +52,8 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def layer_of(router: Router, experts: int, fake: FakeTensorMode) -> RoutedLinear:
-    case = random_case(0, experts=experts, absent=1)
+def layer_of(router: Router, experts: int, fake: FakeTensorMode, rank: int = 3) -> RoutedLinear:
+    case = random_case(0, experts=experts, absent=1, rank=rank)
 
     def there(tensor: torch.Tensor | None) -> torch.Tensor:
         assert tensor is not None
@@ -80,11 +80,11 @@ def routed(router: Router, tokens: int, experts: int, mapped: bool) -> dict[str,
     return {"first": watches[0].copies, "then": watches[1].copies, "operations": sorted(watches[1].operations)}
 
 
-def refused(tokens: int) -> str:
+def refused(tokens: int, rank: int) -> str:
     """The error of a call that asks the host."""
     with FakeTensorMode() as fake, torch.no_grad():
         try:
-            layer_of(Phatgoose(), 5, fake)(torch.randn(1, tokens, 20, device=DEVICE))
+            layer_of(Phatgoose(), 5, fake, rank)(torch.randn(1, tokens, 20, device=DEVICE))
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return str(error)
     return ""
@@ -102,4 +102,12 @@ def blocks() -> dict[str, Any]:
 
 cases = [(1, 1, False), (1, 5, True), (16, 5, False), (16, 60, True)]
 routes = {name: [routed(router, *case) for case in cases] for name, router in ROUTERS.items()}
-print(json.dumps({"routes": routes, "blocks": blocks(), "refused": {n: refused(n) for n in (16, 17)}}))
+print(
+    json.dumps(
+        {
+            "routes": routes,
+            "blocks": blocks(),
+            "refused": {f"{n} x {r}": refused(n, r) for n in (16, 17) for r in (3, 900)},
+        }
+    )
+)

@@ -114,8 +114,7 @@ def attach(
 
     `expert_dtype` is the storage of the stacked experts (default: the model's own, or on the CPU bfloat16 where all
     files hold that); `prepared` is what the router made of this pool before, where that exists; `kernel` (native,
-    triton, torch, reference; default `$GLIDER_KERNEL`, else the best of native, torch and reference that can run each
-    call) computes the experts. With
+    triton, torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. With
     `expert_memory` (bytes) and experts that take more, each site holds those used last, and others are read from their
     files when a token asks for them. Raises `ConfigError` where not one expert fits into that, `PoolError` for a site
     the model does not have, or has with other widths, `RouterError` where the pool cannot serve the router, and

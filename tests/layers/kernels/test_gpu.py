@@ -171,7 +171,6 @@ def test_gates_in_parts_of_16_bits_are_as_exact_as_float32() -> None:
     assert len(bound._split(torch.float32)) == 9
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's
 def test_a_query_that_does_not_exist_shows_in_every_weight() -> None:
     case = random_case(8, tokens=4)
     site, linear = moved(case)

@@ -29,6 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEW = 16  # tokens for which nothing is sorted
 DENSE = 4096  # ranks of all experts together, up to which tokens are multiplied by all of them
 _PAIRS, _WIDTHS, _OUTS, _RANKS = 32, 128, 64, 64  # tiles; ranks at most
+_PAIR_RANKS, _PAIR_WIDTHS = 2, 1024  # of one pair alone: small tiles, for there are few programs
 _COLUMNS = 1024  # ranks of all experts that a program weighs
 _ROOM = 2**24  # outputs of pairs, in float32, that are held at a time
 _YES = ("1", "true", "on", "yes", "y")  # as Triton reads it
@@ -109,11 +110,11 @@ def _by_pair(
     code, kept, (_, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks = _ranks(rank)
     z = torch.empty(experts.numel(), rank, dtype=torch.float32, device=x.device)
-    code.project_pair[(experts.numel(), _parts(rank, ranks))](
+    code.project_pair[(experts.numel(), _parts(rank, _PAIR_RANKS))](
         *(z, x, bank.A, experts, weights, bank.scaling),
         *(kept, rank, width, *x.stride(), *bank.A.stride()),
-        RANKS=ranks,
-        WIDTHS=_WIDTHS,
+        RANKS=_PAIR_RANKS,
+        WIDTHS=min(_PAIR_WIDTHS, power(width)),
     )
     code.add_token[(y.shape[0], _parts(out, _OUTS))](
         *(y, z, bank.B, experts, weights, bank.scaling),

@@ -215,9 +215,8 @@ def choose(
         query = token // tokens_each
         if MAPPED:
             query = tl.load(queries_at + token)
-        known = (query >= 0) & (query < queries)  # a map that leads elsewhere shows in every logit
-        scores += tl.load(term_at + query * count + experts, mask=there & known, other=float("nan"))
-        scores = tl.where(there, scores, float("-inf"))
+        known = (query >= 0) & (query < queries)
+        scores += tl.load(term_at + query * count + experts, mask=there & known, other=0.0)
     chances = tl.exp(scores - tl.max(scores))
     chances = tl.where(there, chances / tl.sum(chances), -1.0)
     places = tl.arange(0, KEPT)
@@ -231,5 +230,7 @@ def choose(
         chances = tl.where(experts == best, -1.0, chances)
     if RENORMALISE:
         weights = weights / (tl.sum(weights) + 1e-6)
+    if TERM:
+        weights = tl.where(known, weights, float("nan"))  # a map that leads elsewhere shows in every logit
     tl.store(experts_at + token * kept + places, selected, mask=places < kept)
     tl.store(weights_at + token * kept + places, weights, mask=places < kept)

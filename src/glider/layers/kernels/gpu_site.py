@@ -14,7 +14,7 @@ from glider.routing.linear import LinearTopK
 from glider.shapes import Float, Int, Tensor
 
 MOST_EXPERTS = 4096  # whose scores one program holds
-_WIDTHS = 1024  # columns of a token that are looked at together
+_WIDTHS = 2048  # columns of a token that are looked at together
 _PARTS = 3  # numbers of 16 bits that add up to a float32
 
 
@@ -94,6 +94,7 @@ class TritonSite:
                 RENORMALISE=self._linear.renormalise,
                 TERM=term is not None,
                 MAPPED=query_of is not None,
+                num_warps=8,
             )
         return Decision(experts, weights)
 

@@ -9,6 +9,7 @@ from glider.shapes import Float, Int, Tensor
 
 _FEW = 64  # (token, expert) pairs that are computed one by one on the CPU, if they are no more than ...
 _PAIRS = 4  # ... so many for each expert: a product for an expert costs about five of a pair
+_DENSE = 4096  # ranks of all experts together, up to which a GPU multiplies tokens by all of them
 _GATHERED = 16  # tokens for which factors are gathered elsewhere: no count has to reach the host
 
 
@@ -27,10 +28,10 @@ def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Deci
             _by_pair(y, x, decision.experts, weights, bank)
         else:
             _by_expert(y, x, decision.experts, weights, bank, learns)
-    elif x.shape[0] <= _GATHERED and weights.numel() >= bank.A.shape[0]:
-        y.add_(apply_experts(x, decision, bank))  # all experts: fewer bytes than a copy for each pair
-    elif x.shape[0] <= _GATHERED:
+    elif x.shape[0] <= _GATHERED and weights.numel() < bank.A.shape[0]:
         _gathered(y, x, decision.experts, weights, bank)
+    elif x.shape[0] <= _GATHERED or bank.A.shape[0] * bank.A.shape[1] <= _DENSE:
+        y.add_(apply_experts(x, decision, bank))  # all experts: fewer bytes than a copy for each pair, fewer launches
     else:
         _by_expert(y, x, decision.experts, weights, bank, True)
 
