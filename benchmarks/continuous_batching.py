@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import ContinuousBatchingConfig
 
-from glider.base_model import load_base
-from glider.batching import generate_packed
-from glider.experts.disk import write_json
+from glider.files.disk import write_json
+from glider.inference.base_model import load_base
+from glider.inference.batching import generate_packed
 from glider.layers.attach import Attached, attach
 from glider.routing.base import Condition, Prepared
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from overhead import random_experts
 
 ROUTER = Glider(p=0.8)

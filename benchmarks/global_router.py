@@ -23,17 +23,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from glider.base_model import BaseModel, load_base
+from glider.calibration.threshold import best_threshold
 from glider.config import EMBEDDED_BASE
-from glider.contribute.examples import Row, read_rows
+from glider.data.rows import Row, read_rows
 from glider.experts.profile import HELD_BACK, ROWS, Profile
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.prompt_states import prompt_states
+from glider.inference.queries import embed_texts
 from glider.instructions.cache import cache
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams
-from glider.instructions.queries import embed_texts
-from glider.prompt_states import prompt_states
 from glider.routing.base import Asked, GlobalScores
-from glider.routing.calibrate import best_threshold
 from glider.routing.signals.ensemble import Mixture
 from glider.routing.signals.examples import Likelihoods
 from glider.routing.signals.hidden import States

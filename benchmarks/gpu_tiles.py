@@ -21,7 +21,7 @@ from glider.layers.bank import Bank
 from glider.layers.kernels import gpu
 from glider.layers.kernels.grouped import add_experts
 from glider.routing.base import Decision, Site
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 
 RANK = 16

@@ -24,10 +24,10 @@ import torch
 
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
-from glider.experts.disk import sha256, write_json
 from glider.experts.expert import EXPERT_FILES, write_expert
 from glider.experts.pool import POOL_FILE, ExpertRecord, FileRecord, Pool, PoolIndex
 from glider.experts.prompt_format import PromptFormat
+from glider.files.disk import sha256, write_json
 
 LAYERS, WIDTH, KEY_WIDTH, INNER = 30, 576, 192, 1536
 EMBEDDER = EmbedderIdentity(embedder="all-MiniLM-L6-v2", dimension=384, probe=(0.0,) * 8)

@@ -28,17 +28,17 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from glider.base_model import load_base
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
-from glider.experts.disk import write_json
 from glider.experts.expert import EXPERT_FILES, write_expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import POOL_FILE, ExpertRecord, Pool, PoolIndex
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GLIDER_WEIGHTS_FILE
-from glider.loading import over, wanted_memory
+from glider.files.disk import write_json
+from glider.inference.base_model import load_base
+from glider.inference.loading import over, wanted_memory
 from glider.routing.base import Condition
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from large_pool import record, resident_megabytes
 from overhead import clocked, filler, random_ids, stepper
 

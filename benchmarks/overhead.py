@@ -32,16 +32,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from glider.base_model import load_base
-from glider.experts.disk import write_json
 from glider.experts.sites import ExpertSite
+from glider.files.disk import write_json
+from glider.inference.base_model import load_base
 from glider.layers.attach import attach
 from glider.layers.bank import Bank
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import native
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Condition, Prepared, Site
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 
 CASES = {

@@ -15,11 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from glider.contribute.examples import Row, read_rows
+from glider.data.rows import Row, read_rows
 from glider.evaluation.scoring import score_rows
-from glider.experts.disk import write_json
-from glider.loading import load, open_pool
-from glider.model import RoutedModel
+from glider.files.disk import write_json
+from glider.inference.loading import load, open_pool
+from glider.inference.model import RoutedModel
 
 
 def main() -> None:

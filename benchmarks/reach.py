@@ -24,7 +24,7 @@ from rich.table import Table
 
 import glider
 from glider.config import EMBEDDED_BASE
-from glider.contribute.examples import read_rows
+from glider.data.rows import read_rows
 from glider.demo.pool import DEMO_POOL
 from glider.demo.prompts import PROMPTS
 from glider.experts.profile import ROWS, Profile

@@ -32,13 +32,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from glider.experts.disk import write_json
+from glider.files.disk import write_json
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels.native import SHORTLIST_FROM
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Condition, Site
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 from overhead import COSINES, clocked
 from scaling_plot import draw

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from glider.experts.disk import save_tensors, write_json
 from glider.experts.expert import EXPERT_FILES
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import POOL_FILE, ExpertRecord, Pool, PoolIndex
-from glider.routing.arrow import Arrow
-from glider.routing.spectr import Spectr
+from glider.files.disk import save_tensors, write_json
+from glider.routing.methods.arrow import Arrow
+from glider.routing.methods.spectr import Spectr
 from glider.routing.spectral import bases, spectra_file, spectra_of
 from large_pool import BASE, EMBEDDER, link_expert, record, sites, write_template
 

@@ -30,11 +30,11 @@ from rich.table import Table
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from glider.experts.disk import write_json
+from glider.files.disk import write_json
 from glider.layers.attach import Attached, attach
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Condition
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from overhead import COSINES, clocked, random_experts, random_ids
 
 ALPHA, VOCABULARY = 3.0, 4096

@@ -13,10 +13,10 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from glider.contribute.examples import Row, read_rows
+from glider.data.rows import Row, read_rows
 from glider.errors import DataError
 from glider.evaluation.lm_eval_tasks import task_name
-from glider.experts.disk import write_json
+from glider.files.disk import write_json
 
 MOST_LABELS = 16  # a task with more of them has answers, not labels
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from glider.base_model import BaseModel, load_base
-from glider.contribute.examples import Batches, EncodedRow, Row, encode_rows, read_rows, split_rows
+from glider.contribute.examples import Batches, EncodedRow, encode_rows
 from glider.contribute.loop import Loop
 from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.settings import Schedule
-from glider.experts.disk import write_json
+from glider.data.rows import Row, read_rows, split_rows
 from glider.experts.prompt_format import PromptFormat
+from glider.files.disk import write_json
+from glider.inference.base_model import BaseModel, load_base
 
 RATE, ALPHA, SEED, MAX_TOKENS = 5e-3, 1.0, 0, 160
 

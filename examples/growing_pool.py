@@ -15,7 +15,7 @@ from pathlib import Path
 import glider
 from glider.demo.pool import DEMO_POOL
 from glider.demo.prompts import PROMPTS
-from glider.experts.disk import sha256
+from glider.files.disk import sha256
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from glider.base_model import BaseModel, load_base
 from glider.experts.card import EmbedderIdentity, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.pool import Pool
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import BaseModel, load_base
 from glider.instructions.inputs import ngrams
 
 SHARED = Path(__file__).parents[2] / "shared"

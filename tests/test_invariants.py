@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from torch import nn
 
-from glider.base_model import BaseModel, load_base
 from glider.experts.pool import Pool
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.loading import load
+from glider.inference.model import RoutedModel
 from glider.layers.attach import attach
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.routed_linear import RoutedLinear
-from glider.loading import load
-from glider.model import RoutedModel
 from glider.routing.base import Asked, Condition, Decision, Prepared, Router, Site, absent_at, routers
-from glider.routing.glider import Glider
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.glider import Glider
+from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.scores import standardise
 from glider.routing.select import Select, TopK, TopP
 

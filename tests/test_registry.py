@@ -9,7 +9,7 @@ import pytest
 from glider.errors import RouterError
 from glider.registry import Registry
 from glider.routing.base import Router, routers
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 
 OUTSIDE = '''
 """A router of another package."""

@@ -17,9 +17,9 @@ from rich.progress import Progress
 from glider.config import EMBEDDED_BASE
 from glider.contribute.adopt import make_gates
 from glider.contribute.settings import TrainConfig
-from glider.experts.disk import new_directory
 from glider.experts.expert import Expert
 from glider.experts.pool import POOL_FILE, Pool
+from glider.files.disk import new_directory
 
 
 def main() -> None:

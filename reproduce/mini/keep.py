@@ -12,7 +12,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from glider.experts.disk import write_file
+from glider.files.disk import write_file
 
 ROW = ("id", "place", "score", "expert", "alpha")
 

@@ -27,13 +27,13 @@ import torch
 from rich.progress import track
 from torch.nn.functional import normalize
 
+from glider.calibration.threshold import calibrate
 from glider.contribute.adopt import describe
 from glider.demo.pool import DEMO_POOL
-from glider.experts.disk import write_json
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
+from glider.files.disk import write_json
 from glider.instructions.embedders import load_for
-from glider.routing.calibrate import calibrate
 
 HERE = Path(__file__).parent
 SIGNALS = ("examples", "ensemble", "instruction")

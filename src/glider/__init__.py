@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "glider.loading",
-    "RoutedModel": "glider.model",
-    "Query": "glider.model",
-    "Answer": "glider.model",
+    "load": "glider.inference.loading",
+    "RoutedModel": "glider.inference.model",
+    "Query": "glider.inference.model",
+    "Answer": "glider.inference.model",
     "Pool": "glider.experts.pool",
     "Expert": "glider.experts.expert",
     "ExpertCard": "glider.experts.card",
@@ -20,8 +20,8 @@ _HOMES = {
     "routers": "glider.routing.base",
     "TopK": "glider.routing.select",
     "TopP": "glider.routing.select",
-    "Glider": "glider.routing.glider",
-    "Phatgoose": "glider.routing.phatgoose",
+    "Glider": "glider.routing.methods.glider",
+    "Phatgoose": "glider.routing.methods.phatgoose",
     "GliderError": "glider.errors",
     "TrainConfig": "glider.contribute.settings",
     "train_expert": "glider.contribute.protocol",
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from glider.experts.expert import Expert as Expert
     from glider.experts.pool import Pool as Pool
     from glider.experts.prompt_format import PromptFormat as PromptFormat
+    from glider.inference.loading import load as load
+    from glider.inference.model import Answer as Answer
+    from glider.inference.model import Query as Query
+    from glider.inference.model import RoutedModel as RoutedModel
     from glider.layers.attach import attach as attach
     from glider.layers.trace import Trace as Trace
-    from glider.loading import load as load
-    from glider.model import Answer as Answer
-    from glider.model import Query as Query
-    from glider.model import RoutedModel as RoutedModel
     from glider.routing.base import router as router
     from glider.routing.base import routers as routers
-    from glider.routing.glider import Glider as Glider
-    from glider.routing.phatgoose import Phatgoose as Phatgoose
+    from glider.routing.methods.glider import Glider as Glider
+    from glider.routing.methods.phatgoose import Phatgoose as Phatgoose
     from glider.routing.select import TopK as TopK
     from glider.routing.select import TopP as TopP
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
@@ -30,12 +31,12 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """Implementations of one kind by name.
 
-    `modules` are imported on first use (each registers what it defines); then the entry point group `group`, so that
-    an installed package can add its own.
+    The modules of the packages `homes` are imported on first use (each registers what it defines, and a new file is all
+    that a new implementation takes); then the entry point group `group`, so that an installed package can add its own.
     """
 
-    def __init__(self, kind: str, group: str, modules: tuple[str, ...], error: type[GliderError]):
-        self.kind, self.group, self.modules, self.error = kind, group, modules, error
+    def __init__(self, kind: str, group: str, homes: tuple[str, ...], error: type[GliderError]):
+        self.kind, self.group, self.homes, self.error = kind, group, homes, error
         self._entries: dict[str, Entry[T]] = {}
         self._loaded = False
 
@@ -88,8 +89,9 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         if not self._loaded:
-            for module in self.modules:
-                import_module(module)
+            for home in self.homes:
+                for module in iter_modules(getattr(import_module(home), "__path__", ())):
+                    import_module(f"{home}.{module.name}")
             for point in entry_points(group=self.group):
                 try:
                     point.load()

@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from glider.base_model import BaseModel, load_base
 from glider.contribute.adopt import describe, import_adapter, make_gates
 from glider.contribute.lora import lora_config
 from glider.contribute.settings import TrainConfig
@@ -21,6 +20,7 @@ from glider.errors import BaseModelError, DataError, EmbedderError, ExpertError,
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import BaseModel, load_base
 from glider.layers.attach import attach
 from glider.routing.base import routers
 

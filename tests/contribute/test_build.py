@@ -19,7 +19,6 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from glider.base_model import load_base
 from glider.cli.main import main
 from glider.contribute.build import (
     Executor,
@@ -36,6 +35,7 @@ from glider.contribute.build import (
 from glider.errors import ConfigError
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Pool
+from glider.inference.base_model import load_base
 
 TENSORS = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
 QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 4, "learning_rate": 0.02}

@@ -10,10 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glider.base_model import BaseModel, load_base
-from glider.contribute.examples import Batches, EncodedRow, Row, collate, encode_rows, read_rows, split_rows
+from glider.contribute.examples import Batches, EncodedRow, collate, encode_rows
+from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import DataError
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import BaseModel, load_base
 
 PAD = 0
 Ids = st.lists(st.integers(1, 250), min_size=1, max_size=12)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from glider.base_model import load_base
 from glider.contribute.gates import gated
 from glider.contribute.lora import add_lora
+from glider.inference.base_model import load_base
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from glider.base_model import load_base
 from glider.contribute import loop as loop_module
 from glider.contribute.examples import Batches, EncodedRow, collate
 from glider.contribute.loop import Loop, Progress
 from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.settings import Schedule
+from glider.inference.base_model import load_base
 
 X, Y = 100, 150
 

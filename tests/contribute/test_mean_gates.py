@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from glider.base_model import BaseModel, load_base
 from glider.contribute.examples import EncodedRow, collate
 from glider.contribute.mean_gates import mean_gates
 from glider.errors import DataError
 from glider.experts.expert import write_expert
 from glider.experts.pool import Pool
-from glider.routing.phatgoose import Phatgoose
+from glider.inference.base_model import BaseModel, load_base
+from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.scores import standardise
 
 ROWS = [EncodedRow([40, 71, 99, 5], [200, 1]), EncodedRow([8], [150, 31, 62, 1]), EncodedRow([9, 9, 30, 7, 5, 6], [1])]

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from glider.base_model import load_base
 from glider.contribute import loop as loop_module
 from glider.contribute.loop import Progress
 from glider.contribute.protocol import train_expert, versions
@@ -25,6 +24,7 @@ from glider.errors import DataError, EmbedderError, ExpertError, GliderError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
+from glider.inference.base_model import load_base
 
 DEFINITION = "Answer with the letter x."
 TRAINED_FILES = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")

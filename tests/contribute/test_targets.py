@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.base_model import load_base
 from glider.contribute import targets
 from glider.contribute.examples import EncodedRow
 from glider.contribute.lora import add_lora, lora_parameters
+from glider.inference.base_model import load_base
 
 PREFIX = list(range(20, 40))
 ROWS = [

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import glider
-from glider.base_model import load_base
 from glider.demo.base import converted_base
 from glider.demo.pool import DEMO_POOL
 from glider.demo.prompts import PROMPTS
 from glider.experts.pool import Pool
+from glider.inference.base_model import load_base
 
 MOST_BYTES = 3_000_000
 

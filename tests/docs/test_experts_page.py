@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from glider.base_model import load_base
 from glider.cli.main import main
+from glider.inference.base_model import load_base
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
 BUDGET = ["--steps", "2", "--gate-steps", "1", "--rank", "2", "--max-tokens", "80"]

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from glider.base_model import load_base
 from glider.cli.main import main
-from glider.contribute.examples import Row
 from glider.contribute.lorahub import search_lorahub
+from glider.data.rows import Row
 from glider.errors import DataError, GliderError, MissingDependency, RouterError
 from glider.evaluation import metrics
 from glider.evaluation.compare import compare
 from glider.evaluation.scoring import score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
-from glider.loading import load, over
-from glider.routing.merging import Merge
+from glider.inference.base_model import load_base
+from glider.inference.loading import load, over
+from glider.routing.methods.merge import Merge
 
 CHOICE_ROWS = [Row(input=f"is {i} even?", output=("yes", "no")[i % 2], choices=("yes", "no")) for i in range(12)]
 TEXT_ROWS = [Row(input=f"say {i}", output=f"it is {i}") for i in range(5)]

@@ -21,8 +21,8 @@ from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
 from glider.evaluation.metrics import score_text
 from glider.evaluation.run_plan import pool_hash
-from glider.loading import load
-from glider.model import Query
+from glider.inference.loading import load
+from glider.inference.model import Query
 
 CONTEXTS = ["Is it so? Answer:", "A much longer question about something else. Answer: ", "Why"]
 CHOICES = [" yes", " no, it is not", " 7"]

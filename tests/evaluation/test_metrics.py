@@ -2,7 +2,7 @@
 
 import pytest
 
-from glider.contribute.examples import Row
+from glider.data.rows import Row
 from glider.evaluation.metrics import corpus_bleu, guessing, score_text
 
 

@@ -15,8 +15,8 @@ from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.loading import load
-from glider.model import Query
+from glider.inference.loading import load
+from glider.inference.model import Query
 from glider.routing.select import TopK
 
 EVEN = [
@@ -189,7 +189,7 @@ def test_an_embedding_that_fails_is_a_fault_and_no_number(make_run, monkeypatch:
     def broken(*_: Any) -> Any:
         raise EndpointError("vectors", "a connection refused", "Start the endpoint.")
 
-    monkeypatch.setattr("glider.instructions.queries.load_for", broken)
+    monkeypatch.setattr("glider.inference.queries.load_for", broken)
     run = make_run(["glider", "phatgoose"])
     assert statuses(run) == ["failed"] * 3 + ["done"] * 3
     assert "connection refused" in told(run, "glider", "near", "even")["fault"]["message"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 
-from glider.base_model import load_base
 from glider.errors import BaseModelError
 from glider.experts.base_identity import BaseIdentity, identify, require_same_base
+from glider.inference.base_model import load_base
 
 
 def llama(directory: Path, seed: int = 0, **changes: int) -> BaseIdentity:

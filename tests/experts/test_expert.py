@@ -13,13 +13,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-from glider.base_model import BaseModel, load_base
 from glider.errors import ExpertError, GliderError
 from glider.experts.card import EmbedderIdentity, ExpertCard
-from glider.experts.disk import sha256
 from glider.experts.expert import EXPERT_FILES, Expert, write_expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
+from glider.files.disk import sha256
+from glider.inference.base_model import BaseModel, load_base
 from glider.layers.attach import attach
 from glider.routing.base import routers
 
@@ -200,7 +200,7 @@ def test_damaged_json_is_refused(directory: Path, file: str, damage: bytes):
 
 
 def test_changed_bytes_of_the_same_size_fail_their_hash(directory: Path):
-    from glider.experts.disk import sha256
+    from glider.files.disk import sha256
 
     hashes = {file: sha256(directory / file) for file in EXPERT_FILES}
     Expert.open(directory).verify(hashes)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.base_model import BaseModel, load_base
 from glider.cli.main import main
 from glider.errors import GliderError, PoolError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Calibration, Pool
+from glider.inference.base_model import BaseModel, load_base
 from glider.layers.attach import attach
 from glider.routing.base import Router, routers
 

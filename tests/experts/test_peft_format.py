@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from glider.base_model import load_base
 from glider.errors import ExpertError
 from glider.experts.peft_format import LoraLayout, parse_key, read_layout
+from glider.inference.base_model import load_base
 
 PATTERNS: list[tuple[dict[str, int], dict[str, float]]] = [
     ({}, {}),

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from glider.base_model import BaseModel, load_base
 from glider.errors import ExpertError, GliderError, PoolError, RouterError
 from glider.experts.base_identity import identify
 from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Calibration, Pool
+from glider.inference.base_model import BaseModel, load_base
 
 Q = "model.layers.0.self_attn.q_proj"
 

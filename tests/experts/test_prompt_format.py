@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from glider.base_model import BaseModel, load_base
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import BaseModel, load_base
 
 
 @pytest.fixture(scope="module")

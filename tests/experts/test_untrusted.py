@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from glider.base_model import BaseModel, load_base
 from glider.errors import ExpertError, GliderError, PoolError
 from glider.experts.card import EmbedderIdentity, ExpertCard
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.headers import LARGEST_HEADER, read_header
 from glider.experts.peft_format import read_layout
 from glider.experts.pool import Pool
+from glider.files.headers import LARGEST_HEADER, read_header
+from glider.inference.base_model import BaseModel, load_base
 
 Q = "model.layers.0.self_attn.q_proj"
 TENSOR_FILES = ("adapter_model.safetensors", "glider.safetensors")

@@ -20,7 +20,7 @@ from glider.layers.kernels.native import why_absent
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
 from glider.routing.base import Condition, Prepared, Site
-from glider.routing.glider import Glider
+from glider.routing.methods.glider import Glider
 from glider.routing.scores import cosine, standardise
 from glider.routing.select import TopK, TopP
 

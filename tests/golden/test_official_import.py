@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import glider
 from glider.cli.import_official import import_official
-from glider.experts.official_format import read_embeddings
+from glider.contribute.published_format import read_embeddings
 from glider.routing.base import Asked
 
 CASES = [

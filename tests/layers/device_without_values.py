@@ -17,10 +17,10 @@ from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels.gpu import Blocks
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.arrow import Arrow
 from glider.routing.base import Condition, Router, Site
-from glider.routing.glider import Glider
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.arrow import Arrow
+from glider.routing.methods.glider import Glider
+from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
 
 ROUTERS = {

@@ -9,15 +9,15 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 
-from glider.base_model import load_base
 from glider.errors import PoolError, RouterError
 from glider.experts.card import ExpertCard
 from glider.experts.expert import write_expert
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import load_base
+from glider.inference.loading import load
 from glider.layers.attach import attach
 from glider.layers.routed_linear import RoutedLinear
-from glider.loading import load
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.base_model import load_base
 from glider.errors import QueryError
+from glider.inference.base_model import load_base
 from glider.layers.attach import Attached, attach
 from glider.layers.context import Batch, RoutingContext
 from glider.routing.base import Condition
-from glider.routing.glider import Glider
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.glider import Glider
+from glider.routing.methods.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5], [8, 8, 150, 31]])
 STRONG = Condition(torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]]), torch.tensor([103.0, 3.0]))

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from glider.base_model import BaseModel, load_base
 from glider.errors import ConfigError, ExpertError
 from glider.experts.pool import Pool
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.loading import load, wanted_memory
 from glider.layers.attach import Attached, attach
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels.native import extension
-from glider.loading import load, wanted_memory
 from glider.routing.base import Decision
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.phatgoose import Phatgoose
 
 IDS = torch.randint(3, 250, (2, 19), generator=torch.Generator().manual_seed(0))
 RANKS = (2, 4, 3, 4, 1, 4)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
+from glider.inference.loading import load
+from glider.inference.model import RoutedModel
 from glider.layers.trace import Trace
-from glider.loading import load
-from glider.model import RoutedModel
 from glider.routing.base import Decision
 
 LONG, SHORT = "A rather long question about the weather", "hi"

@@ -8,14 +8,14 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from glider.calibration.threshold import calibrate, held_back
 from glider.cli.main import main
 from glider.errors import ConfigError, MissingDependency, RouterError
 from glider.experts.pool import Pool
-from glider.instructions.queries import Query, ask
+from glider.inference.queries import Query, ask
 from glider.report.global_scores import PROFILES, PoolScores, Spread, TaskScores, pool_scores, task_files
 from glider.report.scores_figure import draw_scores
 from glider.report.style import DARK
-from glider.routing.calibrate import calibrate, held_back
 from glider.routing.signals.base import signals
 
 

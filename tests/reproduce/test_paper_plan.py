@@ -13,8 +13,8 @@ from fullrun import plan as plan_module
 from fullrun.dry_run import plan_json
 from fullrun.estimate import T5_XL, Assumptions, download_gb, hours_of, memory_gb, rows_of, tokens_of, tokens_of_row
 from fullrun.plan import P3Source, Plan, config_names, read_plan
+from glider.contribute.published_format import T0_TASKS
 from glider.errors import ConfigError
-from glider.experts.official_format import T0_TASKS
 from glider.routing.specification import router_from
 from run import WORK, parser, place_of
 

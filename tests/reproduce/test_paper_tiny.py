@@ -12,8 +12,8 @@ from fullrun.plan import Plan, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
 from fullrun.tiny import made_up, tiny_plan
 from fullrun.workspace import Workspace
+from glider.contribute.published_format import NOMIC
 from glider.errors import DataError, EmbedderError, PoolError
-from glider.experts.official_format import NOMIC
 from glider.experts.pool import Pool
 from glider.instructions.embedders import load_for
 from run import main

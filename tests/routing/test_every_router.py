@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glider.base_model import load_base
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.loading import load
+from glider.inference.base_model import load_base
+from glider.inference.loading import load
 from glider.routing.base import Asked, Decision, Router, Site, routers
+from glider.routing.methods.spectr import SpectralSite
 from glider.routing.specification import parsed, router_from
-from glider.routing.spectr import SpectralSite
 
 STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "merge(method=ties)", "merge(method=dare)"]
 STATIC += ["lorahub"]
@@ -147,7 +147,7 @@ def require_contract(decision: Decision, experts: int) -> None:
 def test_more_experts_than_the_pool_has_are_refused_before_the_model_is_loaded(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr("glider.loading.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("glider.inference.loading.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     router: Any = router_from(text, {"top_k": 4})
     with pytest.raises(RouterError, match="k of at most 3, the pool's experts; got 4"):
         load("nobody/no-such-model", pool.path, router=router)

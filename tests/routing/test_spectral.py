@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from glider.cli.main import main
 from glider.errors import ExpertError
-from glider.experts.disk import sha256
 from glider.experts.pool import Pool
+from glider.files.disk import sha256
 from glider.routing import spectra_files, spectral
 from glider.routing.spectra_files import clear_spectra, kept_files, spectra_file
 from glider.routing.spectral import bases, factorise, spectra_of

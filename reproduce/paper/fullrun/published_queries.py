@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from glider.contribute.published_format import NOMIC, read_embeddings
 from glider.errors import EmbedderError
-from glider.experts.disk import sha256
-from glider.experts.official_format import NOMIC, read_embeddings
+from glider.files.disk import sha256
 from glider.instructions.embedders import Embedder, embedder
 from glider.shapes import Float, Tensor
 

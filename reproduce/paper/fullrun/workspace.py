@@ -12,14 +12,14 @@ from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.published_queries import read_queries
 from fullrun.published_scores import published_score
 from fullrun.sources import FEWSHOT_SPLIT, Fetch, from_hub, task_rows
-from glider.base_model import load_base
+from glider.contribute.published_format import open_checkpoint, read_embeddings
+from glider.contribute.published_import import OfficialBase, import_checkpoint
 from glider.errors import DataError, MissingDependency, PoolError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Outcome, Run
-from glider.experts.disk import new_directory, write_file, write_json
-from glider.experts.official_format import open_checkpoint, read_embeddings
-from glider.experts.official_import import OfficialBase, import_checkpoint
 from glider.experts.pool import Pool
+from glider.files.disk import new_directory, write_file, write_json
+from glider.inference.base_model import load_base
 
 OWNER = "MoE-UNC"  # of the published downloads on the hub
 Say = Callable[[str], None]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
     from glider.instructions.describers import Describer
-    from glider.model import RoutedModel
 
 PoolOption = Annotated[str, typer.Option("--pool", help="Directory of the pool, or demo for the embedded one.")]
 BaseOption = Annotated[
@@ -74,7 +74,7 @@ def load_model(
     if top_k is not None and top_p is not None:
         raise ConfigError("--top-k or --top-p", "both", "Give one of them.")
     quiet_libraries()
-    from glider.loading import load
+    from glider.inference.loading import load
     from glider.routing.base import routers
     from glider.routing.specification import parsed, router_from
 

@@ -19,7 +19,7 @@ from glider.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from glider.contribute.examples import Row
+    from glider.data.rows import Row
     from glider.evaluation.compare import Entry
 
 
@@ -55,7 +55,7 @@ def compare(
     Rows with choices are scored by length-normalised rank classification, rows without by ROUGE-L and exact match.
     """
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.examples import read_rows
+    from glider.data.rows import read_rows
     from glider.errors import ConfigError
     from glider.evaluation.compare import compare as run
     from glider.routing.specification import listed

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from glider.demo.prompts import DemoPrompt
-    from glider.model import Answer, RoutedModel
+    from glider.inference.model import Answer, RoutedModel
 
 _BAR_WIDTH = 24
 _SHOWN_EXPERTS = 3
@@ -28,7 +28,7 @@ def demo(
 
     quiet_libraries()
     from glider.demo.prompts import PROMPTS
-    from glider.loading import load
+    from glider.inference.loading import load
     from glider.report.heatmap import draw_heatmap
 
     console = Console(highlight=False, soft_wrap=True)

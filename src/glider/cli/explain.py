@@ -27,8 +27,8 @@ from glider.cli.arguments import (
 from glider.errors import QueryError, RouterError
 
 if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
     from glider.layers.trace import Trace
-    from glider.model import RoutedModel
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -62,7 +62,7 @@ def explain(
         *(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory),
         described=bool(description or describer),
     )
-    from glider.model import Query
+    from glider.inference.model import Query
 
     if not model.experts:
         raise RouterError("a router that uses experts", router, "Explain glider, phatgoose or another method.")
@@ -89,7 +89,7 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 
 
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
-    from glider.instructions.queries import DescribedCondition
+    from glider.inference.queries import DescribedCondition
 
     if trace.condition is None:
         return {"global_scores": {}, "alpha": None}

@@ -63,7 +63,7 @@ def generate(
     )
     import torch
 
-    from glider.model import Query
+    from glider.inference.model import Query
 
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}

@@ -20,15 +20,15 @@ def push_expert(
     revision: Branch = None,
 ) -> None:
     """Publish an expert, with a model card, on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
-    from glider.experts import hub
     from glider.experts.expert import Expert
+    from glider.sharing import hub
 
     print(hub.push_expert(Expert.open(path), repo, private=private, revision=revision))
 
 
 def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
     """Get an expert from the hub; it is verified before it appears."""
-    from glider.experts import hub
+    from glider.sharing import hub
 
     expert = hub.pull_expert(repo, out, revision=revision)
     print(f"{out}: {expert.name}, {len(expert.sites)} sites, for {expert.card.base.model_id}")
@@ -41,15 +41,15 @@ def push_pool(
     revision: Branch = None,
 ) -> None:
     """Publish a pool, its experts and its signature on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
-    from glider.experts import hub
     from glider.experts.pool import Pool
+    from glider.sharing import hub
 
     print(hub.push_pool(Pool.open(path), repo, private=private, revision=revision))
 
 
 def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: PublicKey = None) -> None:
     """Get a pool from the hub; it is verified before it appears, its signature too if a key is given."""
-    from glider.experts import hub
+    from glider.sharing import hub
 
     pool = hub.pull_pool(repo, out, revision=revision, public_key_file=key)
     print(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")

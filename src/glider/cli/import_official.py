@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from glider.experts.official_import import OfficialBase
+    from glider.contribute.published_import import OfficialBase
 
 
 class GateKind(str, Enum):
@@ -64,9 +64,9 @@ def import_official(
     import torch
 
     from glider.cli.terminal import quiet_libraries
+    from glider.contribute.published_format import open_checkpoint, read_embeddings
+    from glider.contribute.published_import import import_checkpoint
     from glider.errors import PoolError
-    from glider.experts.official_format import open_checkpoint, read_embeddings
-    from glider.experts.official_import import import_checkpoint
 
     quiet_libraries()
     if pool.exists():  # before the base model is loaded
@@ -116,8 +116,8 @@ def _sentences(path: Path) -> dict[str, str]:
 
 def _facts(base: str) -> "OfficialBase":
     """What the import needs of the base model, which is let go."""
-    from glider.base_model import load_base
-    from glider.experts.official_import import OfficialBase
+    from glider.contribute.published_import import OfficialBase
+    from glider.inference.base_model import load_base
 
     loaded = load_base(base)
     return OfficialBase.of(loaded.model, loaded.identity.model_id)

@@ -175,8 +175,8 @@ def calibrate(
     """
     from rich.progress import Progress
 
+    from glider.calibration.threshold import calibrate as choose
     from glider.experts.pool import Pool
-    from glider.routing.calibrate import calibrate as choose
 
     pool = Pool.open(path)
     with Progress(transient=True) as bar:
@@ -197,11 +197,11 @@ def calibrate(
 def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, base: str | None) -> "Calibration":
     from rich.progress import Progress
 
+    from glider.calibration.strength import choose_constants
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.examples import read_rows
+    from glider.data.rows import read_rows
     from glider.errors import ConfigError
-    from glider.evaluation.constants import choose_constants
-    from glider.loading import load
+    from glider.inference.loading import load
 
     if "{name}" not in data:
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
@@ -216,8 +216,8 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, bas
 
 def _settled(path: Path) -> "Pool":
     """The pool, its calibrations made anew if its experts changed."""
+    from glider.calibration.threshold import recalibrated
     from glider.experts.pool import Pool
-    from glider.routing.calibrate import recalibrated
 
     return recalibrated(Pool.open(path))
 

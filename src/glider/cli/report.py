@@ -87,8 +87,8 @@ def scores(
         require_format(out, ".json")
     quiet_libraries()
     from glider.evaluation.run_plan import read_descriptions
-    from glider.experts.disk import write_json
-    from glider.loading import open_pool
+    from glider.files.disk import write_json
+    from glider.inference.loading import open_pool
     from glider.report.global_scores import pool_scores, task_files
     from glider.report.scores_figure import draw_scores
 

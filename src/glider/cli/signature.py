@@ -14,7 +14,7 @@ def keygen(
     private_key: Annotated[Path, typer.Argument(help="New file for the private key; the public one gets .pub.")],
 ) -> None:
     """Make an Ed25519 key pair to sign pools with."""
-    from glider.experts.signature import generate_keys
+    from glider.sharing.signature import generate_keys
 
     public = private_key.with_name(f"{private_key.name}.pub")
     generate_keys(private_key, public)
@@ -27,7 +27,7 @@ def sign(
 ) -> None:
     """Sign pool.json, and by it every file of the pool; the pool is verified first."""
     from glider.experts.pool import Pool
-    from glider.experts.signature import sign_pool
+    from glider.sharing.signature import sign_pool
 
     Pool.open(path).verify()
     print(sign_pool(path, key))
@@ -37,7 +37,7 @@ def check_signature(path: Path, key: Path | None) -> None:
     """The part of `glider pool verify` that looks at the signature; nothing without a key."""
     if key is None:
         return
-    from glider.experts.signature import verify_signature
+    from glider.sharing.signature import verify_signature
 
     verify_signature(path, key)
     print(f"{path}: signed by the owner of {key}")

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from glider.base_model import BaseModel, load_base
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
@@ -18,12 +17,13 @@ from glider.contribute.settings import TrainConfig
 from glider.errors import DataError, ExpertError
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, DescriptionOrigin, ExpertCard
-from glider.experts.disk import new_directory, refuse_links_out, save_tensors, write_json
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
+from glider.files.disk import new_directory, refuse_links_out, save_tensors, write_json
+from glider.inference.base_model import BaseModel, load_base
 from glider.instructions.embedders import load_embedder, load_for
 from glider.shapes import Tensor
 

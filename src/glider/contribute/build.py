@@ -20,8 +20,8 @@ from glider.config import EMBEDDED_BASE, Config, faults
 from glider.contribute.settings import TrainConfig
 from glider.errors import ConfigError, ExpertError, GliderError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
-from glider.experts.disk import canonical_json, sha256, write_json
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from glider.files.disk import canonical_json, sha256, write_json
 
 Status = Literal["unchanged", "done", "failed"]
 Report = Callable[[str, str, float], None]  # expert, what it does now, share done

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from glider.contribute.adopt import describe as give
-from glider.contribute.examples import read_rows
+from glider.data.rows import read_rows
 from glider.errors import DescriberError, ExpertError
 from glider.experts.card import DescriptionOrigin
 from glider.experts.expert import Expert

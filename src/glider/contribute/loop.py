@@ -16,7 +16,7 @@ from glider.contribute.examples import Batches, EncodedRow
 from glider.contribute.settings import Schedule
 from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
-from glider.experts.disk import save_tensors, write_file
+from glider.files.disk import save_tensors, write_file
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0

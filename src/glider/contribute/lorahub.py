@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from glider.base_model import BaseModel
 from glider.config import Config
-from glider.contribute.examples import EncodedRow, Row, collate, encode_rows
+from glider.contribute.examples import EncodedRow, collate, encode_rows
+from glider.contribute.lorahub_search import Evaluation, Weighted, minimise, require_nevergrad
+from glider.data.rows import Row
 from glider.errors import DataError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import BaseModel
 from glider.layers.attach import attach
-from glider.routing.lorahub import Evaluation, Lorahub, Weighted, minimise, require_nevergrad
+from glider.routing.methods.lorahub import Lorahub
 
 _ROWS = 16  # in a batch
 

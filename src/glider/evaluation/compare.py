@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from glider.base_model import BaseModel, load_base
-from glider.contribute.examples import Row
 from glider.contribute.lorahub import LorahubSettings, search_lorahub
+from glider.data.rows import Row
 from glider.errors import DataError, RouterError
 from glider.evaluation.scoring import RowScores, require_scorable, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.loading import base_of, open_pool, over
+from glider.inference.model import RoutedModel
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
-from glider.loading import base_of, open_pool, over
-from glider.model import RoutedModel
 from glider.routing.base import Router
-from glider.routing.merging import require_experts
+from glider.routing.products import require_experts
 from glider.routing.specification import parsed, router_from
 
 Tick = Callable[[str, int], None]  # router, rows done

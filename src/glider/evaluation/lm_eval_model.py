@@ -20,9 +20,9 @@ from glider.errors import ConfigError, MissingDependency, QueryError
 from glider.evaluation.run_plan import pool_hash
 from glider.evaluation.runs import versions
 from glider.experts.prompt_format import PromptFormat
-from glider.likelihood import Likelihood, likelihoods
-from glider.loading import load
-from glider.model import Query, RoutedModel
+from glider.inference.likelihood import Likelihood, likelihoods
+from glider.inference.loading import load
+from glider.inference.model import Query, RoutedModel
 from glider.routing.specification import router_from
 
 try:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glider.contribute.examples import Row, read_rows
+from glider.data.rows import Row, read_rows
 from glider.errors import DataError
 from glider.evaluation.metrics import TextMetric, score_text
 from glider.evaluation.scoring import require_scorable
-from glider.experts.disk import write_file
+from glider.files.disk import write_file
 
 _HERE = "glider.evaluation.lm_eval_tasks"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from glider.contribute.examples import Row
+from glider.data.rows import Row
 from glider.errors import MissingDependency
 
 TextMetric = Literal["exact_match", "squad", "rougeL", "bleu"]

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
-from glider.contribute.examples import Row, read_rows
 from glider.contribute.lorahub import LorahubSettings
+from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, guessing, require
-from glider.experts.disk import canonical_json, sha256
 from glider.experts.pool import POOL_FILE, Pool
+from glider.files.disk import canonical_json, sha256
 from glider.routing.specification import router_from
 
 FORMAT = 1  # of a result file; another number makes every cell new

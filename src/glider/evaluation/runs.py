@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from glider.base_model import BaseModel, load_base
 from glider.contribute.lorahub import search_lorahub
 from glider.errors import ConfigError, GliderError
 from glider.evaluation.run_plan import (
@@ -25,11 +24,12 @@ from glider.evaluation.run_plan import (
     without_place,
 )
 from glider.evaluation.task_rows import score_rows_of, summary_of
-from glider.experts.disk import sha256, write_json
 from glider.experts.pool import Pool
-from glider.loading import base_of, open_pool, over
-from glider.model import RoutedModel
-from glider.routing.oracle import best_expert
+from glider.files.disk import sha256, write_json
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.loading import base_of, open_pool, over
+from glider.inference.model import RoutedModel
+from glider.routing.methods.oracle import best_expert
 from glider.routing.specification import router_from
 
 Status = Literal["unchanged", "done", "failed", "absent"]

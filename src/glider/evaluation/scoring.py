@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from glider.contribute.examples import Row
+from glider.data.rows import Row
 from glider.errors import DataError
 from glider.evaluation.metrics import require, score_text
-from glider.model import RoutedModel
+from glider.inference.model import RoutedModel
 
 Tick = Callable[[int], None]  # rows done
 _BATCH = 16

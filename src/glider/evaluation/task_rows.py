@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from glider.contribute.examples import Row
+from glider.data.rows import Row
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.evaluation.run_plan import ChosenRows
+from glider.inference.model import Query, RoutedModel
 from glider.instructions.prompts import Pair
-from glider.model import Query, RoutedModel
 from glider.routing.base import Condition
 
 Tick = Callable[[int], None]  # rows done

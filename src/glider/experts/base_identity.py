@@ -7,7 +7,7 @@ import torch
 
 from glider.config import Config
 from glider.errors import BaseModelError
-from glider.experts.disk import canonical_json
+from glider.files.disk import canonical_json
 
 _ARCHITECTURE_FIELDS = (
     *("model_type", "vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "head_dim"),

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 from glider.config import Config, faults
 from glider.errors import ExpertError
 from glider.experts.base_identity import BaseIdentity
-from glider.experts.disk import read_json
 from glider.experts.prompt_format import PromptFormat
+from glider.files.disk import read_json
 
 CARD_FILE = "card.json"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # of an expert, and so of a directory: no way out of it

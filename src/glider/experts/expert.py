@@ -13,8 +13,6 @@ from safetensors import SafetensorError, safe_open
 
 from glider.errors import ExpertError
 from glider.experts.card import CARD_FILE, ExpertCard
-from glider.experts.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
-from glider.experts.headers import Header, read_header
 from glider.experts.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -23,7 +21,9 @@ from glider.experts.peft_format import (
 )
 from glider.experts.profile import EMBEDDED, PREFIX, Profile
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertSite, MisfitError, parse_sites
-from glider.experts.tensor_file import TensorFile
+from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
+from glider.files.headers import Header, read_header
+from glider.files.tensor_file import TensorFile
 from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)

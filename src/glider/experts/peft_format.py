@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import ExpertError
-from glider.experts.disk import read_json
+from glider.files.disk import read_json
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"

@@ -14,8 +14,8 @@ from glider.config import Config, faults
 from glider.errors import GliderError, PoolError, RouterError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
-from glider.experts.disk import read_json, sha256, write_json
 from glider.experts.expert import EXPERT_FILES, Expert
+from glider.files.disk import read_json, sha256, write_json
 
 POOL_FILE = "pool.json"
 LOCK_FILE = ".pool.lock"

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from glider.experts.headers import Header
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE, parse_key
 from glider.experts.profile import PREFIX, misfit
+from glider.files.headers import Header
 
 GLIDER_WEIGHTS_FILE = "glider.safetensors"
 GATE = ".gate"

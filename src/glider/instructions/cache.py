@@ -19,7 +19,7 @@ from typing import Any
 
 from glider.config import cache_directory
 from glider.errors import GliderWarning
-from glider.experts.disk import canonical_json
+from glider.files.disk import canonical_json
 
 MEGABYTES = 256
 _SCHEMA = """

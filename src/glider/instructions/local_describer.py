@@ -12,7 +12,7 @@ from glider.errors import BaseModelError, MissingDependency
 from glider.instructions.describers import Tick, Written, describer
 
 if TYPE_CHECKING:
-    from glider.base_model import BaseModel
+    from glider.inference.base_model import BaseModel
 
 _WEIGHTS = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json")
 
@@ -70,7 +70,7 @@ class LocalDescriber(Config):
 
     @cached_property
     def _loaded(self) -> "BaseModel":
-        from glider.base_model import load_base
+        from glider.inference.base_model import load_base
 
         if self.argument.endswith(".gguf"):
             return _load_gguf(Path(self.argument).expanduser(), self.device)
@@ -83,8 +83,8 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from glider.base_model import BaseModel
     from glider.experts.base_identity import identify
+    from glider.inference.base_model import BaseModel
 
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", f"read {path.name}", "pip install 'glider-moe[demo]'")

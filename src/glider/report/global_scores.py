@@ -8,15 +8,15 @@ from typing import Literal
 
 import torch
 
+from glider.calibration.threshold import held_back
 from glider.config import Config
-from glider.contribute.examples import read_rows
+from glider.data.rows import read_rows
 from glider.errors import ConfigError
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.run_plan import matching
 from glider.experts.pool import Pool
-from glider.instructions.queries import Query, ask
+from glider.inference.queries import Query, ask
 from glider.routing.base import Asked, GlobalTerm
-from glider.routing.calibrate import held_back
 from glider.routing.parts import GlobalPart
 from glider.shapes import Float, Tensor
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from glider.config import Config, faults
 from glider.errors import ConfigError
-from glider.experts.disk import write_file, write_json
+from glider.files.disk import write_file, write_json
 from glider.report import latex, markdown, page
 from glider.report.by_task import by_task, lacks
 from glider.report.cells import Results

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from glider.config import Config
-from glider.contribute.examples import read_rows
+from glider.data.rows import read_rows
 from glider.errors import ConfigError, RouterError
-from glider.experts.disk import write_file
-from glider.model import Query, RoutedModel
+from glider.files.disk import write_file
+from glider.inference.model import Query, RoutedModel
 from glider.report.global_scores import TaskFile
 from glider.report.heatmap import Panel, draw_panels
 from glider.report.style import LIGHT, Dress

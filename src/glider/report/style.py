@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import ConfigError, MissingDependency
-from glider.experts.disk import write_file
+from glider.files.disk import write_file
 
 FORMATS = (".png", ".svg", ".pdf")
 

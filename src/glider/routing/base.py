@@ -12,17 +12,7 @@ from glider.experts.pool import Pool
 from glider.registry import Registry
 from glider.shapes import Bool, Float, Int, Tensor
 
-routers: "Registry[Router]" = Registry(
-    "router",
-    "glider.routers",
-    (
-        *("glider.routing.glider", "glider.routing.phatgoose", "glider.routing.single"),
-        *("glider.routing.arrow", "glider.routing.spectr", "glider.routing.glider_spectral"),
-        *("glider.routing.tasklevel", "glider.routing.merging", "glider.routing.lorahub"),
-        *("glider.routing.oracle", "glider.routing.retrieval"),
-    ),
-    RouterError,
-)
+routers: "Registry[Router]" = Registry("router", "glider.routers", ("glider.routing.methods",), RouterError)
 router = routers.register
 
 

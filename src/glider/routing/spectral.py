@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from glider.experts.disk import save_tensors, sha256, write_file
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
+from glider.files.disk import save_tensors, sha256, write_file
 from glider.routing.base import Site, absent_at
 from glider.routing.spectra_files import forget_unused, note_use, spectra_file
 from glider.shapes import Float, Tensor

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from glider.errors import KernelError
+from glider.inference.loading import load
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels import choice, native
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
-from glider.loading import load
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
 
 from .cases import random_case

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glider.errors import KernelError
+from glider.inference.loading import load
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels import gpu
@@ -21,10 +22,9 @@ from glider.layers.kernels.gpu_site import TritonSite
 from glider.layers.kernels.reference import apply_experts
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
-from glider.loading import load
 from glider.routing.base import Decision, Site
 from glider.routing.linear import LinearTopK
-from glider.routing.phatgoose import Phatgoose
+from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
 
 from .cases import Case, random_case

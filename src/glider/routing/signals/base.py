@@ -11,15 +11,7 @@ from glider.registry import Registry
 from glider.routing.base import GlobalScores
 from glider.shapes import Bool, Float, Tensor
 
-signals: "Registry[Signal]" = Registry(
-    "global signal",
-    "glider.signals",
-    (
-        *("glider.routing.signals.instruction", "glider.routing.signals.examples"),
-        *("glider.routing.signals.ensemble", "glider.routing.signals.hidden"),
-    ),
-    RouterError,
-)
+signals: "Registry[Signal]" = Registry("global signal", "glider.signals", ("glider.routing.signals",), RouterError)
 signal = signals.register
 
 

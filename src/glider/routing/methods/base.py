@@ -1,0 +1,22 @@
+"""No expert at all."""
+
+from dataclasses import dataclass
+
+from glider.experts.pool import Pool
+from glider.routing.base import Asked, Decision, Prepared, Site, router
+from glider.shapes import Float, Tensor
+
+
+@router("base")
+@dataclass(frozen=True)
+class Base:
+    """No expert: the base model, bit for bit."""
+
+    def prepare(self, pool: Pool) -> Prepared:
+        return Prepared((), {})
+
+    def condition(self, prepared: Prepared, asked: Asked) -> None:
+        return None
+
+    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+        raise AssertionError("a router without experts has no sites")

@@ -1,0 +1,42 @@
+"""LoRAHub: one expert, a weighted sum of all, its weights found without gradients (arXiv 2307.13269)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.routing.base import router
+from glider.routing.products import require_experts, weighted_sum
+from glider.routing.static import MergedExpert, Static
+
+BOUND = 1.5
+_HOW = "Find them on few-shot rows: glider.contribute.lorahub.search_lorahub(base, pool, rows)."
+
+
+@router("lorahub", paper="arXiv:2307.13269")
+@dataclass(frozen=True)
+class Lorahub(Static):
+    """sum of w_e s_e B_e A_e with w_e in [-1.5, 1.5], found for a task on few examples of it.
+
+    The weights stand over the products. The paper composes (sum w_e A_e)(sum w_e B_e), which has cross terms; the
+    products need no equal ranks and have none.
+    """
+
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, weight in (self.weights or {}).items():
+            if not math.isfinite(weight) or abs(weight) > BOUND + 1e-6:
+                raise RouterError(f"weights in [-{BOUND}, {BOUND}]", f"{weight} for {name}", "Search them again.")
+
+    def expert(self, pool: Pool) -> MergedExpert:
+        require_experts(pool)
+        if self.weights is None:
+            raise RouterError("the experts' weights (router lorahub)", "none", _HOW)
+        missing = [name for name in pool.names if name not in self.weights]
+        unknown = [name for name in self.weights if name not in pool.names]
+        if missing or unknown:
+            got = f"none of {', '.join(missing)}" if missing else f"one of {', '.join(unknown)}, not in the pool"
+            raise RouterError("a weight for every expert of the pool (router lorahub)", got, _HOW)
+        return MergedExpert("lorahub", weighted_sum(pool, self.weights))

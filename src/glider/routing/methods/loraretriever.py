@@ -1,0 +1,102 @@
+"""LoraRetriever: the experts nearest to the query, as a mixture or fused (arXiv 2402.09997)."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+
+from glider.errors import RouterError
+from glider.experts.expert import Expert
+from glider.experts.pool import Pool
+from glider.routing.base import Decision, Prepared, Site, absent_at, router
+from glider.routing.nearest import ByEmbedding, Uniform, largest_scores, require_count
+from glider.routing.select import Select
+from glider.routing.static import MergedExpert
+from glider.shapes import Float, Int, Tensor
+
+
+@router("loraretriever", paper="arXiv:2402.09997")
+@dataclass(frozen=True)
+class LoraRetriever(ByEmbedding):
+    """The K experts nearest to the query, composed for all its tokens.
+
+    - "mixture": the average of the outputs, 1/K * sum of s_e B_e A_e x.
+    - "fusion": the average of the parameters, A and B each by itself (scalings as sqrt(s) in both, as in PEFT's
+      "linear"): 1/K^2 * sum over i, j of B_i A_j x. With Q_ij = (B_i + B_j)(A_i + A_j) this is
+      1/K^2 * (sum over i < j of Q_ij - (K - 2) * sum of B_i A_i), so that each pair of experts becomes one expert
+      more: E (E + 1) / 2 in all, for small pools. Needs equal ranks.
+
+    The paper trains its retriever on a part of the tasks; here the pool's own embeddings are compared.
+    """
+
+    k: int = 3
+    composition: Literal["mixture", "fusion"] = "mixture"
+
+    name = "loraretriever"
+
+    def __post_init__(self) -> None:
+        require_count(self.k)
+        if self.composition not in ("mixture", "fusion"):
+            raise RouterError("a composition of mixture, fusion", repr(self.composition), "Check the spelling.")
+
+    @property
+    def select(self) -> Select:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return Uniform(self.k)
+
+    def prepare(self, pool: Pool) -> Prepared:
+        prepared = super().prepare(pool)
+        if self.composition == "mixture":
+            return prepared
+        _require_equal_ranks(pool)
+        pairs = tuple(_pair(first, second) for first, second in combinations(pool.experts, 2))
+        experts = (*pool.experts, *pairs)
+        sites = {name: Site(name, None, absent_at(name, experts)) for name in pool.sites}
+        return Prepared(experts, sites, prepared.global_term)
+
+    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+        if self.composition == "mixture" or condition is None:
+            return super().route(site, x, condition)
+        count = condition.shape[1]
+        absent = site.absent[:count]
+        kept = min(self.k, int((~absent).sum()))
+        _, singles = largest_scores(condition.masked_fill(absent, -torch.inf), kept)  # (T, K)
+        pairs = _pair_columns(singles, count)  # (T, K (K - 1) / 2)
+        own = torch.full(singles.shape, (1 if kept == 1 else 2 - kept) / kept**2, device=x.device)
+        crossed = torch.full(pairs.shape, 1 / kept**2, device=x.device)
+        return Decision(torch.cat([singles, pairs], dim=1), torch.cat([own, crossed], dim=1))
+
+
+def _pair(first: Expert, second: Expert) -> MergedExpert:
+    """(B_i + B_j)(A_i + A_j) at the sites of both."""
+    pairs = {}
+    for site in (site for site in first.sites if site in second.sites):
+        sums = [torch.zeros(()), torch.zeros(())]
+        for expert in (first, second):
+            root = expert.scaling(site) ** 0.5
+            sums = [total + root * factor.float() for total, factor in zip(sums, expert.factors(site), strict=True)]
+        pairs[site] = (sums[0], sums[1])
+    return MergedExpert(f"{first.name}*{second.name}", pairs)
+
+
+def _pair_columns(singles: Int[Tensor, "T K"], count: int) -> Int[Tensor, "T P"]:
+    """Columns of the pairs of the kept experts: after the `count` single ones, in the order of `combinations`."""
+    chosen = list(combinations(range(singles.shape[1]), 2))
+    left = singles[:, [i for i, _ in chosen]]
+    right = singles[:, [j for _, j in chosen]]
+    low, high = torch.minimum(left, right), torch.maximum(left, right)
+    return count + low * (2 * count - low - 1) // 2 + high - low - 1
+
+
+def _require_equal_ranks(pool: Pool) -> None:
+    for site in pool.sites:
+        present = [expert for expert in pool if site in expert.sites]
+        ranks = {expert.sites[site].rank for expert in present}
+        negative = [expert.name for expert in present if expert.scaling(site) < 0]
+        if len(ranks) > 1 or negative:
+            got = f"a negative one of {negative[0]}" if negative else f"ranks {', '.join(map(str, sorted(ranks)))}"
+            raise RouterError(
+                "experts of equal rank and positive scaling (loraretriever with fusion)",
+                f"{got} at {site}",
+                "Choose composition mixture.",
+            )

@@ -1,0 +1,76 @@
+"""The pool merged into one expert: the mean of the products B A, TIES or DARE."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.routing.base import router
+from glider.routing.products import Pair, ShortPair, factored, product, require_experts, truncated, weighted_sum
+from glider.routing.static import MergedExpert, Static
+from glider.shapes import Float, Tensor
+
+# TIES keeps the largest fifth, DARE drops nine in ten
+DENSITIES = {"ties": 0.2, "dare": 0.1}
+
+
+@router("merge", paper="arXiv:2306.01708, arXiv:2311.03099")
+@dataclass(frozen=True)
+class Merge(Static):
+    """One expert made of all, over the products P_e = s_e B_e A_e; an expert absent at a site counts as zero there.
+
+    - "mean": 1/E * sum of P_e, exact, with the factors concatenated; no product is formed.
+    - "ties" (arXiv 2306.01708): trim each P_e to its largest `density`, elect the sign of the sum, average
+      the values that agree with it (its scale lambda is 1). By PEFT's own function.
+    - "dare" (arXiv 2311.03099): drop values at random, divide the rest by `density`, then the mean. By
+      PEFT's own function; `seed` decides what is dropped.
+
+    `rank` truncates the result by SVD (the best approximation of that rank); None keeps all of it. `density` None is
+    that of the paper: 0.2 for TIES, 0.1 for DARE. PEFT's types "ties_svd" and "dare_linear_svd" compute the same; its
+    "linear", "ties" and "dare_linear" combine A and B each by itself, which has cross terms B_i A_j, and this does not.
+    """
+
+    method: Literal["mean", "ties", "dare"] = "mean"
+    rank: int | None = None
+    density: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("mean", "ties", "dare"):
+            raise RouterError("a merge method of mean, ties, dare", repr(self.method), "Check the spelling.")
+        if self.rank is not None and self.rank < 1:
+            raise RouterError("a rank of at least 1", str(self.rank), "Give a larger one, or none for the exact merge.")
+        if self.density is None:
+            return
+        if self.method == "mean":
+            raise RouterError("no density for the mean", str(self.density), "Choose the method ties or dare.")
+        if not 0 < self.density < 1:
+            raise RouterError("a density in (0, 1)", str(self.density), "Give the share of values to keep.")
+
+    def expert(self, pool: Pool) -> MergedExpert:
+        require_experts(pool)
+        if self.method == "mean":
+            pairs = weighted_sum(pool, {name: 1 / len(pool) for name in pool.names})
+            return MergedExpert("merge", {site: self._cut(*pair) for site, pair in pairs.items()})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return MergedExpert(f"merge-{self.method}", {site: self._sparse(pool, site) for site in pool.sites})
+
+    def _cut(self, a: Float[Tensor, "R D"], b: Float[Tensor, "O R"]) -> ShortPair:
+        """Concatenated factors are exact; more of them than the site is wide would only cost."""
+        rank = min(self.rank or len(a), a.shape[1], b.shape[0])
+        return truncated(a, b, rank) if rank < len(a) else (a, b)
+
+    def _sparse(self, pool: Pool, site: str) -> Pair:
+        from peft.utils.merge_utils import dare_linear, ties  # PEFT brings transformers
+
+        density = self.density or DENSITIES[self.method]
+        present = [expert for expert in pool if site in expert.sites]
+        products = [product(expert, site) for expert in present]
+        if self.method == "ties":  # a mean already, over the values that agree
+            merged = ties(products, torch.ones(len(present)), density)
+        else:
+            merged = dare_linear(products, torch.full((len(present),), 1 / len(pool)), density)
+        return factored(merged, self.rank)

@@ -1,0 +1,62 @@
+"""Sums of the products s B A of a pool's experts, as factors."""
+
+from collections.abc import Mapping
+
+import torch
+
+from glider.errors import RouterError
+from glider.experts.expert import ExpertLike
+from glider.experts.pool import Pool
+from glider.shapes import Float, Tensor
+
+Pair = tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]
+ShortPair = tuple[Float[Tensor, "r D"], Float[Tensor, "O r"]]  # of another rank than the pair it is made from
+
+
+def require_experts(pool: Pool) -> None:
+    """Raise `RouterError` for an empty pool."""
+    if not len(pool):
+        raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
+
+
+def product(expert: ExpertLike, site: str) -> Float[Tensor, "O D"]:
+    """s B A in float32."""
+    a, b = expert.factors(site)
+    return expert.scaling(site) * (b.float() @ a.float())
+
+
+def weighted_sum(pool: Pool, weights: Mapping[str, float]) -> dict[str, Pair]:
+    """sum of w_e s_e B_e A_e at every site, as concatenated factors (float32).
+
+    Experts of weight zero are left out; a site where none is left is left out too.
+    """
+    pairs = {}
+    for site in pool.sites:
+        kept = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
+        if kept:
+            factors = [expert.factors(site) for expert in kept]
+            scales = [weights[expert.name] * expert.scaling(site) for expert in kept]
+            a = torch.cat([own.float() for own, _ in factors])
+            b = torch.cat([scale * own.float() for scale, (_, own) in zip(scales, factors, strict=True)], dim=1)
+            pairs[site] = (a, b)
+    return pairs
+
+
+def truncated(a: Float[Tensor, "R D"], b: Float[Tensor, "O R"], rank: int) -> ShortPair:
+    """The best factors of a lower rank: SVD of B A through the QR of the factors; B A is never formed."""
+    q_b, r_b = torch.linalg.qr(b)  # (O, .), (., R)
+    q_a, r_a = torch.linalg.qr(a.T)  # (D, .), (., R)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    return vt[:rank] @ q_a.T, q_b @ (u[:, :rank] * s[:rank])
+
+
+def factored(dense: Float[Tensor, "O D"], rank: int | None) -> Pair:
+    """Factors of a dense matrix: of lower rank by SVD, else exact, one of them the identity.
+
+    A sparse merge has full rank, so that its SVD would cost minutes and no factor would be smaller.
+    """
+    out, width = dense.shape
+    if rank is None or rank >= min(out, width):
+        return (dense, torch.eye(out)) if out <= width else (torch.eye(width), dense)
+    u, s, vt = torch.linalg.svd(dense, full_matrices=False)
+    return vt[:rank].contiguous(), u[:, :rank] * s[:rank]

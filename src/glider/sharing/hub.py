@@ -1,0 +1,236 @@
+"""Sharing experts and pools through a model hub, with `huggingface_hub`.
+
+What is pushed is verified, and is what lies on disk plus a model card. What is pulled is distrusted: only files that
+an expert or a pool has are fetched, beside the target, and the target appears once they have passed `verify`.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (of whichever HTTP library the client stands on)
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from pydantic import ValidationError
+
+import glider
+from glider.config import faults
+from glider.errors import ExpertError, PoolError
+from glider.experts.expert import EXPERT_FILES, Expert
+from glider.experts.pool import POOL_FILE, Pool, PoolIndex
+from glider.files.disk import new_directory
+from glider.sharing.model_card import expert_model_card, pool_model_card
+from glider.sharing.signature import SIGNATURE_FILE, verify_signature
+
+MODEL_CARD_FILE = "README.md"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
+_FAULTS = (HTTPError, EntryNotFoundError, FileMetadataError, ConnectionError, TimeoutError, RuntimeError, ValueError)
+
+Error = type[ExpertError] | type[PoolError]
+
+
+def push_expert(
+    expert: Expert, repo_id: str, private: bool = False, token: str | None = None, revision: str | None = None
+) -> str:
+    """Upload an expert and its model card in one commit; returns the commit's address.
+
+    The repository is made if there is none (`private` counts only then), and so is the branch `revision`. Raises
+    `ExpertError` for a damaged expert and for whatever the hub refuses.
+    """
+    expert.verify()
+    files = {file: expert.directory / file for file in EXPERT_FILES}
+    readme = expert_model_card(expert.card, repo_id)
+    return _push(files, readme, repo_id, private, token, revision, f"Upload expert {expert.name}", ExpertError)
+
+
+def pull_expert(repo_id: str, out: Path | str, revision: str | None = None, token: str | None = None) -> Expert:
+    """Download an expert to the new directory `out`, verified before it appears there.
+
+    `revision` is a branch, a tag or, to be sure of the content, a commit. Raises `ExpertError`.
+    """
+    out = _vacant(out, ExpertError)
+    api = _client(token)
+    commit = _resolve(api, repo_id, revision, ExpertError)
+    with new_directory(out) as partial, _named_after(repo_id, partial):
+        _fetch(api, repo_id, commit, EXPERT_FILES, partial, ExpertError)
+        Expert.open(partial).verify()
+    return Expert.open(out)
+
+
+def push_pool(
+    pool: Pool, repo_id: str, private: bool = False, token: str | None = None, revision: str | None = None
+) -> str:
+    """Upload a pool, its experts, its signature if there is one, and a model card in one commit; as `push_expert`."""
+    pool.verify()
+    names = [POOL_FILE, *(f"{record.home}/{file}" for record in pool.index.experts for file in EXPERT_FILES)]
+    if (pool.path / SIGNATURE_FILE).exists():
+        names.append(SIGNATURE_FILE)
+    files = {name: pool.path / name for name in names}
+    message = f"Upload a pool of {len(pool)} experts"
+    return _push(files, pool_model_card(pool, repo_id), repo_id, private, token, revision, message, PoolError)
+
+
+def pull_pool(
+    repo_id: str,
+    out: Path | str,
+    revision: str | None = None,
+    token: str | None = None,
+    public_key_file: Path | None = None,
+) -> Pool:
+    """Download a pool to the new directory `out`, verified before it appears there.
+
+    With a public key the signature is checked before any expert is fetched. Raises `PoolError` or `ExpertError`.
+    """
+    out = _vacant(out, PoolError)
+    api = _client(token)
+    commit = _resolve(api, repo_id, revision, PoolError)
+    with new_directory(out) as partial, _named_after(repo_id, partial):
+        _fetch(api, repo_id, commit, (POOL_FILE,), partial, PoolError, optional=(SIGNATURE_FILE,))
+        if public_key_file is not None:
+            verify_signature(partial, public_key_file)
+        homes = _expert_homes(partial / POOL_FILE)
+        _fetch(api, repo_id, commit, [f"{home}/{file}" for home in homes for file in EXPERT_FILES], partial, PoolError)
+        Pool.open(partial).verify()
+    return Pool.open(out)
+
+
+def _client(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name="glider", library_version=glider.__version__)
+
+
+def _vacant(out: Path | str, error: Error) -> Path:
+    out = Path(os.path.abspath(out))  # noqa: PTH100  (links in the path stay as the user gave them)
+    if os.path.lexists(out):
+        raise error(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
+    return out
+
+
+def _push(
+    files: Mapping[str, Path],
+    readme: str,
+    repo_id: str,
+    private: bool,
+    token: str | None,
+    revision: str | None,
+    message: str,
+    error: Error,
+) -> str:
+    api = _client(token)
+    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    additions.append(CommitOperationAdd(MODEL_CARD_FILE, readme.encode()))
+    with _speaking(f"to push to {repo_id}", error):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(repo_id, additions, commit_message=message, revision=revision)
+    return commit.commit_url
+
+
+def _resolve(api: HfApi, repo_id: str, revision: str | None, error: Error) -> str:
+    """The commit that a revision is now, so that all files come from one."""
+    with _speaking(f"to pull {repo_id}{f' at {revision}' if revision else ''}", error):
+        commit = api.model_info(repo_id, revision=revision).sha
+    if commit is None or not _COMMIT.fullmatch(commit):  # it becomes part of a path
+        raise error(f"to pull {repo_id}", f"an answer with commit {commit!r}", "Check HF_ENDPOINT; this is no hub.")
+    return commit
+
+
+def _fetch(
+    api: HfApi,
+    repo_id: str,
+    commit: str,
+    files: Sequence[str],
+    target: Path,
+    error: Error,
+    optional: Sequence[str] = (),
+) -> None:
+    """Download these files and no other into `target`; raises `error` if one is missing or is no plain file."""
+    if not files:
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
+        arrived = Path(scratch).resolve() / "files"
+        with _speaking(f"to pull {repo_id}", error):
+            api.snapshot_download(
+                repo_id,
+                revision=commit,
+                local_dir=arrived,
+                cache_dir=Path(scratch) / "cache",
+                allow_patterns=[*files, *optional],
+            )
+        for name in (*files, *optional):
+            source = arrived / name
+            if name in optional and not os.path.lexists(source):
+                continue
+            if not source.is_file() or source.resolve() != source:
+                got = "a link or a directory" if os.path.lexists(source) else "none"
+                raise error(f"the file {name} in {repo_id}", got, "Ask its author; glider cannot use it.")
+            (target / name).parent.mkdir(exist_ok=True)
+            source.replace(target / name)
+
+
+def _expert_homes(pool_file: Path) -> list[str]:
+    """The directories of a pulled pool's experts; the format of `pool.json` allows none that leaves the pool."""
+    try:
+        index = PoolIndex.model_validate_json(pool_file.read_bytes())
+    except ValidationError as fault:
+        raise PoolError(f"a pool of format 1 in {pool_file}", faults(fault), "Ask its author.") from fault
+    return [record.home for record in index.experts]
+
+
+@contextmanager
+def _named_after(repo_id: str, partial: Path) -> Iterator[None]:
+    """Let faults of what was pulled name the repository's file, not the temporary one."""
+    try:
+        yield
+    except (ExpertError, PoolError) as fault:
+        told = (part.replace(str(partial), repo_id) for part in (fault.wanted, fault.got, fault.remedy))
+        raise type(fault)(*told) from fault
+
+
+@contextmanager
+def _speaking(wanted: str, error: Error) -> Iterator[None]:
+    """Turn what the hub and the way there can answer into one of our errors."""
+    try:
+        yield
+    except _FAULTS as fault:
+        raise error(wanted, *_explain(fault)) from fault
+
+
+def _explain(fault: BaseException) -> tuple[str, str]:
+    """What was got and what to do, for a fault of the hub's client."""
+    if isinstance(fault, LocalEntryNotFoundError | RuntimeError) and fault.__cause__ is not None:
+        return _explain(fault.__cause__)
+    if isinstance(fault, OfflineModeIsEnabled):
+        return "offline mode", "Unset HF_HUB_OFFLINE to reach the hub."
+    if isinstance(fault, HfHubHTTPError):
+        return _explain_status(fault)
+    if isinstance(fault, ValueError):
+        return str(fault), "Mend the name, or what it says of the repository."
+    return f"no answer ({type(fault).__name__}: {fault})", "Check the network and HF_ENDPOINT, then try again."
+
+
+def _explain_status(fault: HfHubHTTPError) -> tuple[str, str]:
+    status = fault.response.status_code
+    if isinstance(fault, GatedRepoError):
+        return f"a gated repository ({status})", f"Ask for access on its page. {_LOG_IN}"
+    if isinstance(fault, RepositoryNotFoundError):
+        return f"no such repository, or no access to it ({status})", f"Check the name. {_LOG_IN}"
+    if isinstance(fault, RevisionNotFoundError):
+        return f"no such revision ({status})", "Check the branch, tag or commit."
+    if status in (401, 403):
+        return f"no permission ({status})", f"{_LOG_IN} To push, the token needs write access."
+    said = f": {fault.server_message}" if fault.server_message else ""
+    return f"HTTP status {status}{said}", "Try again later." if status >= 500 else "Check the name and the settings."

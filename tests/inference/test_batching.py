@@ -1,0 +1,258 @@
+"""Continuous batching: each request by its own global term, whatever it shares passes, pages and chunks with."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+
+import glider.inference.batching
+from glider.errors import BatchingError, QueryError
+from glider.inference.loading import load
+from glider.inference.model import Answer, Query, RoutedModel
+from glider.routing.methods.glider import Glider
+
+TASKS = ["Sort the numbers.", "Name the capital of a country.", "Translate into German.", "Is the review positive?"]
+TEXTS = [
+    "sort 3 1 2",
+    "What is the capital of France?",
+    "good day to you all and " * 4,
+    "a film " * 20,
+    "ok",
+    "4 9 1 " * 9,
+]
+QUERIES = [Query(text, TASKS[i % 4]) for i, text in enumerate(TEXTS)]
+PREFIX = "The following is a list of questions, each with its answer. " * 2
+STRONG = Glider(p=-1.0)  # alpha is 103: the global term decides
+
+
+@pytest.fixture
+def model(llama_directory: Path, make_pool) -> RoutedModel:
+    return load(str(llama_directory), make_pool(llama_directory, 4).path, router=STRONG)
+
+
+def tokens(answers: list[Answer]) -> list[tuple[int, ...]]:
+    return [answer.token_ids for answer in answers]
+
+
+def alone(model: RoutedModel, queries: list[Query], **settings: Any) -> list[Answer]:
+    return [model.generate([query], **settings)[0] for query in queries]
+
+
+@contextmanager
+def widths(model: RoutedModel) -> Iterator[list[list[int]]]:
+    """The numbers of tokens of each request in each packed pass."""
+    seen: list[list[int]] = []
+
+    def see(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        if "cu_seq_lens_q" in inputs:
+            seen.append(inputs["cu_seq_lens_q"].diff().tolist())
+
+    hook = model.model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def test_answers_are_those_of_generate(model: RoutedModel) -> None:
+    wanted = model.generate(QUERIES, max_new_tokens=12)
+    assert model.generate_batch(QUERIES, max_new_tokens=12) == wanted
+    swapped = [Query(query.text, TASKS[(i + 1) % 4]) for i, query in enumerate(QUERIES)]
+    assert tokens(model.generate(swapped, max_new_tokens=12)) != tokens(wanted)  # descriptions matter
+
+
+def test_requests_that_wait_and_prompts_in_chunks(model: RoutedModel) -> None:
+    narrow = ContinuousBatchingConfig(page_size=16, max_batch_tokens=24, max_requests_per_batch=2)
+    with widths(model) as seen:
+        answers = model.generate_batch(QUERIES, max_new_tokens=12, batching=narrow)
+    assert tokens(answers) == tokens(alone(model, QUERIES, max_new_tokens=12))
+    assert max(map(len, seen)) == 2
+    assert max(map(sum, seen)) <= 24 < max(len(text) for text in TEXTS)
+    assert any(min(one) == 1 < max(one) for one in seen)  # a step of one request beside a chunk of another
+
+
+def test_a_request_put_out_of_a_full_cache_comes_back_with_its_own_term(model: RoutedModel) -> None:
+    queries = [QUERIES[0], QUERIES[1], Query("sort 9 7", TASKS[2])]
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=6, max_batch_tokens=64, safety_margin=0.0)
+    with widths(model) as seen:
+        answers = model.generate_batch(queries, max_new_tokens=40, batching=small)
+    once = sum(len(row) + 39 for row in model._rows(queries, False, 40))
+    assert sum(map(sum, seen)) > once  # something was computed again
+    assert tokens(answers) == tokens(alone(model, queries, max_new_tokens=40))
+
+
+def test_a_prefix_is_shared_among_equal_terms_alone(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values depend on the global term, so that another query's prefix is another prefix."""
+    mixed = [Query(PREFIX + text, task) for text, task in zip("abcd", TASKS, strict=True)]
+    alike = [Query(PREFIX + text, TASKS[0]) for text in "abcd"]
+    paged = ContinuousBatchingConfig(
+        page_size=16, max_batch_tokens=150
+    )  # one prompt a pass: the next may find its pages
+
+    def batched(queries: list[Query]) -> tuple[list[tuple[int, ...]], int]:
+        with widths(model) as seen:
+            answers = model.generate_batch(queries, max_new_tokens=12, batching=paged)
+        return tokens(answers), sum(map(sum, seen))
+
+    wanted = tokens(alone(model, mixed, max_new_tokens=12))
+    (got, all_), (got_alike, fewer) = batched(mixed), batched(alike)
+    assert got == wanted
+    assert got_alike == tokens(alone(model, alike, max_new_tokens=12))
+    assert fewer <= all_ - 2 * 96  # two of them found the first's pages
+    monkeypatch.setattr(glider.inference.batching, "_alike", lambda _: True)
+    assert batched(mixed)[0] != wanted  # what sharing would have done
+
+
+@pytest.mark.parametrize("router", ["phatgoose", "tasklevel", "single:e1", "base"])
+def test_every_kind_of_router(llama_directory: Path, make_pool, router: str) -> None:
+    model = load(str(llama_directory), make_pool(llama_directory, 3).path, router=router)
+    queries = [Query(f"{text} {i}") for i in range(2) for text in TEXTS]
+    wanted = model.generate(queries, max_new_tokens=6)
+    got = model.generate_batch(queries, max_new_tokens=6)
+    assert tokens(got) == tokens(wanted)
+    for one, other in zip(got, wanted, strict=True):
+        assert list(one.global_scores.values()) == pytest.approx(list(other.global_scores.values()), abs=1e-4)
+
+
+def test_sampling_is_repeatable_and_greedy_leaves_the_seed(model: RoutedModel) -> None:
+    torch.manual_seed(5)
+    model.generate_batch(QUERIES, max_new_tokens=3)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), after)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(tokens(model.generate_batch(QUERIES, max_new_tokens=8, do_sample=True, temperature=1.5)))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_end_token_ends_a_request_and_answers_come_as_they_end(model: RoutedModel) -> None:
+    [first] = model.generate(QUERIES[:1], max_new_tokens=12)
+    end = first.token_ids[2]
+    wanted = model.generate(QUERIES, max_new_tokens=12, eos_token_id=end)
+    ended: list[tuple[int, Answer]] = []
+    got = model.generate_batch(
+        QUERIES, max_new_tokens=12, eos_token_id=end, on_answer=lambda row, answer: ended.append((row, answer))
+    )
+    assert got == wanted
+    assert got[0].finish_reason == "stop"
+    assert sorted(ended, key=lambda one: one[0]) == list(enumerate(got))
+    assert ended[0][0] == min(range(len(got)), key=lambda row: len(got[row].token_ids))
+
+
+def test_the_model_is_left_as_it_was(model: RoutedModel) -> None:
+    threads = threading.active_count()
+    model.model.set_attn_implementation("eager")
+    wanted = model.generate(QUERIES[:2], max_new_tokens=4)
+    assert tokens(model.generate_batch(QUERIES[:2], max_new_tokens=4)) == tokens(wanted)
+    assert model.model.config._attn_implementation == "eager"
+    assert not model.model._forward_pre_hooks
+    assert not model.model._forward_hooks
+    assert threading.active_count() == threads
+
+
+def test_other_threads_keep_their_own_queries(model: RoutedModel) -> None:
+    wanted = tokens(alone(model, QUERIES, max_new_tokens=24))
+    beside: list[list[tuple[int, ...]]] = []
+
+    def ask() -> None:
+        beside.append(tokens(model.generate(QUERIES, max_new_tokens=24)))
+        beside.append(tokens(model.generate_batch(QUERIES[::-1], max_new_tokens=24)))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    got = [tokens(model.generate_batch(QUERIES, max_new_tokens=24)) for _ in range(2)]
+    thread.join()
+    assert got == [wanted, wanted]
+    assert beside == [wanted, wanted[::-1]]
+
+
+def test_a_reader_that_fails_stops_the_run(model: RoutedModel) -> None:
+    def fail(row: int, answer: Answer) -> None:
+        raise KeyError(row)
+
+    threads = threading.active_count()
+
+    with pytest.raises(KeyError):
+        model.generate_batch(QUERIES, max_new_tokens=4, on_answer=fail)
+    assert threading.active_count() == threads
+    assert len(model.generate_batch(QUERIES[:1], max_new_tokens=4)) == 1
+
+
+def test_requests_out_of_order_are_noticed(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = ContinuousBatchingIOs.prepare_batch_tensors
+
+    def reversed_(self: ContinuousBatchingIOs, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        self.requests_in_batch = self.requests_in_batch[::-1]
+
+    monkeypatch.setattr(ContinuousBatchingIOs, "prepare_batch_tensors", reversed_)
+    with pytest.raises(BatchingError, match=r"fill the pass in order.*cumulative lengths say"):
+        model.generate_batch(QUERIES, max_new_tokens=4)
+
+
+def test_a_scheduler_that_does_not_tell_its_requests_is_refused(model: RoutedModel, monkeypatch) -> None:
+    prepare = ContinuousBatchingIOs.prepare_batch_tensors
+
+    def silent(self: ContinuousBatchingIOs, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        del self.requests_in_batch
+
+    monkeypatch.setattr(ContinuousBatchingIOs, "prepare_batch_tensors", silent)
+    with pytest.raises(BatchingError, match=f"transformers {transformers.__version__}.*5.18"):
+        model.generate_batch(QUERIES, max_new_tokens=4)
+
+
+def test_transformers_without_it_is_refused(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "ContinuousBatchingConfig", None)
+    with pytest.raises(BatchingError, match=r"Upgrade transformers to 5\.18"):
+        model.generate_batch(QUERIES)
+
+
+def test_a_cache_too_small_for_a_request_says_so(model: RoutedModel) -> None:
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=2, max_batch_tokens=64)
+    with pytest.raises(BatchingError, match="larger cache"):
+        model.generate_batch(QUERIES, max_new_tokens=4, batching=small)
+
+
+def test_a_kept_manager_is_not_taken_over(model: RoutedModel) -> None:
+    """Its cache may hold prefixes of other queries."""
+    kept = ContinuousBatchingConfig(page_size=16, num_blocks=8, max_batch_tokens=64)
+    with model.attached.bare(), pytest.warns(UserWarning, match="no query is set"):
+        model.model.generate_batch([[5, 6]], continuous_batching_config=kept, persistent_manager=True, max_new_tokens=2)
+    with pytest.raises(BatchingError, match="destroy_cached_continuous_batching_manager"):
+        model.generate_batch(QUERIES)
+    model.model.destroy_cached_continuous_batching_manager()
+    assert model.generate_batch(QUERIES, max_new_tokens=2)
+
+
+def test_what_packed_requests_cannot_do_is_refused(model: RoutedModel, t5_directory: Path, make_pool) -> None:
+    with pytest.raises(QueryError, match="num_beams"):
+        model.generate_batch(QUERIES, num_beams=2)
+    with pytest.raises(QueryError, match="compiled pass"):
+        model.generate_batch(QUERIES, batching=ContinuousBatchingConfig(use_async_batching=True))
+    with pytest.raises(QueryError, match="compiled pass"):
+        model.generate_batch(QUERIES, batching=ContinuousBatchingConfig(use_cuda_graph=(False, True)))
+    with pytest.raises(QueryError, match="prompt 2"):
+        model.generate_batch(["a", " "])
+    model.model.generation_config.repetition_penalty = 1.5
+    with pytest.raises(QueryError, match="RepetitionPenalty"):
+        model.generate_batch(QUERIES)
+    t5 = load(str(t5_directory), make_pool(t5_directory, 2, name="t5").path)
+    with pytest.raises(BatchingError, match="T5ForConditionalGeneration"):
+        t5.generate_batch(QUERIES)
+
+
+@pytest.mark.slow
+def test_the_embedded_pool_answers_as_generate_does() -> None:
+    model = load(pool="demo")
+    queries = [Query(f"{text}\n{PREFIX}", task) for task in TASKS[:2] for text in TEXTS[:4]]
+    assert tokens(model.generate_batch(queries, max_new_tokens=12)) == tokens(alone(model, queries, max_new_tokens=12))
