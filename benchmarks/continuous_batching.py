@@ -30,9 +30,11 @@ from transformers import ContinuousBatchingConfig
 
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
-from glider.inference.batching import generate_packed
-from glider.layers.attach import Attached, attach
-from glider.routing.base import Condition, Prepared
+from glider.inference.engine import Ended, Failed, RequestSettings, events
+from glider.inference.packed_engine import PackedEngine
+from glider.layers.attach import Attached, Storage
+from glider.routing.base import Prepared
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from overhead import random_experts
 
@@ -55,12 +57,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_base(arguments.base).model
     bare = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    plain = Attached(bare, ROUTER, Prepared((), {}), {})
-    routed = attach(
-        *(model, None, ROUTER),  # pyright: ignore[reportArgumentType]
-        prepared=random_experts(model, arguments.experts, share=False),
-        expert_dtype=torch.bfloat16,
-    )
+    plain, routed = Attached(bare), Attached(model)
+    plain.replace(ROUTER, Prepared((), {}), Storage())
+    routed.replace(ROUTER, random_experts(model, arguments.experts, share=False), Storage(torch.bfloat16))
     ways = {
         "base, generate_batch": packed(plain, arguments),
         "routed, generate_batch": packed(routed, arguments),
@@ -94,7 +93,7 @@ def requests(attached: Attached, arguments: argparse.Namespace) -> tuple[list[li
     ends = torch.randperm(vocabulary, generator=chance)[: round(arguments.ends * vocabulary) or 1].tolist()
     experts = len(attached.prepared.experts)
     scores = torch.rand(count, experts, generator=chance)
-    condition = Condition(scores, torch.full((count,), 3.0)) if experts else None
+    condition = Condition.of(scores, torch.full((count,), 3.0)) if experts else None
     return prompts, condition, set(ends)
 
 
@@ -105,17 +104,21 @@ def packed(attached: Attached, arguments: argparse.Namespace) -> Callable[[int],
         page_size=32, max_requests_per_batch=arguments.at_once, max_batch_tokens=arguments.pass_tokens
     )
 
+    settings = RequestSettings(arguments.new_tokens, frozenset(ends))
+
     def run(count: int) -> int:
-        written: list[int] = []
-        generate_packed(
-            *(attached, prompts[:count], rows(condition, slice(count))),
-            max_new_tokens=arguments.new_tokens,
-            ends=ends,
-            generation={},
-            batching=page,
-            on_end=lambda _, ids: written.append(len(ids)),
-        )
-        return sum(written)
+        new, names = 0, [str(i) for i in range(count)]
+        engine = PackedEngine(attached, page, [len(ids) + arguments.new_tokens for ids in prompts[:count]])
+        try:
+            for i, name in enumerate(names):
+                engine.add(name, prompts[i], rows(condition, slice(i, i + 1)), settings)
+            for event in events(engine, names):
+                if isinstance(event, Failed):
+                    raise event.fault
+                new += len(event.tokens) if isinstance(event, Ended) else 0
+        finally:
+            engine.close()
+        return new
 
     return run
 
@@ -150,7 +153,7 @@ def batch(
 
 def rows(condition: Condition | None, part: slice) -> Condition | None:
     """The condition of some of the requests."""
-    return None if condition is None else Condition(condition.global_scores[part], condition.alpha[part])
+    return None if condition is None else condition.rows(part)
 
 
 def clocked(run: Callable[[int], int], count: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ from glider.inference.queries import embed_texts
 from glider.instructions.cache import cache
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams
-from glider.routing.base import Asked, GlobalScores
+from glider.routing.base import GlobalScores, QueryFeatures
 from glider.routing.signals.ensemble import Mixture
 from glider.routing.signals.examples import Likelihoods
 from glider.routing.signals.hidden import States
@@ -153,7 +153,7 @@ def score(scores: GlobalScores, texts: Sequence[str], corpus: Corpus) -> torch.T
     """Global scores (B, E) of texts."""
     embedded = vectors(texts) if scores.needs & {"instructions", "inputs"} else None
     states = torch.stack([corpus.states[text] for text in texts]) if "hidden" in scores.needs else None
-    return scores.of(Asked(embedded, tuple((ngrams(text),) for text in texts), embedded, states))
+    return scores.of(QueryFeatures(len(texts), embedded, tuple((ngrams(text),) for text in texts), embedded, states))
 
 
 def measure(name: str, scores: GlobalScores, corpus: Corpus, seed: int) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def seconds_a_query(scores: GlobalScores, corpus: Corpus, count: int = 100) -> d
         start = time.perf_counter()
         embedded = embedder.embed([edges(text)]) if scores.needs & {"instructions", "inputs"} else None
         states = prompt_states(base, [edges(text)]) if "hidden" in scores.needs else None
-        scores.of(Asked(embedded, ((ngrams(text),),), embedded, states))
+        scores.of(QueryFeatures(1, embedded, ((ngrams(text),),), embedded, states))
         clock.append(1000 * (time.perf_counter() - start))
     return {"median": median(clock), "p95": sorted(clock)[int(0.95 * len(clock))]}
 

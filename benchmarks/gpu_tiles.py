@@ -48,7 +48,7 @@ def main() -> None:
     b = torch.randn(count, out, RANK, dtype=torch.bfloat16, device=device) / 10
     bank = Bank(a, b, torch.ones(count, device=device))
     absent = torch.zeros(count, dtype=torch.bool, device=device)
-    site = Site("s", standardise(torch.randn(count, width, device=device)), absent)
+    site = Site("s", absent, {"gates": standardise(torch.randn(count, width, device=device))})
     base = torch.nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device=device)
     router = Glider(p=0.8)
     heads = ("tokens", "linear", "decision", "torch", "triton now", "triton best", "tiles")

@@ -36,8 +36,9 @@ from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GLIDER_WEIGHTS_FILE
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
-from glider.inference.loading import over, wanted_memory
-from glider.routing.base import Condition
+from glider.inference.spec import memory_limit
+from glider.layers.attach import Storage, attach
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from large_pool import record, resident_megabytes
 from overhead import clocked, filler, random_ids, stepper
@@ -81,7 +82,7 @@ def main() -> None:
 
 def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds, megabytes and ratios of one case, in this process."""
-    limit = wanted_memory(arguments.case.partition(":")[2] or None)
+    limit = memory_limit(arguments.case.partition(":")[2] or None)
     base, router = load_base(arguments.base), Glider(p=0.8)
     bare = copy.deepcopy(base.model, {id(t): t for t in (*base.model.parameters(), *base.model.buffers())})
     ids, step = random_ids(bare, 1, 512, seed=2), random_ids(bare, 1, 1, seed=2)
@@ -99,14 +100,14 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
     lap("prepare")
     pool.verify(adapters=limit is None)
     lap("verify")
-    attached = over(base, pool, router, prepared=prepared, expert_memory=limit).attached
+    attached = attach(base.model, pool, router, Storage(expert_memory=limit), prepared)
     lap("attach")
     found["load_s"] = sum(found.values())
     found["resident_mb"] = resident_megabytes() - before
     scores = torch.rand(1, len(pool), generator=chance)
 
     def routing(rows: int) -> Any:
-        return attached.routing(Condition(scores[:rows], torch.full((rows,), 3.0)))
+        return attached.routing(Condition.of(scores[:rows], torch.full((rows,), 3.0)))
 
     found["first_prefill_s"] = clocked(filler(base.model, ids, routing), cpu=False) if limit else 0.0
     runs = [filler(model, ids, routing) for model in (bare, base.model)]

@@ -35,12 +35,13 @@ from rich.table import Table
 from glider.experts.sites import ExpertSite
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
-from glider.layers.attach import attach
+from glider.layers.attach import Attached, Storage
 from glider.layers.bank import Bank
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import native
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Condition, Prepared, Site
+from glider.routing.base import Prepared, Site
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 
@@ -130,12 +131,9 @@ def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator
             with peft_model(model, arguments.peft, experts, Path(folder)) as own:
                 yield own, lambda rows: torch.no_grad(), f"PEFT {arguments.peft}"
             return
-    attached = attach(
-        *(model, None, Glider(p=0.8)),  # pyright: ignore[reportArgumentType]
-        prepared=random_experts(model, experts, arguments.share),
-        expert_dtype=torch.bfloat16,
-        kernel=arguments.kernel,
-    )
+    attached = Attached(model)
+    prepared, storage = random_experts(model, experts, arguments.share), Storage(torch.bfloat16, arguments.kernel)
+    attached.replace(Glider(p=0.8), prepared, storage)
     if arguments.share:
         share_banks(model)
     extension = native.extension()
@@ -147,7 +145,7 @@ def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator
         yield (
             model,
             lambda rows: attached.routing(
-                Condition(scores[:rows], torch.full((rows,), arguments.alpha, device=model.device))
+                Condition.of(scores[:rows], torch.full((rows,), arguments.alpha, device=model.device))
             ),
             f"{names} {extension.isa()}" if names == "native" and extension is not None else names,
         )
@@ -196,7 +194,7 @@ def random_experts(model: Any, count: int, share: bool) -> Prepared:
     }
     absent = torch.zeros(count, dtype=torch.bool)
     sites = {
-        name: Site(name, standardise(torch.randn(count, module.in_features)), absent)
+        name: Site(name, absent, {"gates": standardise(torch.randn(count, module.in_features))})
         for name, module in linears.items()
     }
     device = next(model.parameters()).device
@@ -208,7 +206,8 @@ def share_banks(model: Any) -> None:
     banks: dict[str, Bank | HotBank] = {}
     for name, module in model.named_modules():
         if isinstance(module, RoutedLinear):
-            module.bank = banks.setdefault(name.split(".", 3)[3], module.bank)
+            site = module.current
+            site.bank = banks.setdefault(name.split(".", 3)[3], site.bank)
 
 
 @contextmanager

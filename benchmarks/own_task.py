@@ -18,8 +18,8 @@ from rich.progress import Progress
 from glider.data.rows import Row, read_rows
 from glider.evaluation.scoring import score_rows
 from glider.files.disk import write_json
-from glider.inference.loading import load, open_pool
 from glider.inference.model import RoutedModel
+from glider.inference.spec import load, open_pool
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from glider.experts.profile import ROWS, Profile
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Asked
+from glider.routing.base import QueryFeatures
 from glider.routing.scores import local_scores
 from glider.routing.signals.ensemble import Mixture
 from glider.routing.signals.examples import Likelihoods
@@ -97,7 +97,7 @@ def profiled(root: Path) -> dict[str, torch.Tensor]:
     words = Likelihoods.of_profiles(profiles)
     mixture = Mixture(words, torch.nn.functional.normalize(torch.stack(means), dim=-1))
     embedded = embedder.embed([edges(text) for text in asked])
-    query = Asked(inputs=embedded, grams=tuple((ngrams(text),) for text in asked))
+    query = QueryFeatures(len(asked), inputs=embedded, grams=tuple((ngrams(text),) for text in asked))
     return {"examples": words.of(query), "ensemble": mixture.of(query)}
 
 
@@ -108,10 +108,11 @@ def pool_table() -> Table:
 
     def look(module: RoutedLinear, inputs: tuple[torch.Tensor]) -> None:
         tokens = inputs[0].reshape(-1, module.in_features)
-        scores = local_scores(tokens, module.site, "width")[:, ~module.site.absent]  # (T, E)
+        site = module.current.site
+        scores = local_scores(tokens, site, "width")[:, ~site.absent]  # (T, E)
         largest = scores.abs().amax(dim=1) / sqrt(module.in_features)
         spread = scores.std(dim=1).mean().item()
-        found[module.site.name.rsplit(".", 1)[-1]].append((spread, largest.mean().item(), largest.max().item()))
+        found[module.name.rsplit(".", 1)[-1]].append((spread, largest.mean().item(), largest.max().item()))
 
     for module in model.model.modules():
         if isinstance(module, RoutedLinear):

@@ -37,7 +37,9 @@ from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels.native import SHORTLIST_FROM
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Condition, Site
+from glider.layers.routed_site import RoutedSite
+from glider.routing.base import Site
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 from overhead import COSINES, clocked
@@ -144,7 +146,7 @@ def measure(points: Sequence[Point], arguments: argparse.Namespace) -> Iterator[
     before = settled()
     routed, context = stack(bare, first, arguments.kernel)
     scores = torch.normal(*COSINES, (1, first.experts))
-    batch = Batch(Condition(scores, torch.tensor([ALPHA])))
+    batch = Batch.of(Condition.of(scores, torch.tensor([ALPHA])))
     settled()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     for point in points:
@@ -181,9 +183,9 @@ def stack(bare: Sequence[nn.Module], point: Point, kernel: str | None) -> tuple[
     absent = torch.zeros(point.experts, dtype=torch.bool)
     routed = []
     for i, base in enumerate(bare):
-        site = Site(f"layer{i}", standardise(torch.randn(point.experts, point.width)), absent)
+        site = Site(f"layer{i}", absent, {"gates": standardise(torch.randn(point.experts, point.width))})
         bank = Bank(a.clone(), b.clone().mT, torch.ones(point.experts))
-        routed.append(RoutedLinear(base, site, bank, ROUTER, context, True, kernel))
+        routed.append(RoutedLinear.over(base, RoutedSite(site, bank, ROUTER, kernel), context))
     return routed, context
 
 

@@ -31,9 +31,10 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from glider.files.disk import write_json
-from glider.layers.attach import Attached, attach
+from glider.layers.attach import Attached, Storage
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Condition
+from glider.routing.base import Decision
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from overhead import COSINES, clocked, random_experts, random_ids
 
@@ -70,7 +71,7 @@ def measure(experts: int, arguments: argparse.Namespace) -> dict[str, Any]:
     models, attached = three_models(experts, arguments)
     device = torch.device(arguments.device)
     scores = torch.normal(*COSINES, (1, experts), generator=torch.Generator().manual_seed(1)).to(device)
-    condition = Condition(scores, torch.tensor([ALPHA], device=device))
+    condition = Condition.of(scores, torch.tensor([ALPHA], device=device))
     ids = random_ids(models["bare"], 1, arguments.input, seed=2)
     target = random_ids(models["bare"], 1, arguments.target, seed=3)
     rows = []
@@ -108,12 +109,9 @@ def three_models(experts: int, arguments: argparse.Namespace) -> tuple[dict[str,
         copy.deepcopy(routed, {id(tensor): tensor for tensor in (*routed.parameters(), *routed.buffers())})
         for _ in range(2)
     )
-    attached = attach(
-        *(routed, None, Glider(p=0.8)),  # pyright: ignore[reportArgumentType]
-        prepared=random_experts(routed, experts, share=False),
-        expert_dtype=torch.bfloat16,
-        kernel=arguments.kernel,
-    )
+    attached = Attached(routed)
+    storage = Storage(torch.bfloat16, arguments.kernel)
+    attached.replace(Glider(p=0.8), random_experts(routed, experts, share=False), storage)
     for name in attached.prepared.sites:
         module = routed.get_submodule(name)
         assert isinstance(module, RoutedLinear)
@@ -127,8 +125,9 @@ class LoopedLinear(nn.Module):
 
     def __init__(self, routed: RoutedLinear):
         super().__init__()
-        self.base, self.site, self.router, self.context = routed.base, routed.site, routed.router, routed.context
-        bank = routed.bank.stack
+        site = routed.current
+        self.base, self.site, self.router, self.context = routed.base, site.site, site.router, routed.context
+        bank = site.bank.stack
         self.scaling = bank.scaling
         dtype = next(self.base.parameters()).dtype
         self.pairs = [(a.to(dtype), b.to(dtype).contiguous()) for a, b in zip(bank.A, bank.B, strict=True)]
@@ -141,8 +140,9 @@ class LoopedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
-        term = self.context.term(len(tokens), True, x.shape[0], x.device)
-        decision = self.router.route(self.site, tokens, term)
+        [segment] = self.context.segments(len(tokens), x.shape[0], x.device)
+        decision = self.router.route(self.site, tokens, segment.term_of(len(tokens)))
+        assert isinstance(decision, Decision)
         chosen = decision.weights.to(tokens.dtype)
         weights = tokens.new_zeros(len(tokens), len(self.pairs)).scatter_(1, decision.experts, chosen)
         weights = weights * self.scaling.to(tokens.dtype)  # (T, E)
@@ -176,7 +176,7 @@ def largest_difference(models: dict[str, nn.Module], attached: Attached, run: Ca
 
     def compare(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         assert isinstance(module, RoutedLinear)
-        loop, base = models["loop"].get_submodule(module.site.name)(*inputs), module.base(*inputs)
+        loop, base = models["loop"].get_submodule(module.name)(*inputs), module.base(*inputs)
         found.append(((loop - output).norm(dim=-1) / (output - base).norm(dim=-1)).max().item())
 
     hooks = [models["routed"].get_submodule(name).register_forward_hook(compare) for name in attached.prepared.sites]

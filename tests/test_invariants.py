@@ -15,13 +15,15 @@ from torch import nn
 
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel, load_base
-from glider.inference.loading import load
 from glider.inference.model import RoutedModel
+from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Asked, Condition, Decision, Prepared, Router, Site, absent_at, routers
+from glider.layers.routed_site import RoutedSite
+from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, absent_at, routers
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.scores import standardise
@@ -40,12 +42,12 @@ class Fixed:
     weights: tuple[float, ...]
 
     def prepare(self, pool: Pool) -> Prepared:
-        return Prepared(pool.experts, {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites})
+        return Prepared(pool.experts, {name: Site(name, absent_at(name, pool.experts)) for name in pool.sites})
 
-    def condition(self, prepared: Prepared, asked: Asked) -> None:
-        return None
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        return Condition.local(features.count)
 
-    def route(self, site: Site, x: torch.Tensor, condition: torch.Tensor | None) -> Decision:
+    def route(self, site: Site, x: torch.Tensor, term: torch.Tensor | None) -> Decision:
         count = len(self.weights)
         return Decision(torch.arange(count).expand(len(x), -1), torch.tensor(self.weights).expand(len(x), -1))
 
@@ -187,7 +189,7 @@ def test_the_global_term_of_each_row_reaches_its_row(mixed: RoutedModel) -> None
     with torch.inference_mode(), mixed.attached.routing(None):
         local = mixed.model(**inputs_of(mixed.model)).logits
     for row in range(2):
-        silent = Condition(condition.global_scores[:2], torch.tensor([103.0 * (row == 0), 103.0 * (row == 1)]))
+        silent = Condition.of(condition.global_scores[:2], torch.tensor([103.0 * (row == 0), 103.0 * (row == 1)]))
         with torch.inference_mode(), mixed.attached.routing(silent):
             got = mixed.model(**inputs_of(mixed.model)).logits
         torch.testing.assert_close(got[1 - row], local[1 - row], **CLOSE)
@@ -207,7 +209,7 @@ def test_padding_changes_no_logits(mixed: RoutedModel, side: str) -> None:
     for row, prompt in enumerate(PROMPTS):
         own = mixed.tokenizer(prompt, return_tensors="pt")["input_ids"]
         more = {"decoder_input_ids": IDS[:1, :4]} if seq2seq else {}
-        one = Condition(condition.global_scores[row : row + 1], condition.alpha[row : row + 1])
+        one = Condition.of(condition.global_scores[row : row + 1], condition.alpha[row : row + 1])
         with torch.inference_mode(), mixed.attached.routing(one):
             alone = mixed.model(input_ids=own, **more).logits[0]
         torch.testing.assert_close(padded[row] if seq2seq else padded[row][mask[row].bool()], alone, **CLOSE)
@@ -295,12 +297,12 @@ def random_layer(experts: int, rank: int, width: int, out: int, select: Select, 
         torch.rand(experts, generator=chance) + 0.5,
     )
     gates = standardise(torch.randn(experts, width, generator=chance))
-    site = Site("s", gates, torch.zeros(experts, dtype=torch.bool))
-    return RoutedLinear(base, site, bank, Glider(select, p=0.8), RoutingContext(), True)
+    site = Site("s", torch.zeros(experts, dtype=torch.bool), {"gates": gates})
+    return RoutedLinear.over(base, RoutedSite(site, bank, Glider(select, p=0.8)), RoutingContext())
 
 
 def run(layer: RoutedLinear, x: torch.Tensor, condition: Condition | None) -> torch.Tensor:
-    with torch.inference_mode(), layer.context.use(Batch(condition)):
+    with torch.inference_mode(), layer.context.use(Batch.of(condition)):
         return layer(x)
 
 
@@ -319,7 +321,7 @@ often = settings(deadline=None, derandomize=True, max_examples=60)
 
 def random_condition(rows: int, experts: int, seed: int) -> Condition:
     chance = torch.Generator().manual_seed(seed + 1)
-    return Condition(torch.randn(rows, experts, generator=chance), 5 * torch.rand(rows, generator=chance))
+    return Condition.of(torch.randn(rows, experts, generator=chance), 5 * torch.rand(rows, generator=chance))
 
 
 @often
@@ -329,7 +331,7 @@ def test_at_any_site_one_expert_is_the_merged_weight(
 ) -> None:
     layer = random_layer(1, rank, width, out, select, seed)
     x = torch.randn(rows, length, width)
-    bank, base = layer.bank, layer.base
+    bank, base = layer.current.bank, layer.base
     merged = layer.weight + bank.scaling[0] * bank.B[0] @ bank.A[0]
     wanted = torch.nn.functional.linear(x, merged, base.bias)  # pyright: ignore
     got = run(layer, x, random_condition(rows, 1, seed))
@@ -346,7 +348,7 @@ def test_at_any_site_a_batch_is_its_rows(
     together = run(layer, x, condition)
     for row in range(rows):
         one = slice(row, row + 1)
-        alone = run(layer, x[one], Condition(condition.global_scores[one], condition.alpha[one]))
+        alone = run(layer, x[one], Condition.of(condition.global_scores[one], condition.alpha[one]))
         torch.testing.assert_close(together[one], alone, atol=2e-4, rtol=1e-4)
 
 
@@ -359,17 +361,16 @@ def test_at_any_site_order_and_unreachable_experts_change_nothing(
     x, condition = torch.randn(rows, length, width), random_condition(rows, experts, seed)
     wanted = run(layer, x, condition)
     order = torch.randperm(experts)
-    bank, vectors = layer.bank, layer.site.vectors
-    assert vectors is not None
+    bank, gates = layer.current.bank, layer.current.site["gates"]
     shuffled = Bank(bank.A[order], bank.B[order], bank.scaling[order])
-    site = Site("s", vectors[order], layer.site.absent)
-    other = RoutedLinear(layer.base, site, shuffled, layer.router, RoutingContext(), True)
-    got = run(other, x, Condition(condition.global_scores[:, order], condition.alpha))
+    site = Site("s", layer.current.site.absent, {"gates": gates[order]})
+    other = RoutedLinear.over(layer.base, RoutedSite(site, shuffled, layer.current.router), RoutingContext())
+    got = run(other, x, Condition.of(condition.global_scores[:, order], condition.alpha))
     torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
 
     more = Bank(*(torch.cat([t, torch.ones_like(t[:1])]) for t in (bank.A, bank.B, bank.scaling)))
-    site = Site("s", torch.cat([vectors, vectors[:1]]), torch.tensor([False] * experts + [True]))
-    other = RoutedLinear(layer.base, site, more, layer.router, RoutingContext(), True)
+    site = Site("s", torch.tensor([False] * experts + [True]), {"gates": torch.cat([gates, gates[:1]])})
+    other = RoutedLinear.over(layer.base, RoutedSite(site, more, layer.current.router), RoutingContext())
     scores = torch.cat([condition.global_scores, torch.full((rows, 1), 9.0)], dim=1)
-    got = run(other, x, Condition(scores, condition.alpha))
+    got = run(other, x, Condition.of(scores, condition.alpha))
     torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "glider.inference.loading",
+    "load": "glider.inference.spec",
     "RoutedModel": "glider.inference.model",
-    "Query": "glider.inference.model",
-    "Answer": "glider.inference.model",
+    "Query": "glider.inference.queries",
+    "Answer": "glider.inference.answers",
     "Pool": "glider.experts.pool",
     "Expert": "glider.experts.expert",
     "ExpertCard": "glider.experts.card",
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from glider.experts.expert import Expert as Expert
     from glider.experts.pool import Pool as Pool
     from glider.experts.prompt_format import PromptFormat as PromptFormat
-    from glider.inference.loading import load as load
-    from glider.inference.model import Answer as Answer
-    from glider.inference.model import Query as Query
+    from glider.inference.answers import Answer as Answer
     from glider.inference.model import RoutedModel as RoutedModel
+    from glider.inference.queries import Query as Query
+    from glider.inference.spec import load as load
     from glider.layers.attach import attach as attach
     from glider.layers.trace import Trace as Trace
     from glider.routing.base import router as router

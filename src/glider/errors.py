@@ -52,7 +52,14 @@ class QueryError(GliderError):
 
 
 class BatchingError(GliderError):
-    """Continuous batching that this transformers, model or cache cannot do."""
+    """Continuous batching that this transformers, model or cache cannot do.
+
+    `fixable` says that the caller can change that: otherwise padded batches are the way.
+    """
+
+    def __init__(self, wanted: str, got: str, remedy: str, *, fixable: bool = True):
+        super().__init__(wanted, got, remedy)
+        self.fixable = fixable
 
 
 class EmbedderError(GliderError):

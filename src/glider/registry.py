@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, crea
 from pydantic_core import SchemaError
 
 from glider.config import faults
-from glider.errors import GliderError
+from glider.errors import GliderError, GliderWarning
 
 T = TypeVar("T")
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -38,6 +38,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str, homes: tuple[str, ...], error: type[GliderError]):
         self.kind, self.group, self.homes, self.error = kind, group, homes, error
         self._entries: dict[str, Entry[T]] = {}
+        self._followers: list[Callable[[Entry[T]], object]] = []
         self._loaded = False
 
     def register(self, name: str, paper: str | None = None) -> Callable[[Maker], Maker]:
@@ -46,10 +47,20 @@ class Registry(Generic[T]):
         def put(make: Maker) -> Maker:
             if name in self._entries and self._entries[name].make is not make:
                 raise self.error(f"a new {self.kind} name", f"{name}, which is taken", "Choose another name.")
-            self._entries[name] = Entry(name, make, paper)
+            if name not in self._entries:
+                self._entries[name] = entry = Entry(name, make, paper)
+                for follow in self._followers:
+                    follow(entry)
             return make
 
         return put
+
+    def follow(self, follower: Callable[[Entry[T]], object]) -> None:
+        """Call `follower` with every entry: with those there are now, and with each that is registered later."""
+        present = list(self)
+        self._followers.append(follower)
+        for entry in present:
+            follower(entry)
 
     def create(self, name: str, **settings: Any) -> T:
         """Make the implementation `name`; `name:argument` hands the argument over as `argument`.
@@ -89,15 +100,26 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         if not self._loaded:
-            for home in self.homes:
-                for module in iter_modules(getattr(import_module(home), "__path__", ())):
-                    import_module(f"{home}.{module.name}")
+            self._loaded = True  # a module may look the registry up while it is imported
+            try:
+                for home in self.homes:
+                    for module in iter_modules(getattr(import_module(home), "__path__", ())):
+                        import_module(f"{home}.{module.name}")
+            except BaseException:
+                self._loaded = False
+                raise
             for point in entry_points(group=self.group):
                 try:
                     point.load()
                 except Exception as fault:  # another package's fault must not take every command down
-                    warnings.warn(f"the {self.kind} plug-in {point.name} is left out: {fault}", stacklevel=2)
-            self._loaded = True
+                    warnings.warn(_plugin_fault(self.kind, point, fault), GliderWarning, stacklevel=2)
+
+
+def _plugin_fault(kind: str, point: EntryPoint, fault: Exception) -> str:
+    """What is wrong with a plug-in, on one line."""
+    owner = "an unnamed distribution" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    reason = " ".join(f"{type(fault).__name__}: {fault}".split())
+    return f"the {kind} {point.name} of {owner} is left out: {reason}. Upgrade or uninstall that distribution."
 
 
 def _unfit(make: Any, settings: dict[str, Any]) -> str:

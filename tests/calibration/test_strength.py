@@ -7,8 +7,8 @@ from glider.calibration.strength import CONFIDENT, DOUBTFUL, _loss, _nearest_goo
 from glider.data.rows import Row
 from glider.errors import RouterError
 from glider.experts.pool import Calibration
-from glider.inference.loading import load
-from glider.routing.base import Condition
+from glider.inference.spec import load
+from glider.routing.condition import Condition
 
 
 def rows(word: str) -> list[Row]:
@@ -34,7 +34,7 @@ def test_a_loss_is_that_of_the_answer_at_this_alpha(model) -> None:
     row = rows("e1")[0]
     scores = model.condition([row.input]).global_scores
     for alpha in (0.3, 100.0):
-        with model.attached.routing(Condition(scores, torch.tensor([alpha]))):
+        with model.attached.routing(Condition.of(scores, torch.tensor([alpha]))):
             prompt = model.prompt.prompt_ids(model.tokenizer, row.input)
             target = model.prompt.target_ids(model.tokenizer, row.output)
             logits = model.model(torch.tensor([prompt + target])).logits[0].float()

@@ -8,7 +8,7 @@ import torch
 from glider.calibration.threshold import best_threshold, calibrate, recalibrated
 from glider.errors import GliderWarning, PoolError, RouterError
 from glider.experts.pool import Calibration, Pool
-from glider.routing.base import Asked
+from glider.routing.base import QueryFeatures
 from glider.routing.methods.glider import Glider
 
 
@@ -53,8 +53,8 @@ def test_a_calibrated_pool_knows_its_queries_from_strange_ones(pool_with_profile
     prepared = router.prepare(pool)
     own = tuple((expert.profile.queries[0],) for expert in pool)
     strange = ((torch.arange(1, 30),),)
-    condition = router.condition(prepared, Asked(grams=own + strange))
-    assert condition is not None and condition.signal == "examples"
+    condition = router.condition(prepared, QueryFeatures(len(own + strange), grams=own + strange))
+    assert condition is not None and set(condition.signals) == {"examples"}
     assert condition.alpha.tolist() == [103.0] * 3 + [3.0]
 
 
@@ -83,7 +83,7 @@ def test_a_calibration_that_cannot_be_redone_stays(make_pool, llama_directory: P
 
 
 def test_too_few_queries_are_refused(make_pool, llama_directory: Path, pool_with_profiles) -> None:
-    few = {name: Asked(torch.randn(3, 384)) for name in ("e0", "e1", "e2")}
+    few = {name: QueryFeatures(3, torch.randn(3, 384)) for name in ("e0", "e1", "e2")}
     with pytest.raises(PoolError, match="16 held-back queries of expert e0"):
         calibrate(pool_with_profiles(), "instruction", few)
     with pytest.raises(PoolError, match="two experts"):

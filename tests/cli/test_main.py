@@ -231,7 +231,7 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_base_in_either_storage_is_the_same_base(pool: Pool, llama_directory: Path, dtype: torch.dtype) -> None:
-    from glider.inference.loading import load
+    from glider.inference.spec import load
 
     (answer,) = load(str(llama_directory), pool.path, dtype=dtype).generate(["hello"], max_new_tokens=3)
     assert answer.token_ids
@@ -239,7 +239,7 @@ def test_base_in_either_storage_is_the_same_base(pool: Pool, llama_directory: Pa
 
 def test_a_list_is_wanted_where_a_list_is_wanted(pool: Pool, llama_directory: Path) -> None:
     from glider.errors import QueryError
-    from glider.inference.loading import load
+    from glider.inference.spec import load
 
     model = load(str(llama_directory), pool.path)
     with pytest.raises(QueryError, match=r"\[prompt\]"):

@@ -92,7 +92,7 @@ def test_stored_in_an_expert_they_route_as_trained_ones(llama_directory: Path, t
     card = made.card.model_copy(update={"name": "e0"})
     write_expert(tmp_path / "pool" / "e0", card, config, lora, gates, None, torch.float32)
     pool = Pool.create(tmp_path / "pool", base.identity).add("e0")
-    vectors = Phatgoose().prepare(pool).sites[site].vectors
+    vectors = Phatgoose().prepare(pool).sites[site]["gates"]
     torch.testing.assert_close(vectors, standardise(gates[site])[None])
 
 

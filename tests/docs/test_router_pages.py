@@ -1,6 +1,9 @@
 """The router of docs/adding_a_router.md works as it stands there; docs/routers.md is what the registry says."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,19 +11,24 @@ import torch
 
 import glider
 from glider.cli.routers import markdown_table, method_rows
+from glider.routing.local_scores.base import local_scores
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_router_of_the_page_runs_and_is_short(make_pool, base_directory: Path, monkeypatch) -> None:
-    page = (DOCS / "adding_a_router.md").read_text("utf8")
-    match = re.search(r"```python\n(.*?)```", page, re.S)
+def code_of_the_page() -> str:
+    match = re.search(r"```python\n(.*?)```", (DOCS / "adding_a_router.md").read_text("utf8"), re.S)
     assert match
-    lines = [line for line in match[1].splitlines() if line.strip()]
-    assert len(lines) < 30, len(lines)
-    list(glider.routers)  # load the known ones before the registry is copied
-    monkeypatch.setattr(glider.routers, "_entries", dict(glider.routers._entries))
-    exec(compile(match[1], "adding_a_router.md", "exec"), {"__name__": "page"})
+    return match[1]
+
+
+def test_router_of_the_page_runs_and_is_short(make_pool, base_directory: Path, monkeypatch) -> None:
+    code = code_of_the_page()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    for registry in (glider.routers, local_scores):
+        list(registry)  # load the known ones before the registry is copied
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    exec(compile(code, "adding_a_router.md", "exec"), {"__name__": "page"})
     pool = make_pool(base_directory)
     model = glider.load(str(base_directory), pool.path, router="loudest")
     (answer,) = model.generate(["hello"], max_new_tokens=3, trace=True)
@@ -29,8 +37,21 @@ def test_router_of_the_page_runs_and_is_short(make_pool, base_directory: Path, m
     call = trace.calls[0]
     assert call.decision.scores is not None
     assert torch.equal(call.decision.experts[:, 0], call.decision.scores.argmax(dim=-1))
+    (answer,) = glider.load(str(base_directory), pool.path, router="glider+loudest").generate(["hello"])
+    assert answer.alpha is not None
 
 
 def test_page_of_routers_is_what_the_registry_says() -> None:
     page = (DOCS / "routers.md").read_text("utf8")
     assert markdown_table(method_rows()) in page, "run `glider routers --markdown` and put the table into the page"
+
+
+@pytest.mark.slow
+def test_router_of_the_page_passes_the_type_checker(tmp_path: Path) -> None:
+    (tmp_path / "loudest.py").write_text(code_of_the_page(), "utf8")
+    settings = {"include": [str(tmp_path)], "typeCheckingMode": "standard", "pythonVersion": "3.10"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), "utf8")
+    command = [sys.executable, "-m", "basedpyright", "--project", str(tmp_path), "--pythonpath", sys.executable]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "0 errors, 0 warnings" in result.stdout, result.stdout
+    assert result.returncode == 0, result.stderr

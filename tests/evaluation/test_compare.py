@@ -16,7 +16,7 @@ from glider.evaluation.compare import compare
 from glider.evaluation.scoring import score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.inference.base_model import load_base
-from glider.inference.loading import load, over
+from glider.inference.spec import ModelSpec, load
 from glider.routing.methods.merge import Merge
 
 CHOICE_ROWS = [Row(input=f"is {i} even?", output=("yes", "no")[i % 2], choices=("yes", "no")) for i in range(12)]
@@ -123,7 +123,7 @@ def test_settings_reach_the_router_and_the_search(make_pool, llama_directory: Pa
     wanted = load(str(llama_directory), pool.path, router=Merge("ties"))
     assert ties.scores == score_rows(wanted, CHOICE_ROWS).scores
     search = search_lorahub(base, pool, FEW, budget=3, population=["e1"])
-    assert found.scores == score_rows(over(base, pool, search.router), CHOICE_ROWS).scores
+    assert found.scores == score_rows(ModelSpec(router=search.router).over(base, pool), CHOICE_ROWS).scores
     assert [entry.router for entry in (ties, found)] == names
 
 

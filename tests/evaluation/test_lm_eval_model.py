@@ -21,8 +21,8 @@ from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
 from glider.evaluation.metrics import score_text
 from glider.evaluation.run_plan import pool_hash
-from glider.inference.loading import load
 from glider.inference.model import Query
+from glider.inference.spec import load
 
 CONTEXTS = ["Is it so? Answer:", "A much longer question about something else. Answer: ", "Why"]
 CHOICES = [" yes", " no, it is not", " 7"]
@@ -248,7 +248,7 @@ def test_the_limit_of_a_nested_config_is_found(llama_directory: Path, tmp_path: 
     )
     Gemma3ForConditionalGeneration(config).save_pretrained(told)
     model = GliderLM(base=str(told), pool=str(make_pool(told).path), router="phatgoose")
-    assert model.max_length == model.routed.context == 2048
+    assert model.max_length == model.routed.encoder.context == 2048
 
 
 def test_contexts_of_generation_are_cut_to_max_length(llama_directory: Path, make_pool) -> None:
@@ -261,5 +261,5 @@ def test_contexts_of_generation_are_cut_to_max_length(llama_directory: Path, mak
         return lm.generate_until([Instance("generate_until", {}, (context, settings), 0)], disable_tqdm=True)[0]
 
     assert ask(text) == ask("other letters before the end: " + text)
-    assert lm.routed.padded(lm.routed._rows([text], True, 4))["input_ids"].shape == (1, 20)
+    assert lm.routed.encoder.batch(lm.routed.encoder.rows([text], True, 4))["input_ids"].shape == (1, 20)
     assert isinstance(ask("  "), str)  # nothing but spaces is asked as nothing is

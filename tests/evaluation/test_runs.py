@@ -15,8 +15,8 @@ from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.inference.loading import load
 from glider.inference.model import Query
+from glider.inference.spec import load
 from glider.routing.select import TopK
 
 EVEN = [

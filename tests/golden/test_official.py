@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from glider.layers.attach import Attached
-from glider.layers.bank import Bank
+from glider.layers.attach import Attached, Storage
 from glider.layers.kernels.choice import KERNELS
 from glider.layers.kernels.native import why_absent
-from glider.layers.routed_linear import RoutedLinear
 from glider.layers.trace import Trace
-from glider.routing.base import Condition, Prepared, Site
+from glider.routing.base import Prepared, Site
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from glider.routing.scores import cosine, standardise
 from glider.routing.select import TopK, TopP
+from glider.routing.static import MergedExpert
 
 CASES = [
     *("phatgoose_top1", "phatgoose_top2", "phatgoose_top3"),
@@ -57,7 +56,7 @@ def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name:
     condition = _condition(layout, case, wanted)
     encoder = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     trace = Trace([str(i) for i in range(8)], condition, encoder["attention_mask"].bool())
-    with torch.inference_mode(), attached.routing(condition, trace=trace):
+    with torch.inference_mode(), attached.routing(condition, recorder=trace):
         logits = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
     with torch.inference_mode(), attached.routing(condition):
         untraced = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
@@ -97,24 +96,20 @@ def _attach(
     model.load_state_dict(_read(layout / "base_t5_state_dict.pt"))
     names = [key.removeprefix(PREFIX).removesuffix(".lora_gate.default") for key in experts[0] if "lora_gate" in key]
     sites = {name: _site(name, experts) for name in names}
-    attached = Attached(model, router, Prepared((), sites, None), {name: model.get_submodule(name) for name in names})
-    for name, site in sites.items():
-        parent, _, child = name.rpartition(".")
-        linear: nn.Module = model.get_submodule(name)
-        routed = RoutedLinear(linear, site, _bank(name, experts), router, attached.context, True, kernel)
-        setattr(model.get_submodule(parent), child, routed)
+    pairs = [{name: _pair(name, expert) for name in names} for expert in experts]
+    merged = tuple(MergedExpert(f"e{i}", own) for i, own in enumerate(pairs))
+    attached = Attached(model)
+    attached.replace(router, Prepared(merged, sites), Storage(kernel=kernel))
     return model, attached
 
 
 def _site(name: str, experts: list[dict]) -> Site:
     gates = [standardise(expert[f"{PREFIX}{name}.lora_gate.default"]) for expert in experts]
-    return Site(name, torch.stack(gates), torch.zeros(len(experts), dtype=torch.bool))
+    return Site(name, torch.zeros(len(experts), dtype=torch.bool), {"gates": torch.stack(gates)})
 
 
-def _bank(name: str, experts: list[dict]) -> Bank:
-    a = torch.stack([expert[f"{PREFIX}{name}.lora_A.default.weight"] for expert in experts])
-    b = torch.stack([expert[f"{PREFIX}{name}.lora_B.default.weight"] for expert in experts])
-    return Bank(a, b, torch.full((len(experts),), 1 / 16))
+def _pair(name: str, expert: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    return expert[f"{PREFIX}{name}.lora_A.default.weight"], expert[f"{PREFIX}{name}.lora_B.default.weight"] / 16
 
 
 def _condition(layout: Path, case: dict, wanted: dict[str, torch.Tensor]) -> Condition | None:
@@ -127,4 +122,4 @@ def _condition(layout: Path, case: dict, wanted: dict[str, torch.Tensor]) -> Con
     experts = torch.nn.functional.normalize(torch.stack(list(own.values())), dim=-1)
     scores = cosine(asked[case["query"]][None], experts)
     torch.testing.assert_close(scores[0], wanted["global_scores"], atol=TOLERANCE, rtol=0)
-    return Condition(scores, torch.tensor([case["alpha"]]))
+    return Condition.of(scores, torch.tensor([case["alpha"]]))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import glider
 from glider.cli.import_official import import_official
 from glider.contribute.published_format import read_embeddings
-from glider.routing.base import Asked
+from glider.routing.base import QueryFeatures
 
 CASES = [
     *("phatgoose_top1", "phatgoose_top2", "phatgoose_top3"),
@@ -76,12 +76,12 @@ def test_golden_case(layout: Path, base: Path, pool: glider.Pool, name: str) -> 
     condition = None
     if case["query"] is not None:
         query = read_embeddings(layout / EMBEDDINGS.format("t0-v4"))[case["query"]]
-        condition = routed.router.condition(routed.attached.prepared, Asked(query))
+        condition = routed.router.condition(routed.attached.prepared, QueryFeatures(len(query), query))
         assert condition is not None and condition.alpha.tolist() == [case["alpha"]]
         torch.testing.assert_close(condition.global_scores[0], wanted["global_scores"], atol=TOLERANCE, rtol=0)
     encoder = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     trace = glider.Trace(routed.experts, condition, encoder["attention_mask"].bool())
-    with torch.inference_mode(), routed.attached.routing(condition, trace=trace):
+    with torch.inference_mode(), routed.attached.routing(condition, recorder=trace):
         logits = routed.model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
     with torch.inference_mode(), routed.attached.routing(condition):
         generated = routed.model.generate(**encoder, max_length=8, do_sample=False)

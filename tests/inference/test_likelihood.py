@@ -10,8 +10,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
 from glider.inference.model import Query, RoutedModel
+from glider.inference.spec import load
 
 PROMPTS = ["is it so?", "a much longer question about something else entirely", "why?"]
 SIZES = [

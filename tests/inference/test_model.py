@@ -12,8 +12,8 @@ from transformers import LogitsProcessor
 from glider.errors import BaseModelError, ExpertError, PoolError, QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
-from glider.inference.loading import load
 from glider.inference.model import ChoiceScore, Query, RoutedModel
+from glider.inference.spec import load
 from glider.inference.streaming import Piece
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.methods.glider import Glider
@@ -137,8 +137,11 @@ def test_a_stream_never_begun_starts_no_thread(model: RoutedModel) -> None:
 
 
 def test_a_fault_inside_a_stream_reaches_its_reader(model: RoutedModel) -> None:
-    with pytest.raises(ValueError, match="no_such_setting"):
-        list(model.stream(PROMPTS[0], no_such_setting=1))
+    def fail(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a processor's own")
+
+    with pytest.raises(ValueError, match="a processor's own"):
+        list(model.stream(PROMPTS[0], logits_processor=[fail]))
 
 
 def test_a_streams_mistakes_show_when_it_is_asked_for(llama: RoutedModel) -> None:
@@ -146,6 +149,44 @@ def test_a_streams_mistakes_show_when_it_is_asked_for(llama: RoutedModel) -> Non
         llama.stream(" ")
     with pytest.raises(QueryError, match="at most 500"):
         llama.stream("x" * 600, max_new_tokens=12)
+    with pytest.raises(QueryError, match="no_such_setting"):
+        llama.stream("hi", no_such_setting=1)
+    with pytest.raises(QueryError, match="beam_search"):
+        llama.stream("hi", num_beams=2)
+
+
+STOPS = [["a"], ["zq", "e "], ["never there"]]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_answer_ends_before_its_stop_string(model: RoutedModel, stop: list[str]) -> None:
+    """The same by every way: padded, packed and streamed."""
+    settings = {"max_new_tokens": 40, "suppress_tokens": unreadable(model)}
+    whole = model.generate(PROMPTS, **settings)
+    if stop[0] == "zq":  # a text that is there for sure
+        stop = [whole[0].text[5:7], whole[1].text[9:12]]
+    answers = model.generate(PROMPTS, stop_strings=stop, **settings)
+    for answer, full in zip(answers, whole, strict=True):
+        places = [place for one in stop if (place := full.text.find(one)) >= 0]
+        assert answer.text == (full.text[: min(places)] if places else full.text).strip()
+        assert (answer.finish_reason, len(answer.token_ids) < 40) == (("stop", True) if places else ("length", False))
+        assert full.token_ids[: len(answer.token_ids)] == answer.token_ids
+    assert model.generate_batch(PROMPTS, stop_strings=stop, **settings) == answers
+    pieces: list[Piece] = list(model.stream(PROMPTS, stop_strings=stop, **settings))
+    for row, answer in enumerate(answers):
+        assert "".join(piece.text for piece in pieces if piece.row == row).strip() == answer.text
+        assert [piece.ended for piece in pieces if piece.row == row][-1]
+
+
+def test_a_seed_repeats_a_stream(model: RoutedModel) -> None:
+    settings = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12}
+    first, second, other = ("".join(model.stream(PROMPTS[0], seed=seed, **settings)) for seed in (5, 5, 6))
+    assert first == second != other
+    torch.manual_seed(5)
+    [answer] = model.generate(PROMPTS[:1], **settings)
+    assert first.strip() == answer.text
+    by_batch = model.generate_batch(PROMPTS[:2], seed=5, **settings)
+    assert by_batch[0].text == answer.text
 
 
 @torch.inference_mode()
@@ -268,7 +309,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the base model was loaded")
 
-    monkeypatch.setattr("glider.inference.loading.load_base", refuse)
+    monkeypatch.setattr("glider.inference.base_model.load_base", refuse)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +318,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gilder", {}, RouterError, "base, glider, .*phatgoose, .*single.*'gilder'"),
         ("single:nobody", {}, PoolError, "e0, e1.*'nobody'"),
         ("single", {}, RouterError, "single:NAME"),
-        ("glider", {"top_k": 2}, RouterError, "beta, gamma, global_, local_scale, p, select; got top_k for glider"),
+        ("glider", {"temper": 2}, RouterError, "beta, gamma, global_, local, .*, p, select; got temper for glider"),
         ("base", {"p": 0.5}, RouterError, "settings of none; got p for base"),
         (Glider(), {"p": 0.5}, RouterError, "p beside it"),
     ],

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
 from glider.inference.prompt_states import SHARE, prompt_states
+from glider.inference.spec import load
 
 
 def test_states_are_the_means_of_an_early_layer(llama_directory) -> None:

@@ -93,7 +93,7 @@ def test_generate_with_a_describer(run, endpoint, pool: Pool, llama_directory: P
     code, out, _ = run(*asked, "--strict")
     assert code == 2 and out == ""
     assert json.loads(run(*shared, "--json", "--description", "Given.")[1])["description"] == "Given."
-    assert "--describer" in run(*shared, "--base-url", "http://x/v1")[2]
+    assert "a describer for base_url" in run(*shared, "--base-url", "http://x/v1")[2]
     assert "valid settings" in run(*shared, "--describer", "openai:m", "--base-url", "x")[2]
     assert "settings of" in run(*shared, "--describer", "given:A.", "--base-url", "http://x")[2]
     assert "a describer of given" in run(*shared, "--describer", "nobody")[2]

@@ -17,7 +17,9 @@ from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels.gpu import Blocks
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Condition, Router, Site
+from glider.layers.routed_site import RoutedSite
+from glider.routing.base import Router, Site
+from glider.routing.condition import Condition
 from glider.routing.methods.arrow import Arrow
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
@@ -60,18 +62,20 @@ def layer_of(router: Router, experts: int, fake: FakeTensorMode, rank: int = 3) 
         return fake.from_tensor(tensor).to(DEVICE)
 
     bank = Bank(there(case.bank.A), there(case.bank.B), there(case.bank.scaling))
-    site = Site("s", there(case.site.vectors), there(case.site.absent))
+    site = Site("s", there(case.site.absent), {name: there(case.site["gates"]) for name in ("gates", "directions")})
     base = torch.nn.Linear(20, 18, device=DEVICE)
-    return RoutedLinear(base, site, bank, router, RoutingContext(), isinstance(router, Glider))
+    return RoutedLinear.over(base, RoutedSite(site, bank, router), RoutingContext())
 
 
 def routed(router: Router, tokens: int, experts: int, mapped: bool) -> dict[str, Any]:
     """Two calls in one batch: the second finds the query's term where the first put it."""
     with FakeTensorMode() as fake, torch.no_grad():
         layer = layer_of(router, experts, fake)
-        condition = Condition(torch.rand(tokens, experts), torch.ones(tokens)) if layer.uses_global else None
+        condition = (
+            Condition.of(torch.rand(tokens, experts), torch.ones(tokens)) if isinstance(router, Glider) else None
+        )
         x, watches = torch.randn(tokens, 1, 20, device=DEVICE), []
-        with layer.context.use(Batch(condition, torch.arange(tokens) if mapped else None)):
+        with layer.context.use(Batch.of(condition, torch.arange(tokens, device=DEVICE) if mapped else None)):
             for _ in range(2):
                 with Watch() as watch:
                     output = layer(x)

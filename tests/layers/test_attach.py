@@ -14,8 +14,8 @@ from glider.experts.card import ExpertCard
 from glider.experts.expert import write_expert
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
-from glider.layers.attach import attach
+from glider.inference.spec import load
+from glider.layers.attach import Storage, attach
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.methods.phatgoose import Phatgoose
 
@@ -123,7 +123,8 @@ def test_sites_follow_the_input_to_another_device(llama_directory: Path, make_po
     name = pool.sites[0]
     layer: Any = model.get_submodule(name).to("meta")
     layer(torch.zeros(1, 3, layer.in_features, device="meta"))
-    assert {layer.site.vectors.device.type, layer.site.absent.device.type, layer.bank.A.device.type} == {"meta"}
+    site, bank = layer.current.site, layer.current.bank
+    assert {tensor.device.type for tensor in (site["gates"], site.absent, bank.A)} == {"meta"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -131,9 +132,9 @@ def test_experts_are_stored_as_asked(llama_directory: Path, make_pool, dtype: to
     pool = make_pool(llama_directory, 2)
     plain, stored = (load_base(str(llama_directory)).model for _ in range(2))
     attach(plain, pool, Phatgoose())
-    attach(stored, pool, Phatgoose(), expert_dtype=dtype)
+    attach(stored, pool, Phatgoose(), Storage(expert_dtype=dtype))
     layer: Any = stored.get_submodule(pool.sites[0])
-    assert layer.bank.A.dtype == layer.bank.B.dtype == dtype
+    assert layer.current.bank.A.dtype == layer.current.bank.B.dtype == dtype
     x = torch.randn(4, layer.in_features)
     got, wanted = layer(x), plain.get_submodule(pool.sites[0])(x)
     assert got.dtype == torch.float32
@@ -144,7 +145,7 @@ def test_experts_take_the_dtype_of_the_model(llama_directory: Path, make_pool) -
     pool, model = make_pool(llama_directory, 1), load_base(str(llama_directory), dtype=torch.bfloat16).model
     attach(model, pool, Phatgoose())
     layer: Any = model.get_submodule(pool.sites[0])
-    assert layer.bank.A.dtype == torch.bfloat16
+    assert layer.current.bank.A.dtype == torch.bfloat16
     assert logits(model).dtype == torch.bfloat16
 
 

@@ -11,12 +11,12 @@ from glider.errors import QueryError
 from glider.inference.base_model import load_base
 from glider.layers.attach import Attached, attach
 from glider.layers.context import Batch, RoutingContext
-from glider.routing.base import Condition
+from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5], [8, 8, 150, 31]])
-STRONG = Condition(torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]]), torch.tensor([103.0, 3.0]))
+STRONG = Condition.of(torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]]), torch.tensor([103.0, 3.0]))
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def logits(attached: Attached, ids: torch.Tensor = IDS, **more: torch.Tensor) ->
 
 
 def row(condition: Condition, index: int) -> Condition:
-    one = slice(index, index + 1)
-    return Condition(condition.global_scores[one], condition.alpha[one])
+    return condition.rows([index])
 
 
 def test_without_a_query_the_local_term_decides_and_a_warning_says_so(attached: Attached) -> None:
@@ -51,7 +50,7 @@ def test_a_router_without_a_global_term_needs_no_query(llama_directory: Path, ma
 
 
 def test_a_condition_that_does_not_divide_the_tokens_is_an_error(attached: Attached) -> None:
-    three = Condition(torch.zeros(3, 3), torch.ones(3))
+    three = Condition.of(torch.zeros(3, 3), torch.ones(3))
     with pytest.raises(QueryError, match="3 queries"), attached.routing(three):
         logits(attached)
 
@@ -77,9 +76,10 @@ def test_a_map_of_another_length_is_an_error(attached: Attached, length: int) ->
 
 def test_rows_of_one_query_stand_together() -> None:
     context = RoutingContext()
-    with context.use(Batch(STRONG)):
-        term = context.term(6, True)
-    assert term is not None
+    with context.use(Batch.of(STRONG)):
+        [segment] = context.segments(6, None, torch.device("cpu"))
+    term = segment.term_of(6)
+    assert term is not None and STRONG.term is not None
     assert torch.equal(term, STRONG.term[[0, 0, 0, 1, 1, 1]])
 
 

@@ -10,8 +10,8 @@ import torch
 from glider.errors import ConfigError, ExpertError
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel, load_base
-from glider.inference.loading import load, wanted_memory
-from glider.layers.attach import Attached, attach
+from glider.inference.spec import load, memory_limit
+from glider.layers.attach import Attached, Storage, attach
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels.native import extension
 from glider.routing.base import Decision
@@ -63,10 +63,10 @@ def passes(attached: Attached) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("places", [1, 2, 5])
 def test_outputs_do_not_depend_on_the_memory(base: BaseModel, pool: Pool, kernel: str, places: int) -> None:
-    whole = attach(base.model, pool, Phatgoose(), kernel=kernel)
+    whole = attach(base.model, pool, Phatgoose(), Storage(kernel=kernel))
     wanted = passes(whole)
     whole.detach()
-    hot = attach(base.model, pool, Phatgoose(), kernel=kernel, expert_memory=places * size_of_one(pool))
+    hot = attach(base.model, pool, Phatgoose(), Storage(kernel=kernel, expert_memory=places * size_of_one(pool)))
     try:
         assert {len(bank.A) for bank in banks(hot)} == {places}
         for got, told in zip(passes(hot), wanted, strict=True):
@@ -82,9 +82,9 @@ def test_a_trace_sees_the_decision_and_not_the_places(base: BaseModel, pool: Poo
 
     traces = []
     for memory in (None, 2 * size_of_one(pool)):
-        attached = attach(base.model, pool, Phatgoose(), kernel=kernel, expert_memory=memory)
+        attached = attach(base.model, pool, Phatgoose(), Storage(kernel=kernel, expert_memory=memory))
         trace = Trace(pool.names, None, torch.ones_like(IDS, dtype=torch.bool))
-        with torch.inference_mode(), attached.routing(None, trace=trace):
+        with torch.inference_mode(), attached.routing(None, recorder=trace):
             attached.model(IDS)
         attached.detach()
         traces.append(trace)
@@ -95,7 +95,7 @@ def test_a_trace_sees_the_decision_and_not_the_places(base: BaseModel, pool: Poo
 
 
 def test_memory_for_all_of_them_holds_all_of_them(base: BaseModel, pool: Pool) -> None:
-    attached = attach(base.model, pool, Phatgoose(), expert_memory=len(pool) * size_of_one(pool))
+    attached = attach(base.model, pool, Phatgoose(), Storage(expert_memory=len(pool) * size_of_one(pool)))
     try:
         assert banks(attached) == [] and attached.expert_memory is None
     finally:
@@ -105,7 +105,7 @@ def test_memory_for_all_of_them_holds_all_of_them(base: BaseModel, pool: Pool) -
 def test_memory_for_less_than_one_is_refused_and_the_model_stays(base: BaseModel, pool: Pool) -> None:
     before = dict(base.model.named_modules())
     with pytest.raises(ConfigError, match=f"one expert \\({size_of_one(pool)} bytes\\) or more; got 100 bytes"):
-        attach(base.model, pool, Phatgoose(), expert_memory=100)
+        attach(base.model, pool, Phatgoose(), Storage(expert_memory=100))
     assert dict(base.model.named_modules()) == before
 
 
@@ -177,7 +177,7 @@ def test_two_threads_share_the_places(base: BaseModel, pool: Pool) -> None:
     whole = attach(base.model, pool, Phatgoose())
     wanted = passes(whole)
     whole.detach()
-    hot = attach(base.model, pool, Phatgoose(), expert_memory=2 * size_of_one(pool))
+    hot = attach(base.model, pool, Phatgoose(), Storage(expert_memory=2 * size_of_one(pool)))
     found: list[list[torch.Tensor]] = []
     threads = [threading.Thread(target=lambda: found.extend(passes(hot) for _ in range(3))) for _ in range(2)]
     try:
@@ -194,13 +194,13 @@ def test_two_threads_share_the_places(base: BaseModel, pool: Pool) -> None:
 
 
 def test_sizes_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (wanted_memory("2GB"), wanted_memory("1.5MiB"), wanted_memory(700)) == (2_000_000_000, 1_572_864, 700)
-    assert wanted_memory(None) is None
+    assert (memory_limit("2GB"), memory_limit("1.5MiB"), memory_limit(700)) == (2_000_000_000, 1_572_864, 700)
+    assert memory_limit(None) is None
     monkeypatch.setenv("GLIDER_EXPERT_MEMORY", "3kB")
-    assert (wanted_memory(None), wanted_memory("1kB")) == (3000, 1000)
+    assert (memory_limit(None), memory_limit("1kB")) == (3000, 1000)
     for wrong in ("plenty", "2,5GB", "2.5.5GB", "2GB each", "-1", "inf"):
         with pytest.raises(ConfigError, match=f"expert memory in bytes, as 2GB or 500MiB; got '{wrong}'"):
-            wanted_memory(wrong)
+            memory_limit(wrong)
     monkeypatch.setenv("GLIDER_EXPERT_MEMORY", "-1")
     with pytest.raises(ConfigError, match="the variable GLIDER_EXPERT_MEMORY in bytes"):
-        wanted_memory(None)
+        memory_limit(None)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
-from glider.inference.loading import load
 from glider.inference.model import RoutedModel
+from glider.inference.spec import load
 from glider.layers.trace import Trace
 from glider.routing.base import Decision
 
@@ -38,7 +38,7 @@ def model(base_directory: Path, make_pool) -> RoutedModel:
 
 
 def call(trace: Trace, site: str, experts: list[list[int]], weights: list[list[float]]) -> None:
-    trace.record(site, Decision(torch.tensor(experts), torch.tensor(weights)))
+    trace.add(site, Decision(torch.tensor(experts), torch.tensor(weights)))
 
 
 def test_heatmap_and_usage_of_a_case_done_by_hand() -> None:

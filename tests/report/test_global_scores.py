@@ -12,7 +12,7 @@ from glider.calibration.threshold import calibrate, held_back
 from glider.cli.main import main
 from glider.errors import ConfigError, MissingDependency, RouterError
 from glider.experts.pool import Pool
-from glider.inference.queries import Query, ask
+from glider.inference.queries import Query, QueryReader
 from glider.report.global_scores import PROFILES, PoolScores, Spread, TaskScores, pool_scores, task_files
 from glider.report.scores_figure import draw_scores
 from glider.report.style import DARK
@@ -37,7 +37,7 @@ def rows(tmp_path: Path) -> Path:
 def test_columns_are_what_the_signal_says_of_the_held_back_queries(pool: Pool) -> None:
     found = pool_scores(pool)
     assert (found.signal, found.p, found.experts) == ("examples", pool.index.calibrations["examples"].p, (*pool.names,))
-    prepared = signals.create("examples").prepare(pool, "test")
+    prepared = signals.create("examples").prepare(pool)
     for column, told in enumerate(found.tasks):
         asked = held_back(pool, prepared)[told.task]
         scores, without = prepared.of(asked), prepared.of(asked, without=column)
@@ -55,8 +55,9 @@ def test_columns_are_what_the_signal_says_of_the_held_back_queries(pool: Pool) -
 def test_files_are_columns_of_their_own(pool: Pool, rows: Path) -> None:
     told = pool_scores(pool, files=task_files([str(rows.parent / "*.jsonl")]), profiles=False, rows=30).tasks
     assert [(task.task, task.group, task.own, task.queries) for task in told] == [("riddles", "far", None, 30)]
-    prepared = signals.create("examples").prepare(pool, "test")
-    asked = ask([Query(json.loads(line)["input"]) for line in rows.read_text().splitlines()], {"grams"}, None).asked
+    prepared = signals.create("examples").prepare(pool)
+    queries = [Query(json.loads(line)["input"]) for line in rows.read_text().splitlines()]
+    asked, _ = QueryReader().features(queries, {"grams"})
     wanted = prepared.of(asked).mean(dim=0).tolist()
     assert [told[0].scores[name].mean for name in pool.names] == pytest.approx(wanted, abs=1e-4)
     assert told[0].best_without_own is None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.report.heatmap import draw_heatmap
 
 

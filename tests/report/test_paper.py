@@ -15,7 +15,7 @@ from glider.errors import ConfigError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.report.global_scores import pool_scores, task_files
 from glider.report.paper import write_report
 from glider.report.routing_map import routing_map

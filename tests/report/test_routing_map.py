@@ -9,7 +9,7 @@ import torch
 
 from glider.cli.main import main
 from glider.errors import ConfigError, RouterError
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.report.global_scores import task_files
 from glider.report.routing_map import RoutingMap, routing_map
 

@@ -17,7 +17,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def site_of(gates: torch.Tensor, absent: list[bool] | None = None) -> Site:
-    return Site("s", standardise(gates), torch.tensor(absent or [False] * len(gates)))
+    return Site("s", torch.tensor(absent or [False] * len(gates)), {"gates": standardise(gates)})
 
 
 @settings(deadline=None, derandomize=True)
@@ -83,5 +83,5 @@ def test_gates_of_a_pool_stand_in_its_order_with_absent_experts_marked(
     assert sites[both].absent.tolist() == [False, False]
     assert sites[first_only].absent.tolist() == [False, True]
     for row, expert in enumerate(pool):
-        torch.testing.assert_close(sites[both].vectors[row], standardise(expert.gate(both)))  # pyright: ignore
-    assert sites[first_only].vectors.shape == (2, 48)  # pyright: ignore
+        torch.testing.assert_close(sites[both]["gates"][row], standardise(expert.gate(both)))  # pyright: ignore
+    assert sites[first_only]["gates"].shape == (2, 48)  # pyright: ignore

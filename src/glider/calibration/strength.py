@@ -11,8 +11,8 @@ from glider.errors import RouterError
 from glider.experts.pool import Calibration
 from glider.inference.likelihood import likelihoods
 from glider.inference.model import RoutedModel
-from glider.inference.queries import Query, ask
-from glider.routing.base import Condition
+from glider.inference.queries import Query
+from glider.routing.condition import Condition
 
 CONFIDENT = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # alphas tried for queries whose expert is in the pool
 DOUBTFUL = (0.3, 1.0, 3.0, 10.0)  # and for those whose expert is taken out
@@ -65,11 +65,11 @@ def _loss(model: RoutedModel, row: Row, alpha: float, without: int | None) -> fl
     """Negative log-likelihood of the row's answer for each of its tokens, at one alpha."""
     term = model.attached.prepared.global_term
     assert term is not None
-    asked = ask([Query(row.input)], term.scores.needs, model.pool.index.embedder, read=model.read).asked
-    scores = term.scores.of(asked, without).clamp(min=_TAKEN_OUT)
-    inputs = model.padded([model.prompt.prompt_ids(model.tokenizer, row.input)])
+    features, _ = model.reader.features([Query(row.input)], term.scores.needs)
+    scores = term.scores.of(features, without).clamp(min=_TAKEN_OUT)
+    inputs = model.encoder.batch([model.prompt.prompt_ids(model.tokenizer, row.input)])
     target = model.prompt.target_ids(model.tokenizer, row.output)
-    condition = Condition(scores, torch.tensor([alpha]), term.signal)
+    condition = Condition.of(scores, torch.tensor([alpha]), term.signal)
     ((found,),) = likelihoods(model.model, model.attached, inputs, [[target]], condition)
     return -found.total / found.tokens
 

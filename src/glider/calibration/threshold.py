@@ -1,13 +1,13 @@
 """The threshold p of alpha, chosen for a pool and a global signal from its experts' own held-back queries."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
 from glider.errors import GliderWarning, PoolError, RouterError
 from glider.experts.pool import Calibration, Pool
-from glider.routing.base import Asked, GlobalScores
+from glider.routing.base import GlobalScores, QueryFeatures
 from glider.routing.signals.base import profiles, signals
 from glider.shapes import Float, Tensor
 
@@ -18,7 +18,7 @@ MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
 def calibrate(
     pool: Pool,
     signal: str,
-    queries: Mapping[str, Asked] | None = None,
+    queries: Mapping[str, QueryFeatures] | None = None,
     report: Callable[[int, int], None] = lambda done, experts: None,
 ) -> Calibration:
     """Choose p by leave-one-out: a query's best score counts as held-in, and its best score in the pool without its own
@@ -30,19 +30,19 @@ def calibrate(
     """
     if len(pool) < 2:
         raise PoolError("at least two experts to calibrate", str(len(pool)), "Add experts first.")
-    scores = signals.create(signal).prepare(pool, "calibration")
-    asked = held_back(pool, scores) if queries is None else queries
+    scores = signals.create(signal).prepare(pool)
+    features = held_back(pool, scores) if queries is None else queries
     held_in, held_out = [], []
     for column, name in enumerate(pool.names):
-        count = size(asked[name]) if name in asked else 0
+        count = features[name].count if name in features else 0
         if count < MINIMUM_QUERIES:
             raise PoolError(
                 f"at least {MINIMUM_QUERIES} held-back queries of expert {name}'s task",
                 str(count),
                 "Make its profile of more rows (`glider expert profile`), or give more rows.",
             )
-        held_in.append(scores.of(asked[name]).amax(dim=-1))
-        held_out.append(scores.of(asked[name], without=column).amax(dim=-1))
+        held_in.append(scores.of(features[name]).amax(dim=-1))
+        held_out.append(scores.of(features[name], without=column).amax(dim=-1))
         report(column + 1, len(pool))
     stored = pool.index.calibrations.get(signal)
     kept = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
@@ -75,23 +75,18 @@ def recalibrated(pool: Pool) -> Pool:
     return pool
 
 
-def held_back(pool: Pool, scores: GlobalScores) -> dict[str, Asked]:
+def held_back(pool: Pool, scores: GlobalScores) -> dict[str, QueryFeatures]:
     """The queries that the experts' profiles keep, by expert; raises `RouterError` naming those without a profile."""
-    found = profiles(pool, "calibration", inputs=bool(scores.needs - {"grams", "hidden"}))
+    found = profiles(pool, inputs=bool(scores.needs - {"grams", "hidden"}))
     most = max(MINIMUM_QUERIES, MOST_QUERIES // len(found))
-    asked = {}
+    features = {}
     for name, profile in zip(pool.names, found, strict=True):
         inputs = profile.held_back_inputs
         embedded = None if inputs is None else inputs[:most].float()
         states = None if profile.held_back_hidden is None else profile.held_back_hidden[:most].float()
-        asked[name] = Asked(embedded, tuple((query,) for query in profile.queries[:most]), embedded, states)
-    return asked
-
-
-def size(asked: Asked) -> int:
-    """How many queries."""
-    parts: Sequence[Sequence | Tensor | None] = (asked.instructions, asked.grams, asked.inputs, asked.hidden)
-    return max(0 if part is None else len(part) for part in parts)
+        queries = tuple((query,) for query in profile.queries[:most])
+        features[name] = QueryFeatures(len(queries), embedded, queries, embedded, states)
+    return features
 
 
 def best_threshold(held_in: Float[Tensor, " N"], held_out: Float[Tensor, " M"]) -> tuple[float, float, float]:

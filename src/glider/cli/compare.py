@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glider.cli.arguments import (
-    BaseOption,
-    BaseUrlOption,
-    DescriberOption,
-    JsonOption,
-    PoolOption,
-    make_describer,
-)
+from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, PoolOption, make_describer
+from glider.cli.options import with_settings
+from glider.inference.spec import BaseSpec
 
 if TYPE_CHECKING:
     from glider.data.rows import Row
@@ -24,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(compare)
+    app.command(name, help=text)(with_settings(BaseSpec, "spec")(compare))
 
 
 def compare(
     data: Annotated[Path, typer.Option("--data", help="JSON Lines with input, output, and choices or references.")],
+    spec: BaseSpec,
     pool: PoolOption = "demo",
     routers: Annotated[
         str,
@@ -37,7 +33,6 @@ def compare(
             help="Comma-separated, with settings as in merge(method=ties); the others are tested against the first.",
         ),
     ] = "base,phatgoose,glider",
-    base: BaseOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Use so many rows, drawn by --seed.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="For --rows.")] = 0,
@@ -68,7 +63,7 @@ def compare(
     writer = make_describer(describer, base_url)
     quiet_libraries()
     with _bars(len(chosen)) as tick:
-        settings = {"base": base, "max_new_tokens": max_new_tokens, "describer": writer}
+        settings = {"base": spec, "max_new_tokens": max_new_tokens, "describer": writer}
         entries = list(run(pool, chosen, names, fewshot=shots, tick=tick, **settings))
     if as_json:
         told = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": seed}

@@ -28,7 +28,7 @@ def demo(
 
     quiet_libraries()
     from glider.demo.prompts import PROMPTS
-    from glider.inference.loading import load
+    from glider.inference.spec import load
     from glider.report.heatmap import draw_heatmap
 
     console = Console(highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """`glider expert train`: data in, expert out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,8 +10,9 @@ from glider.cli.arguments import BaseUrlOption, make_describer
 from glider.cli.hub import pull_expert, push_expert
 from glider.cli.import_official import import_official
 from glider.cli.options import with_settings
-from glider.config import EMBEDDED_BASE, EMBEDDED_EMBEDDER
+from glider.config import EMBEDDED_EMBEDDER
 from glider.contribute.settings import TrainConfig
+from glider.inference.spec import BaseSpec
 
 if TYPE_CHECKING:
     from glider.contribute.loop import Progress
@@ -18,22 +20,27 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    nouns.command()(with_settings(TrainConfig)(train))
-    nouns.command("import")(import_)
+    nouns.command()(_with_both(train))
+    nouns.command("import")(with_settings(BaseSpec, "spec")(import_))
     nouns.command("import-official")(import_official)
-    nouns.command()(with_settings(TrainConfig)(gates))
+    nouns.command()(_with_both(gates))
     nouns.command()(describe)
-    nouns.command()(with_settings(TrainConfig)(profile))
+    nouns.command()(_with_both(profile))
     nouns.command("push")(push_expert)
     nouns.command("pull")(pull_expert)
     app.add_typer(nouns, name=name)
+
+
+def _with_both(command: Callable) -> Callable:
+    """Options of the base model and of training."""
+    return with_settings(BaseSpec, "spec")(with_settings(TrainConfig)(command))
 
 
 def train(
     data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
     out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
     config: TrainConfig,
-    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    spec: BaseSpec,
     description: Annotated[
         str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
     ] = None,
@@ -50,7 +57,7 @@ def train(
     quiet_libraries()
     with _ProgressLine() as line:
         expert = train_expert(
-            data, base, out, config, description=description, task=task, licence=licence, report=line.update
+            data, spec, out, config, description=description, task=task, licence=licence, report=line.update
         )
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
@@ -60,7 +67,7 @@ def train(
 def import_(
     adapter: Annotated[str, typer.Argument(help="Directory of a PEFT LoRA adapter, or its hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
-    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    spec: BaseSpec,
     task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
 ) -> None:
@@ -72,7 +79,7 @@ def import_(
     from glider.contribute.adopt import import_adapter
 
     quiet_libraries()
-    expert = import_adapter(adapter, base, out, task=task, licence=licence)
+    expert = import_adapter(adapter, spec, out, task=task, licence=licence)
     print(f"{expert.directory}: {len(expert.sites)} sites, no gates, no description")
 
 
@@ -80,7 +87,7 @@ def gates(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
     data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
     config: TrainConfig,
-    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    spec: BaseSpec,
     how: Annotated[
         Literal["trained", "mean"], typer.Option("--how", help="Train them, or take each site's mean input.")
     ] = "trained",
@@ -94,7 +101,7 @@ def gates(
 
     quiet_libraries()
     with _ProgressLine() as line:
-        made = make_gates(expert, data, base, config, line.update, how)
+        made = make_gates(expert, data, spec, config, line.update, how)
     told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
     print(f"{made.directory}: {len(made.sites)} gates, {told}")
 
@@ -148,7 +155,7 @@ def profile(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
     data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
     config: TrainConfig,
-    base: Annotated[str, typer.Option("--base", help="Hub id or path of the base model.")] = EMBEDDED_BASE,
+    spec: BaseSpec,
 ) -> None:
     """Make the profile of an expert from rows of its task: by what its queries are known without an LLM.
 
@@ -158,7 +165,7 @@ def profile(
     from glider.contribute.adopt import make_profile
 
     quiet_libraries()
-    made = make_profile(expert, data, base, config).profile
+    made = make_profile(expert, data, spec, config).profile
     assert made is not None
     embedded = "with" if made.inputs is not None else "without"
     print(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")

@@ -6,25 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glider.cli.arguments import (
-    BaseOption,
-    BaseUrlOption,
-    DescriberOption,
-    DescriptionOption,
-    ExpertMemoryOption,
-    GlobalOption,
-    JsonOption,
-    PoolOption,
-    RouterOption,
-    StrictOption,
-    TopKOption,
-    TopPOption,
-    TruncateOption,
-    load_model,
-    make_describer,
-    read_prompt,
-)
+from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
+from glider.cli.options import with_settings
 from glider.errors import QueryError, RouterError
+from glider.inference.spec import ModelSpec
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
@@ -32,24 +17,15 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(explain)
+    app.command(name, help=text)(with_settings(ModelSpec, "spec", SKIPPED)(explain))
 
 
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    pool: PoolOption = "demo",
-    base: BaseOption = None,
-    router: RouterOption = "glider",
-    signal: GlobalOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
+    spec: ModelSpec,
     description: DescriptionOption = None,
-    describer: DescriberOption = None,
-    base_url: BaseUrlOption = None,
-    strict: StrictOption = False,
     sites: Annotated[str, typer.Option("--sites", help="Only sites whose name fits, such as '*.q_proj'.")] = "*",
     truncate: TruncateOption = False,
-    expert_memory: ExpertMemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show, token by token, which experts a prompt uses, with which weights, at which sites.
@@ -57,15 +33,13 @@ def explain(
     The table has each token's experts over the chosen sites; JSON has every site by itself.
     """
     text = read_prompt(prompt)
-    writer = make_describer(describer, base_url)
-    model = load_model(
-        *(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory),
-        described=bool(description or describer),
-    )
+    model = load_model(spec)
     from glider.inference.model import Query
 
     if not model.experts:
-        raise RouterError("a router that uses experts", router, "Explain glider, phatgoose or another method.")
+        raise RouterError(
+            "a router that uses experts", str(spec.router), "Explain glider, phatgoose or another method."
+        )
     tokens, trace = model.trace(Query(text, description), truncate=truncate)
     kept = [site for site in trace.sites if fnmatch(site, sites)]
     if not kept:
@@ -89,17 +63,16 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 
 
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
-    from glider.inference.queries import DescribedCondition
-
-    if trace.condition is None:
+    condition = trace.condition
+    if condition is None or condition.global_scores is None or condition.alpha is None:
         return {"global_scores": {}, "alpha": None}
-    told = trace.condition.described[0] if isinstance(trace.condition, DescribedCondition) else None
-    scores = trace.condition.global_scores[0].tolist()
+    described = condition.described[0] if condition.described else None
+    scores = condition.global_scores[0].tolist()
     return {
         "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
-        "alpha": trace.condition.alpha[0].item(),
-        "description": told and told.text,
-        "fault": told and told.fault,
+        "alpha": condition.alpha[0].item(),
+        "description": described and described.text,
+        "fault": described and described.fault,
     }
 
 

@@ -6,47 +6,23 @@ from typing import Annotated
 
 import typer
 
-from glider.cli.arguments import (
-    BaseOption,
-    BaseUrlOption,
-    DescriberOption,
-    DescriptionOption,
-    ExpertMemoryOption,
-    GlobalOption,
-    JsonOption,
-    PoolOption,
-    RouterOption,
-    StrictOption,
-    TopKOption,
-    TopPOption,
-    TruncateOption,
-    load_model,
-    make_describer,
-    read_prompt,
-)
+from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
+from glider.cli.options import with_settings
+from glider.inference.spec import ModelSpec
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(generate)
+    app.command(name, help=text)(with_settings(ModelSpec, "spec", SKIPPED)(generate))
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    pool: PoolOption = "demo",
-    base: BaseOption = None,
-    router: RouterOption = "glider",
-    signal: GlobalOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
+    spec: ModelSpec,
     description: DescriptionOption = None,
-    describer: DescriberOption = None,
-    base_url: BaseUrlOption = None,
-    strict: StrictOption = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
     truncate: TruncateOption = False,
-    expert_memory: ExpertMemoryOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,11 +32,7 @@ def generate(
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
-    writer = make_describer(describer, base_url)
-    model = load_model(
-        *(pool, base, router, top_k, top_p, writer, strict, signal, expert_memory),
-        described=bool(description or describer),
-    )
+    model = load_model(spec)
     import torch
 
     from glider.inference.model import Query
@@ -69,7 +41,7 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     query = Query(text, description)
     if stream:
-        for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, **sampling):
+        for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, seed=seed, **sampling):
             print(piece, end="", flush=True)
         print()
         return

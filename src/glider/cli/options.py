@@ -1,7 +1,7 @@
 """Command-line options generated from a settings model: typed once, described once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -10,21 +10,26 @@ from pydantic_core import PydanticUndefined
 from glider.config import Config
 
 Settings = TypeVar("Settings", bound=Config)
+_FLAGS = {"signal": "--global"}  # where an option's name is not its field's
+_TEXT: dict[Any, Any] = {Any: str | None, str | int | None: str | None}  # how the command line takes what Python may
 
 
-def with_settings(settings: type[Settings], name: str = "config") -> Callable[[Callable], Callable]:
-    """Replace the parameter `name` of a command by one option per field of a settings model."""
+def with_settings(
+    settings: type[Settings], name: str = "config", skip: Collection[str] = ()
+) -> Callable[[Callable], Callable]:
+    """Replace the parameter `name` of a command by one option per field of a settings model, but those skipped."""
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != name]
-        fields = [_option(field, info) for field, info in settings.model_fields.items()]
+        fields = {field: info for field, info in settings.model_fields.items() if field not in skip}
+        options = [_option(field, info) for field, info in fields.items()]
 
         def run(**arguments: Any) -> Any:
-            chosen = {field: arguments.pop(field) for field in settings.model_fields}
+            chosen = {field: arguments.pop(field) for field in fields}
             return command(**arguments, **{name: settings.parse(**chosen)})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        parameters = [*own, *fields]
+        parameters = [*own, *options]
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         )
@@ -36,10 +41,12 @@ def with_settings(settings: type[Settings], name: str = "config") -> Callable[[C
 
 def _option(name: str, info: Any) -> inspect.Parameter:
     default = ... if info.default is PydanticUndefined else info.default
-    flag = typer.Option(f"--{name.replace('_', '-')}", help=info.description)
+    kind = _TEXT.get(info.annotation, info.annotation)
+    kind = str if kind == str | None and isinstance(default, str) else kind
+    flag = typer.Option(_FLAGS.get(name, f"--{name.replace('_', '-')}"), help=info.description)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if default is ... else default,
-        annotation=Annotated[info.annotation, flag],
+        annotation=Annotated[kind, flag],
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glider.cli.arguments import BaseOption
 from glider.cli.hub import pull_pool, push_pool
+from glider.cli.options import with_settings
 from glider.cli.signature import SignatureKey, check_signature, keygen, sign
+from glider.inference.spec import BaseSpec, ModelSpec
 
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
@@ -20,8 +21,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (ls, show, verify, build, add, remove, rename, calibrate):
+    for command in (ls, show, verify, add, remove, rename):
         nouns.command()(command)
+    for command in (build, calibrate):
+        nouns.command()(with_settings(BaseSpec, "spec")(command))
     nouns.command("push")(push_pool)
     nouns.command("pull")(pull_pool)
     for command in (keygen, sign):
@@ -122,6 +125,7 @@ def rename(
 def build(
     plan: Annotated[Path, typer.Argument(help="A plan: base, defaults, experts (YAML).")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the pool.")],
+    spec: BaseSpec,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Experts made at the same time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -158,6 +162,7 @@ def build(
 
 def calibrate(
     path: PoolPath,
+    spec: BaseSpec,
     signal: Annotated[
         str, typer.Option("--signal", help="Global signal: examples, ensemble, instruction, or an installed one.")
     ] = "examples",
@@ -166,7 +171,6 @@ def calibrate(
         str | None, typer.Option("--data", help="Rows of each expert's task ({name}), to choose gamma and beta by.")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
-    base: BaseOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the threshold p of alpha from the queries that the experts keep held back, and store it with the pool.
@@ -184,7 +188,7 @@ def calibrate(
         stored = choose(pool, signal, report=lambda done, _: bar.update(task, completed=done))
     pool = pool.calibrate(signal, stored, default)
     if data is not None:
-        stored = _with_constants(pool, signal, data, split, base)
+        stored = _with_constants(pool, signal, data, split, spec)
         pool.calibrate(signal, stored, default)
     if as_json:
         print(json.dumps(stored.model_dump(mode="json"), indent=2))
@@ -194,20 +198,19 @@ def calibrate(
     print(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
 
 
-def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, base: str | None) -> "Calibration":
+def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spec: BaseSpec) -> "Calibration":
     from rich.progress import Progress
 
     from glider.calibration.strength import choose_constants
     from glider.cli.terminal import quiet_libraries
     from glider.data.rows import read_rows
     from glider.errors import ConfigError
-    from glider.inference.loading import load
 
     if "{name}" not in data:
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
-    model = load(base, pool.path, router="glider", global_=signal)
+    model = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal).load()
     with Progress(transient=True) as bar:
         task = bar.add_task("Trying gamma and beta", total=None)
         report = lambda done, of: bar.update(task, completed=done, total=of)  # noqa: E731

@@ -6,16 +6,9 @@ from typing import Annotated
 
 import typer
 
-from glider.cli.arguments import (
-    BaseOption,
-    GlobalOption,
-    JsonOption,
-    PoolOption,
-    RouterOption,
-    TopKOption,
-    TopPOption,
-    load_model,
-)
+from glider.cli.arguments import SKIPPED, GlobalOption, JsonOption, PoolOption, load_model
+from glider.cli.options import with_settings
+from glider.inference.spec import ModelSpec
 
 DataOption = Annotated[
     list[str] | None, typer.Option("--data", help="Rows of a task (JSON Lines), or several by a wildcard; repeatable.")
@@ -29,7 +22,7 @@ DescriptionsOption = Annotated[
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (paper, scores, routing):
+    for command in (paper, scores, with_settings(ModelSpec, "spec", SKIPPED)(routing)):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
 
@@ -88,7 +81,7 @@ def scores(
     quiet_libraries()
     from glider.evaluation.run_plan import read_descriptions
     from glider.files.disk import write_json
-    from glider.inference.loading import open_pool
+    from glider.inference.spec import open_pool
     from glider.report.global_scores import pool_scores, task_files
     from glider.report.scores_figure import draw_scores
 
@@ -116,12 +109,7 @@ def routing(
     out: Annotated[
         Path, typer.Option("--out", help="The numbers (.json, for `report paper`) or a picture (.png, .svg, .pdf).")
     ],
-    pool: PoolOption = "demo",
-    base: BaseOption = None,
-    router: RouterOption = "glider",
-    signal: GlobalOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
+    spec: ModelSpec,
     descriptions: DescriptionsOption = None,
     split: SplitOption = "test",
     rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts of each file.")] = 8,
@@ -140,12 +128,14 @@ def routing(
 
     files = task_files(data)
     described = read_descriptions(descriptions) if descriptions else None
-    model = load_model(pool, base, router, top_k, top_p, signal=signal, described=bool(described))
+    model = load_model(spec)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Routing", total=len(files))
         found = routing_map(
-            *(model, router, files),
+            model,
+            str(spec.router),
+            files,
             descriptions=described,
             split=split,
             rows=rows,
@@ -156,4 +146,4 @@ def routing(
         found.write(out)
     else:
         found.draw(out)
-    print(f"{out}: {len(found.tasks)} tasks x {len(found.sites)} sites x {len(found.experts)} experts, {router}")
+    print(f"{out}: {len(found.tasks)} tasks x {len(found.sites)} sites x {len(found.experts)} experts, {spec.router}")

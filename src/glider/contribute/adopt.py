@@ -23,7 +23,8 @@ from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
 from glider.files.disk import new_directory, refuse_links_out, save_tensors, write_json
-from glider.inference.base_model import BaseModel, load_base
+from glider.inference.base_model import BaseModel
+from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
 from glider.shapes import Tensor
 
@@ -34,7 +35,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
 
 def import_adapter(
     source: Path | str,
-    base: str,
+    base: str | BaseSpec,
     out: Path | str,
     *,
     task: str | None = None,
@@ -49,7 +50,7 @@ def import_adapter(
     out = Path(out)
     require_new(out)
     directory = _adapter_directory(source)
-    loaded = load_base(base)
+    loaded = BaseSpec.of(base).load_base()
     with new_directory(out) as partial:
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
@@ -72,7 +73,7 @@ def import_adapter(
 def make_gates(
     directory: Path | str,
     data: Path | str,
-    base: str,
+    base: str | BaseSpec,
     config: TrainConfig,
     report: Report = lambda stage, progress, steps: None,
     how: GateMaking = "trained",
@@ -86,7 +87,7 @@ def make_gates(
     expert = Expert.open(directory)
     expert.verify()
     task_data = read_task(data, config)
-    loaded = load_base(base)
+    loaded = BaseSpec.of(base).load_base()
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     encoded = task_data.encode(loaded, expert.card.prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
@@ -136,7 +137,7 @@ def describe(
     return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})
 
 
-def make_profile(directory: Path | str, data: Path | str, base: str, config: TrainConfig) -> Expert:
+def make_profile(directory: Path | str, data: Path | str, base: str | BaseSpec, config: TrainConfig) -> Expert:
     """Give an expert its profile, from rows of its task; everything else stays.
 
     Its embeddings are by the expert's own embedder; without one the profile has none. Raises `DataError` where
@@ -147,7 +148,7 @@ def make_profile(directory: Path | str, data: Path | str, base: str, config: Tra
     if not task.validation:
         raise DataError("rows held back, to calibrate a pool on", "none", "Raise --validation, or give more rows.")
     embedder = load_for(expert.card.embedder) if expert.card.embedder else None
-    loaded = load_base(base)
+    loaded = BaseSpec.of(base).load_base()
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     profile = profile_of(task.train, task.validation, embedder, loaded, config.seed)
     vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}

@@ -9,8 +9,9 @@ from glider.errors import DescriberError, ExpertError
 from glider.experts.card import DescriptionOrigin
 from glider.experts.expert import Expert
 from glider.instructions.cache import Cache
-from glider.instructions.describers import Described, Describer, Task, describe
+from glider.instructions.describers import Describer, Task, describe
 from glider.instructions.prompts import Pair
+from glider.routing.condition import Described
 
 
 def describe_expert(

@@ -11,7 +11,8 @@ import torch
 
 from glider.errors import MissingDependency, RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Asked, Decision, Prepared, Site, absent_at
+from glider.routing.base import Decision, Prepared, QueryFeatures, Site, absent_at
+from glider.routing.condition import Condition
 from glider.routing.methods.lorahub import BOUND
 from glider.routing.products import require_experts
 from glider.shapes import Float, Tensor
@@ -28,13 +29,13 @@ class Weighted:
 
     def prepare(self, pool: Pool) -> Prepared:
         require_experts(pool)
-        sites = {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites}
+        sites = {name: Site(name, absent_at(name, pool.experts)) for name in pool.sites}
         return Prepared(pool.experts, sites)
 
-    def condition(self, prepared: Prepared, asked: Asked) -> None:
-        return None
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        return Condition.local(features.count)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         count, tokens = len(self.weights), x.shape[0]
         every = torch.arange(count, device=x.device).expand(tokens, count)
         return Decision(every, self.weights.to(x.device).expand(tokens, count))

@@ -26,7 +26,8 @@ from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import canonical_json, sha256, write_json
-from glider.inference.base_model import BaseModel, load_base
+from glider.inference.base_model import BaseModel
+from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder
 
 Stage = Literal["lora", "gates"]
@@ -35,7 +36,7 @@ Report = Callable[[str, Progress, int], None]  # stage ("lora", "gates"), progre
 
 def train_expert(
     data: Path | str,
-    base: str,
+    base: str | BaseSpec,
     out: Path | str,
     config: TrainConfig,
     *,
@@ -54,7 +55,7 @@ def train_expert(
     task_data = read_task(data, config)
     description = description or task_data.definition
     embedder = load_embedder(config.embedder, config.embedder_prefix) if description else None
-    loaded = load_base(base)
+    loaded = BaseSpec.of(base).load_base()
     prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
     encoded = task_data.encode(loaded, prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}

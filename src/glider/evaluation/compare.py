@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from glider.errors import DataError, RouterError
 from glider.evaluation.scoring import RowScores, require_scorable, score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.experts.pool import Pool
-from glider.inference.base_model import BaseModel, load_base
-from glider.inference.loading import base_of, open_pool, over
+from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
+from glider.inference.spec import BaseSpec, ModelSpec, base_of, open_pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Router
+from glider.routing.preparation import prepare
 from glider.routing.products import require_experts
 from glider.routing.specification import parsed, router_from
 
@@ -98,7 +99,7 @@ def compare(
     rows: Sequence[Row],
     names: Sequence[str],
     *,
-    base: str | None = None,
+    base: BaseSpec | str | None = None,
     fewshot: Sequence[Row] = (),
     max_new_tokens: int = 48,
     describer: Describer | None = None,
@@ -118,7 +119,8 @@ def compare(
     for contender in contenders:
         _require(contender, opened, rows, fewshot)
     opened.verify()
-    bench = _Bench(opened, load_base(base or base_of(opened)), rows, max_new_tokens, describer, tick)
+    loaded = BaseSpec.of(base).load_base(base_of(opened))
+    bench = _Bench(opened, loaded, rows, max_new_tokens, describer, tick)
     first: list[float] | None = None
     for contender in contenders:
         entry = bench.measured(contender, fewshot).entry(contender.label, first)
@@ -138,7 +140,7 @@ def _require(contender: _Contender, pool: Pool, rows: Sequence[Row], fewshot: Se
         if {(row.input, row.output) for row in fewshot} & {(row.input, row.output) for row in rows}:
             raise DataError("few-shot rows that are not evaluated", "evaluated ones", "Give rows of another split.")
     else:
-        contender.router().prepare(pool)
+        prepare(contender.router(), pool)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class _Bench:
         return max(runs, key=lambda run: run.mean)  # the first of equals
 
     def _run(self, label: str, router: Router, note: str = "") -> _Measured:
-        model = over(self.base, self.pool, router)
+        model = ModelSpec(router=router).over(self.base, self.pool)
         try:
             score_rows(model, self.rows[:1], max_new_tokens=1)  # what only a first call costs is not timed
             model.describer, model.strict = self.describer, True
@@ -176,8 +178,7 @@ class _Bench:
 
 def _megabytes(model: RoutedModel) -> float:
     layers = [module for module in model.model.modules() if isinstance(module, RoutedLinear)]
-    tensors: list[torch.Tensor] = [buffer for layer in layers for buffer in layer.bank.buffers()]
+    tensors: list[torch.Tensor] = [buffer for layer in layers for buffer in layer.current.bank.buffers()]
     for layer in layers:
-        held = (getattr(layer.site, field.name) for field in fields(layer.site) if field.name != "absent")
-        tensors += [value for value in held if isinstance(value, torch.Tensor)]
+        tensors += layer.current.site.tensors.values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6

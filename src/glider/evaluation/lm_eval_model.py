@@ -21,9 +21,8 @@ from glider.evaluation.run_plan import pool_hash
 from glider.evaluation.runs import versions
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.likelihood import Likelihood, likelihoods
-from glider.inference.loading import load
 from glider.inference.model import Query, RoutedModel
-from glider.routing.specification import router_from
+from glider.inference.spec import ModelSpec
 
 try:
     from lm_eval.api.instance import Instance
@@ -41,7 +40,7 @@ _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_t
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoringRequest:
     """A request in tokens: the continuation is scored after the context, under the query's global term."""
 
     query: Query
@@ -79,22 +78,21 @@ class GliderLM(LM):
         super().__init__()
         if prompt not in ("raw", "pool"):
             raise ConfigError("prompt=raw or prompt=pool", f"prompt={prompt}", "Mend --model_args.")
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ConfigError("a dtype such as float32 or bfloat16", dtype, "Mend --model_args.")
         self.raw, self._router = prompt == "raw", router
-        self.routed = load(
-            base,
-            pool,
-            router=router_from(router, settings),
-            dtype=getattr(torch, dtype),
+        self.routed = ModelSpec.parse(
+            base=base,
+            pool=pool,
+            router=router,
+            settings=settings,
+            dtype=dtype,
             device=device or "cpu",
             prompt=PromptFormat(kind="raw") if self.raw else None,
             expert_memory=expert_memory,
             strict=True,  # a query whose embedding fails must not become a number
-        )
+        ).load()
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
-        self.routed.context = self.max_length = max_length or _limit(self.routed)
+        self.routed.encoder.context = self.max_length = max_length or _limit(self.routed)
         self.encoder_decoder: bool = self.routed.model.config.is_encoder_decoder
         self._descriptions: dict[str, str] = {} if descriptions is None else json.loads(Path(descriptions).read_text())
         self._device = self.routed.model.device
@@ -147,13 +145,13 @@ class GliderLM(LM):
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of `max_length`; the text is the query of all its windows."""
-        asked: list[Asked] = []
+        asked: list[ScoringRequest] = []
         owner: list[int] = []
         for i, request in enumerate(requests):
             (text,) = request.args
             windows = get_rolling_token_windows(self._encode(text), self._prefix, self.max_length, context_len=1)
             for context, continuation in map(make_disjoint_window, windows):
-                asked.append(Asked(self._query(request, text), tuple(context), tuple(continuation)))
+                asked.append(ScoringRequest(self._query(request, text), tuple(context), tuple(continuation)))
                 owner.append(i)
         totals, left = [0.0] * len(requests), Counter(owner)
 
@@ -201,7 +199,9 @@ class GliderLM(LM):
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
         return [_before(text, stops) for text in texts]
 
-    def _score(self, asked: Sequence[Asked], disable_tqdm: bool, done: Callable[[int, Likelihood], None]) -> None:
+    def _score(
+        self, asked: Sequence[ScoringRequest], disable_tqdm: bool, done: Callable[[int, Likelihood], None]
+    ) -> None:
         """Requests of one context and query are scored together, contexts of like length in one batch; `done` is called
         with the place of each and its result as they come."""
         groups: dict[tuple[Query, tuple[int, ...]], list[int]] = defaultdict(list)
@@ -213,7 +213,7 @@ class GliderLM(LM):
                 batch = ordered[start : start + self.batch_size]
                 queries, contexts = zip(*(key for key, _ in batch), strict=True)
                 continuations = [[asked[i].continuation for i in members] for _, members in batch]
-                inputs = self.routed.padded([list(context) for context in contexts])
+                inputs = self.routed.encoder.batch([list(context) for context in contexts])
                 condition = self.routed.condition_of(queries, inputs)
                 scored = likelihoods(self.routed.model, self.routed.attached, inputs, continuations, condition)
                 for (_, members), row in zip(batch, scored, strict=True):
@@ -221,7 +221,7 @@ class GliderLM(LM):
                         done(i, value)
                     bar.update(len(members))
 
-    def _asked(self, request: "Instance") -> Asked:
+    def _asked(self, request: "Instance") -> ScoringRequest:
         context, continuation = _pair_of(request)
         query = self._query(request, context or continuation)
         if not self.raw:
@@ -234,7 +234,7 @@ class GliderLM(LM):
                 ids = ids[1][:1], ids[1][1:]
         else:
             ids = self._pair(context, continuation)
-        return Asked(query, tuple(ids[0]), tuple(ids[1]))
+        return ScoringRequest(query, tuple(ids[0]), tuple(ids[1]))
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both; spaces at the context's end belong to the continuation's first word."""
@@ -245,7 +245,7 @@ class GliderLM(LM):
             return ids, self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
         return ids, self._encode(context + continuation)[len(ids) :]
 
-    def _fitted(self, one: Asked) -> tuple[int, ...]:
+    def _fitted(self, one: ScoringRequest) -> tuple[int, ...]:
         """The end of the context that leaves room for the continuation (its last token is not fed).
 
         Raises `QueryError` for a continuation that leaves none.
@@ -281,7 +281,7 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
 
 def _limit(routed: RoutedModel) -> int:
     """Tokens that the model was made for."""
-    named = routed.context or getattr(routed.model.config.get_text_config(), "n_positions", None)
+    named = routed.encoder.context or getattr(routed.model.config.get_text_config(), "n_positions", None)
     told = routed.tokenizer.model_max_length
     return named or (told if told < _UNLIMITED else DEFAULT_LENGTH)
 

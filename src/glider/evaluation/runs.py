@@ -26,11 +26,10 @@ from glider.evaluation.run_plan import (
 from glider.evaluation.task_rows import score_rows_of, summary_of
 from glider.experts.pool import Pool
 from glider.files.disk import sha256, write_json
-from glider.inference.base_model import BaseModel, load_base
-from glider.inference.loading import base_of, open_pool, over
+from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
+from glider.inference.spec import ModelSpec, base_of, device_of, dtype_of, open_pool
 from glider.routing.methods.oracle import best_expert
-from glider.routing.specification import router_from
 
 Status = Literal["unchanged", "done", "failed", "absent"]
 Tick = Callable[[str, str, int], None]  # router, task, rows done
@@ -101,12 +100,8 @@ class Run:
     ):
         self.plan, self.out = plan, out
         self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
-        if not isinstance(getattr(torch, plan.dtype, None), torch.dtype):
-            raise ConfigError("a dtype such as float32 or bfloat16", plan.dtype, "Mend the run file.")
-        try:
-            torch.device(plan.device)
-        except RuntimeError as fault:
-            raise ConfigError("a device such as cpu or cuda", plan.device, "Mend the run file.") from fault
+        dtype_of(plan.dtype)
+        device_of(plan.device)
         routers = plan.router_plans(root, self.pool)
         wanted = _with_singles(routers, only_routers, self.pool)
         self.routers = _named("router", routers, lambda own: own.label, wanted)
@@ -167,12 +162,12 @@ class Run:
     def _model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
         base = self.base()
         if not plan.searched:
-            router = router_from(plan.router.replace("{task}", task.name), plan.settings)
-            return _strict(over(base, self.pool, router)), {}
+            router = plan.router.replace("{task}", task.name)
+            return ModelSpec(router=router, settings=plan.settings, strict=True).over(base, self.pool), {}
         rows = task.fewshot(plan.fewshot, self.plan.fewshot_splits)
         search = search_lorahub(base, self.pool, rows, **{"seed": self.plan.seed, **plan.settings})
         told = {"weights": search.weights, "loss": search.best.loss, "rows": len(rows)}
-        return _strict(over(base, self.pool, search.router)), {"lorahub": told}
+        return ModelSpec(router=search.router, strict=True).over(base, self.pool), {"lorahub": told}
 
     def _evaluate(self, cell: Cell, model: RoutedModel, notes: dict[str, Any], tick: Tick) -> dict[str, Any]:
         task, chosen = cell.task, cell.task.chosen()
@@ -248,14 +243,9 @@ class Run:
         """The base model, loaded when first needed."""
         if self._base is None:
             self.pool.verify()
-            self._base = load_base(self._base_name, dtype=getattr(torch, self.plan.dtype), device=self.plan.device)
+            spec = ModelSpec(base=self._base_name, dtype=self.plan.dtype, device=self.plan.device)
+            self._base = spec.load_base()
         return self._base
-
-
-def _strict(model: RoutedModel) -> RoutedModel:
-    """A query whose embedding or description fails is a fault: its score without them would be another method's."""
-    model.strict = True
-    return model
 
 
 def _named(kind: str, found: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:

@@ -10,7 +10,7 @@ from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.evaluation.run_plan import ChosenRows
 from glider.inference.model import Query, RoutedModel
 from glider.instructions.prompts import Pair
-from glider.routing.base import Condition
+from glider.routing.condition import Condition
 
 Tick = Callable[[int], None]  # rows done
 _TOKENS = 768  # of the prompts in a batch, padding counted
@@ -115,8 +115,8 @@ def _answer(
         }
 
 
-def _guide(model: RoutedModel, condition: Condition | None, row: int) -> dict[str, Any]:
-    if condition is None:
+def _guide(model: RoutedModel, condition: Condition, row: int) -> dict[str, Any]:
+    if condition.global_scores is None or condition.alpha is None:
         return {"expert": None, "alpha": None}
     expert = model.experts[int(condition.global_scores[row].argmax())]
     return {"expert": expert, "alpha": round(float(condition.alpha[row]), 4)}

@@ -228,15 +228,14 @@ class Pool:
             raise PoolError(f"an expert of the pool ({', '.join(self.names)})", repr(name), "Check the name.")
         return self.experts[self.names.index(name)]
 
-    def require(self, router: str, *, gates: bool = False, instructions: bool = False) -> None:
+    def require(self, *, gates: bool = False, instructions: bool = False) -> None:
         """Raise `RouterError` naming every expert that lacks what a router needs."""
         if gates:
             lacking = [e.name for e in self if not all(site.has_gate for site in e.sites.values())]
-            _refuse(router, "a gate at every site of every expert", lacking, "Train them with `glider expert gates`")
+            _refuse("a gate at every site of every expert", lacking, "Train them with `glider expert gates`")
         if instructions:
             lacking = [expert.name for expert in self if expert.instruction is None]
             _refuse(
-                router,
                 "an instruction embedding for every expert",
                 lacking,
                 "Give them one with `glider expert describe`",
@@ -266,9 +265,9 @@ def _dump(index: PoolIndex) -> dict[str, Any]:
     return index.model_dump(mode="json", exclude_none=True)
 
 
-def _refuse(router: str, needed: str, lacking: list[str], remedy: str) -> None:
+def _refuse(needed: str, lacking: list[str], remedy: str) -> None:
     if lacking:
-        raise RouterError(f"{needed} (router {router})", f"none in {', '.join(lacking)}", f"{remedy}, or drop them.")
+        raise RouterError(needed, f"none in {', '.join(lacking)}", f"{remedy}, or drop them.")
 
 
 def _read_index(path: Path) -> PoolIndex:

@@ -13,11 +13,12 @@ import torch
 from glider.errors import DescriberError, EndpointError, GliderWarning
 from glider.experts.card import EmbedderIdentity
 from glider.instructions.cache import Cache, cache, key_of
-from glider.instructions.describers import Described, Describer, Task, describe
+from glider.instructions.describers import Describer, Task, describe
 from glider.instructions.embedders import load_for
 from glider.instructions.inputs import edges, ngrams
 from glider.instructions.prompts import Pair
-from glider.routing.base import Asked, Condition, Need
+from glider.routing.base import Need, Prepared, QueryFeatures, Router
+from glider.routing.condition import Condition, Described
 from glider.shapes import Tensor
 
 _KIND = "embedding"
@@ -35,72 +36,107 @@ class Query:
     description: str | None = None
     examples: tuple[Pair, ...] = ()
 
-
-@dataclass(frozen=True)
-class DescribedCondition(Condition):
-    """The global term of a batch, with what was embedded for each query and what failed."""
-
-    described: tuple[Described, ...] = ()
+    @classmethod
+    def of(cls, prompt: "str | Query") -> "Query":
+        """A prompt as a query."""
+        return cls(prompt) if isinstance(prompt, str) else prompt
 
 
 @dataclass(frozen=True)
-class AskedQueries:
-    """A batch of queries as a global signal reads them; the vectors of a query with a fault are zero."""
+class QueryReader:
+    """Reads what signals need of queries, and makes their condition.
 
-    asked: Asked
-    described: tuple[Described, ...] = ()
-
-    def temper(self, condition: Condition | None, beta: float) -> Condition | None:
-        """The router's condition with the global term taken out where a query has a fault."""
-        if condition is None:
-            return None
-        failed = torch.tensor([one.fault is not None for one in self.described], device=condition.alpha.device)
-        scores, alpha = condition.global_scores, condition.alpha
-        if self.described:
-            scores, alpha = scores.masked_fill(failed[:, None], 0.0), alpha.masked_fill(failed, beta)
-        return DescribedCondition(scores, alpha, condition.signal, self.described)
-
-
-def ask(
-    queries: Sequence[Query],
-    needs: Collection[Need],
-    identity: EmbedderIdentity | None,
-    describer: Describer | None = None,
-    *,
-    read: Callable[[Sequence[str]], Tensor] | None = None,
-    strict: bool = False,
-    store: Cache | None = None,
-) -> AskedQueries:
-    """What a signal needs of a batch: descriptions embedded, texts embedded, n-grams, hidden states of texts by `read`;
-    `store` is the user's cache.
-
-    Embeddings are by the pool's embedder, `identity`. Faults are in the result, with one warning for the batch, unless
-    `strict`: then the first is raised (`DescriberError`, `EndpointError`). Raises `EmbedderError` if the installed
-    embedder is not the pool's.
+    `embedder` is the pool's; `describer` writes the descriptions of queries that come without; `read_states` gives
+    early hidden states (B, H) of the bare base model for texts. Faults are in the result, with one warning for the
+    batch, unless `strict`: then the first is raised (`DescriberError`, `EndpointError`). `store` is the user's cache.
     """
-    grams = tuple(tuple(map(ngrams, _texts(query))) for query in queries) if "grams" in needs else None
-    hidden = None
-    if "hidden" in needs:
-        assert read is not None
-        hidden = torch.stack([read(list(map(edges, _texts(query)))).mean(dim=0) for query in queries])
-    if not {"instructions", "inputs"} & set(needs):
-        return AskedQueries(Asked(grams=grams, hidden=hidden))
-    assert identity is not None  # experts with embeddings have one
-    store = store if store is not None else cache()
-    described = describe_queries(queries, describer, store) if "instructions" in needs else []
-    described = described or [Described(edges(query.text), "query") for query in queries]
-    texts = [one.text for one in described if one.text is not None]
-    inputs = [list(map(edges, _texts(query))) for query in queries] if "inputs" in needs else []
-    vectors, fault = embed_texts(list(dict.fromkeys([*texts, *chain(*inputs)])), identity, store)
-    if fault is not None:
-        for i, one in enumerate(described):
-            if one.text is not None and not vectors.keys() >= {one.text, *(inputs[i] if inputs else ())}:
-                described[i] = replace(one, fault=str(fault))
-    _tell(described, fault, strict)
-    zero = torch.zeros(identity.dimension)
-    rows = torch.stack([zero if one.text is None else vectors.get(one.text, zero) for one in described])
-    means = [torch.stack([vectors.get(text, zero) for text in one]).mean(dim=0) for one in inputs]
-    return AskedQueries(Asked(rows, grams, torch.stack(means) if means else None, hidden), tuple(described))
+
+    embedder: EmbedderIdentity | None = None
+    describer: Describer | None = None
+    read_states: Callable[[Sequence[str]], Tensor] | None = None
+    strict: bool = False
+    store: Cache | None = None
+
+    def condition(self, queries: Sequence[Query], router: Router, prepared: Prepared) -> Condition:
+        """The condition of a batch; signal, p and alpha belong to the row.
+
+        A query that brings a description, its own or a describer's, is asked by the router's term for descriptions
+        where there is one; a description that cannot be used is a fault of the row, and the query is asked as if it had
+        none. Raises `EmbedderError` if the installed embedder is not the pool's.
+        """
+        by_description = prepared.described_term is not None
+        groups = [
+            [i for i, query in enumerate(queries) if (by_description and self._brings_description(query)) is described]
+            for described in (False, True)
+        ]
+        parts = [
+            self._condition_of([queries[i] for i in rows], router, replace(prepared, global_term=term))
+            for rows, term in zip(groups, (prepared.global_term, prepared.described_term), strict=True)
+            if rows
+        ]
+        order = torch.tensor([i for rows in groups for i in rows])
+        return Condition.cat(parts).rows(order.argsort()) if len(parts) > 1 else parts[0]
+
+    def features(
+        self, queries: Sequence[Query], needs: Collection[Need]
+    ) -> tuple[QueryFeatures, tuple[Described, ...]]:
+        """The features that are needed, and what was embedded for each query where descriptions or texts were.
+
+        The vectors of a query with a fault are zero. Embeddings are by the pool's embedder.
+        """
+        count = len(queries)
+        grams = tuple(tuple(map(ngrams, _texts(query))) for query in queries) if "grams" in needs else None
+        hidden = None
+        if "hidden" in needs:
+            assert self.read_states is not None
+            read = self.read_states
+            hidden = torch.stack([read(list(map(edges, _texts(query)))).mean(dim=0) for query in queries])
+        if not {"instructions", "inputs"} & set(needs):
+            return QueryFeatures(count, grams=grams, hidden=hidden), ()
+        assert self.embedder is not None  # experts with embeddings have one
+        store = self.store if self.store is not None else cache()
+        described = describe_queries(queries, self.describer, store) if "instructions" in needs else []
+        described = described or [Described(edges(query.text), "query") for query in queries]
+        texts = [one.text for one in described if one.text is not None]
+        inputs = [list(map(edges, _texts(query))) for query in queries] if "inputs" in needs else []
+        vectors, fault = embed_texts(list(dict.fromkeys([*texts, *chain(*inputs)])), self.embedder, store)
+        if fault is not None:
+            for i, one in enumerate(described):
+                if one.text is not None and not vectors.keys() >= {one.text, *(inputs[i] if inputs else ())}:
+                    described[i] = replace(one, fault=str(fault))
+        _report_faults(described, fault, self.strict)
+        zero = torch.zeros(self.embedder.dimension)
+        rows = torch.stack([zero if one.text is None else vectors.get(one.text, zero) for one in described])
+        means = [torch.stack([vectors.get(text, zero) for text in one]).mean(dim=0) for one in inputs]
+        return QueryFeatures(count, rows, grams, torch.stack(means) if means else None, hidden), tuple(described)
+
+    def _brings_description(self, query: Query) -> bool:
+        return bool(query.description) or (self.describer is not None and self.describer.name != "none")
+
+    def _condition_of(self, queries: Sequence[Query], router: Router, prepared: Prepared) -> Condition:
+        """The condition of queries that are asked by one term."""
+        term = prepared.global_term
+        needs = frozenset[Need]() if term is None else term.scores.needs
+        features, described = self.features(queries, needs)
+        condition = router.condition(prepared, features)
+        if term is not None and described:
+            failed = torch.tensor([one.fault is not None for one in described])
+            condition = condition.without_term(failed, term.beta)
+        if "instructions" not in needs:
+            reason = "it has no global term" if term is None else f"the signal {term.signal} reads the query's text"
+            described = _with_unused(queries, described, f"the description is not used: {reason}")
+        return replace(condition, described=described)
+
+
+def _with_unused(queries: Sequence[Query], described: Sequence[Described], reason: str) -> tuple[Described, ...]:
+    """What was described, with a fault for each query whose own description nobody reads."""
+    if not any(query.description for query in queries):
+        return tuple(described)
+    known = described or [Described(None, "none") for _ in queries]
+    return tuple(
+        replace(one, fault=one.fault or reason) if query.description else one
+        for query, one in zip(queries, known, strict=True)
+    )
 
 
 def _texts(query: Query) -> list[str]:
@@ -166,7 +202,7 @@ def _vector(stored: bytes, width: int) -> Tensor | None:
     return vector if abs(float(vector.square().sum()) - 1.0) < 1e-2 else None
 
 
-def _tell(described: Sequence[Described], endpoint_fault: EndpointError | None, strict: bool) -> None:
+def _report_faults(described: Sequence[Described], endpoint_fault: EndpointError | None, strict: bool) -> None:
     faults = [one.fault for one in described if one.fault is not None]
     if not faults:
         return

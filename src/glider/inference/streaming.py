@@ -1,12 +1,10 @@
-"""Text as it is written, for batches of prompts."""
+"""Text as it is written."""
 
-import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 _UNFINISHED = "\ufffd"  # the end of a multi-byte character is still to come
@@ -21,14 +19,76 @@ class Piece:
     ended: bool = False
 
 
-class PieceStreamer(BaseStreamer):
-    """Turns the tokens of each step into pieces, handed over as they come."""
+class Decoder:
+    """The text of one answer, token by token.
 
-    def __init__(self, tokenizer: Any, rows: int, ends: Set[int], emit: Callable[[Piece], None]):
-        self._tokenizer, self._ends, self._emit = tokenizer, ends, emit
-        self._ids: list[list[int]] = [[] for _ in range(rows)]
-        self._shown = [0] * rows
-        self._ended = [False] * rows
+    Text ends before the first stop string (`stopped` is true then, and `ids` are the tokens it took to write that).
+    What may be the beginning of one is held back. Each token is decoded beside those just before it, not beside all.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self.ids: list[int] = []
+        self.text = ""  # without what is held back
+        self.stopped = False
+        self._held = ""
+        self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
+
+    def add(self, token: int, last: bool = False) -> str:
+        """The text that a token brings; none while a character is incomplete, unless it is the last."""
+        if self.stopped:
+            return ""
+        self.ids.append(token)
+        return self.rest() if last else self._shown(self._new(), False)
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        return "" if self.stopped else self._shown(self._new(whole=True), True)
+
+    def _new(self, whole: bool = False) -> str:
+        """Text of the tokens that were not decoded yet."""
+        context = self._decoded(self.ids[self._before : self._read])
+        text = self._decoded(self.ids[self._before :])
+        if (text.endswith(_UNFINISHED) and not whole) or len(text) < len(context):
+            return ""
+        self._before, self._read = self._read, len(self.ids)
+        return text[len(context) :]
+
+    def _shown(self, new: str, last: bool) -> str:
+        """The part of the new text, and of what was held back, that can be told."""
+        text = self._held + new
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if places:
+            self.stopped, self._held, text = True, "", text[: min(places)]
+        elif last:
+            self._held = ""
+        else:
+            kept = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+            text, self._held = text[: len(text) - kept], text[len(text) - kept :]
+        self.text += text
+        return text
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def decoded(tokenizer: Any, ids: Sequence[int], ends: Set[int], stop: Sequence[str] = ()) -> Decoder:
+    """An answer up to its first end token or stop string, decoded."""
+    decoder = Decoder(tokenizer, stop)
+    for token in ids:
+        decoder.add(token, token in ends)
+        if decoder.stopped or token in ends:
+            break
+    decoder.rest()
+    return decoder
+
+
+class PieceStreamer(BaseStreamer):
+    """Turns the tokens of each step of `generate` into pieces, handed over as they come."""
+
+    def __init__(self, decoders: Sequence[Decoder], ends: Set[int], emit: Callable[[Piece], None]):
+        self._decoders, self._ends, self._emit = decoders, ends, emit
+        self._ended = [False] * len(decoders)
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -38,34 +98,13 @@ class PieceStreamer(BaseStreamer):
         for row, token in enumerate(value.reshape(-1).tolist()):
             if self._ended[row]:
                 continue
-            self._ended[row] = token in self._ends
-            self._ids[row].append(token)
-            self._show(row)
+            text = self._decoders[row].add(token, token in self._ends)
+            self._ended[row] = token in self._ends or self._decoders[row].stopped
+            if text or self._ended[row]:
+                self._emit(Piece(row, text, self._ended[row]))
 
     def end(self) -> None:
         for row, ended in enumerate(self._ended):
             if not ended:
                 self._ended[row] = True
-                self._show(row)
-
-    def _show(self, row: int) -> None:
-        text = self._tokenizer.decode(self._ids[row], skip_special_tokens=True)
-        if text.endswith(_UNFINISHED) and not self._ended[row]:
-            return
-        new = text[self._shown[row] :]
-        self._shown[row] = len(text)
-        if new or self._ended[row]:
-            self._emit(Piece(row, new, self._ended[row]))
-
-
-class StopRequested(StoppingCriteria):
-    """Ends generation when the reader has gone."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
+                self._emit(Piece(row, self._decoders[row].rest(), True))

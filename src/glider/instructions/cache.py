@@ -152,7 +152,7 @@ class Cache:
         try:
             with suppress(OSError):
                 self.path.chmod(0o600)  # texts and vectors of a user's queries
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(_SCHEMA)
             connection.execute("SELECT key, kind, value, used FROM entries LIMIT 1")
@@ -190,6 +190,22 @@ class Cache:
                 self._discard()
         remedy = "delete the file, or set GLIDER_CACHE to another directory"
         warnings.warn(f"the cache {self.path} is not used: {fault}; {remedy}", GliderWarning, stacklevel=4)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Let others read while one writes.
+
+    SQLite does not wait for another process that makes the same change, whatever the timeout.
+    """
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as fault:
+            if "locked" not in str(fault) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def cache() -> Cache:

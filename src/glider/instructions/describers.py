@@ -16,6 +16,7 @@ from glider.instructions.cache import Cache, key_of
 from glider.instructions.cleaning import LONGEST, Nonsense, clean, printable
 from glider.instructions.prompts import Pair, Prompt, prompt_for
 from glider.registry import Registry
+from glider.routing.condition import Described
 
 Tick = Callable[[int], None]  # tasks that are done
 _KIND = "description"
@@ -66,20 +67,6 @@ class Task:
 
     examples: tuple[Pair, ...] = ()
     text: str | None = None
-
-
-@dataclass(frozen=True)
-class Described:
-    """The description of a task: its text and who made it, or the fault that left it without one."""
-
-    text: str | None
-    source: str  # "given", "query" (its own text), or the describer's name
-    prompt: str | None = None  # name and version of the prompt; None where none was asked
-    fault: str | None = None
-    cached: bool = False
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
 
 
 def load_describer(name: str, **settings: Any) -> Describer:

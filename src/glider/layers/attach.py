@@ -1,7 +1,9 @@
-"""Install a routed pool on a transformers model, and take it off again."""
+"""Install a routed pool on a transformers model, change it while it runs, and take it off again."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +16,89 @@ from glider.layers.bank import Bank, storage
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.routed_linear import RoutedLinear
-from glider.layers.trace import Trace
-from glider.routing.base import Condition, Prepared, Router
+from glider.layers.routed_site import RoutedSite
+from glider.layers.trace import Recorder
+from glider.routing.base import Prepared, Router
+from glider.routing.condition import Condition
+from glider.routing.preparation import prepare
 from glider.shapes import Int, Tensor
 
 _RELEASE = 16  # sites whose pairs may lie in memory twice, in the experts' files and stacked
 _FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
 
 
-class Attached:
-    """A pool installed on a model. The model is still the transformers model it was."""
+@dataclass(frozen=True)
+class Storage:
+    """How the stacked experts of a generation are held and computed.
 
-    def __init__(self, model: nn.Module, router: Router, prepared: Prepared, originals: dict[str, nn.Module]):
-        self.model, self.router, self.prepared = model, router, prepared
-        self.context = RoutingContext()
-        self._originals = originals
+    `expert_dtype` (default: the model's own, or on the CPU bfloat16 where all files hold that); `kernel` (native,
+    triton, torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. With
+    `expert_memory` (bytes) and experts that take more, each site holds those used last, and others are read from their
+    files when a token asks for them.
+    """
+
+    expert_dtype: torch.dtype | None = None
+    kernel: str | None = None
+    expert_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One state of an attached pool: the router and what it made of the pool. Its number never comes again."""
+
+    number: int
+    router: Router
+    prepared: Prepared
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the experts that can be chosen, in column order."""
+        return [expert.name for expert in self.prepared.experts]
+
+
+class Attached:
+    """A pool installed on a model. The model is still the transformers model it was.
+
+    Queries keep the generation of the pool that they began with: `replace` makes a new one for those that come, and the
+    experts of an older one stay in memory until its last query has ended.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.context = model, RoutingContext()
+        self._originals: dict[str, nn.Module] = {}
         self._unfolded: dict[str, torch.Tensor] = {}
+        self._generations: dict[int, Generation] = {}
+        self._running: dict[int, int] = {}  # queries in flight of each generation
+        self._here = threading.local()  # how many of them are this thread's
+        self._changed = threading.Condition()
+
+    @property
+    def generation(self) -> Generation:
+        """What serves the queries that come now; raises `RouterError` after `detach`."""
+        generation = self._generations.get(self.context.current)
+        if generation is None:
+            raise RouterError("an attached pool", "one that was detached", "Attach it again.")
+        return generation
+
+    @property
+    def router(self) -> Router:
+        return self.generation.router
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.generation.prepared
+
+    @property
+    def attached(self) -> bool:
+        """Whether the pool is still on the model."""
+        return self.context.current in self._generations
 
     @property
     def expert_memory(self) -> ExpertMemory | None:
         """What holding experts in limited memory came to so far; None where all of them lie in memory."""
-        banks = [module for module in self.model.modules() if isinstance(module, HotBank)]
+        layers = (module for module in self.model.modules() if isinstance(module, RoutedLinear))
+        found = [layer.current.bank for layer in layers if self.context.current in layer._served]
+        banks = [bank for bank in found if isinstance(bank, HotBank)]
         if not banks:
             return None
         size = sum(tensor.nbytes for bank in banks for tensor in (bank.A, bank.B))
@@ -46,17 +110,74 @@ class Attached:
         condition: Condition | None,
         *,
         token_to_query: Int[Tensor, " T"] | None = None,
-        trace: Trace | None = None,
+        recorder: Recorder | None = None,
+        generation: Generation | None = None,
     ) -> Iterator[None]:
-        """Route every forward pass inside the block by this global term, in this thread."""
-        with self.context.use(Batch(condition, token_to_query, trace)):
-            yield
+        """Route every forward pass inside the block by this condition, in this thread (None: by tokens alone).
+
+        `generation` is the one that the condition was made for, held by the caller; by default the current one.
+        """
+        with self.hold(generation) as held:
+            batch = Batch.of(condition, token_to_query, recorder, held.number)
+            with self.context.use(batch):
+                yield
 
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Run every forward pass inside the block without experts, in this thread."""
-        with self.context.use(Batch(None, bare=True)):
-            yield
+        with self.hold() as generation:
+            batch = Batch.of(Condition.nobody(1), generation=generation.number)
+            with self.context.use(batch):
+                yield
+
+    @contextmanager
+    def hold(self, generation: Generation | None = None) -> Iterator[Generation]:
+        """The current generation, or one that is held already, which stays in memory until the block ends."""
+        held = self.take(generation)
+        self._here.count = getattr(self._here, "count", 0) + 1
+        try:
+            yield held
+        finally:
+            self._here.count -= 1
+            self.give_back(held)
+
+    def take(self, generation: Generation | None = None) -> Generation:
+        """The current generation, or one that is held already, which stays in memory until it is given back."""
+        with self._changed:
+            generation = self.generation if generation is None else generation
+            self._running[generation.number] = self._running.get(generation.number, 0) + 1
+            return generation
+
+    def give_back(self, generation: Generation) -> None:
+        """End what `take` began; the experts of an older generation go with its last query."""
+        number = generation.number
+        with self._changed:
+            self._running[number] -= 1
+            if not self._running[number]:
+                del self._running[number]
+                if number != self.context.current:
+                    self._drop(number)
+            self._changed.notify_all()
+
+    def replace(self, router: Router, prepared: Prepared, storage: Storage) -> Generation:
+        """Serve the queries that come from now on by another router or pool; those in flight keep theirs.
+
+        All sites or none: a pool that does not fit the model raises what `attach` raises, and nothing has changed.
+        """
+        with self._changed:
+            if self._unfolded:
+                raise RouterError("experts beside the base's weights", "folded ones", "Detach, and attach again.")
+            before = self.context.current if self._generations else None
+            number = 1 + max(self._generations, default=0)
+            generation = Generation(number, router, prepared)
+            sites = self._sites(generation, storage)
+            for name, site in sites.items():
+                self._layer(name, site).put(number, site)
+            self._generations[number] = generation
+            self.context.serve(number, prepared.global_term is not None)
+            if before is not None and before not in self._running:
+                self._drop(before)
+            return generation
 
     def fold(self) -> None:
         """Add a static router's one expert to the base weights, so that it costs nothing; `detach` takes it out again.
@@ -64,21 +185,20 @@ class Attached:
         The weights before are kept until then. Raises `RouterError` for a router that decides by token, and for a base
         whose layers are not plain `nn.Linear` (quantised weights cannot be added to).
         """
-        if self._unfolded or not self.prepared.sites:
+        prepared = self.prepared
+        if self._unfolded or not prepared.sites:
             return  # folded already, or nothing to fold
-        if not self._originals:
-            raise RouterError("an attached pool", "one that was detached", "Attach it again.")
-        if len(self.prepared.experts) != 1:
+        if len(prepared.experts) != 1:
             raise RouterError(
                 "a static router to fold (single, merge, ...)",
-                f"one that chooses among {len(self.prepared.experts)} experts",
+                f"one that chooses among {len(prepared.experts)} experts",
                 "Keep it attached, or choose a static router.",
             )
         for site, module in self._originals.items():
             if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
                 got = f"{type(module).__name__} at {site}"
                 raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
-        (expert,) = self.prepared.experts
+        (expert,) = prepared.experts
         for site, module in self._originals.items():
             assert isinstance(module, nn.Linear)
             a, b = (factor.to(module.weight.device).float() for factor in expert.factors(site))
@@ -89,70 +209,125 @@ class Attached:
             module.register_buffer(_FOLDED, torch.empty(0), persistent=False)
 
     def detach(self) -> None:
-        """Restore the model exactly."""
-        with torch.no_grad():
-            for site, weight in self._unfolded.items():
-                self._originals[site].weight.copy_(weight)  # pyright: ignore
-                delattr(self._originals[site], _FOLDED)
-        self._unfolded = {}
-        for site, module in self._originals.items():
-            _replace(self.model, site, module)
-        self._originals = {}
+        """Restore the model exactly, when the queries in flight have ended.
+
+        Raises `RouterError` inside a `routing` block of the same thread, which would wait for itself.
+        """
+        with self._changed:
+            if not self._generations:
+                return
+            if getattr(self._here, "count", 0):
+                raise RouterError("a pool that this thread does not use", "a block that routes", "Leave it first.")
+            self._changed.wait_for(lambda: not self._running)
+            with torch.no_grad():
+                for site, weight in self._unfolded.items():
+                    self._originals[site].weight.copy_(weight)  # pyright: ignore
+                    delattr(self._originals[site], _FOLDED)
+            self._unfolded = {}
+            for site, module in self._originals.items():
+                _replace(self.model, site, module)
+            self._originals, self._generations = {}, {}
+
+    def _drop(self, number: int) -> None:
+        del self._generations[number]
+        for name in list(self._originals):
+            layer = self.model.get_submodule(name)
+            assert isinstance(layer, RoutedLinear)
+            layer.drop(number)
+            if not layer.sites:
+                _replace(self.model, name, self._originals.pop(name))
+
+    def _sites(self, generation: Generation, storage: Storage) -> dict[str, RoutedSite]:
+        """What serves each site, made before anything is changed."""
+        prepared = generation.prepared
+        originals = {name: self._original(name, prepared) for name in prepared.sites}
+        dtypes = {name: _stored(originals[name], name, prepared, storage.expert_dtype) for name in prepared.sites}
+        limit = storage.expert_memory
+        places = None if limit is None else places_within(limit, prepared, dtypes)
+        banks = _banks(originals, prepared, dtypes, places)
+        sites = {}
+        for name, site in prepared.sites.items():
+            moved = site.to(_device(originals[name]))
+            sites[name] = RoutedSite(moved, banks[name], generation.router, storage.kernel)
+        return sites
+
+    def _layer(self, name: str, site: RoutedSite) -> RoutedLinear:
+        """The routed layer at a site, put in place where there is none yet."""
+        module = self.model.get_submodule(name)
+        if isinstance(module, RoutedLinear):
+            return module
+        layer = RoutedLinear(name, module, self.context, site.in_features, site.out_features)
+        layer.train(module.training)
+        self._originals[name] = module
+        _replace(self.model, name, layer)
+        return layer
+
+    def _original(self, name: str, prepared: Prepared) -> nn.Module:
+        """The base's module at a site, checked to be what the experts adapt."""
+        owner = next(expert for expert in prepared.experts if name in expert.sites)
+        wanted = owner.sites[name]
+        if name in self._originals:
+            module = self._originals[name]
+        else:
+            try:
+                module = self.model.get_submodule(name)
+            except AttributeError:
+                raise PoolError(
+                    f"a module {name} in the base model, as expert {owner.name} adapts it",
+                    "no such module",
+                    "The pool is for another architecture; give the base it was made for.",
+                ) from None
+        if isinstance(module, RoutedLinear) or hasattr(module, _FOLDED):
+            raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
+        got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if got != (wanted.in_features, wanted.out_features):
+            raise PoolError(
+                f"a linear module {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
+                f"{type(module).__name__} {got[0]} -> {got[1]}",
+                "The pool is for another architecture; give the base it was made for.",
+            )
+        return module
 
 
 def attach(
-    model: nn.Module,
-    pool: Pool,
-    router: Router,
-    *,
-    expert_dtype: torch.dtype | None = None,
-    prepared: Prepared | None = None,
-    kernel: str | None = None,
-    expert_memory: int | None = None,
+    model: nn.Module, pool: Pool, router: Router, storage: Storage | None = None, prepared: Prepared | None = None
 ) -> Attached:
     """Replace every site of a pool by a routed one, all of them or none.
 
-    `expert_dtype` is the storage of the stacked experts (default: the model's own, or on the CPU bfloat16 where all
-    files hold that); `prepared` is what the router made of this pool before, where that exists; `kernel` (native,
-    triton, torch, reference; default `$GLIDER_KERNEL`, else the best that can run each call) computes the experts. With
-    `expert_memory` (bytes) and experts that take more, each site holds those used last, and others are read from their
-    files when a token asks for them. Raises `ConfigError` where not one expert fits into that, `PoolError` for a site
-    the model does not have, or has with other widths, `RouterError` where the pool cannot serve the router, and
-    `KernelError` for a kernel that is not there.
+    Arguments:
+        model: A transformers model, on its device.
+        pool: The opened pool.
+        router: The method, with its settings.
+        storage: How the experts are held and computed.
+        prepared: What the router made of this pool before, where that exists.
+
+    Returns: the handle whose `detach()` restores the model.
+
+    Raises: `ConfigError` where not one expert fits into the memory allowed, `PoolError` for a site the model does not
+    have, or has with other widths, `RouterError` where the pool cannot serve the router, and `KernelError` for a kernel
+    that is not there.
     """
-    prepared = prepared or router.prepare(pool)
-    originals = {name: _find(model, name, prepared) for name in prepared.sites}
-    attached = Attached(model, router, prepared, originals)
-    uses_global = prepared.global_term is not None
-    stored = {name: _stored(originals[name], name, prepared, expert_dtype) for name in prepared.sites}
-    places = None if expert_memory is None else places_within(expert_memory, prepared, stored)
-    banks = _banks(originals, prepared, stored, places)
-    routed = {}
-    for name, site in prepared.sites.items():
-        site = site.to(_device(originals[name]))
-        layer = RoutedLinear(originals[name], site, banks[name], router, attached.context, uses_global, kernel)
-        routed[name] = layer.train(originals[name].training)
-    for name, module in routed.items():
-        _replace(model, name, module)
+    attached = Attached(model)
+    attached.replace(router, prepared or prepare(router, pool), storage or Storage())
     return attached
 
 
 def _banks(
-    originals: dict[str, nn.Module], prepared: Prepared, stored: dict[str, torch.dtype], places: int | None
+    originals: dict[str, nn.Module], prepared: Prepared, dtypes: dict[str, torch.dtype], places: int | None
 ) -> dict[str, Bank | HotBank]:
     """The bank of every site; pages of the experts' files are given back on the way."""
-    found: dict[str, Bank | HotBank] = {}
+    banks: dict[str, Bank | HotBank] = {}
     for count, name in enumerate(prepared.sites):
         if places is None:
-            bank = Bank.of(name, prepared.experts, stored[name])
+            bank = Bank.of(name, prepared.experts, dtypes[name])
         else:
-            bank = HotBank(name, prepared.experts, places, stored[name])
-        found[name] = bank.to(_device(originals[name]))
+            bank = HotBank(name, prepared.experts, places, dtypes[name])
+        banks[name] = bank.to(_device(originals[name]))
         if count % _RELEASE == _RELEASE - 1 or count == len(prepared.sites) - 1:
             for expert in prepared.experts:
                 if isinstance(expert, Expert):
                     expert.release()
-    return found
+    return banks
 
 
 def _device(original: nn.Module) -> torch.device:
@@ -165,29 +340,6 @@ def _stored(original: nn.Module, site: str, prepared: Prepared, wanted: torch.dt
     weight = next(original.parameters(), None)
     own = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
     return storage(site, prepared.experts, wanted or own, wanted is None and _device(original).type == "cpu")
-
-
-def _find(model: nn.Module, name: str, prepared: Prepared) -> nn.Module:
-    owner = next(expert for expert in prepared.experts if name in expert.sites)
-    wanted = owner.sites[name]
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        raise PoolError(
-            f"a module {name} in the base model, as expert {owner.name} adapts it",
-            "no such module",
-            "The pool is for another architecture; give the base it was made for.",
-        ) from None
-    if isinstance(module, RoutedLinear) or hasattr(module, _FOLDED):
-        raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
-    got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    if got != (wanted.in_features, wanted.out_features):
-        raise PoolError(
-            f"a linear module {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
-            f"{type(module).__name__} {got[0]} -> {got[1]}",
-            "The pool is for another architecture; give the base it was made for.",
-        )
-    return module
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -2,131 +2,223 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from glider.errors import QueryError
-from glider.layers.trace import Trace
-from glider.routing.base import Condition
+from glider.layers.trace import Recorder
+from glider.routing.base import Decision
+from glider.routing.condition import Condition
 from glider.shapes import Float, Int, Tensor
 
-_MEND = "Mend the map."
+_REMEDY = "Pass one query index per token."
+
+
+@dataclass(frozen=True)
+class Part:
+    """Queries of a batch that are served by one generation of the pool, and their condition.
+
+    Without a condition (None) every token is routed by its own scores alone, whatever the number of queries.
+    """
+
+    generation: int
+    condition: Condition | None
+
+    def __len__(self) -> int:
+        return 1 if self.condition is None else len(self.condition)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens of a call that are treated in one way: routed, or by experts that are settled.
+
+    `index` are their numbers among the call's tokens, None for all of them. Of routed ones, `term` (B, E) is the global
+    term of the part's queries and `query_of` each token's row of it; without `query_of` the tokens of a query stand
+    together, the same number for each.
+    """
+
+    generation: int
+    index: Int[Tensor, " N"] | None = None
+    term: Float[Tensor, "B E"] | None = None
+    query_of: Int[Tensor, " N"] | None = None
+    settled: Decision | None = None
+
+    def term_of(self, tokens: int) -> Float[Tensor, "N E"] | None:
+        """The global term of each of its tokens."""
+        if self.term is None:
+            return None
+        if self.query_of is not None:
+            return self.term[self.query_of]
+        return self.term if tokens == len(self.term) else self.term.repeat_interleave(tokens // len(self.term), dim=0)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The global term of the batch, which query each token belongs to, and where to record decisions."""
+    """The queries in flight: their parts, which query each token belongs to, and where to record decisions.
 
-    condition: Condition | None
+    Queries are numbered through the parts. Without `token_to_query`, tokens are row-major and rows of one query stand
+    together: so they do in a batch, in its beams and in several sequences returned for one prompt.
+    """
+
+    parts: tuple[Part, ...]
     token_to_query: Int[Tensor, " T"] | None = None
-    trace: Trace | None = None
-    bare: bool = False  # the base model alone
-    _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
-    _for_kernel: dict[torch.device, tuple[Tensor | None, Tensor | None]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    recorder: Recorder | None = None
+    _segments: dict[tuple, tuple[Segment, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    def for_kernel(self, device: torch.device) -> tuple[Float[Tensor, "B E"] | None, Int[Tensor, " T"] | None]:
-        """alpha * global and the token-to-query map as a kernel reads them; copied to its device once.
+    @classmethod
+    def of(
+        cls,
+        condition: Condition | None,
+        token_to_query: Int[Tensor, " T"] | None = None,
+        recorder: Recorder | None = None,
+        generation: int = 0,
+    ) -> "Batch":
+        """Queries of one generation."""
+        return cls((Part(generation, condition),), token_to_query, recorder)
 
-        A map on the CPU is checked; one on a GPU cannot be without waiting for it, and the kernel makes NaN of a token
-        whose query does not exist.
+    @property
+    def queries(self) -> int:
+        return sum(map(len, self.parts))
+
+    def segments(self, tokens: int, rows: int | None, device: torch.device) -> tuple[Segment, ...]:
+        """How to treat the tokens of a call, found once for all sites that see as many.
+
+        Raises `QueryError` where the queries do not fit so many tokens, in so many rows.
         """
-        if device not in self._for_kernel:
+        key = (tokens, rows, device)
+        known = self._segments.get(key)
+        if known is None:
+            self._check(tokens, rows)
+            if any(_learns(part.condition) for part in self.parts):
+                return self._treat(tokens, device)  # what has a gradient belongs to one call
             with torch.inference_mode(False), torch.no_grad():  # whoever comes next may be in another mode
-                self._for_kernel[device] = (self._term_for(device), self._queries_for(device))
-        return self._for_kernel[device]
+                known = self._segments[key] = self._treat(tokens, device)
+        return known
 
-    def _term_for(self, device: torch.device) -> Float[Tensor, "B E"] | None:
-        return None if self.condition is None else self.condition.term.detach().float().to(device).contiguous()
-
-    def _queries_for(self, device: torch.device) -> Int[Tensor, " T"] | None:
-        if self.token_to_query is None or self.condition is None:
-            return None
-        queries, count = self.token_to_query.detach().long().contiguous(), len(self.condition.global_scores)
-        if queries.is_cpu and len(queries):
-            least, most = int(queries.min()), int(queries.max())
-            if least < 0 or most >= count:
-                raise QueryError(f"a token-to-query map to {count} queries", f"one to {least} to {most}", _MEND)
-        return queries.to(device)
-
-    def term_on(self, device: torch.device) -> Float[Tensor, "B E"]:
-        """alpha * global on a device, for batches that have it. What lies elsewhere is copied there once."""
-        assert self.condition is not None
-        condition = self.condition
-        learns = condition.global_scores.requires_grad or condition.alpha.requires_grad
-        if learns or condition.global_scores.device == device:
-            return condition.term.to(device)
-        return self._once("term", condition.term, device)
-
-    def queries_on(self, device: torch.device) -> Int[Tensor, " T"]:
-        """The token-to-query map on a device, for batches that have one. Copied there once."""
-        assert self.token_to_query is not None
-        return self._once("queries", self.token_to_query, device)
-
-    def _once(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        if tensor.device == device:
-            return tensor
-        if (name, device) not in self._moved:
-            with torch.inference_mode(False):  # whoever comes next may want gradients
-                self._moved[name, device] = tensor.to(device)
-        return self._moved[name, device]
-
-    def check(self, tokens: int, rows: int | None) -> None:
-        """Raise `QueryError` where the condition does not fit so many tokens, in so many rows."""
-        if self.condition is None:
-            return
+    def _check(self, tokens: int, rows: int | None) -> None:
+        queries = self.queries
         if self.token_to_query is not None:
-            if len(self.token_to_query) != tokens:
-                raise QueryError(f"a token-to-query map of {tokens} tokens", f"{len(self.token_to_query)}", _MEND)
-            return
-        queries = self.condition.global_scores.shape[0]
-        if tokens % queries or (rows is not None and rows % queries):
+            mapped = self.token_to_query
+            if len(mapped) != tokens:
+                raise QueryError(f"a token-to-query map of {tokens} tokens", f"{len(mapped)}", _REMEDY)
+            if mapped.is_cpu and tokens and not 0 <= int(mapped.min()) <= int(mapped.max()) < queries:
+                got = f"one to {int(mapped.min())} to {int(mapped.max())}"
+                raise QueryError(f"a token-to-query map to {queries} queries", got, _REMEDY)
+        elif any(part.condition is not None for part in self.parts) and (
+            tokens % queries or (rows is not None and rows % queries)
+        ):
             raise QueryError(
                 f"rows for {queries} queries",
                 f"{tokens} tokens{'' if rows is None else f' in {rows} rows'}, which do not divide among them",
                 "Give a condition for this batch, or a token-to-query map.",
             )
 
+    def _treat(self, tokens: int, device: torch.device) -> tuple[Segment, ...]:
+        only = self.parts[0]
+        condition = only.condition
+        if len(self.parts) == 1 and (condition is None or condition.all_routed):
+            if condition is None or condition.term is None:
+                return (Segment(only.generation),)
+            mapped = None if self.token_to_query is None else self.token_to_query.long().to(device).contiguous()
+            return (Segment(only.generation, None, _term_on(condition, device), mapped),)
+        return self._divided(tokens, device)
 
-class RoutingContext(threading.local):
-    """The batch in flight in this thread; two threads may use one model with different queries."""
+    def _divided(self, tokens: int, device: torch.device) -> tuple[Segment, ...]:
+        """Segments of a batch whose queries are not all treated alike."""
+        if self.token_to_query is None:
+            query_of = torch.arange(self.queries).repeat_interleave(tokens // self.queries)
+        else:
+            query_of = self.token_to_query.long().cpu()
+        segments, start = [], 0
+        for part in self.parts:
+            row_of = query_of - start  # in the part's condition
+            mine = (row_of >= 0) & (row_of < len(part))
+            start += len(part)
+            condition = part.condition or Condition.local(1)
+            routed = mine.clone()
+            routed[mine] = condition.routed[row_of[mine]]
+            if bool(routed.any()):
+                index, term = routed.nonzero()[:, 0], condition.term
+                segments.append(
+                    Segment(
+                        part.generation,
+                        index.to(device),
+                        None if term is None else _term_on(condition, device),
+                        None if term is None else row_of[index].to(device),
+                    )
+                )
+            if condition.settled is None:
+                continue
+            settled = mine.clone()
+            settled[mine] = (condition.settled.rows & ~condition.bare_rows)[row_of[mine]]
+            if bool(settled.any()):
+                index = settled.nonzero()[:, 0]
+                at = row_of[index]
+                experts, weights = condition.settled.experts[at].to(device), condition.settled.weights[at].to(device)
+                segments.append(Segment(part.generation, index.to(device), settled=Decision(experts, weights)))
+        every = torch.arange(tokens)
+        return tuple(
+            replace(one, index=None)
+            if one.index is not None and len(one.index) == tokens and torch.equal(one.index.cpu(), every)
+            else one
+            for one in segments
+        )
 
-    batch: Batch | None = None
+
+def _term_on(condition: Condition, device: torch.device) -> Float[Tensor, "B E"]:
+    term = condition.term
+    assert term is not None
+    return term.float().to(device).contiguous()
+
+
+def _learns(condition: Condition | None) -> bool:
+    tensors = () if condition is None else (condition.global_scores, condition.alpha)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class RoutingContext:
+    """The batch in flight in each thread; two threads may use one model with different queries.
+
+    Calls outside any batch are served by the `current` generation, by the tokens' own scores, with a warning where the
+    router has a global term (`expects_query`).
+    """
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.expects_query = False
+        self._thread = threading.local()
+        self._default = (Segment(0),)
+
+    @property
+    def batch(self) -> Batch | None:
+        """This thread's."""
+        return getattr(self._thread, "batch", None)
 
     @contextmanager
     def use(self, batch: Batch) -> Iterator[None]:
         """Make `batch` the one in flight inside the block."""
-        before, self.batch = self.batch, batch
+        before, self._thread.batch = self.batch, batch
         try:
             yield
         finally:
-            self.batch = before
+            self._thread.batch = before
 
-    def term(
-        self, tokens: int, wanted: bool, rows: int | None = None, device: torch.device | None = None
-    ) -> Float[Tensor, "T E"] | None:
-        """The global term of each of `tokens` flattened tokens, or None where there is none; by default on the CPU.
+    def serve(self, generation: int, expects_query: bool) -> None:
+        """Serve calls outside any batch by this generation from now on."""
+        self.current, self.expects_query, self._default = generation, expects_query, (Segment(generation),)
 
-        Without an explicit map, tokens are row-major and rows of one query stand together: so they do in a batch, in
-        its beams and in several sequences returned for one prompt.
-        """
-        if self.batch is None:
-            if wanted:
-                warnings.warn(
-                    "no query is set: routing by the local term alone. Use RoutedModel's methods, or wrap the call in "
-                    "`with attached.routing(condition)`.",
-                    stacklevel=4,
-                )
-            return None
-        if self.batch.condition is None:
-            return None
-        self.batch.check(tokens, rows)
-        device = device or torch.device("cpu")
-        term = self.batch.term_on(device)
-        if self.batch.token_to_query is not None:
-            return term[self.batch.queries_on(device)]
-        return term if tokens == len(term) else term.repeat_interleave(tokens // len(term), dim=0)
+    def segments(self, tokens: int, rows: int | None, device: torch.device) -> Sequence[Segment]:
+        """How to treat the tokens of a call of this thread."""
+        batch = self.batch
+        if batch is not None:
+            return batch.segments(tokens, rows, device)
+        if self.expects_query:
+            warnings.warn(
+                "no query is set: routing by the local term alone. Use RoutedModel's methods, or wrap the call in "
+                "`with attached.routing(condition)`.",
+                stacklevel=4,
+            )
+        return self._default

@@ -3,11 +3,86 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from glider.routing.base import Condition, Decision
-from glider.shapes import Bool, Float, Tensor
+from glider.routing.base import Decision, SlotDecision
+from glider.routing.condition import Condition
+from glider.shapes import Bool, Float, Int, Tensor
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Takes up what the sites of a pass decided."""
+
+    def record(self, record: "SiteRecord") -> None: ...
+
+
+class SiteRecord:
+    """The decisions of one call of one site, put together from those for parts of its tokens."""
+
+    def __init__(self, site: str, tokens: int, rows: int | None):
+        self.site, self.tokens, self.rows = site, tokens, rows
+        self._parts: list[tuple[Tensor | None, Decision, str]] = []
+
+    def watch(self, index: Int[Tensor, " N"] | None) -> "Watcher":
+        """What is to be told of the tokens of an index (None: all)."""
+        return Watcher(self._parts, index)
+
+    @property
+    def kernel(self) -> str | None:
+        """What computed the experts; None where there were none."""
+        return "+".join(dict.fromkeys(kernel for _, _, kernel in self._parts)) or None
+
+    @property
+    def decision(self) -> Decision:
+        """The decision for every token, on the CPU; one that uses no expert has only weights of 0."""
+        if len(self._parts) == 1 and self._parts[0][0] is None:
+            return self._parts[0][1]
+        kept = max((decision.experts.shape[1] for _, decision, _ in self._parts), default=1)
+        experts, weights = torch.zeros(self.tokens, kept, dtype=torch.long), torch.zeros(self.tokens, kept)
+        count = max((d.scores.shape[1] for _, d, _ in self._parts if d.scores is not None), default=0)
+        scores = torch.full((self.tokens, count), -torch.inf) if count else None
+        for index, decision, _ in self._parts:
+            at = torch.arange(self.tokens) if index is None else index
+            experts[at, : decision.experts.shape[1]] = decision.experts
+            weights[at, : decision.experts.shape[1]] = decision.weights
+            if scores is not None and decision.scores is not None:
+                scores[at] = decision.scores
+        return Decision(experts, weights, scores)
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Notes the decision for some tokens of a call, detached and on the CPU."""
+
+    parts: list[tuple[Tensor | None, Decision, str]]
+    index: Int[Tensor, " N"] | None
+
+    def __call__(self, decision: Decision | SlotDecision, kernel: str) -> None:
+        if isinstance(decision, SlotDecision):
+            dense = decision.token_weights(int(decision.experts.max()) + 1)
+            decision = Decision(torch.arange(dense.shape[1]).expand(len(dense), -1), dense, decision.scores)
+        scores = None if decision.scores is None else decision.scores.detach().float().cpu()
+        kept = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), scores)
+        self.parts.append((None if self.index is None else self.index.cpu(), kept, kernel))
+
+
+@dataclass(frozen=True)
+class PackedRecorder:
+    """Hands each query's part of a packed pass to the trace of that query; queries without one are left out."""
+
+    traces: Sequence["Trace | None"]  # by query
+    token_to_query: Int[Tensor, " T"]
+
+    def record(self, record: SiteRecord) -> None:
+        whole = record.decision
+        for query, trace in enumerate(self.traces):
+            if trace is not None:
+                mine = self.token_to_query == query
+                scores = None if whole.scores is None else whole.scores[mine]
+                trace.add(record.site, Decision(whole.experts[mine], whole.weights[mine], scores), 1, record.kernel)
 
 
 @dataclass(frozen=True)
@@ -34,17 +109,18 @@ class Trace:
     _counts: dict[str, int] = field(default_factory=dict)
     _see_prompt: dict[str, bool] = field(default_factory=dict)
 
-    def record(self, site: str, decision: Decision, sequences: int | None = None, kernel: str | None = None) -> None:
+    def record(self, record: SiteRecord) -> None:
+        """Take up what a site decided for the whole batch."""
+        self.add(record.site, record.decision, record.rows, record.kernel)
+
+    def add(self, site: str, decision: Decision, sequences: int | None = None, kernel: str | None = None) -> None:
         """Take up one decision (detached, on the CPU)."""
         index = self._counts.get(site, 0)
         self._counts[site] = index + 1
-        kept = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), None)
-        if decision.scores is not None:
-            kept = Decision(kept.experts, kept.weights, decision.scores.detach().float().cpu())
         sequences = sequences or len(self.prompt_mask)
         if index == 0:
-            self._see_prompt[site] = len(kept.experts) // sequences == self.prompt_mask.shape[1]
-        self.calls.append(Call(site, index, kept, sequences, self._see_prompt[site], kernel))
+            self._see_prompt[site] = len(decision.experts) // sequences == self.prompt_mask.shape[1]
+        self.calls.append(Call(site, index, decision, sequences, self._see_prompt[site], kernel))
 
     @property
     def sites(self) -> list[str]:

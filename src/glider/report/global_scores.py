@@ -15,9 +15,9 @@ from glider.errors import ConfigError
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.run_plan import matching
 from glider.experts.pool import Pool
-from glider.inference.queries import Query, ask
-from glider.routing.base import Asked, GlobalTerm
-from glider.routing.parts import GlobalPart
+from glider.inference.queries import Query, QueryReader
+from glider.routing.base import GlobalTerm, QueryFeatures
+from glider.routing.global_part import GlobalPart
 from glider.shapes import Float, Tensor
 
 PROFILES = "held-back queries of the experts' tasks"
@@ -100,24 +100,25 @@ def pool_scores(
     of `files`, by `rows` rows of `split` drawn by the seed. `descriptions` (task -> sentence) stand for a file's
     queries where the signal embeds descriptions. Raises `RouterError` where the pool lacks what the signal needs.
     """
-    term = GlobalPart("report scores", signal).prepare(pool)
-    asked: list[tuple[str, str, Asked]] = []
+    term = GlobalPart(signal).prepare(pool)
+    reader = QueryReader(pool.index.embedder, strict=True)
+    tasks: list[tuple[str, str, QueryFeatures]] = []
     if profiles:
-        asked += [(name, PROFILES, queries) for name, queries in held_back(pool, term.scores).items()]
+        tasks += [(name, PROFILES, features) for name, features in held_back(pool, term.scores).items()]
     for file in files:
         chosen = read_rows(file.path, split)
         chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
-        described = (descriptions or {}).get(file.name)
-        queries = [Query(row.input, described) for row in chosen]
-        asked.append((file.name, file.group, ask(queries, term.scores.needs, pool.index.embedder, strict=True).asked))
-    if not asked:
+        queries = [Query(row.input, (descriptions or {}).get(file.name)) for row in chosen]
+        features, _ = reader.features(queries, term.scores.needs)
+        tasks.append((file.name, file.group, features))
+    if not tasks:
         raise ConfigError("tasks to score", "none", "Give --data, or leave --no-profiles out.")
-    tasks = tuple(_of_task(pool.names, term, name, group, queries) for name, group, queries in asked)
-    return PoolScores(signal=term.signal, p=term.p, experts=tuple(pool.names), tasks=tasks)
+    scored = tuple(_of_task(pool.names, term, *task) for task in tasks)
+    return PoolScores(signal=term.signal, p=term.p, experts=tuple(pool.names), tasks=scored)
 
 
-def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, asked: Asked) -> TaskScores:
-    scores = term.scores.of(asked)  # (B, E)
+def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, features: QueryFeatures) -> TaskScores:
+    scores = term.scores.of(features)  # (B, E)
     best = scores.amax(dim=-1)
     told = TaskScores(
         task=task,
@@ -130,7 +131,7 @@ def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, as
     )
     if told.own is None or len(experts) < 2:
         return told
-    without = term.scores.of(asked, without=experts.index(told.own)).amax(dim=-1)
+    without = term.scores.of(features, without=experts.index(told.own)).amax(dim=-1)
     above = _short((without > term.p).double().mean().item())
     return told.model_copy(update={"best_without_own": Spread.of(without), "above_without_own": above})
 

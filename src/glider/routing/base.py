@@ -1,7 +1,7 @@
 """What a router is: settings that turn scores into a decision. A method of the literature is a router."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +10,7 @@ from glider.errors import RouterError
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.registry import Registry
+from glider.routing.condition import Condition
 from glider.shapes import Bool, Float, Int, Tensor
 
 routers: "Registry[Router]" = Registry("router", "glider.routers", ("glider.routing.methods",), RouterError)
@@ -18,48 +19,76 @@ router = routers.register
 
 @dataclass(frozen=True)
 class Decision:
-    """Which experts each token uses, and with which weights."""
+    """Token choice: which experts each token uses, and with which weights."""
 
     experts: Int[Tensor, "T K"]
     weights: Float[Tensor, "T K"]
     scores: Float[Tensor, "T E"] | None = None  # before the softmax, for traces
 
+    @property
+    def slots(self) -> "SlotDecision":
+        """The same in the general form: a slot for each token and place, its input that token."""
+        tokens, kept = self.experts.shape
+        owner = torch.arange(tokens, device=self.experts.device).repeat_interleave(kept)  # (S,)
+        one_hot = torch.nn.functional.one_hot(owner, tokens).to(self.weights.dtype)  # (S, T)
+        return SlotDecision(self.experts.flatten(), one_hot, one_hot.T * self.weights.flatten(), self.scores)
+
 
 @dataclass(frozen=True)
-class Condition:
-    """The global term of a batch: a score per query and expert, how much it counts for the query, and its source."""
+class SlotDecision:
+    """The general form (arXiv 2401.15969, section 2): each slot belongs to an expert and has a mixture of tokens as its
+    input, each token has a mixture of the slots' outputs added.
 
-    global_scores: Float[Tensor, "B E"]
-    alpha: Float[Tensor, " B"]
-    signal: str = ""
+    y_t += sum over s of combine[t, s] * E_s(sum over u of dispatch[s, u] x_u). The tokens are all of a call, so that
+    only a router that says so (`Support`) may mix those of several queries or passes.
+    """
 
-    @property
-    def term(self) -> Float[Tensor, "B E"]:
-        """alpha * global."""
-        return self.alpha[:, None] * self.global_scores
+    experts: Int[Tensor, " S"]
+    dispatch: Float[Tensor, "S T"]
+    combine: Float[Tensor, "T S"]
+    scores: Float[Tensor, "T E"] | None = None
+
+    def token_weights(self, count: int) -> Float[Tensor, "T E"]:
+        """How much of each of `count` experts a token has: its weights of their slots added up."""
+        dense = self.combine.new_zeros(len(self.combine), count)
+        return dense.index_add(1, self.experts, self.combine)
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a router has prepared for one site: a row per expert, zero where the expert is absent."""
+    """What a router has prepared for one site: named tensors with a row for each expert, zero where it is absent."""
 
     name: str
-    vectors: Float[Tensor, "E D"] | None
     absent: Bool[Tensor, " E"]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
 
     def to(self, device: torch.device) -> "Site":
         """The same on another device."""
-        vectors = None if self.vectors is None else self.vectors.to(device)
-        return Site(self.name, vectors, self.absent.to(device))
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return Site(self.name, self.absent.to(device), moved)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Where a router's decisions are right. A decision that looks at one token at a time is right everywhere."""
+
+    cache: bool = True  # a new token is decided without those before it
+    packed: bool = True  # tokens of several queries may share a pass without padding
+    chunked: bool = True  # a prompt may be spread over several passes
+    mixed: bool = True  # a batch may hold several queries
 
 
 Need = Literal["instructions", "grams", "inputs", "hidden"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryFeatures:
     """What is known of a batch of queries. A global signal names the parts that it needs; the others may be None."""
 
+    count: int
     instructions: Float[Tensor, "B G"] | None = None  # embedded descriptions
     grams: tuple[tuple[Int[Tensor, " _"], ...], ...] | None = None  # n-grams of each query and of its examples' inputs
     inputs: Float[Tensor, "B G"] | None = None  # mean embedding of the query's text and of its examples' inputs
@@ -72,11 +101,11 @@ class GlobalScores(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The parts of `Asked` that are read."""
+        """The parts of the features that are read."""
         ...
 
-    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
-        """The scores; `without` an expert, they are those of the pool that lacks it, its own minus infinity."""
+    def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
+        """The scores. With `without=i`, score as if expert i were absent; its column is -inf."""
         ...
 
 
@@ -93,30 +122,36 @@ class GlobalTerm:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a router makes of a pool, once: the experts that can be chosen (in column order) and each site's vectors.
+    """What a router makes of a pool, once: the experts that can be chosen (in column order) and each site's tensors.
 
-    With one expert only, every decision is known before: such a router is static, and its expert can be folded.
+    `described_term` serves the queries that bring a description, where `global_term` does not read descriptions and the
+    pool can. With one expert only, every decision is known before: such a router is static, and its expert can be
+    folded.
     """
 
     experts: tuple[ExpertLike, ...]
     sites: dict[str, Site]
     global_term: GlobalTerm | None = None
+    described_term: GlobalTerm | None = None
 
 
 @runtime_checkable
 class Router(Protocol):
-    """Frozen settings of a method. Every value a router computes is returned; nothing is stored."""
+    """Frozen settings of a method. Every value a router computes is returned; nothing is stored.
+
+    A router may have an attribute `support` (`Support`); without one its decisions are right everywhere.
+    """
 
     def prepare(self, pool: Pool) -> Prepared:
         """Whatever depends on the pool alone. Raises `RouterError` where the pool lacks what the method needs."""
         ...
 
-    def condition(self, prepared: Prepared, asked: Asked) -> Condition | None:
-        """The global term of a batch of queries, or None for a method without one."""
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        """The condition of a batch of queries: its global term, where the method has one."""
         ...
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        """Decide for each token; `condition` is the global term of the token's query."""
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision | SlotDecision:
+        """Decide for each token; `term` is the global term of the token's query."""
         ...
 
 
@@ -124,13 +159,18 @@ class Router(Protocol):
 class Observer(Protocol):
     """A router that decides by query from what the prompt's tokens say: the prompt runs twice.
 
-    In the first pass there is no condition and `route` gives token scores; their mean makes the condition that holds
-    for the second pass and for every new token.
+    In the first pass there is no term and `route` gives token scores; their mean makes the condition that holds for the
+    second pass and for every new token.
     """
 
     def observe(self, scores: Float[Tensor, "B E"]) -> Condition:
         """The condition of a batch from the mean score of each expert over its prompt's tokens and all sites."""
         ...
+
+
+def support_of(router: Router) -> Support:
+    """What a router declares, or that it is right everywhere."""
+    return getattr(router, "support", Support())
 
 
 def absent_at(site: str, experts: Sequence[ExpertLike]) -> Bool[Tensor, " E"]:

@@ -5,23 +5,12 @@ from typing import Protocol, runtime_checkable
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Asked, Condition, Decision, GlobalTerm, Prepared, Site
+from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, Site
+from glider.routing.condition import Condition
 from glider.routing.linear import LinearLocal, LinearTopK
+from glider.routing.local_scores.base import LocalScore
 from glider.routing.select import Select, TopK
 from glider.shapes import Float, Tensor
-
-
-@runtime_checkable
-class Local(Protocol):
-    """Scores each expert for each token at a site."""
-
-    def prepare(self, pool: Pool) -> dict[str, Site]:
-        """What the score needs of each site; raises `RouterError` where an expert lacks it."""
-        ...
-
-    def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
-        """Minus infinity where an expert is absent."""
-        ...
 
 
 @runtime_checkable
@@ -33,47 +22,59 @@ class Global(Protocol):
         ...
 
 
+@runtime_checkable
+class GlobalByDescription(Protocol):
+    """A global part that has another term for queries which bring a description."""
+
+    def prepare_described(self, pool: Pool) -> GlobalTerm | None:
+        """That term; None where `prepare` serves them, or where the pool has none."""
+        ...
+
+
 class Composed:
     """A router made of parts: score = alpha * global + local, then a selection. Subclasses name the parts."""
 
     select: Select
 
-    @property
-    def local(self) -> Local:
+    def local_score(self) -> LocalScore:
         """The local score."""
         raise NotImplementedError
 
-    @property
-    def global_term(self) -> Global | None:
+    def global_part(self) -> Global | None:
         """The global term, if the method has one."""
         return None
+
+    def selection(self) -> Select:
+        """What keeps experts and weighs them."""
+        return self.select
 
     def prepare(self, pool: Pool) -> Prepared:
         if not len(pool):
             raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
-        sites = self.local.prepare(pool)
-        term = self.global_term.prepare(pool) if self.global_term is not None else None
+        sites, part = self.local_score().prepare(pool), self.global_part()
+        term = None if part is None else part.prepare(pool)
+        described = part.prepare_described(pool) if isinstance(part, GlobalByDescription) else None
         _require_enough(_chosen_count(self), len(pool))
-        return Prepared(pool.experts, sites, term)
+        return Prepared(pool.experts, sites, term, described)
 
-    def condition(self, prepared: Prepared, asked: Asked) -> Condition | None:
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
         term = prepared.global_term
         if term is None:
-            return None
-        scores = term.scores.of(asked)  # (B, E)
+            return Condition.local(features.count)
+        scores = term.scores.of(features)  # (B, E)
         confident = scores.amax(dim=-1) > term.p  # (B,)
-        return Condition(scores, term.gamma * confident.float() + term.beta, term.signal)
+        return Condition.of(scores, term.gamma * confident.float() + term.beta, term.signal)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        scores = self.local.scores(x, site)
-        return self.select(scores if condition is None else scores + condition)
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
+        scores = self.local_score().scores(x, site)
+        return self.selection()(scores if term is None else scores + term)
 
     def linear(self, site: Site) -> LinearTopK | None:
         """The same decision as a description, where the local score and the selection have one."""
-        own_route = type(self).route is not Composed.route
-        if own_route or type(self.select) is not TopK or not isinstance(self.local, LinearLocal):
+        own_route, select, local = type(self).route is not Composed.route, self.selection(), self.local_score()
+        if own_route or type(select) is not TopK or not isinstance(local, LinearLocal):
             return None
-        return LinearTopK(self.local.linear(site), self.select.k, self.select.renormalise)
+        return LinearTopK(local.linear(site), select.k, select.renormalise)
 
 
 def _chosen_count(router: Composed) -> int | None:

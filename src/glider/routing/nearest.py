@@ -46,7 +46,7 @@ class Everywhere:
     """No local score: 0, or minus infinity where the expert is absent."""
 
     def prepare(self, pool: Pool) -> dict[str, Site]:
-        return {name: Site(name, None, absent_at(name, pool.experts)) for name in pool.sites}
+        return {name: Site(name, absent_at(name, pool.experts)) for name in pool.sites}
 
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
         return torch.zeros(x.shape[0], len(site.absent), device=x.device).masked_fill(site.absent, -torch.inf)
@@ -56,32 +56,28 @@ class Everywhere:
 class Similarity:
     """cosine(g_e, q) / temperature."""
 
-    router: str
     temperature: float = 1.0
 
     def prepare(self, pool: Pool) -> GlobalTerm:
-        return GlobalTerm(Cosines(unit_instructions(pool, self.router)), p=1.0, gamma=0.0, beta=1 / self.temperature)
+        return GlobalTerm(Cosines(unit_instructions(pool)), p=1.0, gamma=0.0, beta=1 / self.temperature)
 
 
 class ByEmbedding(Composed):
     """score = cosine(g_e, q) / temperature. At a site that a chosen expert lacks, the next nearest stands in."""
 
-    name = ""
     temperature: float = 1.0
 
-    @property
-    def local(self) -> Everywhere:
+    def local_score(self) -> Everywhere:
         return Everywhere()
 
-    @property
-    def global_term(self) -> Similarity:
-        return Similarity(self.name, self.temperature)
+    def global_part(self) -> Similarity:
+        return Similarity(self.temperature)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        if condition is None:
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
+        if term is None:
             remedy = "Use RoutedModel's methods, or `with attached.routing(condition)`."
-            raise QueryError(f"a query (router {self.name} has no local score)", "none", remedy)
-        return super().route(site, x, condition)
+            raise QueryError("a query (this router has no local score)", "none", remedy)
+        return super().route(site, x, term)
 
 
 def largest_scores(scores: Float[Tensor, "T E"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:

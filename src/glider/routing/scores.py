@@ -24,14 +24,14 @@ def local_scores(x: Float[Tensor, "T D"], site: Site, scale: LocalScale) -> Floa
     "width" divides by sqrt(D), as PHATGOOSE and the published GLIDER code do. "experts" is the GLIDER paper's text
     (section 4.2): the cosine over sqrt(N), N experts; about sqrt(D N) times smaller.
     """
-    assert site.vectors is not None
-    scores = standardise(x) @ site.vectors.T / local_divisor(site.vectors, scale)  # (T, E)
+    gates = site["gates"]
+    scores = standardise(x) @ gates.T / local_divisor(gates, scale)  # (T, E)
     return scores.masked_fill(site.absent, -torch.inf)
 
 
-def local_divisor(vectors: Float[Tensor, "E D"], scale: LocalScale) -> float:
+def local_divisor(gates: Float[Tensor, "E D"], scale: LocalScale) -> float:
     """What the products of standardised tokens and gates are divided by."""
-    count, width = vectors.shape
+    count, width = gates.shape
     return sqrt(width) if scale == "width" else width * sqrt(count)
 
 
@@ -44,7 +44,7 @@ def standardised_gates(pool: Pool) -> dict[str, Site]:
         for expert in pool:
             gate = expert.gate(name) if name in expert.sites else None
             rows.append(torch.zeros(width) if gate is None else standardise(gate))
-        sites[name] = Site(name, torch.stack(rows), absent_at(name, pool.experts))
+        sites[name] = Site(name, absent_at(name, pool.experts), {"gates": torch.stack(rows)})
     return sites
 
 

@@ -28,7 +28,7 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
     if top_k is not None and whole is None and "k" in known:
         return routers.create(name, k=top_k, **plain)
     if "select" not in known:
-        wanted = "a router that selects experts, for top_k, top_p or renormalise"
+        wanted = "a router that selects experts, for top_k (--top-k), top_p (--top-p) or renormalise"
         raise RouterError(wanted, name, "Leave the setting out.")
     if not isinstance(whole, bool | None):
         raise RouterError("renormalise of true or false", repr(whole), "Give one of them.")

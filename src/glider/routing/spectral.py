@@ -36,7 +36,7 @@ class Basis:
 
     name: str
     rows: Float[Tensor, "E S D"]
-    site: Site  # without vectors: which experts are absent
+    site: Site  # without tensors: which experts are absent
 
 
 def factorise(a: Float[Tensor, "N R D"], b: Float[Tensor, "N O R"]) -> Float[Tensor, "N S R"]:
@@ -69,7 +69,7 @@ def bases(pool: Pool, directions: int | None = None) -> Iterator[Basis]:
             c = torch.stack([spectra[i][name][:depth] for i in group])  # (N, S, R)
             scaling = torch.tensor([expert.scaling(name) for expert in experts])
             rows[group, : c.shape[1]] = scaling[:, None, None] * (c @ a)
-        yield Basis(name, rows, Site(name, None, absent_at(name, pool.experts)))
+        yield Basis(name, rows, Site(name, absent_at(name, pool.experts)))
 
 
 def spectra_of(pool: Pool) -> list[Spectra]:

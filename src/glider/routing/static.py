@@ -8,7 +8,8 @@ import torch
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.experts.sites import ExpertSite
-from glider.routing.base import Asked, Decision, Prepared, Site
+from glider.routing.base import Decision, Prepared, QueryFeatures, Site
+from glider.routing.condition import Condition
 from glider.routing.linear import LinearScores, LinearTopK
 from glider.shapes import Float, Tensor
 
@@ -44,12 +45,12 @@ class Static:
     def prepare(self, pool: Pool) -> Prepared:
         expert = self.expert(pool)
         present = torch.zeros(1, dtype=torch.bool)
-        return Prepared((expert,), {site: Site(site, None, present) for site in expert.sites})
+        return Prepared((expert,), {site: Site(site, present) for site in expert.sites})
 
-    def condition(self, prepared: Prepared, asked: Asked) -> None:
-        return None
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        return Condition.local(features.count)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         only = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
         return Decision(only, torch.ones(x.shape[0], 1, device=x.device))
 

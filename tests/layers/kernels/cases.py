@@ -69,7 +69,7 @@ def random_case(
     scores = LinearScores(rows, width**0.5 if standardised else 2.0, standardised, absolute)
     return Case(
         bank,
-        Site("s", rows, missing),
+        Site("s", missing, {"gates": rows}),
         LinearTopK(scores, k, renormalise),
         normal(tokens, width) + 0.3,
         normal(tokens, out),

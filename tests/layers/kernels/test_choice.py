@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from glider.errors import KernelError
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels import choice, native
 from glider.layers.routed_linear import RoutedLinear
+from glider.layers.routed_site import RoutedSite
 from glider.layers.trace import Trace
 from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.select import TopK, TopP
@@ -24,13 +25,13 @@ def layer_of(kernel: str | None, seed: int = 0, dtype: torch.dtype = torch.float
     case = random_case(seed, dtype=dtype)
     torch.manual_seed(seed)
     base = torch.nn.Linear(20, 18)
-    return RoutedLinear(base, case.site, case.bank, Phatgoose(**router), RoutingContext(), False, kernel)
+    return RoutedLinear.over(base, RoutedSite(case.site, case.bank, Phatgoose(**router), kernel), RoutingContext())
 
 
 @torch.inference_mode()
 def traced(layer: RoutedLinear, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, int]]:
     trace = Trace([str(i) for i in range(5)], None, torch.ones(x.shape[:2], dtype=torch.bool))
-    with layer.context.use(Batch(None, None, trace)):
+    with layer.context.use(Batch.of(None, None, trace)):
         return layer(x), trace.kernels
 
 
@@ -112,7 +113,7 @@ def test_nothing_that_belongs_to_somebody_else_is_written_to() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    layer = RoutedLinear(Same(), case.site, case.bank, Phatgoose(), RoutingContext(), False)
+    layer = RoutedLinear.over(Same(), RoutedSite(case.site, case.bank, Phatgoose()), RoutingContext())
     x = torch.randn(2, 3, 20)
     before = x.clone()
     with torch.inference_mode():

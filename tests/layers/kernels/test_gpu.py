@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glider.errors import KernelError
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.kernels import gpu
@@ -21,6 +21,7 @@ from glider.layers.kernels.gpu import Blocks
 from glider.layers.kernels.gpu_site import TritonSite
 from glider.layers.kernels.reference import apply_experts
 from glider.layers.routed_linear import RoutedLinear
+from glider.layers.routed_site import RoutedSite
 from glider.layers.trace import Trace
 from glider.routing.base import Decision, Site
 from glider.routing.linear import LinearTopK
@@ -268,7 +269,7 @@ def layer_of(kernel: str | None, dtype: torch.dtype = torch.float32) -> RoutedLi
     case = random_case(0)
     torch.manual_seed(0)
     base = torch.nn.Linear(20, 18)
-    layer = RoutedLinear(base, case.site, case.bank, Phatgoose(), RoutingContext(), False, kernel)
+    layer = RoutedLinear.over(base, RoutedSite(case.site, case.bank, Phatgoose(), kernel), RoutingContext())
     return layer.to(DEVICE, dtype)
 
 
@@ -277,7 +278,7 @@ def test_a_layer_runs_it_and_the_trace_says_so(shape: tuple[int, ...]) -> None:
     x, outputs = torch.randn(shape, device=DEVICE), []
     for kernel in ("triton", "reference"):
         layer, trace = layer_of(kernel), Trace(list("abcde"), None, torch.ones(2, 20, dtype=torch.bool))
-        with torch.inference_mode(), layer.context.use(Batch(None, None, trace)):
+        with torch.inference_mode(), layer.context.use(Batch.of(None, None, trace)):
             outputs.append(layer(x))
         assert trace.kernels == {kernel: 1}
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-5, rtol=2e-5)

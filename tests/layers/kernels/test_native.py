@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from glider.layers.kernels import native
 from glider.layers.kernels.native import NativeSite
 from glider.layers.kernels.reference import apply_experts
-from glider.routing.base import Decision, Site
+from glider.routing.base import Decision
 from glider.routing.linear import LinearScores, LinearTopK
 
 from .cases import Case, random_case
@@ -222,7 +222,7 @@ def test_wrong_arguments_are_errors() -> None:
 
 def test_an_absent_expert_is_never_kept(isa: str) -> None:
     case = random_case(17, tokens=30, experts=4, absent=2, k=4)
-    got = NativeSite(case.bank, Site("s", case.site.vectors, case.site.absent), case.linear).decide(case.x, 4)
+    got = NativeSite(case.bank, case.site, case.linear).decide(case.x, 4)
     for experts, weights in zip(got.experts.tolist(), got.weights.tolist(), strict=True):
         assert all(weight == 0 for e, weight in zip(experts, weights, strict=True) if case.site.absent[e] and e != 0)
         assert sum(weights) == pytest.approx(1, abs=1e-4)

@@ -1,6 +1,7 @@
 """Arrow is PEFT's Arrow, and its decisions keep the contract, alone and under the global term."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,14 @@ from hypothesis import strategies as st
 from peft import ArrowConfig, create_arrow_model
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
-import glider.routing.methods.arrow
-import glider.routing.methods.glider_spectral  # noqa: F401  (registers)
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.routing.base import Site, routers
 from glider.routing.methods.arrow import Arrow, ArrowVectors
-from glider.routing.methods.glider_spectral import GliderArrow
+from glider.routing.methods.glider import Glider
 from glider.routing.select import TopK
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13, 77], [8, 8, 150, 31, 62, 90, 4]])
@@ -99,7 +98,7 @@ def test_vectors_are_first_right_singular_vectors_of_unit_length(llama_directory
     pool = grow_pool(pool, llama_directory, "e1", rank=6, alpha=0.5, seed=1, sites=[DOWN])
     sites = Arrow().prepare(pool).sites
     assert sites[Q].absent.tolist() == [False, True]
-    for row, expert in zip(sites[DOWN].vectors, pool, strict=True):  # pyright: ignore
+    for row, expert in zip(sites[DOWN]["directions"], pool, strict=True):  # pyright: ignore
         a, b = expert.factors(DOWN)
         wanted = torch.linalg.svd(b @ a).Vh[0]
         assert abs(row @ wanted).item() == pytest.approx(1, abs=1e-5)
@@ -116,7 +115,7 @@ def test_an_adapter_that_does_nothing_scores_zero(llama_directory: Path, make_po
     assert (scores[:, 1] == 0).all() and (scores[:, 0] > 0).all()
 
 
-@pytest.mark.parametrize("make", [Arrow, GliderArrow])
+@pytest.mark.parametrize("make", [Arrow, partial(routers.create, "glider+arrow")])
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_none_is_refused(make: Callable[..., Any], temperature: float) -> None:
     with pytest.raises(RouterError, match="temperature above 0"):
@@ -135,14 +134,16 @@ def test_decisions_keep_the_contract(
     vectors[absent] = 0
     x = 30 * torch.randn(tokens, width, generator=chance)
     term = 100 * torch.randn(tokens, experts, generator=chance) if conditioned else None
-    router = GliderArrow(TopK(k), p=0.5) if conditioned else Arrow(TopK(k))
-    decision = router.route(Site("s", vectors, absent), x, term)
+    router = Glider(TopK(k), p=0.5, local="arrow") if conditioned else Arrow(TopK(k))
+    decision = router.route(Site("s", absent, {"directions": vectors}), x, term)
     assert decision.experts.shape == decision.weights.shape == (tokens, min(k, experts))
     assert ((decision.experts >= 0) & (decision.experts < experts)).all()
     assert torch.isfinite(decision.weights).all() and (decision.weights >= 0).all()
     torch.testing.assert_close(decision.weights.sum(dim=-1), torch.ones(tokens), atol=1e-5, rtol=0)
     assert (decision.weights[absent[decision.experts]] == 0).all()
-    flipped = router.route(Site("s", -vectors, absent), x, term)  # the sign of a singular vector means nothing
+    flipped = router.route(
+        Site("s", absent, {"directions": -vectors}), x, term
+    )  # the sign of a singular vector means nothing
     assert torch.equal(flipped.experts, decision.experts) and torch.equal(flipped.weights, decision.weights)
 
 
@@ -164,7 +165,7 @@ def test_a_model_answers_with_experts_of_unlike_shape(
 
 def test_the_global_term_overrules_and_without_it_glider_arrow_is_arrow(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 3, sites=[Q], gates=False)
-    router = GliderArrow(p=0.5)
+    router = Glider(p=0.5, local="arrow")
     prepared = router.prepare(pool)
     x, term = torch.randn(9, 32), torch.tensor([[0.0, 0.0, 90.0]]).expand(9, 3)
     assert (router.route(prepared.sites[Q], x, term).experts[:, 0] == 2).all()
@@ -175,7 +176,7 @@ def test_the_global_term_overrules_and_without_it_glider_arrow_is_arrow(llama_di
 
 def test_names_and_papers() -> None:
     told = {entry.name: entry.paper for entry in routers}
-    assert told["arrow"] == "arXiv:2405.11157" and told["glider+arrow"] == "arXiv:2410.07172"
+    assert told["arrow"] == "arXiv:2405.11157" and told["glider+arrow"] == "arXiv:2410.07172, arXiv:2405.11157"
     assert routers.create("arrow", temperature=0.5) == Arrow(temperature=0.5)
 
 

@@ -8,7 +8,7 @@ import torch
 from glider.errors import PoolError, RouterError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Calibration, Pool
-from glider.routing.base import Asked, GlobalTerm, Prepared, Router, Site, routers
+from glider.routing.base import GlobalTerm, Prepared, QueryFeatures, Router, Site, routers
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.scores import local_scores, standardise
@@ -23,14 +23,14 @@ def prepared_with(p: float, gamma: float = 100.0, beta: float = 3.0) -> Prepared
     return Prepared((), {}, GlobalTerm(Cosines(torch.eye(2)), p, gamma, beta))
 
 
-def queries_at(*cosines: float) -> Asked:
+def queries_at(*cosines: float) -> QueryFeatures:
     """Queries (not of unit length) with these cosines to expert 0, and a negative one to expert 1."""
-    return Asked(torch.tensor([[5 * c, -5 * (1 - c * c) ** 0.5] for c in cosines]))
+    return QueryFeatures(len(cosines), torch.tensor([[5 * c, -5 * (1 - c * c) ** 0.5] for c in cosines]))
 
 
 def random_site(experts: int, width: int) -> Site:
     gates = torch.randn(experts, width, generator=torch.Generator().manual_seed(0))
-    return Site("s", standardise(gates), torch.zeros(experts, dtype=torch.bool))
+    return Site("s", torch.zeros(experts, dtype=torch.bool), {"gates": standardise(gates)})
 
 
 def test_alpha_is_103_above_the_threshold_and_3_below_for_each_row() -> None:
@@ -41,7 +41,7 @@ def test_alpha_is_103_above_the_threshold_and_3_below_for_each_row() -> None:
 
 
 def test_a_score_that_only_meets_the_threshold_is_not_above_it() -> None:
-    assert Glider().condition(prepared_with(p=1.0), Asked(torch.tensor([[1.0, 0.0]]))).alpha.tolist() == [3]
+    assert Glider().condition(prepared_with(p=1.0), QueryFeatures(1, torch.tensor([[1.0, 0.0]]))).alpha.tolist() == [3]
 
 
 def test_gamma_and_beta_are_the_formulas() -> None:
@@ -70,7 +70,7 @@ def test_glider_without_a_condition_is_phatgoose() -> None:
 
 def test_an_absent_expert_is_not_brought_back_by_the_global_term() -> None:
     site = random_site(3, 8)
-    site = Site("s", site.vectors, torch.tensor([False, True, False]))
+    site = Site("s", torch.tensor([False, True, False]), site.tensors)
     term = torch.tensor([[0.0, 103.0, 0.0]]).expand(4, 3)
     decision = Glider(p=0.8).route(site, torch.randn(4, 8), term)
     assert (decision.weights[decision.experts == 1] == 0).all()
@@ -127,7 +127,7 @@ def test_an_expert_without_instruction_is_named_and_phatgoose_serves_it(
         Glider().prepare(pool)
     prepared = Phatgoose().prepare(pool)
     assert prepared.global_term is None
-    assert Phatgoose().condition(prepared, Asked(torch.zeros(1, 4))) is None
+    assert Phatgoose().condition(prepared, QueryFeatures(1, torch.zeros(1, 4))).term is None
 
 
 def test_glider_refuses_an_empty_pool(llama_directory: Path, make_pool) -> None:

@@ -15,7 +15,7 @@ from glider.contribute.lorahub_search import Weighted, minimise
 from glider.data.rows import Row
 from glider.errors import BaseModelError, ConfigError, DataError, MissingDependency, PoolError, RouterError
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.routing.base import Router, Site
 from glider.routing.methods.lorahub import Lorahub
@@ -76,7 +76,7 @@ def test_the_stacked_form_computes_the_same(base_directory: Path, make_pool, gro
 @given(st.integers(1, 6), st.lists(st.floats(-1.5, 1.5), min_size=1, max_size=9))
 def test_the_stacked_decision_names_every_expert_once(tokens: int, weights: list[float]) -> None:
     router = Weighted(torch.tensor(weights))
-    decision = router.route(Site("s", None, torch.zeros(len(weights), dtype=torch.bool)), torch.randn(tokens, 4), None)
+    decision = router.route(Site("s", torch.zeros(len(weights), dtype=torch.bool)), torch.randn(tokens, 4), None)
     assert decision.experts.tolist() == [list(range(len(weights)))] * tokens
     assert torch.equal(decision.weights, torch.tensor(weights).expand(tokens, -1))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from glider.errors import ExpertError, PoolError, RouterError
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.routing.base import Router, routers
 from glider.routing.methods.multitask import Multitask
@@ -50,7 +50,7 @@ def test_without_evaluation_it_says_so_before_the_model_is_loaded(
     llama_directory: Path, make_pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(llama_directory, 2, sites=SITES)
-    monkeypatch.setattr("glider.inference.loading.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("glider.inference.base_model.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(RouterError, match="evaluation with labels"):
         load(str(llama_directory), pool.path, router=Oracle())
     with pytest.raises(RouterError, match=r"every expert .*none of e1"):

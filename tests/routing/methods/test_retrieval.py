@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
+from glider.inference.spec import load
 from glider.layers.attach import attach
-from glider.routing.base import Asked, Prepared, Router, Site, routers
+from glider.routing.base import Prepared, QueryFeatures, Router, Site, routers
 from glider.routing.methods.adaptersoup import AdapterSoup
 from glider.routing.methods.loraretriever import LoraRetriever
 from glider.routing.methods.merge import Merge
@@ -38,8 +38,8 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS, **decoder).logits
 
 
-def own_query(pool: Pool, *names: str) -> Asked:
-    return Asked(torch.stack([pool[name].instruction for name in names]))  # pyright: ignore
+def own_query(pool: Pool, *names: str) -> QueryFeatures:
+    return QueryFeatures(len(names), torch.stack([pool[name].instruction for name in names]))  # pyright: ignore
 
 
 def uneven_pool(make_pool, grow_pool, base_directory: Path) -> Pool:
@@ -84,7 +84,7 @@ def test_one_expert_weighs_exactly_one() -> None:
 def test_fusion_names_existing_columns_and_weighs_the_pairs(e: int, k: int, absent: set[int], seed: int) -> None:
     gone = torch.tensor([i in absent and i < e - 1 for i in range(e)])
     columns = e * (e + 1) // 2
-    site = Site("s", None, torch.cat([gone, torch.zeros(columns - e, dtype=torch.bool)]))
+    site = Site("s", torch.cat([gone, torch.zeros(columns - e, dtype=torch.bool)]))
     term = torch.randn(3, e, generator=torch.Generator().manual_seed(seed))
     decision = LoraRetriever(k, "fusion").route(site, torch.randn(3, 4), term)
     kept = min(k, int((~gone).sum()))

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import glider.routing.methods.glider_spectral  # noqa: F401  (registers)
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
-from glider.inference.loading import load
-from glider.routing.base import routers
-from glider.routing.methods.glider_spectral import GliderSpectr
-from glider.routing.methods.spectr import Spectr, SpectralNorm, SpectralSite
+from glider.inference.spec import load
+from glider.routing.base import Site, routers
+from glider.routing.local_scores.spectr import SpectralNorm
+from glider.routing.methods.glider import Glider
+from glider.routing.methods.spectr import Spectr
 from glider.routing.select import TopK
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -58,8 +58,7 @@ def test_the_score_is_that_of_the_materialised_products_spectrum(mixed: Pool) ->
 def test_a_site_moves_whole(mixed: Pool) -> None:
     site = Spectr().prepare(mixed).sites[DOWN]
     moved = site.to(torch.device("meta"))
-    assert isinstance(moved, SpectralSite)
-    assert moved.basis.device.type == moved.absent.device.type == "meta"
+    assert moved["basis"].device.type == moved.absent.device.type == "meta"
 
 
 @settings(deadline=None, derandomize=True)
@@ -77,8 +76,8 @@ def test_decisions_keep_the_contract(
     basis[absent] = 0
     x = 30 * torch.randn(tokens, width, generator=chance)
     term = 100 * torch.randn(tokens, experts, generator=chance) if conditioned else None
-    router = GliderSpectr(TopK(k), p=0.5) if conditioned else Spectr(TopK(k))
-    decision = router.route(SpectralSite("s", None, absent, basis), x, term)
+    router = Glider(TopK(k), p=0.5, local="spectr") if conditioned else Spectr(TopK(k))
+    decision = router.route(Site("s", absent, {"basis": basis}), x, term)
     assert decision.experts.shape == decision.weights.shape == (tokens, min(k, experts))
     assert ((decision.experts >= 0) & (decision.experts < experts)).all()
     assert torch.isfinite(decision.weights).all() and (decision.weights >= 0).all()
@@ -103,7 +102,7 @@ def test_a_model_answers_with_experts_of_unlike_shape(base_directory: Path, make
 
 def test_the_global_term_overrules_and_without_it_glider_spectr_is_spectr(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 3, sites=[Q], gates=False)
-    router = GliderSpectr(p=0.5)
+    router = Glider(p=0.5, local="spectr")
     prepared = router.prepare(pool)
     x, term = torch.randn(9, 32), torch.tensor([[0.0, 0.0, 90.0]]).expand(9, 3)
     assert (router.route(prepared.sites[Q], x, term).experts[:, 0] == 2).all()
@@ -114,4 +113,4 @@ def test_the_global_term_overrules_and_without_it_glider_spectr_is_spectr(llama_
 
 def test_names_and_papers() -> None:
     told = {entry.name: entry.paper for entry in routers}
-    assert told["spectr"] == "arXiv:2504.03454" and told["glider+spectr"] == "arXiv:2410.07172"
+    assert told["spectr"] == "arXiv:2504.03454" and told["glider+spectr"] == "arXiv:2410.07172, arXiv:2504.03454"

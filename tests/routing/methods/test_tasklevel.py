@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.inference.loading import load
+from glider.inference.spec import load
 
 
 def test_every_token_of_a_query_has_the_decision_of_the_mean(make_pool, base_directory: Path) -> None:

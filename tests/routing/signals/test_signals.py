@@ -8,7 +8,7 @@ import torch
 from glider.errors import RouterError
 from glider.experts.profile import Profile
 from glider.instructions.inputs import ngrams
-from glider.routing.base import Asked, GlobalScores
+from glider.routing.base import GlobalScores, QueryFeatures
 from glider.routing.signals.base import Signal, lead, signals
 from glider.routing.signals.examples import SMOOTHING, USUAL_LEAD, Likelihoods
 
@@ -24,8 +24,8 @@ def likelihoods(*names: str) -> Likelihoods:
     return Likelihoods.of_profiles([Profile.of([ngrams(text) for text in texts], []) for texts in chosen])
 
 
-def asked(*texts: str) -> Asked:
-    return Asked(grams=tuple((ngrams(text),) for text in texts))
+def asked(*texts: str) -> QueryFeatures:
+    return QueryFeatures(len(texts), grams=tuple((ngrams(text),) for text in texts))
 
 
 def test_a_query_leads_under_the_expert_whose_words_it_has() -> None:
@@ -66,7 +66,7 @@ def test_words_that_nobody_knows_say_nothing() -> None:
 
 
 def test_examples_of_the_task_are_averaged_with_the_query() -> None:
-    many = Asked(grams=((ngrams("three"), ngrams("add two")),))
+    many = QueryFeatures(1, grams=((ngrams("three"), ngrams("add two")),))
     one, other = (likelihoods().of(asked(text)) for text in ("three", "add two"))
     torch.testing.assert_close(likelihoods().of(many), (one + other) / 2)
 
@@ -90,12 +90,12 @@ def test_every_signal_prepares_of_a_pool_and_scores_its_own_queries_highest(pool
     pool = pool_with_profiles()
     made = signals.create(name)
     assert isinstance(made, Signal)
-    scores = made.prepare(pool, "a test")
+    scores = made.prepare(pool)
     assert isinstance(scores, GlobalScores)
     for column, expert in enumerate(pool):
         held = expert.profile.held_back_inputs.float()
         states = expert.profile.held_back_hidden[:1].float()
-        query = Asked(expert.instruction[None], ((expert.profile.queries[0],),), held[:1], states)
+        query = QueryFeatures(1, expert.instruction[None], ((expert.profile.queries[0],),), held[:1], states)
         assert scores.of(query).argmax().item() == column
         assert scores.of(query, without=column)[0, column] == -torch.inf
 
@@ -103,7 +103,7 @@ def test_every_signal_prepares_of_a_pool_and_scores_its_own_queries_highest(pool
 @pytest.mark.parametrize("name", ["examples", "ensemble", "hidden"])
 def test_an_expert_without_profile_is_named(make_pool, llama_directory, name: str) -> None:
     with pytest.raises(RouterError, match=r"profile.*none in e0, e1, e2\..*glider expert profile"):
-        signals.create(name).prepare(make_pool(llama_directory), "glider")
+        signals.create(name).prepare(make_pool(llama_directory))
 
 
 def test_an_unknown_signal_lists_the_known() -> None:

@@ -4,7 +4,7 @@ import torch
 
 from glider.layers.bank import Bank
 from glider.layers.kernels.reference import apply_experts
-from glider.routing.base import Decision
+from glider.routing.base import Decision, SlotDecision
 from glider.shapes import Float, Int, Tensor
 
 _FEW = 64  # (token, expert) pairs that are computed one by one on the CPU, if they are no more than ...
@@ -34,6 +34,19 @@ def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Deci
         y.add_(apply_experts(x, decision, bank))  # all experts: fewer bytes than a copy for each pair, fewer launches
     else:
         _by_expert(y, x, decision.experts, weights, bank, True)
+
+
+def add_slots(x: Float[Tensor, "T D"], decision: SlotDecision, bank: Bank) -> Float[Tensor, "T O"]:
+    """The outputs of slots that mix tokens, one expert's slots at a time. Differentiable."""
+    mixed = decision.dispatch.to(x.dtype) @ x  # (S, D)
+    outputs = x.new_zeros(len(mixed), bank.B.shape[1])
+    order = decision.experts.argsort(stable=True)
+    counts = decision.experts.bincount(minlength=bank.A.shape[0]).tolist()
+    for expert, slots in enumerate(order.split(counts)):
+        if len(slots):
+            z = mixed.index_select(0, slots) @ bank.A[expert].to(x.dtype).T * bank.scaling[expert].to(x.dtype)
+            outputs = outputs.index_copy(0, slots, z @ bank.B[expert].to(x.dtype).T)
+    return decision.combine.to(x.dtype) @ outputs
 
 
 def _by_pair(

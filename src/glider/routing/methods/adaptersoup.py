@@ -20,11 +20,8 @@ class AdapterSoup(ByEmbedding):
 
     k: int = 3
 
-    name = "adaptersoup"
-
     def __post_init__(self) -> None:
         require_count(self.k)
 
-    @property
-    def select(self) -> Select:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def selection(self) -> Select:
         return Uniform(self.k)

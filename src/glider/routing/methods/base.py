@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from glider.experts.pool import Pool
-from glider.routing.base import Asked, Decision, Prepared, Site, router
+from glider.routing.base import Decision, Prepared, QueryFeatures, Site, router
+from glider.routing.condition import Condition
 from glider.shapes import Float, Tensor
 
 
@@ -15,8 +16,8 @@ class Base:
     def prepare(self, pool: Pool) -> Prepared:
         return Prepared((), {})
 
-    def condition(self, prepared: Prepared, asked: Asked) -> None:
-        return None
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        return Condition.nobody(features.count)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         raise AssertionError("a router without experts has no sites")

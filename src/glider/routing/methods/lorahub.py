@@ -33,10 +33,10 @@ class Lorahub(Static):
     def expert(self, pool: Pool) -> MergedExpert:
         require_experts(pool)
         if self.weights is None:
-            raise RouterError("the experts' weights (router lorahub)", "none", _HOW)
+            raise RouterError("the experts' weights", "none", _HOW)
         missing = [name for name in pool.names if name not in self.weights]
         unknown = [name for name in self.weights if name not in pool.names]
         if missing or unknown:
             got = f"none of {', '.join(missing)}" if missing else f"one of {', '.join(unknown)}, not in the pool"
-            raise RouterError("a weight for every expert of the pool (router lorahub)", got, _HOW)
+            raise RouterError("a weight for every expert of the pool", got, _HOW)
         return MergedExpert("lorahub", weighted_sum(pool, self.weights))

@@ -33,15 +33,12 @@ class LoraRetriever(ByEmbedding):
     k: int = 3
     composition: Literal["mixture", "fusion"] = "mixture"
 
-    name = "loraretriever"
-
     def __post_init__(self) -> None:
         require_count(self.k)
         if self.composition not in ("mixture", "fusion"):
             raise RouterError("a composition of mixture, fusion", repr(self.composition), "Check the spelling.")
 
-    @property
-    def select(self) -> Select:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def selection(self) -> Select:
         return Uniform(self.k)
 
     def prepare(self, pool: Pool) -> Prepared:
@@ -51,16 +48,16 @@ class LoraRetriever(ByEmbedding):
         _require_equal_ranks(pool)
         pairs = tuple(_pair(first, second) for first, second in combinations(pool.experts, 2))
         experts = (*pool.experts, *pairs)
-        sites = {name: Site(name, None, absent_at(name, experts)) for name in pool.sites}
+        sites = {name: Site(name, absent_at(name, experts)) for name in pool.sites}
         return Prepared(experts, sites, prepared.global_term)
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        if self.composition == "mixture" or condition is None:
-            return super().route(site, x, condition)
-        count = condition.shape[1]
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
+        if self.composition == "mixture" or term is None:
+            return super().route(site, x, term)
+        count = term.shape[1]
         absent = site.absent[:count]
         kept = min(self.k, int((~absent).sum()))
-        _, singles = largest_scores(condition.masked_fill(absent, -torch.inf), kept)  # (T, K)
+        _, singles = largest_scores(term.masked_fill(absent, -torch.inf), kept)  # (T, K)
         pairs = _pair_columns(singles, count)  # (T, K (K - 1) / 2)
         own = torch.full(singles.shape, (1 if kept == 1 else 2 - kept) / kept**2, device=x.device)
         crossed = torch.full(pairs.shape, 1 / kept**2, device=x.device)

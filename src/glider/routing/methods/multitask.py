@@ -21,14 +21,14 @@ class Multitask(Static):
 
     def __post_init__(self) -> None:
         if not self.argument:
-            raise RouterError("the directory of an expert (router multitask)", "none", "Write multitask:PATH.")
+            raise RouterError("the directory of an expert", "none", "Write multitask:PATH.")
 
     def expert(self, pool: Pool) -> Expert:
         expert = Expert.open(self.argument)
         for member in pool:
             if member.directory.resolve() == expert.directory.resolve():
                 raise RouterError(
-                    "an expert outside the pool (router multitask)",
+                    "an expert outside the pool",
                     f"{member.name}, one of its experts",
                     f"Write single:{member.name}, or give the one trained on the union of the pool's data.",
                 )

@@ -32,11 +32,9 @@ class Oracle(Static):
         if self.argument:
             return pool[self.argument]
         if self.scores is None:
-            raise RouterError("an evaluation with labels (router oracle)", "none", _EVALUATE)
+            raise RouterError("an evaluation with labels", "none", _EVALUATE)
         if missing := [name for name in pool.names if name not in self.scores]:
-            raise RouterError(
-                "an evaluation of every expert (router oracle)", f"none of {', '.join(missing)}", _EVALUATE
-            )
+            raise RouterError("an evaluation of every expert", f"none of {', '.join(missing)}", _EVALUATE)
         if unknown := [name for name in self.scores if name not in pool.names]:
             raise RouterError("scores of the pool's experts", f"one of {', '.join(unknown)}", "Check the names.")
         return pool[best_expert(self.scores)]
@@ -48,7 +46,7 @@ def best_expert(scores_by_expert: Mapping[str, float]) -> str:
     Raises `RouterError` without scores, and for a score that is no finite number: a failed evaluation is not a low one.
     """
     if not scores_by_expert:
-        raise RouterError("an evaluation with labels (router oracle)", "no score", _EVALUATE)
+        raise RouterError("an evaluation with labels", "no score", _EVALUATE)
     failed = [name for name, score in scores_by_expert.items() if not math.isfinite(score)]
     if failed:
         raise RouterError("a finite score of every expert", f"none of {', '.join(failed)}", "Evaluate these again.")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from glider.routing.base import router
 from glider.routing.compose import Composed
-from glider.routing.parts import TrainedGates
+from glider.routing.local_scores.gates import TrainedGates
 from glider.routing.scores import LocalScale
 from glider.routing.select import Select, TopK
 
@@ -17,6 +17,5 @@ class Phatgoose(Composed):
     select: Select = TopK(2)
     local_scale: LocalScale = "width"
 
-    @property
-    def local(self) -> TrainedGates:
-        return TrainedGates("phatgoose", self.local_scale)
+    def local_score(self) -> TrainedGates:
+        return TrainedGates(self.local_scale)

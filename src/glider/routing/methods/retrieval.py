@@ -22,8 +22,6 @@ class Retrieval(ByEmbedding):
     weighting: Literal["softmax", "equal"] = "softmax"
     temperature: float = 1.0
 
-    name = "retrieval"
-
     def __post_init__(self) -> None:
         require_count(self.k)
         if self.weighting not in ("softmax", "equal"):
@@ -31,6 +29,5 @@ class Retrieval(ByEmbedding):
         if not 0 < self.temperature < float("inf"):
             raise RouterError("a temperature above 0", str(self.temperature), "Give --temperature such as 0.1.")
 
-    @property
-    def select(self) -> Select:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def selection(self) -> Select:
         return Nearest(self.k) if self.weighting == "softmax" else Uniform(self.k)

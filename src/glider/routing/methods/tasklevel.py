@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from glider.routing.base import Condition, Decision, Site, router
+from glider.routing.base import Decision, Site, router
 from glider.routing.compose import Composed
-from glider.routing.parts import TrainedGates
+from glider.routing.condition import Condition
+from glider.routing.local_scores.gates import TrainedGates
 from glider.routing.scores import LocalScale
 from glider.routing.select import Select, TopK
 from glider.shapes import Float, Tensor
@@ -24,14 +25,13 @@ class TaskLevel(Composed):
     select: Select = TopK(2)
     local_scale: LocalScale = "width"
 
-    @property
-    def local(self) -> TrainedGates:
-        return TrainedGates("tasklevel", self.local_scale)
+    def local_score(self) -> TrainedGates:
+        return TrainedGates(self.local_scale)
 
     def observe(self, scores: Float[Tensor, "B E"]) -> Condition:
-        return Condition(scores, torch.ones(len(scores)))
+        return Condition.of(scores, torch.ones(len(scores)))
 
-    def route(self, site: Site, x: Float[Tensor, "T D"], condition: Float[Tensor, "T E"] | None) -> Decision:
-        if condition is None:
-            return self.select(self.local.scores(x, site))
-        return self.select(condition.masked_fill(site.absent, -torch.inf))
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
+        if term is None:
+            return self.selection()(self.local_score().scores(x, site))
+        return self.selection()(term.masked_fill(site.absent, -torch.inf))

@@ -19,7 +19,7 @@ signal = signals.register
 class Signal(Protocol):
     """Frozen settings of a signal."""
 
-    def prepare(self, pool: Pool, router: str) -> GlobalScores:
+    def prepare(self, pool: Pool) -> GlobalScores:
         """Whatever depends on the pool alone. Raises `RouterError` naming the experts that lack what is needed."""
         ...
 
@@ -28,7 +28,7 @@ class Signal(Protocol):
         ...
 
 
-def profiles(pool: Pool, router: str, *, inputs: bool = False) -> list[Profile]:
+def profiles(pool: Pool, *, inputs: bool = False) -> list[Profile]:
     """The profile of every expert; raises `RouterError` naming those without one."""
     found = [expert.profile for expert in pool]
     lacking = [
@@ -38,7 +38,7 @@ def profiles(pool: Pool, router: str, *, inputs: bool = False) -> list[Profile]:
     ]
     if lacking:
         raise RouterError(
-            f"a profile{' with embeddings' if inputs else ''} of every expert (router {router})",
+            f"a profile{' with embeddings' if inputs else ''} of every expert",
             f"none in {', '.join(lacking)}",
             "Make them of training rows with `glider expert profile`, or choose the global signal `instruction`.",
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from glider.experts.pool import Pool
-from glider.routing.base import Asked, Need
+from glider.routing.base import Need, QueryFeatures
 from glider.routing.scores import cosine
 from glider.routing.signals.base import absent, lead, profiles, signal
 from glider.routing.signals.examples import THRESHOLD, Likelihoods
@@ -30,13 +30,13 @@ class Mixture:
         described: frozenset[Need] = frozenset({"instructions"})
         return words if self.descriptions is None else words | described
 
-    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
-        assert asked.inputs is not None
-        scores, weight = self.words.of(asked, without), 1.0
-        pairs = [(asked.inputs, self.inputs)]
+    def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
+        assert features.inputs is not None
+        scores, weight = self.words.of(features, without), 1.0
+        pairs = [(features.inputs, self.inputs)]
         if self.descriptions is not None:
-            assert asked.instructions is not None
-            pairs.append((asked.instructions, self.descriptions))
+            assert features.instructions is not None
+            pairs.append((features.instructions, self.descriptions))
         for query, experts in pairs:
             cosines = cosine(query, experts)
             scores = scores + MEANING / USUAL_LEAD * lead(cosines, absent(cosines, without))
@@ -53,11 +53,11 @@ class Ensemble:
     Needs the pool's embedder for each query, but no LLM. Experts without descriptions leave the last part out.
     """
 
-    def prepare(self, pool: Pool, router: str) -> Mixture:
-        found = profiles(pool, router, inputs=True)
+    def prepare(self, pool: Pool) -> Mixture:
+        found = profiles(pool, inputs=True)
         inputs = torch.stack([profile.inputs.float() for profile in found if profile.inputs is not None])
         described = all(expert.instruction is not None for expert in pool)
-        descriptions = unit_instructions(pool, router) if described else None
+        descriptions = unit_instructions(pool) if described else None
         words = Likelihoods.of_profiles(found)
         return Mixture(words, torch.nn.functional.normalize(inputs, dim=-1), descriptions)
 

@@ -8,7 +8,7 @@ import torch
 
 from glider.experts.pool import Pool
 from glider.experts.profile import Profile
-from glider.routing.base import Asked, Need
+from glider.routing.base import Need, QueryFeatures
 from glider.routing.signals.base import absent, lead, profiles, signal
 from glider.shapes import Float, Int, Tensor
 
@@ -47,9 +47,9 @@ class Likelihoods:
         gains = ((counts + SMOOTHING) / SMOOTHING).log()
         return cls(len(known), distinct, starts, owner[order], gains[order], floors)
 
-    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
-        assert asked.grams is not None
-        texts = [torch.stack([self._one(text, without) for text in query]).mean(dim=0) for query in asked.grams]
+    def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
+        assert features.grams is not None
+        texts = [torch.stack([self._one(text, without) for text in query]).mean(dim=0) for query in features.grams]
         scores = torch.stack(texts)  # (B, E)
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
@@ -78,8 +78,8 @@ class Examples:
     its own. No LLM, no embedder, well under a millisecond.
     """
 
-    def prepare(self, pool: Pool, router: str) -> Likelihoods:
-        return Likelihoods.of_profiles(profiles(pool, router))
+    def prepare(self, pool: Pool) -> Likelihoods:
+        return Likelihoods.of_profiles(profiles(pool))
 
     def threshold(self, pool: Pool) -> float | None:
         return THRESHOLD

@@ -8,7 +8,7 @@ import torch
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.experts.profile import Profile
-from glider.routing.base import Asked, Need
+from glider.routing.base import Need, QueryFeatures
 from glider.routing.signals.base import absent, lead, profiles, signal
 from glider.shapes import Float, Tensor
 
@@ -37,9 +37,9 @@ class States:
         directions = torch.linalg.solve(shrunk, means.T).T
         return cls(directions.float(), ((means * directions).sum(dim=-1) / 2).float())
 
-    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
-        assert asked.hidden is not None
-        scores = asked.hidden.float() @ self.directions.T - self.offsets
+    def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
+        assert features.hidden is not None
+        scores = features.hidden.float() @ self.directions.T - self.offsets
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
 
@@ -51,8 +51,8 @@ class Hidden:
     States of the bare base model on both ends of a text. Needs no embedder and no LLM.
     """
 
-    def prepare(self, pool: Pool, router: str) -> States:
-        found = profiles(pool, router)
+    def prepare(self, pool: Pool) -> States:
+        found = profiles(pool)
         lacking = [
             expert.name
             for expert, kept in zip(pool, found, strict=True)
@@ -60,7 +60,7 @@ class Hidden:
         ]
         if lacking:
             raise RouterError(
-                f"hidden states of training and held-back inputs for every expert (router {router})",
+                "hidden states of training and held-back inputs for every expert",
                 f"none in {', '.join(lacking)}",
                 "Make the profiles again with `glider expert profile`.",
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from glider.experts.pool import Pool
-from glider.routing.base import Asked, Need
+from glider.routing.base import Need, QueryFeatures
 from glider.routing.scores import cosine
 from glider.routing.signals.base import absent, signal
 from glider.shapes import Float, Tensor
@@ -22,9 +22,9 @@ class Cosines:
     instructions: Float[Tensor, "E G"]  # unit length
     needs: frozenset[Need] = frozenset({"instructions"})
 
-    def of(self, asked: Asked, without: int | None = None) -> Float[Tensor, "B E"]:
-        assert asked.instructions is not None
-        scores = cosine(asked.instructions, self.instructions)
+    def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
+        assert features.instructions is not None
+        scores = cosine(features.instructions, self.instructions)
         return scores.masked_fill(absent(scores, without), -torch.inf)
 
 
@@ -33,16 +33,16 @@ class Cosines:
 class Instruction:
     """global_e = cosine(g_e, q), q the embedded description of the query's task, or its text (GLIDER, section 4.2)."""
 
-    def prepare(self, pool: Pool, router: str) -> Cosines:
-        return Cosines(unit_instructions(pool, router))
+    def prepare(self, pool: Pool) -> Cosines:
+        return Cosines(unit_instructions(pool))
 
     def threshold(self, pool: Pool) -> float | None:
         embedder = pool.index.embedder
         return THRESHOLDS.get(embedder.embedder) if embedder else None
 
 
-def unit_instructions(pool: Pool, router: str) -> Float[Tensor, "E G"]:
+def unit_instructions(pool: Pool) -> Float[Tensor, "E G"]:
     """The experts' instruction embeddings at unit length; raises `RouterError` naming the experts without one."""
-    pool.require(router, instructions=True)
+    pool.require(instructions=True)
     vectors = [expert.instruction.float() for expert in pool if expert.instruction is not None]
     return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)

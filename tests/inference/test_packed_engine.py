@@ -12,10 +12,11 @@ import transformers
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 
-import glider.inference.batching
 from glider.errors import BatchingError, QueryError
-from glider.inference.loading import load
+from glider.inference import packed_engine
+from glider.inference.engine import Ended, RequestSettings, events
 from glider.inference.model import Answer, Query, RoutedModel
+from glider.inference.spec import load
 from glider.routing.methods.glider import Glider
 
 TASKS = ["Sort the numbers.", "Name the capital of a country.", "Translate into German.", "Is the review positive?"]
@@ -83,7 +84,7 @@ def test_a_request_put_out_of_a_full_cache_comes_back_with_its_own_term(model: R
     small = ContinuousBatchingConfig(page_size=16, num_blocks=6, max_batch_tokens=64, safety_margin=0.0)
     with widths(model) as seen:
         answers = model.generate_batch(queries, max_new_tokens=40, batching=small)
-    once = sum(len(row) + 39 for row in model._rows(queries, False, 40))
+    once = sum(len(row) + 39 for row in model.encoder.rows(queries, False, 40))
     assert sum(map(sum, seen)) > once  # something was computed again
     assert tokens(answers) == tokens(alone(model, queries, max_new_tokens=40))
 
@@ -106,7 +107,7 @@ def test_a_prefix_is_shared_among_equal_terms_alone(model: RoutedModel, monkeypa
     assert got == wanted
     assert got_alike == tokens(alone(model, alike, max_new_tokens=12))
     assert fewer <= all_ - 2 * 96  # two of them found the first's pages
-    monkeypatch.setattr(glider.inference.batching, "_alike", lambda _: True)
+    monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation: ())
     assert batched(mixed)[0] != wanted  # what sharing would have done
 
 
@@ -173,6 +174,37 @@ def test_other_threads_keep_their_own_queries(model: RoutedModel) -> None:
     thread.join()
     assert got == [wanted, wanted]
     assert beside == [wanted, wanted[::-1]]
+
+
+def test_a_pass_in_the_midst_of_one_of_the_engine(model: RoutedModel) -> None:
+    """Causal as ever: transformers writes otherwise into the configuration that all passes share."""
+    ids = torch.tensor([model.prompt.prompt_ids(model.tokenizer, TEXTS[0])])
+    with torch.inference_mode(), model.attached.bare():
+        wanted = model.model(input_ids=ids, use_cache=False).logits
+    inside, done = threading.Event(), threading.Event()
+    own = threading.get_ident()
+
+    def stop(*_: Any) -> None:
+        if threading.get_ident() != own and not inside.is_set():
+            inside.set()
+            done.wait(30)
+
+    hook = model.model.get_input_embeddings().register_forward_hook(stop)
+    engine = model.engine()
+    try:
+        engine.add("beside", ids[0].tolist(), model.condition([TEXTS[0]]), RequestSettings(4))
+        assert inside.wait(30)
+        with torch.inference_mode(), model.attached.bare():
+            midway = model.model(input_ids=ids, use_cache=False).logits
+        done.set()
+        assert [event for event in events(engine, ["beside"]) if isinstance(event, Ended)]
+        with torch.inference_mode(), model.attached.bare():
+            after = model.model(input_ids=ids, use_cache=False).logits
+    finally:
+        done.set()
+        engine.close()
+        hook.remove()
+    assert torch.equal(midway, wanted) and torch.equal(after, wanted)
 
 
 def test_a_reader_that_fails_stops_the_run(model: RoutedModel) -> None:
@@ -243,12 +275,30 @@ def test_what_packed_requests_cannot_do_is_refused(model: RoutedModel, t5_direct
         model.generate_batch(QUERIES, batching=ContinuousBatchingConfig(use_cuda_graph=(False, True)))
     with pytest.raises(QueryError, match="prompt 2"):
         model.generate_batch(["a", " "])
-    model.model.generation_config.repetition_penalty = 1.5
-    with pytest.raises(QueryError, match="RepetitionPenalty"):
-        model.generate_batch(QUERIES)
-    t5 = load(str(t5_directory), make_pool(t5_directory, 2, name="t5").path)
-    with pytest.raises(BatchingError, match="T5ForConditionalGeneration"):
-        t5.generate_batch(QUERIES)
+    with pytest.raises(QueryError, match="no_such_setting"):
+        model.generate_batch(QUERIES, no_such_setting=2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [[5], [9]]}]
+)
+def test_each_request_has_its_own_processors(model: RoutedModel, settings: dict[str, Any]) -> None:
+    """Penalties look at a request's own tokens, and are those of `generate`."""
+    wanted = tokens(alone(model, QUERIES, max_new_tokens=12, **settings))
+    assert wanted != tokens(alone(model, QUERIES, max_new_tokens=12))
+    assert tokens(model.generate_batch(QUERIES, max_new_tokens=12, **settings)) == wanted
+
+
+def test_models_and_routers_whose_passes_cannot_be_packed_run_in_padded_batches(t5_directory: Path, make_pool) -> None:
+    t5 = load(str(t5_directory), make_pool(t5_directory, 3, name="t5").path, router=STRONG)
+    queries = [*QUERIES, *QUERIES[::-1]]  # more than one batch
+    wanted = t5.generate(queries, max_new_tokens=6)
+    seen: list[int] = []
+    got = t5.generate_batch(queries, max_new_tokens=6, on_answer=lambda row, _: seen.append(row))
+    assert tokens(got) == tokens(wanted) and sorted(seen) == list(range(12))
+    engine = t5.engine()
+    assert not engine.can.join and "T5ForConditionalGeneration" in engine.can.why_not
+    engine.close()
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""What comes back: answers, and how likely choices are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glider.layers.attach import Generation
+from glider.routing.condition import Condition
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote for one query, and what guided it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str  # "stop": the model or a stop string ended it; "length": max_new_tokens did
+    global_scores: dict[str, float]  # by expert; empty for a router without a global term
+    alpha: float | None
+    usage: dict[str, float]  # mean weight of each expert over tokens and sites; empty unless traced
+    description: str | None = None  # what was embedded for the global term
+    fault: str | None = None  # why the global term, or the query's description, was left out
+
+    @classmethod
+    def of(
+        cls,
+        text: str,
+        ids: Sequence[int],
+        reason: str,
+        condition: Condition,
+        generation: Generation,
+        usage: dict[str, float] | None = None,
+    ) -> "Answer":
+        """What was written, with what its condition (one row) says."""
+        values = [] if condition.global_scores is None else condition.global_scores[0].tolist()
+        described = condition.described[0] if condition.described else None
+        return cls(
+            text=text.strip(),
+            token_ids=tuple(ids),
+            finish_reason=reason,
+            global_scores=dict(zip(generation.names, values, strict=False)),  # empty without a global term
+            alpha=None if condition.alpha is None else condition.alpha[0].item(),
+            usage=usage or {},
+            description=described and described.text,
+            fault=described and described.fault,
+        )
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """How likely a choice is as the answer. Tokens include the end token."""
+
+    choice: str
+    log_likelihood: float
+    tokens: int
+
+    @property
+    def normalised(self) -> float:
+        """Log-likelihood per token: what rank classification compares."""
+        return self.log_likelihood / self.tokens

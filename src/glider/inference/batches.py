@@ -1,0 +1,137 @@
+"""Text on top of the engine: prompts in, answers out as they end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glider.errors import QueryError
+from glider.inference.answers import Answer
+from glider.inference.engine import Ended, Engine, Failed, RequestSettings, events, request_processors
+from glider.inference.packed_engine import PackedEngine
+from glider.inference.packing import refusal
+from glider.inference.padded_engine import PaddedEngine
+from glider.inference.streaming import Decoder, Piece
+from glider.layers.attach import Generation
+from glider.routing.condition import Condition
+
+if TYPE_CHECKING:
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    from glider.inference.model import RoutedModel
+
+_SEEDS = 2**63 - 1
+_NOT_APPLIED = ("max_time", "token_healing", "return_dict_in_generate", "output_scores", "output_logits")
+
+
+def open_engine(model: "RoutedModel", batching: "ContinuousBatchingConfig | None", lengths: Sequence[int]) -> Engine:
+    """The engine that suits a model: requests share passes where they can, else run in padded batches."""
+    reason = refusal(model.attached)
+    if reason is None:
+        return PackedEngine(model.attached, batching, lengths)
+    if reason.fixable:
+        raise reason
+    return PaddedEngine(model.attached, model.tokenizer.pad_token_id, str(reason))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the prompts of a run are answered: transformers' settings, as far as an engine can apply them.
+
+    `stop` ends an answer where its text has one of these; `seed` is the first prompt's, the next has the next number.
+    """
+
+    config: "GenerationConfig"
+    ends: frozenset[int]
+    processors: tuple[Any, ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, model: "RoutedModel", settings: Mapping[str, Any]) -> "EngineSettings":
+        """Settings completed as transformers' `generate` completes them.
+
+        Raises `QueryError` for ones that an engine cannot apply: beams, several answers, names that are none.
+        """
+        rest = dict(settings)
+        own, seed = tuple(rest.pop("logits_processor", None) or ()), rest.pop("seed", None)
+        bare: Any = model.model
+        try:
+            config, unknown = bare._prepare_generation_config(None, **{"do_sample": False, **rest})
+            bare._prepare_special_tokens(config, True, device=bare.device)
+        except (TypeError, ValueError) as fault:
+            raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
+        mode = config.get_generation_mode().value
+        refused = sorted(name for name in unknown if name in rest)
+        refused += [name for name in _NOT_APPLIED if getattr(config, name, None)]
+        if config.num_return_sequences not in (None, 1):
+            refused.append("num_return_sequences")
+        if config.guidance_scale not in (None, 1):
+            refused.append("guidance_scale")
+        if mode not in ("greedy_search", "sample"):
+            refused.append(f"{mode} ({', '.join(sorted(name for name in rest if name != 'max_new_tokens'))})")
+        if refused:
+            wanted = "settings of one answer a prompt, by greedy search or sampling"
+            raise QueryError(wanted, ", ".join(refused), "Leave them out, or use generate().")
+        stop = (config.stop_strings,) if isinstance(config.stop_strings, str) else tuple(config.stop_strings or ())
+        return cls(config, model.encoder.ends(rest.get("eos_token_id")), own, stop, seed)
+
+    def request(self, model: Any, ids: Sequence[int], row: int) -> RequestSettings:
+        """Those of one prompt in tokens."""
+        seed = None
+        if self.config.do_sample:
+            seed = int(torch.randint(_SEEDS, ())) if self.seed is None else self.seed + row
+        return RequestSettings(
+            max_new_tokens=self.config.max_new_tokens,  # pyright: ignore[reportArgumentType]
+            ends=self.ends,
+            processors=request_processors(model, self.config, ids, self.processors),
+            seed=seed,
+        )
+
+
+class EngineRun:
+    """Prompts that an engine answers, with their conditions; rows are numbered from 0."""
+
+    def __init__(self, model: "RoutedModel", engine: Engine, generation: Generation, settings: EngineSettings):
+        self._model, self._engine, self._generation, self._settings = model, engine, generation, settings
+        self._conditions: dict[str, Condition] = {}
+        self._decoders: dict[str, Decoder] = {}
+
+    def add_all(self, rows: Sequence[list[int]], condition: Condition) -> None:
+        """Answer prompts in tokens, each by its row of the condition."""
+        for row, ids in enumerate(rows):
+            name = str(row)
+            self._conditions[name] = condition.rows([row])
+            self._decoders[name] = Decoder(self._model.tokenizer, self._settings.stop)
+            request = self._settings.request(self._model.model, ids, row)
+            self._engine.add(name, ids, self._conditions[name], request, generation=self._generation)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Text as it is written; the last piece of each row says so. Raises the fault of a prompt that failed."""
+        for name, text, reason in self._steps():
+            if text or reason is not None:
+                yield Piece(int(name), text, reason is not None)
+
+    def answers(self) -> Iterator[tuple[int, Answer]]:
+        """Each row's answer as it ends; raises the fault of a prompt that failed."""
+        for name, _, reason in self._steps():
+            if reason is not None:
+                decoder = self._decoders[name]
+                condition = self._conditions[name]
+                answer = Answer.of(decoder.text, decoder.ids, reason, condition, self._generation)
+                yield int(name), answer
+
+    def _steps(self) -> Iterator[tuple[str, str, str | None]]:
+        """Prompt, new text, and why it ended where it did."""
+        for event in events(self._engine, list(self._conditions)):
+            decoder = self._decoders[event.request]
+            if isinstance(event, Failed):
+                raise event.fault
+            if isinstance(event, Ended):
+                yield event.request, decoder.rest(), "stop" if decoder.stopped else event.reason
+            elif not decoder.stopped:
+                text = decoder.add(event.token)
+                if decoder.stopped:
+                    self._engine.cancel(event.request)
+                yield event.request, text, None

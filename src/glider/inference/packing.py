@@ -1,0 +1,80 @@
+"""What continuous batching needs of transformers, of a model and of a router, and the settings of its scheduler."""
+
+import copy
+import gc
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from math import ceil
+from typing import Any
+
+import transformers
+
+from glider.errors import BatchingError, QueryError
+from glider.layers.attach import Attached
+from glider.routing.base import support_of
+
+REQUESTS = 32  # at once, where the caller does not say
+PASS_TOKENS = 512  # of one forward pass, likewise
+CACHE_TOKENS = 16384  # where the lengths of the requests are not known either
+PAGE = 32  # tokens: the cache is given out by pages
+SALT = 8  # tokens of a prompt that are marked by its condition, where blocks are told apart
+UPGRADE = "Upgrade transformers to 5.18 or later, or use generate()."
+
+
+def refusal(attached: Attached) -> BatchingError | None:
+    """Why requests of this model cannot share passes, or None."""
+    model: Any = attached.model
+    config = getattr(transformers, "ContinuousBatchingConfig", None)
+    if config is None or "page_size" not in {field.name for field in fields(config)}:
+        got = f"transformers {transformers.__version__}"
+        return BatchingError("transformers with continuous batching by pages", got, UPGRADE)
+    if model.config.is_encoder_decoder or not hasattr(model, "init_continuous_batching"):
+        return BatchingError(
+            "a decoder-only model for continuous batching", type(model).__name__, "Use generate().", fixable=False
+        )
+    if not getattr(model, "_supports_attention_backend", False):
+        got = f"{type(model).__name__}, whose attention is its own and reads no paged cache"
+        return BatchingError("a model whose attention takes a paged cache", got, "Use generate().", fixable=False)
+    if getattr(model, "_cached_continuous_batching_manager", None) is not None:
+        remedy = "Call destroy_cached_continuous_batching_manager() on the model."
+        return BatchingError("a model free for a run of its own", "one that keeps a manager of another run", remedy)
+    support = support_of(attached.router)
+    if not (support.packed and support.chunked and support.cache and support.mixed):
+        got = f"{type(attached.router).__name__}, whose decisions need whole prompts by themselves"
+        return BatchingError("a router that decides token by token", got, "Use generate().", fixable=False)
+    return None
+
+
+def sized(batching: Any, lengths: Sequence[int]) -> Any:
+    """The scheduler's settings, with what they leave open made for requests of these lengths (answers included).
+
+    Left to itself it takes six tenths of a CPU's memory for its cache.
+    """
+    batching = transformers.ContinuousBatchingConfig(page_size=PAGE) if batching is None else copy.copy(batching)
+    compiled = batching.varlen_compile_config or batching.decode_compile_config or batching.default_compile_level
+    graphs = batching.use_cuda_graph
+    if batching.use_async_batching or compiled or (any(graphs) if isinstance(graphs, tuple) else graphs):
+        got = "use_async_batching, use_cuda_graph or a compiled pass"
+        raise QueryError("passes that look up their requests", got, "Leave these out of `batching`.")
+    requests = batching.max_requests_per_batch or min(len(lengths) or REQUESTS, REQUESTS)
+    filled: dict[str, Any] = {"use_cuda_graph": False, "use_async_batching": False, "max_requests_per_batch": requests}
+    filled["max_batch_tokens"] = batching.max_batch_tokens or PASS_TOKENS
+    if batching.num_blocks is None:
+        longest = sorted(lengths, reverse=True)[:requests] or [CACHE_TOKENS]
+        filled["num_blocks"] = sum(ceil(length / batching.page_size) + 1 for length in longest)
+        if batching.safety_margin is None:
+            filled["safety_margin"] = 0.0  # so many requests fit
+    filled["allow_block_sharing"] = batching.allow_block_sharing and batching.page_size >= SALT
+    return replace(batching, **filled)
+
+
+def stop(manager: Any) -> None:
+    """Stop it, but without its two collections over every object of the process: seconds where much is imported."""
+    frozen_here = gc.get_freeze_count() == 0
+    if frozen_here:
+        gc.freeze()
+    try:
+        manager.stop(block=True, hard_stop=True)
+    finally:
+        if frozen_here:
+            gc.unfreeze()

@@ -1,0 +1,236 @@
+"""Requests in padded batches by transformers' own `generate`: for models and routers whose passes cannot be packed."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from glider.errors import QueryError
+from glider.inference.engine import Can, Ended, Event, Failed, NewToken, RequestSettings, Sampler, require_finite
+from glider.layers.attach import Attached, Generation
+from glider.layers.trace import Trace
+from glider.routing.base import support_of
+from glider.routing.condition import Condition
+
+ROWS = 8  # of a batch
+
+
+@dataclass
+class _Row:
+    """A request, and how far it has come."""
+
+    name: str
+    ids: list[int]
+    condition: Condition | None
+    settings: RequestSettings
+    trace: Trace | None
+    generation: Generation
+    sampler: Sampler
+    tokens: list[int] = field(default_factory=list)
+    cancelled: bool = False
+    ended: str = ""  # why, once it has
+
+
+class PaddedEngine:
+    """An `Engine` that runs requests in padded batches, one batch after the other; none can join one that runs.
+
+    Requests of one batch have one generation of the pool, and both or neither have a trace (then they run alone).
+    """
+
+    def __init__(self, attached: Attached, pad_id: int, why_not: str = "", rows: int = ROWS):
+        self._attached, self._model = attached, attached.model
+        self._pad, self._rows = pad_id, rows if support_of(attached.router).mixed else 1
+        self._can = Can(join=False, why_not=why_not)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._waiting: deque[_Row] = deque()
+        self._known: dict[str, _Row] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def can(self) -> Can:
+        return self._can
+
+    def add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        condition: Condition | None,
+        settings: RequestSettings,
+        trace: Trace | None = None,
+        generation: Generation | None = None,
+    ) -> None:
+        require_finite(condition)
+        sampler = Sampler(settings, self._model.device)  # pyright: ignore[reportArgumentType]
+        with self._changed:
+            if request in self._known:
+                raise QueryError("a request of a new name", request, "Name it otherwise.")
+            row = _Row(request, list(ids), condition, settings, trace, self._attached.take(generation), sampler)
+            self._known[request] = row
+            self._waiting.append(row)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def cancel(self, request: str) -> None:
+        with self._changed:
+            if (row := self._known.get(request)) is not None:
+                row.cancelled = True
+
+    def next_event(self, timeout: float | None = None) -> Event | None:
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            for row in self._known.values():
+                row.cancelled = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                batch = self._next_batch()
+            if not batch:
+                return
+            try:
+                self._generate(batch)
+            except Exception as fault:  # its requests fail, and the next batch has its own luck
+                for row in batch:
+                    self._end(row, fault)
+            for row in batch:
+                self._end(row)
+
+    def _next_batch(self) -> list[_Row]:
+        """Requests that can run together, in the order they came."""
+        batch: list[_Row] = []
+        for row in list(self._waiting):
+            if len(batch) == self._rows:
+                break
+            alone = row.trace is not None or (bool(batch) and batch[0].trace is not None)
+            if not batch or (not alone and row.generation is batch[0].generation):
+                batch.append(row)
+                self._waiting.remove(row)
+        return batch
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[_Row]) -> None:
+        for row in batch:
+            if row.cancelled:
+                self._end(row)
+        live = [row for row in batch if not row.ended]
+        if not live:
+            return
+        conditions = [Condition.local(1) if row.condition is None else row.condition for row in live]
+        trace, generation = live[0].trace, live[0].generation
+        steps, ended = LogitsProcessorList([_Steps(self, live)]), StoppingCriteriaList([_AllEnded(live)])
+
+        def decode(
+            model: Any,
+            input_ids: Any,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: Any,
+            **more: Any,
+        ) -> Any:
+            """transformers' loop, with the rows' own processors in place of the model's for all of them."""
+            return model._sample(input_ids, steps, ended, generation_config, **more)
+
+        model: Any = self._model
+        with self._attached.routing(Condition.cat(conditions), recorder=trace, generation=generation):
+            model.generate(
+                **padded([row.ids for row in live], self._pad, model),
+                max_new_tokens=max(row.settings.max_new_tokens for row in live),
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=None,
+                pad_token_id=self._pad,
+                custom_generate=decode,
+            )
+
+    def _end(self, row: _Row, fault: Exception | None = None) -> None:
+        """Tell how a request ended, once."""
+        with self._changed:
+            if self._known.pop(row.name, None) is None:
+                return
+        self._attached.give_back(row.generation)
+        if fault is not None:
+            self._events.put(Failed(row.name, fault))
+        else:
+            reason = row.ended or ("cancelled" if row.cancelled else "length")
+            self._events.put(Ended(row.name, reason, tuple(row.tokens)))
+
+
+class _Steps(LogitsProcessor):
+    """Chooses the next token of each row by the row's own settings, and leaves `generate` no other."""
+
+    def __init__(self, engine: PaddedEngine, rows: list[_Row]):
+        self._engine, self._live = engine, rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        for number, row in enumerate(self._live):
+            token = self._engine._pad
+            if not row.ended:
+                seq2seq = self._engine._model.config.is_encoder_decoder  # pyright: ignore
+                so_far = input_ids[number].tolist() if seq2seq else [*row.ids, *row.tokens]
+                token = self._next(row, so_far, scores[number].float())
+            forced[number, token] = 0
+        return forced
+
+    def _next(self, row: _Row, so_far: Sequence[int], logits: torch.Tensor) -> int:
+        if bool(logits.isnan().any()) or not bool(logits.isfinite().any()):
+            remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
+            row.ended = "failed"
+            fault = QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", remedy)
+            self._engine._end(row, fault)
+            return self._engine._pad
+        token, logprob, likeliest = row.sampler.next(so_far, logits)
+        row.tokens.append(token)
+        if not row.cancelled:
+            self._engine._events.put(NewToken(row.name, token, logprob, likeliest))
+        if token in row.settings.ends:
+            row.ended = "stop"
+        elif len(row.tokens) >= row.settings.max_new_tokens:
+            row.ended = "length"
+        elif row.cancelled:
+            row.ended = "cancelled"
+        if row.ended and row.trace is None:
+            self._engine._end(row)
+        return token
+
+
+class _AllEnded(StoppingCriteria):
+    """Ends the batch with its last row."""
+
+    def __init__(self, rows: list[_Row]):
+        self._live = rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        ended = [bool(row.ended) for row in self._live]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, model: Any) -> dict[str, torch.Tensor]:
+    """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if not model.config.is_encoder_decoder else slice(0, len(row))
+        ids[number, place] = torch.tensor(list(row))
+        mask[number, place] = 1
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}

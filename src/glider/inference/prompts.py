@@ -1,0 +1,71 @@
+"""Prompts as tokens: formatted, their length checked, padded to a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glider.errors import QueryError
+from glider.experts.prompt_format import PromptFormat
+from glider.inference.padded_engine import padded
+from glider.inference.queries import Query
+
+
+class PromptEncoder:
+    """Makes the token ids of prompts, in a pool's prompt format, for a model with its tokenizer.
+
+    `context` is the model's context length in tokens; None where there is no limit, as for T5.
+    """
+
+    def __init__(self, prompt: PromptFormat, tokenizer: Any, model: Any):
+        self.prompt, self.tokenizer, self.model = prompt, tokenizer, model
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def rows(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> list[list[int]]:
+        """Each prompt's token ids, with room for so many new tokens.
+
+        Raises `QueryError` for an empty prompt, and for one that is too long unless its end is kept (`truncate`).
+        """
+        if isinstance(prompts, str | Query):
+            raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
+        if not prompts:
+            raise QueryError("at least one prompt", "none", "Give a prompt.")
+        rows = []
+        for number, query in enumerate(map(Query.of, prompts), start=1):
+            if not query.text.strip():
+                raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
+            rows.append(self._fit(self.prompt.prompt_ids(self.tokenizer, query.text), truncate, new_tokens, number))
+        return rows
+
+    def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
+        return padded(rows, self.tokenizer.pad_token_id, self.model)
+
+    def ends(self, wanted: int | Sequence[int] | None = None) -> frozenset[int]:
+        """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id if wanted is None else wanted
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        own = [self.tokenizer.eos_token_id] if wanted is None and self.tokenizer.eos_token_id is not None else []
+        return frozenset((*ends, *own))
+
+    def forward_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a plain forward pass over prompts takes: encoder-decoder models need a decoder's start."""
+        if not self.model.config.is_encoder_decoder:
+            return inputs
+        start = self.model.config.decoder_start_token_id
+        rows = len(inputs["input_ids"])
+        return {**inputs, "decoder_input_ids": torch.full((rows, 1), start, device=self.model.device)}
+
+    def _fit(self, ids: list[int], truncate: bool, new_tokens: int, number: int) -> list[int]:
+        if (limit := self.context) is None:
+            return ids
+        room = limit - (0 if self.model.config.is_encoder_decoder else new_tokens)
+        if len(ids) <= room:
+            return ids
+        if not truncate or room < 1:
+            raise QueryError(
+                f"a prompt of at most {room} tokens (context {limit}, {new_tokens} of it for the answer)",
+                f"{len(ids)} tokens (prompt {number})",
+                "Shorten it, or give --truncate to keep its end.",
+            )
+        return ids[-room:]

@@ -1,0 +1,269 @@
+"""Everything needed to make a routed model, in one value. Imports no torch, so that the command line is instant."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ByteSize, Field, TypeAdapter, field_validator
+
+from glider.config import EMBEDDED_BASE, Config
+from glider.errors import ConfigError, PoolError, RouterError
+from glider.experts.prompt_format import PromptFormat
+
+if TYPE_CHECKING:
+    import torch
+
+    from glider.experts.pool import Pool
+    from glider.inference.base_model import BaseModel
+    from glider.inference.model import RoutedModel
+    from glider.instructions.describers import Describer
+    from glider.layers.attach import Storage
+    from glider.routing.base import Router
+
+MEMORY_VARIABLE = "GLIDER_EXPERT_MEMORY"
+
+
+class BaseSpec(Config):
+    """Which base model, in which arithmetic, where."""
+
+    base: str | None = Field(default=None, description="Hub id or path of the base model. Default: the one that fits.")
+    dtype: str = Field(default="float32", description="Storage and arithmetic of the base: float32, bfloat16, float16.")
+    device: str = Field(default="cpu", description="Where the model runs: cpu, cuda, cuda:1, ...")
+
+    @field_validator("dtype", "device", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else str(value).removeprefix("torch.")
+
+    @classmethod
+    def of(cls, base: "str | BaseSpec | None") -> "BaseSpec":
+        """A base by its id or path alone, in float32 on the CPU, or the spec as it is."""
+        return base if isinstance(base, BaseSpec) else BaseSpec(base=base)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The dtype; raises `ConfigError` for a name that is none."""
+        return dtype_of(self.dtype)
+
+    def load_base(self, default: str = EMBEDDED_BASE) -> "BaseModel":
+        """The base model, by default the embedded one. Raises `BaseModelError` where there is no such model."""
+        from glider.inference.base_model import load_base
+
+        return load_base(self.base or default, dtype=self.torch_dtype, device=device_of(self.device))
+
+
+class ModelSpec(BaseSpec):
+    """A base model, a pool, and how tokens are routed among its experts.
+
+    `pool` is a directory, or "demo" for the embedded one; the base is by default the model the pool was made for.
+    `router` is a registry name, with settings in parentheses or in `settings`, or a router. `signal` names the global
+    signal; without it a query is asked by the pool's, and one that brings a description by `instruction`. `describer`
+    (a registry name such as "openai:MODEL", or a describer) writes the descriptions of queries that come without; a
+    query that it fails goes on with the local term, unless `strict`.
+    """
+
+    pool: str = Field(default="demo", description="Directory of the pool, or demo for the embedded one.")
+    router: Any = Field(
+        default="glider", description="Method, one of `glider routers`; with settings: merge(method=ties)."
+    )
+    settings: dict[str, Any] = Field(default={}, description="Settings of the router.")
+    signal: str | None = Field(
+        default=None,
+        description="Global signal: instruction, examples, ... Default: the pool's, or instruction for a description.",
+    )
+    top_k: int | None = Field(default=None, ge=1, description="Experts kept for each token (default 2).")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Keep the experts that reach this probability instead."
+    )
+    describer: Any = Field(
+        default=None, description="Who describes a prompt that comes without: openai:MODEL, local:MODEL."
+    )
+    base_url: str | None = Field(default=None, description="Address of the describer's endpoint, up to /v1.")
+    strict: bool = Field(
+        default=False, description="Stop if a description fails, instead of routing by the local term."
+    )
+    kernel: str | None = Field(
+        default=None, description="What computes the experts: native, triton, torch, reference. Default: the best."
+    )
+    expert_memory: str | int | None = Field(
+        default=None,
+        description="Memory for experts, as 2GB: those used last stay, others are read when a token asks for them.",
+    )
+    expert_dtype: str | None = Field(
+        default=None, description="Storage of the experts. Default: the base's, or their files'."
+    )
+    prompt: PromptFormat | None = Field(
+        default=None, description="Form of a prompt. Default: the one the experts know."
+    )
+
+    @field_validator("pool", "expert_dtype", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return (
+            str(value).removeprefix("torch.") if isinstance(value, Path) or type(value).__name__ == "dtype" else value
+        )
+
+    @property
+    def method(self) -> "Router":
+        """The router; raises `RouterError` for an unknown one, or settings that do not fit it."""
+        from glider.routing.specification import parsed, router_from
+
+        if self.top_k is not None and self.top_p is not None:
+            raise ConfigError("top_k (--top-k) or top_p (--top-p)", "both", "Give one of them.")
+        chosen = {"top_k": self.top_k, "top_p": self.top_p, "global_": self.signal}
+        beside = {**self.settings, **{name: value for name, value in chosen.items() if value is not None}}
+        if isinstance(self.router, str):
+            name, written = parsed(self.router)
+            return router_from(name, {**written, **beside})
+        if beside:
+            raise RouterError(
+                "settings within the router", f"{', '.join(beside)} beside it", "Put them into the router."
+            )
+        return self.router
+
+    @property
+    def storage(self) -> "Storage":
+        """How the experts are held and computed."""
+        from glider.layers.attach import Storage
+
+        dtype = None if self.expert_dtype is None else dtype_of(self.expert_dtype)
+        return Storage(dtype, self.kernel, memory_limit(self.expert_memory))
+
+    @property
+    def writer(self) -> "Describer | None":
+        """The describer, if there is one."""
+        if self.describer is None:
+            if self.base_url is not None:
+                raise ConfigError("a describer for base_url, such as openai:MODEL", "none", "Give both or none.")
+            return None
+        if not isinstance(self.describer, str):
+            return self.describer
+        from glider.instructions.describers import load_describer
+
+        return load_describer(self.describer, **({} if self.base_url is None else {"base_url": self.base_url}))
+
+    def load(self) -> "RoutedModel":
+        """Load the base model, open and verify the pool, and attach it.
+
+        Raises the `GliderError` of whatever does not fit, before anything is attached.
+        """
+        from glider.routing.preparation import prepare
+
+        storage, pool, method, writer = self.storage, open_pool(self.pool), self.method, self.writer
+        prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
+        pool.verify(adapters=storage.expert_memory is None)
+        base = self.load_base(base_of(pool))
+        return self._attached(base, pool, method, prepared, writer)
+
+    def over(self, base: "BaseModel", pool: "Pool | None" = None) -> "RoutedModel":
+        """A routed model over a base that is loaded already; after `detach()` the base serves for the next.
+
+        `pool` is the opened pool, where the caller has it; its files are not verified here.
+        """
+        from glider.routing.preparation import prepare
+
+        pool = open_pool(self.pool) if pool is None else pool
+        method = self.method
+        return self._attached(base, pool, method, prepare(method, pool), self.writer)
+
+    def _attached(
+        self, base: "BaseModel", pool: "Pool", method: "Router", prepared: Any, writer: "Describer | None"
+    ) -> "RoutedModel":
+        from glider.experts.base_identity import require_same_base
+        from glider.inference.model import RoutedModel
+        from glider.layers.attach import attach
+
+        require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
+        prompt = self.prompt or _prompt_of(pool, base)
+        attached = attach(base.model, pool, method, self.storage, prepared)
+        return RoutedModel(base, pool, attached, prompt, writer, self.strict, self.storage)
+
+
+def load(base: str | None = None, pool: str | Path = "demo", **settings: Any) -> "RoutedModel":
+    """Load a base model, open and verify a pool, and attach it.
+
+    Arguments:
+        base: Hub id, path or "smollm2-135m"; by default the model the pool was made for.
+        pool: Directory of the pool, or "demo" for the embedded one.
+        settings: Further fields of `ModelSpec` (`router`, `signal`, `dtype`, `device`, ...); whatever is none of them
+            is a setting of the router, such as `p` or `gamma`.
+
+    Returns: the routed model.
+
+    Raises: `ConfigError` for settings that do not fit, and the `GliderError` of whatever else does not, before anything
+    is attached.
+    """
+    fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
+    rest = {name: value for name, value in settings.items() if name not in fields}
+    router_settings = {**fields.pop("settings", {}), **rest}
+    return ModelSpec.parse(base=base, pool=pool, settings=router_settings, **fields).load()
+
+
+def memory_limit(limit: str | int | None) -> int | None:
+    """A limit of expert memory in bytes, from a number or a text such as "2GB"; None for no limit.
+
+    Without one `$GLIDER_EXPERT_MEMORY` counts. Raises `ConfigError` for what is no size.
+    """
+    wanted = os.environ.get(MEMORY_VARIABLE) or None if limit is None else limit
+    if wanted is None:
+        return None
+    try:
+        if isinstance(wanted, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", wanted):
+            raise ValueError  # pydantic reads the beginning, and 2 bytes of "2,5GB"
+        size = int(TypeAdapter(ByteSize).validate_python(wanted))
+    except ValueError:
+        size = -1
+    if size < 0:
+        place = f"the variable {MEMORY_VARIABLE}" if limit is None else "expert memory"
+        raise ConfigError(f"{place} in bytes, as 2GB or 500MiB", repr(wanted), "Mend the number.")
+    return size
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """A dtype by its name in PyTorch; raises `ConfigError` for another name."""
+    import torch
+
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError("a dtype such as float32 or bfloat16", name, "Check the spelling.")
+    return dtype
+
+
+def device_of(name: str) -> "torch.device":
+    """A device by its name; raises `ConfigError` for a name that is none."""
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as fault:
+        raise ConfigError("a device such as cpu or cuda", name, "Check the spelling.") from fault
+
+
+def open_pool(pool: str | Path) -> "Pool":
+    """Open a pool by path, or the embedded one by the name "demo"."""
+    from glider.experts.pool import Pool
+
+    if str(pool) == "demo":
+        from glider.demo.pool import DEMO_POOL
+
+        pool = DEMO_POOL
+    return Pool.open(pool)
+
+
+def base_of(pool: "Pool") -> str:
+    """What to give `load_base` for the model a pool was made for."""
+    from glider.demo.base import BASE_ID
+
+    return EMBEDDED_BASE if pool.index.base.model_id == BASE_ID else pool.index.base.model_id
+
+
+def _prompt_of(pool: "Pool", base: "BaseModel") -> PromptFormat:
+    formats = list(dict.fromkeys(expert.card.prompt for expert in pool))
+    if len(formats) > 1:
+        raise PoolError(
+            "experts trained with one prompt format",
+            f"{len(formats)}: {'; '.join(str(form) for form in formats)}",
+            "Say which by load(..., prompt=PromptFormat(...)).",
+        )
+    return formats[0] if formats else PromptFormat.of(base.model, base.tokenizer)

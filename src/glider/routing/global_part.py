@@ -1,0 +1,57 @@
+"""The global term of GLIDER, for any method to use (arXiv 2410.07172, section 4.2)."""
+
+from dataclasses import dataclass
+
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.routing.base import GlobalTerm
+from glider.routing.signals.base import signals
+
+GAMMA, BETA = 100.0, 3.0
+DESCRIPTIONS = "instruction"  # the signal that compares descriptions
+
+
+@dataclass(frozen=True)
+class GlobalPart:
+    """alpha * global, alpha = gamma * [max global > p] + beta (GLIDER, section 4.2), the scores by a global signal.
+
+    Without a signal it is the one that the pool is calibrated for, or else the paper's, `instruction`; a query that
+    brings a description is then asked by `instruction`, whatever the pool's is. Constants left at None are the pool's
+    calibration for the signal, or without one the paper's 100 and 3 and the signal's own p.
+    """
+
+    signal: str | None = None
+    p: float | None = None
+    gamma: float | None = None
+    beta: float | None = None
+
+    def prepare(self, pool: Pool) -> GlobalTerm:
+        return self._term(pool, self.signal or pool.index.signal or DESCRIPTIONS, self.p)
+
+    def prepare_described(self, pool: Pool) -> GlobalTerm | None:
+        """The term of queries that bring a description, by the signal `instruction`.
+
+        None where that is the signal of every query, where the caller named a signal, and where the pool has no
+        description of every expert or no threshold for them.
+        """
+        if self.signal is not None or (pool.index.signal or DESCRIPTIONS) == DESCRIPTIONS:
+            return None
+        stored = pool.index.calibrations.get(DESCRIPTIONS)
+        known = stored is not None or signals.create(DESCRIPTIONS).threshold(pool) is not None
+        described = all(expert.instruction is not None for expert in pool)
+        return self._term(pool, DESCRIPTIONS, None) if known and described else None
+
+    def _term(self, pool: Pool, name: str, p: float | None) -> GlobalTerm:
+        signal, stored = signals.create(name), pool.index.calibrations.get(name)
+        scores = signal.prepare(pool)
+        p = p if p is not None else stored.p if stored else signal.threshold(pool)
+        if p is None:
+            embedder = pool.index.embedder
+            raise RouterError(
+                "a threshold p for the pool's embedder",
+                f"none known for {embedder.embedder if embedder else 'a pool without embedder'}",
+                "Calibrate the pool (`glider pool calibrate`) or give p.",
+            )
+        gamma = self.gamma if self.gamma is not None else stored.gamma if stored else GAMMA
+        beta = self.beta if self.beta is not None else stored.beta if stored else BETA
+        return GlobalTerm(scores, p, gamma, beta, name)
