@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,17 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from glider.cli.main import main
-from glider.contribute.build import (
-    Executor,
-    ExpertJob,
-    LocalExecutor,
-    Outcome,
-    PoolPlan,
-    Report,
-    _receive,
-    _start,
-    attempt,
-    build_pool,
-)
+from glider.contribute.build import ExpertJob, PoolPlan, build_pool
 from glider.errors import ConfigError
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
+from glider.inference.spec import BaseSpec
+from glider.jobs.base import Attempt, Executor, Report, attempt
+from glider.jobs.local import LocalExecutor, Worker
+from glider.jobs.run import run_jobs
 
+LOCKS = (".pool.lock", ".writer.lock")
 TENSORS = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
 QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 4, "learning_rate": 0.02}
 
@@ -44,7 +38,7 @@ QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 
 class AllAtOnce:
     """Runs every job before it tells of the first, as workers that are faster than their pool do."""
 
-    def run(self, jobs: Sequence[ExpertJob], report: Report) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[ExpertJob], report: Report) -> Iterator[Attempt]:
         yield from [attempt(job, report) for job in jobs]
 
 
@@ -67,8 +61,8 @@ class Draft:
     def build(self, executor: Executor = LocalExecutor(), report: Report = lambda *line: None) -> dict[str, str]:  # noqa: B008
         """Statuses by name; a failure says why."""
         plan = PoolPlan.read(self.write())
-        outcomes = build_pool(plan, self.root, self.pool, executor, report)
-        return {o.job.out.name: f"{o.status} {o.message}".strip() for o in outcomes}
+        results = build_pool(plan, self.root, self.pool, executor, report)
+        return {result.job.name: f"{result.status} {result.message}".strip() for result in results}
 
     def bytes_of(self, name: str, files: Sequence[str] = TENSORS) -> dict[str, bytes]:
         return {file: (self.pool / name / file).read_bytes() for file in files}
@@ -78,7 +72,7 @@ class Draft:
         return {str(file.relative_to(self.pool)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
     def leftovers(self) -> list[str]:
-        return [path.name for path in self.pool.iterdir() if path.name.startswith(".") and path.name != ".pool.lock"]
+        return [path.name for path in self.pool.iterdir() if path.name.startswith(".") and path.name not in LOCKS]
 
 
 @pytest.fixture
@@ -314,11 +308,15 @@ def test_experts_made_at_the_same_time_all_join(draft: Draft):
 
 def test_a_job_attempted_twice_makes_the_same_expert(draft: Draft):
     job = PoolPlan.read(draft.write()).jobs(draft.root, draft.pool)[0]
-    assert attempt(job, lambda *line: None).status == "done"
+    for _ in range(2):
+        result = attempt(job)
+        assert result.fault is None and result.result == job.work
+    assert draft.build() == {"one": "done", "two": "done"}
     first = draft.bytes_of("one")
-    assert attempt(job, lambda *line: None).status == "done"
+    assert attempt(job).fault is None  # it would be stored again, as it is
+    job.store(job.work)
     assert draft.bytes_of("one") == first
-    assert draft.build() == {"one": "unchanged", "two": "done"}
+    assert draft.build() == {"one": "unchanged", "two": "unchanged"}
 
 
 @pytest.mark.parametrize("kind", ["data", "adapter", "both"])
@@ -379,6 +377,28 @@ def test_an_expert_lost_in_the_moment_of_its_replacement_comes_back(draft: Draft
     pool = Pool.open(draft.pool)
     pool.verify()
     assert pool["two"].layout.rank == 3
+
+
+def test_a_second_build_of_one_pool_is_told(draft: Draft):
+    """Two at once would train the same experts in the same directories."""
+    plan = PoolPlan.read(draft.write())
+    first = build_pool(plan, draft.root, draft.pool, LocalExecutor())
+    next(first)
+    with pytest.raises(ConfigError, match=r"one process that writes into .*; got another one at work"):
+        next(build_pool(plan, draft.root, draft.pool, LocalExecutor()))
+    assert [result.status for result in first] == ["done"]
+    assert draft.build() == {"one": "unchanged", "two": "unchanged"}
+
+
+def test_the_device_and_the_threads_are_part_of_an_experts_record(draft: Draft):
+    spec = BaseSpec(dtype="bfloat16")
+    [one, _] = PoolPlan.read(draft.write()).jobs(draft.root, draft.pool, spec)
+    assert one.base == BaseSpec(base=draft.plan["base"], dtype="bfloat16")
+    assert one.key != PoolPlan.read(draft.write()).jobs(draft.root, draft.pool)[0].key
+    results = list(run_jobs([replace(one, base=BaseSpec(base=draft.plan["base"]), threads=1)], LocalExecutor()))
+    assert [result.status for result in results] == ["done"]
+    record = Expert.open(draft.pool / "one").card.training["resources"]
+    assert record == {"device": "cpu", "threads": 1}
 
 
 def test_progress_names_every_expert(draft: Draft):
@@ -450,14 +470,16 @@ def test_a_worker_that_dies_fails_its_own_expert_alone(draft: Draft, monkeypatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     draft.plan["experts"].append({"name": "three", "data": "two.jsonl"})
 
-    def start(job: ExpertJob, workers: int) -> tuple[BaseProcess, Any]:
-        process, lines = _start(job, workers)
-        if job.out.name == "one":
-            process.kill()
-        return process, lines
+    give = Worker.give
+
+    def killed(worker: Worker, job: ExpertJob) -> None:
+        if job.name == "one":
+            worker.process.kill()
+            worker.process.join()
+        give(worker, job)
 
     with monkeypatch.context() as patch:
-        patch.setattr("glider.contribute.build._start", start)
+        patch.setattr(Worker, "give", killed)
         told = draft.build(LocalExecutor(2))
     assert told.pop("one").startswith("failed its process ended early (SIGKILL")
     assert told == {"two": "done", "three": "done"}
@@ -475,7 +497,7 @@ def test_a_worker_may_die_in_the_middle_of_a_report() -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     os.write(sender.fileno(), struct.pack("!i", 1000) + b"the first of so many bytes")
     sender.close()
-    assert _receive(receiver) is None
+    assert Worker(multiprocessing.Process(), receiver).receive() is None
 
 
 @pytest.mark.slow
@@ -500,7 +522,10 @@ import multiprocessing
 import sys
 import time
 from pathlib import Path
-from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+from glider.contribute.build import PoolPlan, build_pool
+from glider.inference.spec import BaseSpec
+from glider.jobs.local import LocalExecutor, Worker
+from glider.jobs.run import run_jobs
 
 def told(*line):
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
@@ -546,7 +571,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from glider.contribute import loop
-from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+from glider.contribute.build import PoolPlan, build_pool
+from glider.inference.spec import BaseSpec
+from glider.jobs.local import LocalExecutor, Worker
+from glider.jobs.run import run_jobs
 
 loop.SAVE_SECONDS = 0.0
 plan, pool = map(Path, sys.argv[1:3])

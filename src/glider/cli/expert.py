@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
     nouns.command()(_with_both(train))
-    nouns.command("import")(with_settings(BaseSpec, "spec")(import_))
+    nouns.command("import")(_with_both(import_))
     nouns.command("import-official")(import_official)
     nouns.command()(_with_both(gates))
     nouns.command()(describe)
@@ -67,20 +67,34 @@ def train(
 def import_(
     adapter: Annotated[str, typer.Argument(help="Directory of a PEFT LoRA adapter, or its hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
+    config: TrainConfig,
     spec: BaseSpec,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Rows of its task (JSON Lines), for its gates and its profile.")
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
+    ] = None,
     task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
 ) -> None:
-    """Make an expert of a PEFT LoRA adapter, which stays as it is.
+    """Make an expert of a PEFT LoRA adapter, which stays as it is: with --data its gates and profile too.
 
-    It has no gates and no description yet: `glider expert gates` and `glider expert describe` add them.
+    The base model is by default the one that the adapter names. What is left out here `glider expert gates`,
+    `describe` and `profile` add. Killed at any moment, the same command goes on where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.adopt import import_adapter
+    from glider.contribute.adopt import adopt
 
     quiet_libraries()
-    expert = import_adapter(adapter, spec, out, task=task, licence=licence)
-    print(f"{expert.directory}: {len(expert.sites)} sites, no gates, no description")
+    with _ProgressLine() as line:
+        expert = adopt(
+            adapter, spec, out, config, data=data, description=description, task=task, licence=licence,
+            report=line.update,
+        )  # fmt: skip
+    gates = sum(site.has_gate for site in expert.sites.values())
+    parts = [f"{gates} gates" if gates else "no gates", "described" if expert.card.description else "no description"]
+    print(f"{expert.directory}: {len(expert.sites)} sites, {', '.join(parts)}")
 
 
 def gates(

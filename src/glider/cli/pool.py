@@ -127,7 +127,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="Directory of the pool.")],
     spec: BaseSpec,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Experts made at the same time.")] = 1,
-    as_json: AsJson = False,
+    json_: AsJson = False,
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
 
@@ -135,25 +135,25 @@ def build(
     """
     from glider.cli.build_progress import BuildProgress
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.build import LocalExecutor, PoolPlan, build_pool, names_of
-    from glider.contribute.build import as_json as told
+    from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
     from glider.experts.pool import POOL_FILE
+    from glider.jobs.local import LocalExecutor
 
     read = PoolPlan.read(plan)
     quiet_libraries()
     with BuildProgress([entry.name for entry in read.experts]) as progress:
-        outcomes = []
-        for outcome in build_pool(read, plan.parent, out, LocalExecutor(workers), progress.update):
-            progress.finish(outcome.job.out.name, outcome.status)
-            outcomes.append(outcome)
-    if as_json:
-        print(json.dumps(told(outcomes), indent=2))
+        results = []
+        for result in build_pool(read, plan.parent, out, LocalExecutor(workers), progress.update, base=spec):
+            progress.finish(result.job.name, result.status)
+            results.append(result)
+    if json_:
+        print(json.dumps(as_json(results), indent=2))
     else:
-        for row in told(outcomes):
+        for row in as_json(results):
             print(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
-    failed = names_of(outcomes, "failed")
+    failed = names_of(results, "failed")
     if failed:
-        print(f"glider: {len(failed)} of {len(outcomes)} experts failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", file=sys.stderr)
     if (out / POOL_FILE).exists():
         _settled(out)
     if failed:

@@ -9,20 +9,22 @@ from typing import Any, Literal
 
 import torch
 
+from glider.config import EMBEDDED_BASE
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
 from glider.contribute.protocol import EncodedTask, Report, read_task, require_new, run_stage, training_state, versions
 from glider.contribute.settings import TrainConfig
+from glider.demo.base import BASE_ID
 from glider.errors import DataError, ExpertError
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, DescriptionOrigin, ExpertCard
 from glider.experts.expert import Expert
-from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, base_name
 from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
-from glider.files.disk import new_directory, refuse_links_out, save_tensors, write_json
+from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
@@ -33,9 +35,55 @@ _MEAN_ROWS = 256
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
 
 
+def adopt(
+    source: Path | str,
+    base: str | BaseSpec | None,
+    out: Path | str,
+    config: TrainConfig,
+    *,
+    data: Path | str | None = None,
+    description: str | None = None,
+    task: str | None = None,
+    licence: str | None = None,
+    report: Report = lambda stage, progress, steps: None,
+) -> Expert:
+    """Make a whole expert of a PEFT LoRA adapter, with one load of its base model.
+
+    Arguments:
+        source: Directory of the adapter, or its hub id.
+        base: The base model; by default (None, or a spec that names none) the one that the adapter's settings name.
+        out: The expert's directory. Called again with the same arguments after an interruption, it goes on there.
+        config: How gates are trained, rows split and texts embedded.
+        data: Rows of the adapter's task (JSON Lines), for its gates and its profile; None: it gets neither.
+        description: One sentence naming the task; None: the rows' own definition, where they have one.
+        task, licence: For the card.
+        report: Told of each step of training.
+
+    Returns: the expert.
+
+    Raises: as `import_adapter`, `make_gates`, `describe` and `make_profile` do.
+    """
+    out, directory = Path(out), _adapter_directory(source)
+    if out.exists() and any(_digest(out / file) != _digest(directory / file) for file in ADAPTER_FILES):
+        require_new(out)
+    loaded = _base_for(directory, base)
+    if not out.exists():
+        import_adapter(source, loaded, out, task=task, licence=licence)
+    expert = Expert.open(out)
+    if data is not None and "gates" not in expert.card.training:
+        expert = make_gates(out, data, loaded, config, report)
+    if description is None and data is not None:
+        description = read_task(data, config).definition
+    if description is not None:
+        expert = describe(out, description, config.embedder, config.embedder_prefix)
+    if data is not None and config.validation:
+        expert = make_profile(out, data, loaded, config)
+    return expert
+
+
 def import_adapter(
     source: Path | str,
-    base: str | BaseSpec,
+    base: str | BaseSpec | BaseModel | None,
     out: Path | str,
     *,
     task: str | None = None,
@@ -44,13 +92,14 @@ def import_adapter(
 ) -> Expert:
     """Make an expert of a PEFT LoRA adapter (a directory or a hub id), without gates and without description.
 
+    Without a `base` it is the one that the adapter's settings name.
     Raises `ExpertError` for anything that is more or less than plain LoRA on linear layers of the base: DoRA, biases,
     `modules_to_save`, sites the base does not have, pickled weights, values that are not finite.
     """
     out = Path(out)
     require_new(out)
     directory = _adapter_directory(source)
-    loaded = BaseSpec.of(base).load_base()
+    loaded = _base_for(directory, base)
     with new_directory(out) as partial:
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
@@ -73,7 +122,7 @@ def import_adapter(
 def make_gates(
     directory: Path | str,
     data: Path | str,
-    base: str | BaseSpec,
+    base: str | BaseSpec | BaseModel,
     config: TrainConfig,
     report: Report = lambda stage, progress, steps: None,
     how: GateMaking = "trained",
@@ -87,7 +136,7 @@ def make_gates(
     expert = Expert.open(directory)
     expert.verify()
     task_data = read_task(data, config)
-    loaded = BaseSpec.of(base).load_base()
+    loaded = _loaded(base)
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     encoded = task_data.encode(loaded, expert.card.prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
@@ -117,6 +166,7 @@ def _train_gates(
     peft_model = PeftModel.from_pretrained(loaded.model, str(expert.directory), config=plain).train()
     with gated(peft_model) as gates:
         record = run_stage("gates", peft_model, gates, task, config, loaded.tokenizer.pad_token_id, state, report)
+    peft_model.eval().unload()  # the base is as it was
     return {site: gate.detach() for site, gate in gates.items()}, record
 
 
@@ -137,7 +187,9 @@ def describe(
     return _replace(expert, card, {**vectors, INSTRUCTION: embedding.embed([description])[0]})
 
 
-def make_profile(directory: Path | str, data: Path | str, base: str | BaseSpec, config: TrainConfig) -> Expert:
+def make_profile(
+    directory: Path | str, data: Path | str, base: str | BaseSpec | BaseModel, config: TrainConfig
+) -> Expert:
     """Give an expert its profile, from rows of its task; everything else stays.
 
     Its embeddings are by the expert's own embedder; without one the profile has none. Raises `DataError` where
@@ -148,7 +200,7 @@ def make_profile(directory: Path | str, data: Path | str, base: str | BaseSpec, 
     if not task.validation:
         raise DataError("rows held back, to calibrate a pool on", "none", "Raise --validation, or give more rows.")
     embedder = load_for(expert.card.embedder) if expert.card.embedder else None
-    loaded = BaseSpec.of(base).load_base()
+    loaded = _loaded(base)
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     profile = profile_of(task.train, task.validation, embedder, loaded, config.seed)
     vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}
@@ -164,6 +216,21 @@ def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Ex
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
         Expert.open(partial).verify()
     return Expert.open(expert.directory)
+
+
+def _loaded(base: str | BaseSpec | BaseModel) -> BaseModel:
+    return base if isinstance(base, BaseModel) else BaseSpec.of(base).load_base()
+
+
+def _base_for(adapter: Path, base: str | BaseSpec | BaseModel | None) -> BaseModel:
+    """The base model given, or the one that an adapter's settings name."""
+    if isinstance(base, BaseModel):
+        return base
+    spec = BaseSpec.of(base)
+    if spec.base is None:
+        named = base_name(adapter)
+        spec = spec.model_copy(update={"base": EMBEDDED_BASE if named == BASE_ID else named})
+    return spec.load_base()
 
 
 def _adapter_directory(source: Path | str) -> Path:
@@ -197,6 +264,10 @@ def _download(repository: str) -> Path:
         raise ExpertError(
             f"a directory or a hub repository {repository}", str(fault).splitlines()[0], "Check the path or the id."
         ) from fault
+
+
+def _digest(file: Path) -> str | None:
+    return sha256(file) if file.is_file() else None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -62,6 +62,18 @@ class LoraLayout:
         return self.alpha_at(site) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+def base_name(directory: Path) -> str:
+    """The base model that an adapter's settings name; raises `ExpertError` where they name none."""
+    path = directory / ADAPTER_CONFIG_FILE
+    try:
+        name = read_json(path)["base_model_name_or_path"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as fault:
+        raise ExpertError(f"the base model's name in {path}", f"{type(fault).__name__}", "Give --base.") from fault
+    if not isinstance(name, str) or not name:
+        raise ExpertError(f"the base model's name in {path}", repr(name)[:60], "Give --base.")
+    return name
+
+
 def read_layout(directory: Path) -> LoraLayout:
     """Read `adapter_config.json`; raises `ExpertError` for anything glider would compute otherwise than PEFT."""
     path = directory / ADAPTER_CONFIG_FILE

@@ -1,0 +1,119 @@
+"""What a job is: a self-contained, retryable, idempotent piece of work, whose result one process stores."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from glider.config import Config
+from glider.errors import GliderError
+
+Status = Literal["unchanged", "done", "failed", "absent"]
+Report = Callable[[str, str, float], None]
+"""Is told a job's name, what it does now, and the share that is done."""
+
+
+class Resources(Config):
+    """What a job needs of the machine that runs it; part of its record, since results depend on it in the last bits."""
+
+    threads: int | None = Field(default=None, ge=1)  # None: the executor's share of the cores
+    device: str = "cpu"
+
+
+class Job(Protocol):
+    """A piece of work. It can be sent to another process, and the same job gives the same result wherever it runs."""
+
+    @property
+    def name(self) -> str:
+        """Its name among the jobs of a run."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides the result. Raises `ConfigError` where a file of it is missing."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """What it needs."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result of this very job is stored."""
+        ...
+
+    def run(self, report: Report) -> Any:
+        """Do the work, anywhere; returns what `store` takes. An attempt that was broken off may be made again."""
+        ...
+
+    def store(self, result: Any) -> None:
+        """Put the result in place, whole. One process does so for all jobs of a folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a job failed: the error's class and its text on one line."""
+
+    type: str
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Fault":
+        """An error as a fault."""
+        return cls(type(error).__name__, " ".join(str(error).split()))
+
+    @property
+    def message(self) -> str:
+        """For a user: our own errors speak for themselves."""
+        known = {"GliderError"} | {error.__name__ for error in _all_errors(GliderError)}
+        return self.text if self.type in known else f"{self.type}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one attempt at a job gave: a result, or a fault."""
+
+    job: Any
+    result: Any = None
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended."""
+
+    job: Any
+    status: Status
+    fault: Fault | None = None
+
+    @property
+    def message(self) -> str:
+        """Why it failed; empty where it did not."""
+        return "" if self.fault is None else self.fault.message
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere and yields each attempt as it ends; a job that fails does not stop the others."""
+
+    def run(self, jobs: Sequence[Any], report: Report) -> Iterator[Attempt]: ...
+
+
+def silent(name: str, text: str, share: float) -> None:
+    """A report to nobody."""
+
+
+def attempt(job: Any, report: Report = silent) -> Attempt:
+    """Run a job; what goes wrong is its fault."""
+    try:
+        return Attempt(job, result=job.run(report))
+    except Exception as error:  # one job's failure is reported at the end, and is not the others'
+        return Attempt(job, fault=Fault.of(error))
+
+
+def _all_errors(error: type[GliderError]) -> Iterator[type[GliderError]]:
+    for kind in error.__subclasses__():
+        yield kind
+        yield from _all_errors(kind)

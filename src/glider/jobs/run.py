@@ -1,0 +1,63 @@
+"""A run of jobs: what is finished is left, the rest is run, and one process stores what comes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from glider.errors import ConfigError, GliderError
+from glider.jobs.base import Executor, Fault, JobResult, Report, silent
+
+LOCK_FILE = ".writer.lock"
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the one process that stores results in a folder; raises `ConfigError` while there is another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        wanted = f"one process that writes into {folder}"
+        raise ConfigError(wanted, "another one at work", "Wait for it, or give another directory.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_jobs(
+    jobs: Sequence[Any],
+    executor: Executor,
+    report: Report = silent,
+    unchanged: Callable[[Any], None] = lambda job: None,
+) -> Iterator[JobResult]:
+    """Run what is not finished and store each result; `unchanged` is called with the jobs that are finished.
+
+    Stopped at any moment, the same call goes on. A job that fails, in running or in storing, is told so and stops no
+    other. The caller holds the folder (`only_writer`).
+    """
+    todo = []
+    for job in jobs:
+        try:
+            if not job.finished:
+                todo.append(job)
+                continue
+            unchanged(job)
+        except GliderError as error:
+            yield JobResult(job, "failed", Fault.of(error))
+        else:
+            yield JobResult(job, "unchanged")
+    for result in executor.run(todo, report):
+        if result.fault is not None:
+            yield JobResult(result.job, "failed", result.fault)
+            continue
+        try:
+            result.job.store(result.result)
+        except GliderError as error:
+            yield JobResult(result.job, "failed", Fault.of(error))
+        else:
+            yield JobResult(result.job, "done")
