@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from glider.data.rows import Row, read_rows
-from glider.evaluation.scoring import score_rows
+from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.task_rows import score_rows_of
 from glider.files.disk import write_json
 from glider.inference.model import RoutedModel
 from glider.inference.spec import load, open_pool
@@ -65,8 +66,9 @@ def mean_score(model: RoutedModel, rows: list[Row], text: str) -> float:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=len(rows))
-        scored = score_rows(model, rows, tick=lambda done: bar.update(task, completed=done))
-    return sum(scored.scores) / len(rows)
+        chosen = ChosenRows.of(rows)
+        results = score_rows_of(model, chosen, None, 48, tick=lambda done: bar.update(task, completed=done))
+    return sum(result.score for result in results) / len(rows)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,21 @@ from glider.contribute.lorahub import search_lorahub
 from glider.data.rows import Row
 from glider.errors import DataError, GliderError, MissingDependency, RouterError
 from glider.evaluation import metrics
+from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.compare import compare
-from glider.evaluation.scoring import score_rows
 from glider.evaluation.statistics import mean_interval, paired_p
+from glider.evaluation.task_rows import score_rows_of
 from glider.inference.base_model import load_base
+from glider.inference.model import RoutedModel
 from glider.inference.spec import ModelSpec, load
 from glider.routing.methods.merge import Merge
 
 CHOICE_ROWS = [Row(input=f"is {i} even?", output=("yes", "no")[i % 2], choices=("yes", "no")) for i in range(12)]
 TEXT_ROWS = [Row(input=f"say {i}", output=f"it is {i}") for i in range(5)]
+
+
+def scores_of(model: RoutedModel) -> list[float]:
+    return [result.score for result in score_rows_of(model, ChosenRows.of(CHOICE_ROWS), None, 1)]
 
 
 def test_entries_are_what_each_router_scores_alone(make_pool, llama_directory: Path) -> None:
@@ -29,8 +35,8 @@ def test_entries_are_what_each_router_scores_alone(make_pool, llama_directory: P
     entries = list(compare(pool.path, CHOICE_ROWS, names, base=str(llama_directory)))
     assert [entry.router for entry in entries] == names
     for entry in entries:
-        alone = score_rows(load(str(llama_directory), pool.path, router=entry.router), CHOICE_ROWS)
-        assert entry.scores == alone.scores and entry.metric == "accuracy"
+        assert entry.scores == scores_of(load(str(llama_directory), pool.path, router=entry.router))
+        assert entry.metric == "accuracy"
         assert entry.low <= entry.score <= entry.high
     assert entries[0].p_value is None and entries[0].expert_megabytes == 0
     assert 0 < entries[1].expert_megabytes < entries[2].expert_megabytes
@@ -121,9 +127,9 @@ def test_settings_reach_the_router_and_the_search(make_pool, llama_directory: Pa
     names = ["merge(method=ties)", 'lorahub(budget=3,population=["e1"])']
     ties, found = compare(pool.path, CHOICE_ROWS, names, base=str(llama_directory), fewshot=FEW)
     wanted = load(str(llama_directory), pool.path, router=Merge("ties"))
-    assert ties.scores == score_rows(wanted, CHOICE_ROWS).scores
+    assert ties.scores == scores_of(wanted)
     search = search_lorahub(base, pool, FEW, budget=3, population=["e1"])
-    assert found.scores == score_rows(ModelSpec(router=search.router).over(base, pool), CHOICE_ROWS).scores
+    assert found.scores == scores_of(ModelSpec(router=search.router).over(base, pool))
     assert [entry.router for entry in (ties, found)] == names
 
 

@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from glider.cli.main import main
-from glider.errors import ConfigError, DataError, EndpointError, GliderError
+from glider.errors import BaseModelError, ConfigError, DataError, EndpointError, GliderError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
 from glider.inference.model import Query
 from glider.inference.spec import load
+from glider.jobs.local import LocalExecutor
+from glider.jobs.run import LOCK_FILE
 from glider.routing.select import TopK
 
 EVEN = [
@@ -52,7 +54,7 @@ def make_run(pool: Pool, base_directory: Path, tmp_path: Path):
 
 
 def statuses(run: Run) -> list[str]:
-    return [outcome.status for outcome in run.go()]
+    return [result.status for result in run.go()]
 
 
 def told(run: Run, router: str, where: str, task: str) -> dict:
@@ -88,22 +90,51 @@ def test_a_run_goes_on_where_it_was(make_run, tmp_path: Path) -> None:
     going.close()
     again = make_run(["base", "phatgoose"])
     assert statuses(again) == ["unchanged"] * 4 + ["done"] * 2
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != LOCK_FILE]
     older = {name: part for name, part in told(run, "base", "near", "even").items() if name != "guess"}
     run.cells["base", "near", "even"].path.write_text(json.dumps(older))
     assert statuses(again).count("done") == 1  # what an earlier version wrote without it is made anew
     assert statuses(make_run(["base", "phatgoose"], rows=2)) == ["done"] * 6  # another subset
     write(tmp_path / "say.jsonl", SAY[:2])
-    assert statuses(make_run(["base", "phatgoose"], rows=2)) == ["unchanged"] * 2 + ["done"] + ["unchanged"] * 2 + [
-        "done"
-    ]
+    assert statuses(make_run(["base", "phatgoose"], rows=2)) == ["unchanged"] * 4 + ["done"] * 2
+
+
+def test_a_second_run_into_one_folder_is_told(make_run) -> None:
+    first = make_run(["base"]).go()
+    next(first)
+    with pytest.raises(ConfigError, match="another one at work"):
+        next(make_run(["base"]).go())
+    assert [result.status for result in first] == ["done"] * 2
+
+
+@pytest.mark.slow
+def test_workers_give_the_results_of_one_process(make_run, tmp_path: Path) -> None:
+    run = make_run(["base", "oracle"])
+    assert statuses(run) == ["done"] * len(run.cells)
+    scores = {key: cell.read() for key, cell in run.cells.items()}
+    shutil.rmtree(tmp_path / "out")
+    names: set[str] = set()
+    results = list(run.go(lambda name, text, share: names.add(name), LocalExecutor(2)))
+    assert {result.status for result in results} == {"done"}
+    assert {cell.name for cell in run.cells.values() if not cell.plan.of_results} == names
+    for key, cell in run.cells.items():
+        alone, shared = scores[key], cell.read()
+        assert alone is not None and shared is not None
+        assert [row["prediction"] for row in shared["results"]] == [row["prediction"] for row in alone["results"]]
+
+
+def test_a_base_that_is_missing_stops_the_run(make_run) -> None:
+    run = make_run(["base", "phatgoose"], base="nobody/no-such-model")
+    with pytest.raises(BaseModelError, match="no-such-model"):
+        list(run.go())
+    assert not list(run.out.rglob("*.json"))
 
 
 def test_an_interruption_leaves_whole_files(make_run) -> None:
     run = make_run(["base"])
 
-    def stop(router: str, task: str, done: int) -> None:
-        if task == "even":
+    def stop(name: str, text: str, share: float) -> None:
+        if name.endswith("/even"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -134,7 +165,7 @@ def test_a_router_the_pool_cannot_serve_fails_alone(make_run) -> None:
 
 def test_the_oracle_is_the_best_single_expert_of_each_task(make_run, pool: Pool) -> None:
     run = make_run(["oracle", "single:{task}", "single:e0"])
-    assert statuses(run) == ["done"] * 6 + ["absent", "absent", "done"] + ["done"] * 6  # the oracle comes last
+    assert statuses(run) == ["absent"] * 2 + ["done"] * 13  # the oracle comes last
     for where, task in (("near", "even"), ("far", "say")):
         scores = {name: told(run, f"single:{name}", where, task)["score"] for name in pool.names}
         oracle = told(run, "oracle", where, task)
@@ -323,16 +354,16 @@ def test_a_run_names_its_device(make_run) -> None:
 def test_the_precision_of_products_holds_for_the_run_alone(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from glider.evaluation import runs
+    from glider.evaluation import cells
 
     seen = []
-    real = runs.score_rows_of
+    real = cells.score_rows_of
 
     def watched(*arguments: Any, **settings: Any) -> Any:
         seen.append(torch.get_float32_matmul_precision())
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(runs, "score_rows_of", watched)
+    monkeypatch.setattr(cells, "score_rows_of", watched)
     run = make_run(["base"], matmul="medium")
     assert statuses(run) == ["done"] * 3
     assert set(seen) == {"medium"} and torch.get_float32_matmul_precision() == "highest"

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from glider.contribute.build import LocalExecutor, PoolPlan, build_pool
+from glider.contribute.build import PoolPlan, build_pool
 from glider.evaluation.run_plan import RunPlan
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Calibration, Pool
 from glider.experts.sites import GATE
+from glider.jobs.local import LocalExecutor
 from glider.report.report_plan import ReportPlan
 
 MINI = Path(__file__).parents[2] / "reproduce" / "mini"
@@ -90,7 +91,7 @@ def test_other_gates_leave_the_rest_of_an_expert(tmp_path: Path, llama_directory
         with gzip.open(tasks / f"{name}.jsonl.gz", "wt", encoding="utf8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     plan = PoolPlan(base=str(llama_directory), defaults=settings, experts=experts)
-    assert [outcome.status for outcome in build_pool(plan, tmp_path, pool, LocalExecutor())] == ["done", "done"]
+    assert [result.status for result in build_pool(plan, tmp_path, pool, LocalExecutor())] == ["done", "done"]
     before = Pool.open(pool)
     before.calibrate("examples", Calibration(p=0.4, source="a test"))
     command = [sys.executable, MINI / "gates.py", tmp_path, "--seed", "1", "--base", llama_directory]

@@ -16,10 +16,11 @@ from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.contribute.published_import import OfficialBase, import_checkpoint
 from glider.errors import DataError, MissingDependency, PoolError
 from glider.evaluation.run_plan import RunPlan
-from glider.evaluation.runs import Outcome, Run
+from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
 from glider.files.disk import new_directory, write_file, write_json
 from glider.inference.base_model import load_base
+from glider.jobs.base import JobResult
 
 OWNER = "MoE-UNC"  # of the published downloads on the hub
 Say = Callable[[str], None]
@@ -42,8 +43,8 @@ class Workspace:
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
             run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
-            for outcome in run.go():
-                self._tell(outcome)
+            for result in run.go():
+                self._tell(result)
             told += [self._summary(cell, tasks, run) for cell in cells]
         return told
 
@@ -170,9 +171,9 @@ class Workspace:
             write_json(beside, wanted)
         return files
 
-    def _tell(self, outcome: Outcome) -> None:
-        cell = outcome.cell
-        self.say(f"{outcome.status}: {cell.plan.label} {cell.task.set}/{cell.task.name} {outcome.message}".rstrip())
+    def _tell(self, result: JobResult) -> None:
+        cell = result.job
+        self.say(f"{result.status}: {cell.plan.label} {cell.task.set}/{cell.task.name} {result.message}".rstrip())
 
     def _summary(self, cell: Cell, tasks: TaskSet, run: Run) -> dict[str, Any]:
         """The cell's score as published: the mean over its tasks, and none while one is missing."""

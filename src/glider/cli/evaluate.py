@@ -12,7 +12,8 @@ from glider.cli.arguments import JsonOption
 
 if TYPE_CHECKING:
     from glider.evaluation.run_table import Entry
-    from glider.evaluation.runs import Outcome
+    from glider.evaluation.runs import Run
+    from glider.jobs.base import JobResult
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -29,49 +30,63 @@ def evaluate(
     only_set: Annotated[
         list[str] | None, typer.Option("--set", help="This set of tasks of the run only (repeatable).")
     ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Instead of the run's: float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Instead of the run's: cpu, cuda, ...")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with a base model.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
 
     The same command goes on after an interruption, and evaluates anew what changed.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from glider.cli.terminal import quiet_libraries
     from glider.evaluation.run_plan import RunPlan
     from glider.evaluation.run_table import table
     from glider.evaluation.runs import Run
 
     quiet_libraries()
-    run = Run(RunPlan.read(run_file), run_file.parent, out, router or (), task or (), only_set or ())
-    console = Console(stderr=True)
-    outcomes: list[Outcome] = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        cells, rows = bar.add_task("cells", total=len(run.cells)), bar.add_task("rows", total=None)
-
-        def tick(router: str, task: str, done: int) -> None:
-            bar.update(rows, description=f"{router}: {task}", completed=done)
-
-        for outcome in run.go(tick):
-            outcomes.append(outcome)
-            bar.advance(cells)
-            if outcome.status == "failed":
-                cell = outcome.cell
-                console.print(f"{cell.plan.label}: {cell.task.set}/{cell.task.name}: {outcome.message}", markup=False)
+    changes = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+    plan = RunPlan.read(run_file).model_copy(update=changes)
+    run = Run(plan, run_file.parent, out, router or (), task or (), only_set or ())
+    results = _run(run, workers)
     entries = table(run)
+    failed = [result for result in results if result.status == "failed"]
     if as_json:
-        failed = [
-            {"router": o.cell.plan.label, "set": o.cell.task.set, "task": o.cell.task.name, "fault": o.message}
-            for o in outcomes
-            if o.status == "failed"
+        faults = [
+            {"router": cell.plan.label, "set": cell.task.set, "task": cell.task.name, "fault": result.message}
+            for result in failed
+            for cell in [result.job]
         ]
-        print(json.dumps({"entries": [asdict(entry) for entry in entries], "failed": failed}, indent=2))
+        print(json.dumps({"entries": [asdict(entry) for entry in entries], "failed": faults}, indent=2))
     else:
         _print_table(entries)
-        print(", ".join(f"{count} {status}" for status, count in Counter(o.status for o in outcomes).items()))
-    if any(outcome.status == "failed" for outcome in outcomes):
+        print(", ".join(f"{count} {status}" for status, count in Counter(r.status for r in results).items()))
+    if failed:
         raise typer.Exit(1)
+
+
+def _run(run: "Run", workers: int) -> "list[JobResult]":
+    """How each cell ended, with bars on the way: of the cells, and of the rows of those at work."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    from glider.jobs.local import LocalExecutor
+
+    console = Console(stderr=True)
+    results: list[JobResult] = []
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        cells, rows = bar.add_task("cells", total=len(run.cells)), bar.add_task("rows", total=1.0)
+
+        def report(name: str, text: str, share: float) -> None:
+            bar.update(rows, description=escape(f"{name}, {text}"), completed=share)
+
+        for result in run.go(report, LocalExecutor(workers)):
+            results.append(result)
+            bar.advance(cells)
+            if result.status == "failed":
+                console.print(f"{result.job.name}: {result.message}", markup=False)
+    return results
 
 
 def _print_table(entries: "list[Entry]") -> None:

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glider.contribute.lorahub import LorahubSettings, search_lorahub
 from glider.data.rows import Row
 from glider.errors import DataError, RouterError
-from glider.evaluation.scoring import RowScores, require_scorable, score_rows
+from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.metrics import score_text
 from glider.evaluation.statistics import mean_interval, paired_p
+from glider.evaluation.task_rows import RowResult, score_rows_of
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
@@ -20,6 +21,7 @@ from glider.inference.spec import BaseSpec, ModelSpec, base_of, open_pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Router
+from glider.routing.completed import Fitted, fitted, needs_results
 from glider.routing.preparation import prepare
 from glider.routing.products import require_experts
 from glider.routing.specification import parsed, router_from
@@ -57,9 +59,14 @@ class _Contender:
         return cls(text, *parsed(text))
 
     @property
-    def searched(self) -> bool:
-        """Whether weights are searched on few-shot rows; the settings are then those of the search."""
-        return self.name == "lorahub" and "weights" not in self.settings
+    def fitted(self) -> Fitted | None:
+        """What has to be fitted on few-shot rows; the settings are then those of the search."""
+        return fitted(self.name, self.settings)
+
+    @property
+    def of_results(self) -> bool:
+        """Whether it is the best of the single experts on these very rows."""
+        return needs_results(self.name, self.settings)
 
     def router(self) -> Router:
         return router_from(self.name, self.settings)
@@ -67,29 +74,37 @@ class _Contender:
 
 @dataclass(frozen=True)
 class _Measured:
-    scored: RowScores
+    metric: str
+    results: Sequence[RowResult]
     seconds: float
     megabytes: float
     note: str = ""
 
     @property
+    def scores(self) -> list[float]:
+        return [result.score for result in self.results]
+
+    @property
     def mean(self) -> float:
-        return sum(self.scored.scores) / len(self.scored.scores)
+        return sum(self.scores) / len(self.results)
 
     def entry(self, label: str, first: Sequence[float] | None) -> Entry:
-        low, high = mean_interval(self.scored.scores)
-        exact = self.scored.exact
+        low, high = mean_interval(self.scores)
+        exact = None
+        if self.metric != "accuracy":
+            matches = [score_text("exact_match", result.prediction, result.gold) for result in self.results]
+            exact = sum(matches) / len(matches)
         return Entry(
             router=label,
-            metric=self.scored.metric,
+            metric=self.metric,
             score=self.mean,
             low=low,
             high=high,
-            exact=None if exact is None else sum(exact) / len(exact),
-            p_value=None if first is None else paired_p(first, self.scored.scores),
-            tokens_per_second=self.scored.tokens / self.seconds,
+            exact=exact,
+            p_value=None if first is None else paired_p(first, self.scores),
+            tokens_per_second=sum(result.tokens for result in self.results) / self.seconds,
             expert_megabytes=self.megabytes,
-            scores=self.scored.scores,
+            scores=self.scores,
             note=self.note,
         )
 
@@ -115,12 +130,12 @@ def compare(
     """
     opened = open_pool(pool)
     contenders = [_Contender.of(name) for name in names]
-    require_scorable(rows)
+    chosen = ChosenRows.of(rows)
     for contender in contenders:
         _require(contender, opened, rows, fewshot)
     opened.verify()
     loaded = BaseSpec.of(base).load_base(base_of(opened))
-    bench = _Bench(opened, loaded, rows, max_new_tokens, describer, tick)
+    bench = _Bench(opened, loaded, chosen, max_new_tokens, describer, tick)
     first: list[float] | None = None
     for contender in contenders:
         entry = bench.measured(contender, fewshot).entry(contender.label, first)
@@ -130,13 +145,13 @@ def compare(
 
 def _require(contender: _Contender, pool: Pool, rows: Sequence[Row], fewshot: Sequence[Row]) -> None:
     """Raise the error of what cannot be run."""
-    if contender.name == "oracle" and not contender.settings:
+    if contender.of_results:
         require_experts(pool)
-    elif contender.searched:
-        require_experts(pool)
-        LorahubSettings.of(pool, **contender.settings)
+    elif contender.fitted is not None:
+        contender.fitted.check_fit(pool, **contender.settings)
         if not fewshot:
-            raise RouterError("few-shot rows for lorahub", "none", "Give --fewshot rows of the training split.")
+            got = "Give --fewshot rows of the training split."
+            raise RouterError(f"few-shot rows for {contender.name}", "none", got)
         if {(row.input, row.output) for row in fewshot} & {(row.input, row.output) for row in rows}:
             raise DataError("few-shot rows that are not evaluated", "evaluated ones", "Give rows of another split.")
     else:
@@ -149,16 +164,16 @@ class _Bench:
 
     pool: Pool
     base: BaseModel
-    rows: Sequence[Row]
+    chosen: ChosenRows
     max_new_tokens: int
     describer: Describer | None
     tick: Tick
 
     def measured(self, contender: _Contender, fewshot: Sequence[Row]) -> _Measured:
-        if contender.searched:
-            search = search_lorahub(self.base, self.pool, fewshot, **contender.settings)
-            return self._run(contender.label, search.router)
-        if contender.name != "oracle" or contender.settings:
+        if contender.fitted is not None:
+            router, _ = contender.fitted.fit(self.base, self.pool, fewshot, **contender.settings)
+            return self._run(contender.label, router)
+        if not contender.of_results:
             return self._run(contender.label, contender.router())
         singles = (f"single:{name}" for name in self.pool.names)
         runs = [self._run(single, router_from(single, {}), note=single) for single in singles]
@@ -167,11 +182,14 @@ class _Bench:
     def _run(self, label: str, router: Router, note: str = "") -> _Measured:
         model = ModelSpec(router=router).over(self.base, self.pool)
         try:
-            score_rows(model, self.rows[:1], max_new_tokens=1)  # what only a first call costs is not timed
+            one = replace(self.chosen, rows=self.chosen.rows[:1])
+            score_rows_of(model, one, None, max_new_tokens=1)  # what only a first call costs is not timed
             model.describer, model.strict = self.describer, True
             began = time.perf_counter()
-            scored = score_rows(model, self.rows, self.max_new_tokens, lambda done: self.tick(label, done))
-            return _Measured(scored, time.perf_counter() - began, _megabytes(model), note)
+            results = score_rows_of(
+                model, self.chosen, None, self.max_new_tokens, tick=lambda done: self.tick(label, done)
+            )
+            return _Measured(self.chosen.metric, results, time.perf_counter() - began, _megabytes(model), note)
         finally:
             model.detach()
 

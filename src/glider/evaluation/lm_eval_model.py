@@ -17,8 +17,8 @@ import torch
 from transformers import StoppingCriteria
 
 from glider.errors import ConfigError, MissingDependency, QueryError
+from glider.evaluation.cells import versions
 from glider.evaluation.run_plan import pool_hash
-from glider.evaluation.runs import versions
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.likelihood import Likelihood, likelihoods
 from glider.inference.model import Query, RoutedModel

@@ -7,8 +7,8 @@ from typing import Any
 
 from glider.data.rows import Row, read_rows
 from glider.errors import DataError
+from glider.evaluation.chosen_rows import require_scorable
 from glider.evaluation.metrics import TextMetric, score_text
-from glider.evaluation.scoring import require_scorable
 from glider.files.disk import write_file
 
 _HERE = "glider.evaluation.lm_eval_tasks"

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
-from glider.contribute.lorahub import LorahubSettings
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
+from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.pool import POOL_FILE, Pool
 from glider.files.disk import canonical_json, sha256
+from glider.routing.completed import fitted, needs_results, outside
 from glider.routing.specification import router_from
 
 FORMAT = 1  # of a result file; another number makes every cell new
@@ -69,8 +70,13 @@ class RouterPlan(Config):
 
     @property
     def searched(self) -> bool:
-        """Whether weights are searched for each task."""
-        return self.router == "lorahub" and "weights" not in self.settings
+        """Whether settings are searched for each task."""
+        return fitted(self.router, self.settings) is not None
+
+    @property
+    def of_results(self) -> bool:
+        """Whether it chooses by the results of the single experts."""
+        return needs_results(self.router, self.settings)
 
     @property
     def by_task(self) -> bool:
@@ -118,16 +124,16 @@ class RunPlan(Config):
             raise ConfigError("routers of different names", f"{', '.join(twice)} twice", "Give each a name.")
         plans = []
         for plan in given:
-            if plan.router == "oracle":
+            if plan.of_results:
                 singles = (RouterPlan(router=f"single:{name}") for name in pool.names)
                 plans += [single for single in singles if single.label not in labels]
-            elif plan.router.startswith("multitask:"):
-                path = root / plan.router.partition(":")[2]
-                plan = plan.model_copy(update={"router": f"multitask:{path}", "name": plan.label})
-            if plan.router != "oracle" and not plan.by_task:
+            elif (place := outside(plan.router)) is not None:
+                method = plan.router.partition(":")[0]
+                plan = plan.model_copy(update={"router": f"{method}:{root / place}", "name": plan.label})
+            if not plan.of_results and not plan.by_task:
                 router_from(plan.router, plan.settings)
-            elif plan.searched:
-                LorahubSettings.of(pool, **plan.settings)
+            elif (method := fitted(plan.router, plan.settings)) is not None:
+                method.check_fit(pool, **plan.settings)
             plans.append(plan)
         return plans
 
@@ -186,7 +192,7 @@ class Task:
     max_new_tokens: int
     description: str | None
 
-    def chosen(self) -> "ChosenRows":
+    def chosen(self) -> ChosenRows:
         """The rows to evaluate: the subset drawn by the seed, in the order of the file.
 
         A few rows of a choice task that lack choices are left out and counted; raises `DataError` for more of them, and
@@ -229,18 +235,6 @@ class Task:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
-class ChosenRows:
-    """The rows of a task that are evaluated, with their places among the split's `available` rows."""
-
-    rows: list[Row]
-    places: list[int]
-    available: int
-    left_out: int
-    guess: float | None  # what guessing gives on all of the split; None for open answers
-    metric: Metric
-
-
 def pool_hash(pool: Pool) -> str:
     """sha256 of the pool's index, which holds the sha256 of every file of its experts."""
     return sha256(pool.path / POOL_FILE)
@@ -253,14 +247,14 @@ def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
 
 def without_place(router: str) -> str:
     """`multitask:PATH` with the name alone: where an expert lies decides nothing, and its hashes tell what it is."""
-    kind, colon, path = router.partition(":")
-    return f"{kind}:{Path(path).name}" if colon and kind == "multitask" else router
+    place = outside(router)
+    return router if place is None else f"{router.partition(':')[0]}:{place.name}"
 
 
 def router_hashes(router: str) -> dict[str, str]:
     """sha256 of the files of an expert outside the pool (`multitask:PATH`)."""
-    directory = Path(router.partition(":")[2])
-    if not router.startswith("multitask:") or not directory.is_dir():
+    directory = outside(router)
+    if directory is None or not directory.is_dir():
         return {}
     return {f"router/{file.name}": sha256(file) for file in sorted(directory.glob("*")) if file.is_file()}
 

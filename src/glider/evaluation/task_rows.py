@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from glider.data.rows import Row
+from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
-from glider.evaluation.run_plan import ChosenRows
 from glider.inference.model import Query, RoutedModel
 from glider.instructions.prompts import Pair
 from glider.routing.condition import Condition
@@ -31,6 +31,7 @@ class RowResult:
     seconds: float  # its share of its batch
     expert: str | None  # of the highest global score; None without a global term
     alpha: float | None
+    tokens: int  # that were computed: of the prompt, and of the answer or all choices
 
 
 def score_rows_of(
@@ -59,11 +60,15 @@ def score_rows_of(
         queries = [Query(row.input, description, examples) for row in rows]
         began = time.perf_counter()
         work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, chosen, max_new_tokens)
-        found = list(work)
+        scored = list(work)
         seconds = (time.perf_counter() - began) / len(batch)
-        for i, row, fields in zip(batch, rows, found, strict=True):
+        for i, row, fields in zip(batch, rows, scored, strict=True):
             results[i] = RowResult(
-                id=row.id, place=chosen.places[i], gold=row.accepted, seconds=round(seconds, 4), **fields
+                id=row.id,
+                place=chosen.places[i],
+                gold=row.accepted,
+                seconds=round(seconds, 4),
+                **{**fields, "tokens": lengths[i] + fields["tokens"]},
             )
         tick(len(results))
     return [results[i] for i in range(len(results))]
@@ -94,6 +99,7 @@ def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> 
             "prediction": best,
             "score": float(best in row.accepted),
             "choices": values,
+            "tokens": sum(choice.tokens for choice in choices),
             **_guide(model, condition, i),
         }
 
@@ -112,6 +118,7 @@ def _answer(
             "choices": None,
             "expert": expert,
             "alpha": answer.alpha,
+            "tokens": len(answer.token_ids),
         }
 
 

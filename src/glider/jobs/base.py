@@ -55,21 +55,22 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a job failed: the error's class and its text on one line."""
+    """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors."""
 
     type: str
     text: str
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, error: BaseException) -> "Fault":
         """An error as a fault."""
-        return cls(type(error).__name__, " ".join(str(error).split()))
+        parts = (error.wanted, error.got, error.remedy) if isinstance(error, GliderError) else ()
+        return cls(type(error).__name__, " ".join(str(error).split()), parts)
 
     @property
     def message(self) -> str:
         """For a user: our own errors speak for themselves."""
-        known = {"GliderError"} | {error.__name__ for error in _all_errors(GliderError)}
-        return self.text if self.type in known else f"{self.type}: {self.text}"
+        return self.text if self.parts else f"{self.type}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,3 @@ def attempt(job: Any, report: Report = silent) -> Attempt:
         return Attempt(job, result=job.run(report))
     except Exception as error:  # one job's failure is reported at the end, and is not the others'
         return Attempt(job, fault=Fault.of(error))
-
-
-def _all_errors(error: type[GliderError]) -> Iterator[type[GliderError]]:
-    for kind in error.__subclasses__():
-        yield kind
-        yield from _all_errors(kind)

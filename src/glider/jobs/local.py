@@ -110,7 +110,7 @@ class Worker:
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             reason = f"{name}, most often for want of memory" if name == "SIGKILL" else name
-        return Fault("GliderError", f"its process ended early ({reason})")
+        return Fault("ProcessEnded", f"its process ended early ({reason})", (reason,))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One expert trained on the data of the whole pool: the reference that no zero-shot method can use."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from glider.errors import PoolError, RouterError
 from glider.experts.expert import Expert
@@ -18,6 +19,7 @@ class Multitask(Static):
     """
 
     argument: str
+    argument_is_path: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.argument:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from glider.errors import RouterError
 from glider.experts.expert import Expert
@@ -23,6 +24,7 @@ class Oracle(Static):
 
     argument: str = ""
     scores: Mapping[str, float] | None = None
+    results_setting: ClassVar[str] = "scores"
 
     def __post_init__(self) -> None:
         if self.argument and self.scores is not None:

@@ -1,0 +1,209 @@
+"""One router on one task: a job, and the file of its result."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glider.errors import ConfigError
+from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
+from glider.evaluation.task_rows import score_rows_of, summary_of
+from glider.experts.pool import Pool
+from glider.files.disk import write_json
+from glider.inference.base_model import BaseModel
+from glider.inference.model import RoutedModel
+from glider.inference.spec import BaseSpec, ModelSpec
+from glider.jobs.base import Fault, Report, Resources, silent
+from glider.routing.completed import fitted
+from glider.routing.methods.oracle import best_expert
+
+_PACKAGES = (
+    *("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy"),
+    *("lm-eval", "rouge-score", "sacrebleu", "nevergrad"),
+)
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """Where the cells of a run are evaluated: the pool, the base model, the precision of float32 products."""
+
+    pool: str
+    pool_hash: str
+    base: BaseSpec
+    matmul: str
+    seed: int
+    fewshot_splits: tuple[str, ...]
+
+
+class Bench:
+    """A base model in memory on which one router after another is evaluated; a process has one at a time."""
+
+    _open: "Bench | None" = None
+
+    def __init__(self, spec: BenchSpec):
+        self.spec, self.pool = spec, Pool.open(spec.pool)
+        self.pool.verify()
+        self.base: BaseModel = spec.base.load_base()
+        self._router: str | None = None
+        self._model: RoutedModel | None = None
+        self._notes: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, spec: BenchSpec) -> "Bench":
+        """The process's bench, opened anew where it is for another run."""
+        if cls._open is None or cls._open.spec != spec:
+            cls.close()
+            cls._open = Bench(spec)
+        return cls._open
+
+    @classmethod
+    def close(cls) -> None:
+        """Give up the process's bench."""
+        bench, cls._open = cls._open, None
+        if bench is not None:
+            bench.take_off()
+
+    def take_off(self) -> None:
+        """Take the router off the base model."""
+        model, self._model, self._router = self._model, None, None
+        if model is not None:
+            model.detach()
+
+    def model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
+        """The base model under a router, which stays on it for the next task where it can; and what a search found."""
+        name = plan.label if not plan.by_task else f"{plan.label}\n{task.set}\n{task.name}"
+        if self._model is None or self._router != name:
+            self.take_off()
+            self._model, self._notes = self._routed(plan, task)
+            self._router = name
+        return self._model, self._notes
+
+    def _routed(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
+        method = fitted(plan.router, plan.settings)
+        if method is None:
+            router = plan.router.replace("{task}", task.name)
+            spec = ModelSpec(router=router, settings=plan.settings, strict=True)
+            return spec.over(self.base, self.pool), {}
+        rows = task.fewshot(plan.fewshot, self.spec.fewshot_splits)
+        router, notes = method.fit(self.base, self.pool, rows, **{"seed": self.spec.seed, **plan.settings})
+        return ModelSpec(router=router, strict=True).over(self.base, self.pool), {plan.router: notes}
+
+    @contextmanager
+    def matmul(self) -> Iterator[None]:
+        """The run's precision of float32 products, which PyTorch holds for the whole process."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.spec.matmul)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One router on one task. Its result is stored whole, with everything that decided it."""
+
+    plan: RouterPlan
+    task: Task
+    path: Path
+    config: dict[str, Any]
+    hashes: dict[str, str]
+    bench: BenchSpec
+
+    @property
+    def name(self) -> str:
+        """Router, set and task."""
+        return f"{self.plan.label}: {self.task.set}/{self.task.name}"
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides the result."""
+        return cell_key(self.config, self.hashes)
+
+    @property
+    def resources(self) -> Resources:
+        """Of the base model, on its device."""
+        return Resources(device=self.bench.base.device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result of this very cell."""
+        return self.read() is not None
+
+    def run(self, report: Report = silent) -> dict[str, Any]:
+        """Evaluate; returns the result's content."""
+        bench, task = Bench.of(self.bench), self.task
+        chosen = task.chosen()
+        description = task.description if self.plan.descriptions else None
+        rows = task.fewshot(self.plan.examples, self.bench.fewshot_splits) if self.plan.examples else []
+        with bench.matmul():
+            model, notes = bench.model(self.plan, task)
+            results = score_rows_of(
+                model,
+                chosen,
+                description,
+                task.max_new_tokens,
+                examples=tuple((row.input, row.output) for row in rows),
+                tick=lambda done: report(self.name, f"{done}/{len(chosen.rows)} rows", done / len(chosen.rows)),
+            )
+        return {**summary_of(chosen, results), **notes, "results": [asdict(result) for result in results]}
+
+    def store(self, result: dict[str, Any]) -> None:
+        """Put a result's content in place, whole."""
+        head = {
+            "format": FORMAT,
+            "key": self.key,
+            "router": self.plan.label,
+            "set": self.task.set,
+            "task": self.task.name,
+        }
+        tail = {"config": self.config, "hashes": self.hashes, "versions": versions()}
+        write_json(self.path, {**head, **result, **tail})
+
+    def store_fault(self, fault: Fault) -> None:
+        """Put a fault where the result would be: a failed evaluation is never a number."""
+        self.store({"fault": {"type": fault.type, "message": fault.text}})
+
+    def read(self) -> dict[str, Any] | None:
+        """The finished result of this very cell; None where there is none, or one of other settings, or a fault, or one
+        that an earlier version wrote without what guessing gives."""
+        try:
+            content = json.loads(self.path.read_text("utf8"))
+        except (OSError, ValueError):
+            return None
+        return content if content.get("key") == self.key and "guess" in content else None
+
+
+@dataclass(frozen=True)
+class BestOf(Cell):
+    """A cell whose result is that of the best of other cells: an oracle over the single experts."""
+
+    of: dict[str, Cell] = field(default_factory=dict)  # by expert
+
+    def run(self, report: Report = silent) -> dict[str, Any]:
+        """The result of the expert that is best on the task."""
+        results = {name: cell.read() for name, cell in self.of.items()}
+        for name, result in results.items():
+            if result is None:
+                raise ConfigError("a result of every expert (oracle)", f"none of {name}", "See that cell's fault.")
+        scores = {name: result["score"] for name, result in results.items() if result is not None}
+        best = results[best_expert(scores)] or {}
+        shared = ("metric", "score", "rows", "available", "left_out", "guess", "seconds", "corpus_bleu")
+        content = {name: best[name] for name in shared if name in best}
+        return {**content, "oracle": {"expert": best_expert(scores), "scores": scores}, "results": best["results"]}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that have a part in a result."""
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return installed
