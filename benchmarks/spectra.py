@@ -27,7 +27,8 @@ from glider.experts.pool import POOL_FILE, ExpertRecord, Pool, PoolIndex
 from glider.files.disk import save_tensors, write_json
 from glider.routing.methods.arrow import Arrow
 from glider.routing.methods.spectr import Spectr
-from glider.routing.spectral import bases, spectra_file, spectra_of
+from glider.routing.spectra_files import spectra_file
+from glider.routing.spectral import bases, spectra_of
 from large_pool import BASE, EMBEDDER, link_expert, record, sites, write_template
 
 

@@ -21,7 +21,7 @@ from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
 from glider.evaluation.metrics import score_text
 from glider.evaluation.run_plan import pool_hash
-from glider.inference.model import Query
+from glider.inference.queries import Query
 from glider.inference.spec import load
 
 CONTEXTS = ["Is it so? Answer:", "A much longer question about something else. Answer: ", "Why"]

@@ -15,7 +15,7 @@ from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.inference.model import Query
+from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.jobs.local import LocalExecutor
 from glider.jobs.run import LOCK_FILE

@@ -10,7 +10,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
-from glider.inference.model import Query, RoutedModel
+from glider.inference.model import RoutedModel
+from glider.inference.queries import Query
 from glider.inference.spec import load
 
 PROMPTS = ["is it so?", "a much longer question about something else entirely", "why?"]

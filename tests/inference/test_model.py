@@ -12,7 +12,9 @@ from transformers import LogitsProcessor
 from glider.errors import BaseModelError, ExpertError, PoolError, QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
-from glider.inference.model import ChoiceScore, Query, RoutedModel
+from glider.inference.answers import ChoiceScore
+from glider.inference.model import RoutedModel
+from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.inference.streaming import Piece
 from glider.layers.routed_linear import RoutedLinear

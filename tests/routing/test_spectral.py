@@ -182,20 +182,6 @@ def test_an_adapter_of_zeros_has_a_basis_of_zeros() -> None:
     assert (factorise(torch.randn(1, 2, 8), torch.zeros(1, 8, 2)) == 0).all()
 
 
-def test_a_bar_is_shown_only_on_a_terminal_and_only_for_long_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert list(spectral._watched(range(3), 3, "Counting")) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    assert list(spectral._watched(range(3), 3, "Counting")) == [0, 1, 2]
-    assert "Counting" not in capsys.readouterr().err
-    monkeypatch.setattr(spectral, "_PATIENCE", 0.0)
-    assert list(spectral._watched(range(3), 3, "Counting")) == [0, 1, 2]
-    told = capsys.readouterr()
-    assert "Counting" in told.err and told.out == ""
-
-
 def forbidden(*_: torch.Tensor) -> torch.Tensor:
     raise AssertionError("factorised although it was kept")
 

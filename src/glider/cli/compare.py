@@ -87,20 +87,10 @@ def _fewshot(rows: list["Row"], evaluated: list["Row"]) -> list["Row"]:
 @contextmanager
 def _bars(rows: int) -> Iterator[Callable[[str, int], None]]:
     """A progress bar for each router on a terminal's stderr; yields what moves it."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
+    from glider.progress import Bars
 
-    console = Console(stderr=True)
-    tasks = {}
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-
-        def tick(name: str, done: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(escape(name), total=rows)
-            bar.update(tasks[name], completed=done)
-
-        yield tick
+    with Bars() as bars:
+        yield lambda name, done: bars.update(name, done / rows, f"{done}/{rows} rows")
 
 
 def _print_table(entries: list["Entry"], rows: int) -> None:

@@ -7,7 +7,8 @@ import typer
 
 if TYPE_CHECKING:
     from glider.demo.prompts import DemoPrompt
-    from glider.inference.model import Answer, RoutedModel
+    from glider.inference.answers import Answer
+    from glider.inference.model import RoutedModel
 
 _BAR_WIDTH = 24
 _SHOWN_EXPERTS = 3
@@ -48,19 +49,17 @@ def demo(
 
 def _answer(model: "RoutedModel", texts: list[str], max_new_tokens: int) -> tuple[list["Answer"], Any]:
     """Generate with a progress bar that counts written tokens and finished rows."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from glider.progress import Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Answering", total=len(texts), text="reading the prompts")
+    with Bars() as bars:
+        bars.update("Answering", 0.0, "reading the prompts")
         written = {"pieces": 0, "ended": 0}
 
         def progress(piece: Any) -> None:
             written["pieces"] += 1
             written["ended"] += piece.ended
             text = f"{written['pieces']} tokens, {written['ended']} of {len(texts)} answers"
-            bar.update(task, completed=written["ended"], text=text)
+            bars.update("Answering", written["ended"] / len(texts), text)
 
         return model.generate_traced(texts, max_new_tokens=max_new_tokens, on_piece=progress)
 

@@ -67,25 +67,17 @@ def evaluate(
 
 def _run(run: "Run", workers: int) -> "list[JobResult]":
     """How each cell ended, with bars on the way: of the cells, and of the rows of those at work."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
     from glider.jobs.local import LocalExecutor
+    from glider.progress import Bars
 
-    console = Console(stderr=True)
     results: list[JobResult] = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        cells, rows = bar.add_task("cells", total=len(run.cells)), bar.add_task("rows", total=1.0)
-
-        def report(name: str, text: str, share: float) -> None:
-            bar.update(rows, description=escape(f"{name}, {text}"), completed=share)
-
+    with Bars() as bars:
+        report = lambda name, text, share: bars.update("rows", share, f"{name}, {text}")  # noqa: E731
         for result in run.go(report, LocalExecutor(workers)):
             results.append(result)
-            bar.advance(cells)
+            bars.update("cells", len(results) / len(run.cells), f"{len(results)}/{len(run.cells)}")
             if result.status == "failed":
-                console.print(f"{result.job.name}: {result.message}", markup=False)
+                bars.note(f"{result.job.name}: {result.message}")
     return results
 
 

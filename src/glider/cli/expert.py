@@ -1,6 +1,7 @@
 """`glider expert train`: data in, expert out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from glider.inference.spec import BaseSpec
 
 if TYPE_CHECKING:
     from glider.contribute.loop import Progress
+    from glider.contribute.protocol import Report
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -55,9 +57,9 @@ def train(
     from glider.contribute.protocol import train_expert
 
     quiet_libraries()
-    with _ProgressLine() as line:
+    with _progress() as report:
         expert = train_expert(
-            data, spec, out, config, description=description, task=task, licence=licence, report=line.update
+            data, spec, out, config, description=description, task=task, licence=licence, report=report
         )
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
@@ -87,10 +89,10 @@ def import_(
     from glider.contribute.adopt import adopt
 
     quiet_libraries()
-    with _ProgressLine() as line:
+    with _progress() as report:
         expert = adopt(
             adapter, spec, out, config, data=data, description=description, task=task, licence=licence,
-            report=line.update,
+            report=report,
         )  # fmt: skip
     gates = sum(site.has_gate for site in expert.sites.values())
     parts = [f"{gates} gates" if gates else "no gates", "described" if expert.card.description else "no description"]
@@ -114,8 +116,8 @@ def gates(
     from glider.contribute.adopt import make_gates
 
     quiet_libraries()
-    with _ProgressLine() as line:
-        made = make_gates(expert, data, spec, config, line.update, how)
+    with _progress() as report:
+        made = make_gates(expert, data, spec, config, report, how)
     told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
     print(f"{made.directory}: {len(made.sites)} gates, {told}")
 
@@ -190,33 +192,21 @@ def _best(record: dict[str, Any]) -> str:
     return f"{loss:.4f} at step {record['best_step']}" if loss is not None else "unknown (no validation rows)"
 
 
-class _ProgressLine:
-    """Loss, tokens a second and time left, on stderr; plain lines where it is no terminal."""
+@contextmanager
+def _progress() -> "Iterator[Report]":
+    """Shows loss, tokens a second and time left; every tenth step as a plain line where stderr is no terminal."""
+    from glider.progress import Bars
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+    with Bars(stay=True) as bars:
 
-        self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description:>5}"), BarColumn(), TextColumn("{task.fields[text]}"))
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._tasks: dict[str, int] = {}
+        def update(stage: str, progress: "Progress", steps: int) -> None:
+            left = progress.seconds / progress.step * (steps - progress.step)
+            speed = progress.tokens / progress.seconds
+            text = f"{progress.step}/{steps}  loss {progress.loss:.3f}  {speed:.0f} tokens/s  {left:.0f} s left"
+            if progress.validation:
+                text += f"  validation {progress.validation[-1][1]:.3f}"
+            bars.update(stage, progress.step / steps, text)
+            if progress.step % 10 in (0, steps % 10):
+                bars.say(f"{stage} {text}")
 
-    def __enter__(self) -> "_ProgressLine":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, stage: str, progress: "Progress", steps: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=steps, text="")
-        left = progress.seconds / progress.step * (steps - progress.step)
-        speed = progress.tokens / progress.seconds
-        text = f"{progress.step}/{steps}  loss {progress.loss:.3f}  {speed:.0f} tokens/s  {left:.0f} s left"
-        if progress.validation:
-            text += f"  validation {progress.validation[-1][1]:.3f}"
-        self._bar.update(self._tasks[stage], completed=progress.step, text=text)  # pyright: ignore
-        if not self._console.is_terminal and progress.step % 10 in (0, steps % 10):
-            self._console.print(f"{stage} {text}", highlight=False, soft_wrap=True)
+        yield update

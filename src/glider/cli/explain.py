@@ -34,7 +34,7 @@ def explain(
     """
     text = read_prompt(prompt)
     model = load_model(spec)
-    from glider.inference.model import Query
+    from glider.inference.queries import Query
 
     if not model.experts:
         raise RouterError(

@@ -35,7 +35,7 @@ def generate(
     model = load_model(spec)
     import torch
 
-    from glider.inference.model import Query
+    from glider.inference.queries import Query
 
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}

@@ -126,14 +126,7 @@ def _facts(base: str) -> "OfficialBase":
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, one step for each expert; nothing where it is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from glider.progress import Bars
 
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("Importing", total=None)
-
-        def report(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=name)
-
-        yield report
+    with Bars() as bars:
+        yield lambda name, done, total: bars.update("Importing", done / total, name)

@@ -73,15 +73,12 @@ def show(
 
 def verify(path: PoolPath, key: SignatureKey = None) -> None:
     """Check every file against its hash, every weight for being finite, and the signature if a key is given."""
-    from rich.progress import track
-
     from glider.experts.pool import Pool
+    from glider.progress import track
 
     check_signature(path, key)
     pool = Pool.open(path)
-    for expert, record in track(
-        list(zip(pool.experts, pool.index.experts, strict=True)), description="Verifying", transient=True
-    ):
+    for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})
     print(f"{path}: {len(pool)} experts are as they were when they joined")
 
@@ -133,18 +130,21 @@ def build(
 
     Unchanged experts are skipped, an interrupted run goes on, and one expert's failure does not stop the others.
     """
-    from glider.cli.build_progress import BuildProgress
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
     from glider.experts.pool import POOL_FILE
     from glider.jobs.local import LocalExecutor
+    from glider.progress import Bars
 
     read = PoolPlan.read(plan)
     quiet_libraries()
-    with BuildProgress([entry.name for entry in read.experts]) as progress:
+    with Bars(stay=True) as bars:
+        for entry in read.experts:
+            bars.update(entry.name, 0.0, "waiting")
         results = []
-        for result in build_pool(read, plan.parent, out, LocalExecutor(workers), progress.update, base=spec):
-            progress.finish(result.job.name, result.status)
+        report = lambda name, text, share: bars.update(name, share, text)  # noqa: E731
+        for result in build_pool(read, plan.parent, out, LocalExecutor(workers), report, base=spec):
+            bars.finish(result.job.name, result.status)
             results.append(result)
     if json_:
         print(json.dumps(as_json(results), indent=2))
@@ -177,15 +177,13 @@ def calibrate(
 
     With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
     """
-    from rich.progress import Progress
-
     from glider.calibration.threshold import calibrate as choose
     from glider.experts.pool import Pool
+    from glider.progress import Bars, counter
 
     pool = Pool.open(path)
-    with Progress(transient=True) as bar:
-        task = bar.add_task("Leaving out one expert at a time", total=len(pool))
-        stored = choose(pool, signal, report=lambda done, _: bar.update(task, completed=done))
+    with Bars() as bars:
+        stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
     pool = pool.calibrate(signal, stored, default)
     if data is not None:
         stored = _with_constants(pool, signal, data, split, spec)
@@ -199,22 +197,21 @@ def calibrate(
 
 
 def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spec: BaseSpec) -> "Calibration":
-    from rich.progress import Progress
-
     from glider.calibration.strength import choose_constants
     from glider.cli.terminal import quiet_libraries
     from glider.data.rows import read_rows
     from glider.errors import ConfigError
+    from glider.inference.alpha_loss import alpha_loss
+    from glider.progress import Bars, counter
 
     if "{name}" not in data:
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
     model = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal).load()
-    with Progress(transient=True) as bar:
-        task = bar.add_task("Trying gamma and beta", total=None)
-        report = lambda done, of: bar.update(task, completed=done, total=of)  # noqa: E731
-        return choose_constants(model, rows, pool.index.calibrations[signal], report=report)
+    with Bars() as bars:
+        report = counter(bars, "Trying gamma and beta")
+        return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
 
 
 def _settled(path: Path) -> "Pool":

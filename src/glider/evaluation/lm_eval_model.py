@@ -21,7 +21,8 @@ from glider.evaluation.cells import versions
 from glider.evaluation.run_plan import pool_hash
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.likelihood import Likelihood, likelihoods
-from glider.inference.model import Query, RoutedModel
+from glider.inference.model import RoutedModel
+from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec
 
 try:

@@ -7,7 +7,13 @@ tasks' means, so that a task counts the same however many rows it has.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+
+from glider.errors import MissingDependency
+
+try:
+    from scipy import stats
+except ImportError:
+    raise MissingDependency("scipy", "compute intervals and tests", "pip install 'glider-moe[eval]'") from None
 
 RESAMPLES = 2000
 FLIPS = 9999  # of a test: with Holm's correction over hundred tests the smallest p is still 0.02

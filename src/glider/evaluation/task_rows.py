@@ -8,7 +8,8 @@ from typing import Any, cast
 from glider.data.rows import Row
 from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
-from glider.inference.model import Query, RoutedModel
+from glider.inference.model import RoutedModel
+from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
 from glider.routing.condition import Condition
 

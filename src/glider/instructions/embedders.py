@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from glider.config import EMBEDDED_EMBEDDER
-from glider.errors import EmbedderError
+from glider.errors import EmbedderError, MissingDependency
 from glider.experts.card import EmbedderIdentity
 from glider.registry import Registry
 from glider.shapes import Float, Tensor
@@ -90,8 +90,11 @@ def _load(name: str, prefix: str, address: str | None) -> Embedder:
 
 
 def _sentence_transformer(name: str, source: str) -> Encode:
-    from sentence_transformers import SentenceTransformer
-
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        purpose = f"embed texts by {name}"
+        raise MissingDependency("sentence-transformers", purpose, "pip install 'glider-moe[embed]'") from None
     try:
         model = SentenceTransformer(source, device="cpu")
     except (OSError, ValueError) as fault:

@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from scipy import stats
-
-from glider.evaluation.statistics import holm
+from glider.evaluation.statistics import holm, stats
 from glider.report.cells import TaskResult
 
 LEVEL = 0.05

@@ -3,9 +3,8 @@
 What `arrow` and `spectr` share: for each site and expert S V^T of B A = U S V^T, found without making B A.
 """
 
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.files.disk import save_tensors, sha256, write_file
+from glider.progress import track
 from glider.routing.base import Site, absent_at
 from glider.routing.spectra_files import forget_unused, note_use, spectra_file
 from glider.shapes import Float, Tensor
@@ -58,7 +58,7 @@ def bases(pool: Pool, directions: int | None = None) -> Iterator[Basis]:
     one that joined the pool.
     """
     spectra = spectra_of(pool)
-    for name in _watched(pool.sites, len(pool.sites), "Reading spectra"):
+    for name in track(pool.sites, len(pool.sites), "Reading spectra"):
         widths = [spectrum[name].shape[0] for spectrum in spectra if name in spectrum]
         depth = min(max(widths), directions or max(widths))
         width = next(expert.sites[name].in_features for expert in pool if name in expert.sites)
@@ -88,7 +88,7 @@ def _compute(missing: Mapping[str, Expert]) -> dict[str, Spectra]:
     parts = [keys[start : start + _TOGETHER] for start in range(0, len(keys), _TOGETHER)]
     done: dict[str, Spectra] = {}
     keeping = True
-    for part in _watched(parts, len(parts), "Factorising experts"):
+    for part in track(parts, len(parts), "Factorising experts"):
         experts = [missing[key] for key in part]
         for key, expert in zip(part, experts, strict=True):
             if sha256(expert.directory / ADAPTER_WEIGHTS_FILE) != key:
@@ -143,24 +143,3 @@ def _read(key: str, expert: Expert) -> Spectra | None:
         return None
     note_use(file)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _watched(steps: Iterable[Step], total: int, text: str) -> Iterator[Step]:
-    """The steps; on a terminal with a progress bar on stderr, once they look like taking over two seconds."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from steps
-        return
-    bar = Progress(console=console, transient=True)
-    task, began = bar.add_task(text, total=total), time.monotonic()
-    try:
-        for done, step in enumerate(steps, start=1):
-            yield step
-            bar.update(task, completed=done)
-            if (time.monotonic() - began) * total / done > _PATIENCE:
-                bar.start()
-    finally:
-        bar.stop()

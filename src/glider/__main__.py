@@ -1,0 +1,5 @@
+"""`python -m glider` is the command `glider`."""
+
+from glider.cli.main import main
+
+main()
