@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
 from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, PoolOption, make_describer
 from glider.cli.options import with_settings
+from glider.config import Config
 from glider.inference.spec import BaseSpec
 
 if TYPE_CHECKING:
@@ -18,29 +20,31 @@ if TYPE_CHECKING:
     from glider.evaluation.compare import Entry
 
 
+class CompareConfig(Config):
+    """Which routers are compared, and on which rows."""
+
+    routers: str = Field(
+        default="base,phatgoose,glider",
+        description="Comma-separated, with settings as in merge(method=ties); the others are tested against the first.",
+    )
+    split: str | None = Field(default=None, description="Use the rows of this split only.")
+    rows: int | None = Field(default=None, ge=1, description="Use so many rows, drawn by --seed.")
+    seed: int = Field(default=0, description="For --rows.")
+    fewshot: Path | None = Field(default=None, description="Rows of the training split, for routers fitted on some.")
+    fewshot_rows: int = Field(default=5, ge=1, description="How many of them.")
+    max_new_tokens: int = Field(default=48, ge=1, description="Longest answer.")
+
+
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(with_settings(BaseSpec, "spec")(compare))
+    command = with_settings(BaseSpec, "spec")(with_settings(CompareConfig)(compare))
+    app.command(name, help=text)(command)
 
 
 def compare(
     data: Annotated[Path, typer.Option("--data", help="JSON Lines with input, output, and choices or references.")],
     spec: BaseSpec,
+    config: CompareConfig,
     pool: PoolOption = "demo",
-    routers: Annotated[
-        str,
-        typer.Option(
-            "--routers",
-            help="Comma-separated, with settings as in merge(method=ties); the others are tested against the first.",
-        ),
-    ] = "base,phatgoose,glider",
-    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Use so many rows, drawn by --seed.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="For --rows.")] = 0,
-    fewshot: Annotated[
-        Path | None, typer.Option("--fewshot", help="Rows of the training split, for lorahub's search.")
-    ] = None,
-    fewshot_rows: Annotated[int, typer.Option("--fewshot-rows", min=1, help="How many of them.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 48,
     describer: DescriberOption = None,
     base_url: BaseUrlOption = None,
     as_json: JsonOption = False,
@@ -55,19 +59,29 @@ def compare(
     from glider.evaluation.compare import compare as run
     from glider.routing.specification import listed
 
-    names = listed(routers)
+    names = listed(config.routers)
     if not names:
         raise ConfigError("at least one router in --routers", "none", "Write --routers base,glider.")
-    chosen = _drawn(read_rows(data, split), rows, seed)
-    shots = [] if fewshot is None else _fewshot(read_rows(fewshot), chosen)[:fewshot_rows]
+    chosen = _drawn(read_rows(data, config.split), config.rows, config.seed)
+    shots = [] if config.fewshot is None else _fewshot(read_rows(config.fewshot), chosen)[: config.fewshot_rows]
     writer = make_describer(describer, base_url)
     quiet_libraries()
     with _bars(len(chosen)) as tick:
-        settings = {"base": spec, "max_new_tokens": max_new_tokens, "describer": writer}
-        entries = list(run(pool, chosen, names, fewshot=shots, tick=tick, **settings))
+        entries = list(
+            run(
+                pool,
+                chosen,
+                names,
+                base=spec,
+                fewshot=shots,
+                max_new_tokens=config.max_new_tokens,
+                describer=writer,
+                tick=tick,
+            )
+        )
     if as_json:
-        told = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": seed}
-        print(json.dumps({**told, "entries": [asdict(entry) for entry in entries]}, indent=2))
+        head = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": config.seed}
+        print(json.dumps({**head, "entries": [asdict(entry) for entry in entries]}, indent=2))
     else:
         _print_table(entries, len(chosen))
 

@@ -69,17 +69,16 @@ def import_official(
     from glider.errors import PoolError
 
     quiet_libraries()
-    if pool.exists():  # before the base model is loaded
+    if pool.exists():
         raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another --pool.")
     opened = open_checkpoint(checkpoint, None if order is None else _names(order))
     vectors = None if embeddings is None else read_embeddings(embeddings)
     sentences = None if descriptions is None else _sentences(descriptions)
-    facts = _facts(base)
     with _progress() as report:
         made = import_checkpoint(
             opened,
             pool,
-            facts,
+            _facts(base),
             embeddings=vectors,
             descriptions=sentences,
             without=without or (),
@@ -88,9 +87,9 @@ def import_official(
             licence=licence,
             report=report,
         )
-    kinds = sorted({expert.card.training["gates"] for expert in made})
+    kinds = "/".join(sorted({expert.card.training["gates"] for expert in made}))
     embedded = "with" if vectors else "without"
-    print(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {'/'.join(kinds)} gates, {embedded} instructions")
+    print(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {kinds} gates, {embedded} instructions")
 
 
 def _names(order: str) -> list[str]:

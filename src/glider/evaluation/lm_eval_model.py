@@ -23,7 +23,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.inference.likelihood import Likelihood, likelihoods
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
-from glider.inference.spec import ModelSpec
+from glider.inference.spec import load
 
 try:
     from lm_eval.api.instance import Instance
@@ -57,8 +57,8 @@ class GliderLM(LM):
     (stripped) an answer with its end token; leave the harness's `--apply_chat_template` out then.
 
     `descriptions`: a JSON file of task name -> sentence, embedded in place of the context for requests of that task.
-    `batch_size` counts contexts; `expert_memory` is that of `glider.load` ("2GB"). Other keyword arguments are settings
-    of the router (`top_k`, `p`, ...).
+    `batch_size` counts contexts. Other keyword arguments are those of `glider.load`: `dtype`, `device`,
+    `expert_memory`, settings of the router (`top_k`, `p`, ...).
     """
 
     def __init__(
@@ -68,29 +68,23 @@ class GliderLM(LM):
         router: str = "glider",
         prompt: Literal["raw", "pool"] = "raw",
         descriptions: str | None = None,
-        dtype: str = "float32",
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,
-        device: str | None = None,
         max_length: int | None = None,
-        expert_memory: str | int | None = None,
         **settings: Any,
     ):
         super().__init__()
         if prompt not in ("raw", "pool"):
             raise ConfigError("prompt=raw or prompt=pool", f"prompt={prompt}", "Mend --model_args.")
         self.raw, self._router = prompt == "raw", router
-        self.routed = ModelSpec.parse(
-            base=base,
-            pool=pool,
+        self.routed = load(
+            base,
+            pool,
             router=router,
-            settings=settings,
-            dtype=dtype,
-            device=device or "cpu",
             prompt=PromptFormat(kind="raw") if self.raw else None,
-            expert_memory=expert_memory,
             strict=True,  # a query whose embedding fails must not become a number
-        ).load()
+            **{name: value for name, value in settings.items() if value is not None},  # the harness gives device=None
+        )
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
         self.routed.encoder.context = self.max_length = max_length or _limit(self.routed)

@@ -68,6 +68,15 @@ def add_token(
 
 @triton.jit
 @no_type_check
+def pairs_of_block(order_at, starts_at, firsts_at, block, expert, PAIRS: tl.constexpr):
+    """The pairs of a block that belongs to an expert, and which of its places have one."""
+    places = tl.load(starts_at + expert) + (block - tl.load(firsts_at + expert)) * PAIRS + tl.arange(0, PAIRS)
+    ours = places < tl.load(starts_at + expert + 1)
+    return tl.load(order_at + places, mask=ours, other=0), ours
+
+
+@triton.jit
+@no_type_check
 def project_block(
     z_at, x_at, a_at, weights_at, scaling_at, order_at, starts_at, firsts_at, owners_at,
     count, kept, rank, width, x_row, x_column, a_expert, a_row, a_column,
@@ -77,9 +86,7 @@ def project_block(
     block = tl.program_id(0)
     expert = tl.load(owners_at + block)
     if expert < count:
-        places = tl.load(starts_at + expert) + (block - tl.load(firsts_at + expert)) * PAIRS + tl.arange(0, PAIRS)
-        ours = places < tl.load(starts_at + expert + 1)
-        pairs = tl.load(order_at + places, mask=ours, other=0)
+        pairs, ours = pairs_of_block(order_at, starts_at, firsts_at, block, expert, PAIRS)
         ranks = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
         total = tl.zeros((PAIRS, RANKS), dtype=tl.float32)
         for start in range(0, width, WIDTHS):
@@ -110,9 +117,7 @@ def expand_block(
     block = tl.program_id(0)
     expert = tl.load(owners_at + block)
     if expert < count:
-        places = tl.load(starts_at + expert) + (block - tl.load(firsts_at + expert)) * PAIRS + tl.arange(0, PAIRS)
-        ours = places < tl.load(starts_at + expert + 1)
-        pairs = tl.load(order_at + places, mask=ours, other=0)
+        pairs, ours = pairs_of_block(order_at, starts_at, firsts_at, block, expert, PAIRS)
         outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
         total = tl.zeros((PAIRS, OUTS), dtype=tl.float32)
         for start in range(0, rank, RANKS):
@@ -209,8 +214,7 @@ def choose(
     scores = scores / divisor
     if ABSOLUTE:
         scores = tl.abs(scores)
-    missing = tl.load(absent_at + experts, mask=there, other=1)
-    scores = tl.where(missing != 0, float("-inf"), scores)
+    scores = tl.where(tl.load(absent_at + experts, mask=there, other=1) != 0, float("-inf"), scores)
     if TERM:
         query = token // tokens_each
         if MAPPED:
