@@ -1,20 +1,22 @@
 """What every registered router keeps to, on a decoder-only and an encoder-decoder model, with uneven experts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import load
-from glider.routing.base import Decision, QueryFeatures, Router, Site, routers
+from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, routers
+from glider.routing.methods.phatgoose import Phatgoose
+from glider.routing.select import TopK
 from glider.routing.specification import parsed, router_from
+from glider.testing import check_decision, check_router
 
 STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "merge(method=ties)", "merge(method=dare)"]
 STATIC += ["lorahub"]
@@ -79,7 +81,7 @@ def test_it_answers_scores_and_leaves_the_model_as_it_was(
         assert set(answer.usage) <= names and (text == "base") == (not answer.usage)
         assert text == "base" or sum(answer.usage.values()) == pytest.approx(1, abs=1e-4)
     for call in trace.calls:
-        require_contract(call.decision, len(model.attached.prepared.experts))
+        check_decision(call.decision, model.attached.prepared.sites[call.site], len(call.decision.experts))
     likely = model.score(PROMPTS[0], ["yes", "no"])
     assert all(choice.log_likelihood < 0 for choice in likely)
     bare = load_base(str(base_directory)).model.state_dict()
@@ -105,39 +107,68 @@ def test_a_static_router_folded_equals_itself(
 
 @pytest.mark.parametrize("text", EVERY)
 def test_decisions_keep_the_contract(pool: Pool, router_of: RouterMaker, text: str) -> None:
-    """Indices in range, weights finite and of sum one, nothing for an expert that the site lacks."""
     router = router_of(text)
+    for seed in range(8):
+        check_router(router, pool, seed=seed)
     prepared = router.prepare(pool)
-    whole, partly = list(prepared.sites.values())[:2]
-
-    @settings(deadline=None, derandomize=True, max_examples=25)
-    @given(
-        st.sampled_from([whole, partly]), st.integers(1, 5), st.sampled_from([1e-3, 1.0, 300.0]), st.integers(0, 999)
-    )
-    def check(site: Site, tokens: int, scale: float, seed: int) -> None:
-        chance = torch.Generator().manual_seed(seed)
-        condition = router.condition(prepared, QueryFeatures(tokens, torch.randn(tokens, 384, generator=chance)))
-        x = scale * torch.randn(tokens, width_of(site, pool), generator=chance)
-        decision = router.route(site, x, condition.term)
-        require_contract(decision, len(prepared.experts))
-        assert len(decision.experts) == tokens
-        assert (decision.weights[site.absent[decision.experts]] == 0).all()
-
-    check()
+    for site in prepared.sites.values():
+        x = torch.randn(3, next(e.sites[site.name].in_features for e in pool if site.name in e.sites))
+        decision = router.route(site, x, router.condition(prepared, QueryFeatures(3, torch.randn(3, 384))).term)
+        assert isinstance(decision, Decision)
+        torch.testing.assert_close(decision.weights.float().sum(dim=-1), torch.ones(3), atol=1e-4, rtol=0)
+        assert (decision.weights >= 0).all()
 
 
-def width_of(site: Site, pool: Pool) -> int:
-    return next(expert.sites[site.name].in_features for expert in pool if site.name in expert.sites)
+@pytest.mark.parametrize("text", ["glider", "loraretriever", "merge"])
+def test_the_contract_holds_on_a_model(base_directory: Path, pool: Pool, router_of: RouterMaker, text: str) -> None:
+    check_router(router_of(text), pool, load_base(str(base_directory)))
 
 
-def require_contract(decision: Decision, experts: int) -> None:
-    assert decision.experts.shape == decision.weights.shape
-    assert decision.experts.min() >= 0 and decision.experts.max() < experts
-    assert torch.isfinite(decision.weights).all() and (decision.weights >= 0).all()
-    torch.testing.assert_close(
-        decision.weights.float().sum(dim=-1), torch.ones(len(decision.weights)), atol=1e-4, rtol=0
-    )
-    assert all(len(set(row)) == len(row) for row in decision.experts.tolist())
+@dataclass(frozen=True)
+class Careless(Phatgoose):
+    """PHATGOOSE with one mistake."""
+
+    mistake: str = ""
+
+    def prepare(self, pool: Pool) -> Prepared:
+        prepared = super().prepare(pool)
+        if self.mistake != "a row for each of":
+            return prepared
+        short = {name: replace(s, tensors={"gates": s["gates"][:-1]}) for name, s in prepared.sites.items()}
+        return replace(prepared, sites=short)
+
+    def route(self, site: Site, x: torch.Tensor, term: torch.Tensor | None) -> Decision:
+        if self.mistake == "tokens are left":
+            x.add_(1.0)
+        if self.mistake == "does not depend on the others":
+            x = x - x.mean(dim=0)
+        decision = super().route(site, x, term)
+        experts, weights = decision.experts, decision.weights
+        if self.mistake == "experts of 0 to":
+            experts = experts + 1
+        if self.mistake == "each expert once":
+            experts = experts[:, :1].expand_as(experts)
+        if self.mistake == "no weight for an expert":
+            weights = torch.full_like(weights, 0.5)
+        if self.mistake == "finite weights":
+            weights = weights * torch.nan
+        if self.mistake == "a decision for each":
+            experts, weights = experts[:-1], weights[:-1]
+        if self.mistake == "the same tokens":
+            experts = torch.rand(len(x), len(site.absent)).argsort(dim=-1)[:, :2]
+        return Decision(experts, weights)
+
+
+MISTAKES = ["a row for each of", "tokens are left", "does not depend on the others", "experts of 0 to"]
+MISTAKES += ["each expert once", "no weight for an expert", "finite weights", "a decision for each", "the same tokens"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_careless_router_is_told_what_it_breaks(pool: Pool, mistake: str) -> None:
+    check_router(Careless(), pool)
+    with pytest.raises(AssertionError, match=mistake):
+        for seed in range(8):
+            check_router(Careless(TopK(3) if "no weight" in mistake else TopK(2), mistake=mistake), pool, seed=seed)
 
 
 @pytest.mark.parametrize("text", [text for text in CHOOSING if "(" not in text])
