@@ -143,7 +143,7 @@ def test_what_is_missing_is_said_and_never_a_number(partial: Path, tmp_path: Pat
     assert cells[1].startswith("**37.5** (")
     assert "missing (1 of 2 tasks)" in cells
     assert "| arrow | missing | missing |" in markdown
-    assert "- glider: near/b (glider failed: 50 % of \\<it\\> & \\\\more)" in markdown
+    assert "- glider: near/b (glider failed: 50 % of \\<it\\> \\& \\\\more)" in markdown
     assert "- arrow: " in markdown and "arrow has not been run" in markdown
     assert "\\textit{missing (1 of 2 tasks)}" in latex and "alpha \\$10 & " in latex
     assert "50 % of &lt;it&gt; &amp; \\more" in page and '<td class="lack" title="near/b">' in page

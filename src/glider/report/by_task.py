@@ -73,9 +73,9 @@ def lacks(plan: ReportPlan, results: Results) -> list[Lack]:
     return list(found.values())
 
 
-def told_by_reason(found: Sequence[Lack]) -> list[tuple[str, str, list[Place]]]:
+def by_reason(lacks: Sequence[Lack]) -> list[tuple[str, str, list[Place]]]:
     """Method, reason and places, with the places of one reason together."""
     together: dict[tuple[str, str], list[Place]] = {}
-    for lack in found:
+    for lack in lacks:
         together.setdefault((lack.method, lack.reason), []).append(lack.place)
     return [(method, reason, places) for (method, reason), places in together.items()]

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from glider.config import Config, faults
 from glider.errors import ConfigError
 from glider.files.disk import write_file, write_json
-from glider.report import latex, markdown, page
 from glider.report.by_task import by_task, lacks
 from glider.report.cells import Results
 from glider.report.contents import Picture, Report
 from glider.report.global_scores import PoolScores
+from glider.report.rendering import FORMS, render
 from glider.report.report_plan import FILE, ReportPlan
 from glider.report.routing_map import RoutingMap
 from glider.report.scores_figure import draw_scores
@@ -54,8 +54,9 @@ def write_report(
         pictures=tuple(pictures),
         made_with=_made_with(plan, results),
     )
-    for name, text in (("md", markdown.write(report)), ("tex", latex.write(report)), ("html", page.write(report))):
-        write_file(out / f"report.{name}", lambda partial, text=text: partial.write_text(text, "utf8"))
+    for form in FORMS:
+        text = render(report, form)
+        write_file(out / f"report.{form}", lambda partial, text=text: partial.write_text(text, "utf8"))
     write_json(out / "report.json", as_json(report))
     return report
 

@@ -6,6 +6,7 @@ from glider.report.by_task import TaskLine
 from glider.report.cells import Place
 from glider.report.chance import Standing
 from glider.report.contents import Report
+from glider.report.report_plan import MethodView
 from glider.report.tables import Column, Table, Value
 
 INTRODUCTION = (
@@ -39,9 +40,9 @@ FIGURES = {
 }
 
 
-def percent(value: float) -> str:
+def percent(share: float | None) -> str:
     """A share as a percentage with one decimal."""
-    return f"{100 * value:.1f}"
+    return "missing" if share is None else f"{100 * share:.1f}"
 
 
 def _signed(value: float) -> str:
@@ -60,6 +61,11 @@ def lacking(value: Value) -> str:
     if not value.tasks:
         return "missing"
     return f"missing ({len(value.missing)} of {value.tasks + len(value.missing)} tasks)"
+
+
+def marked(method: MethodView) -> str:
+    """A method's name, with a sign where it knows more than a router may."""
+    return method.label + (" †" if method.bound else "")
 
 
 def heading(column: Column) -> str:

@@ -1,0 +1,82 @@
+"""A report in each of its forms: a template beside this module, which escapes every text that the report holds."""
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glider.errors import MissingDependency
+from glider.report import wording
+from glider.report.by_task import by_reason
+from glider.report.contents import Report
+
+FORMS = ("md", "tex", "html")
+
+_MARKDOWN = {sign: f"\\{sign}" for sign in "\\|*_<>`[]&~$#"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "†": r"$^\dagger$",
+    "“": "``",
+    "”": "''",
+}
+_LATEX_SYNTAX = {  # braces are LaTeX's own
+    **{"block_start_string": "<%", "block_end_string": "%>"},
+    **{"variable_start_string": "<<", "variable_end_string": ">>"},
+    **{"comment_start_string": "<#", "comment_end_string": "#>"},
+}
+
+
+def render(report: Report, form: str) -> str:
+    """The report in one of `FORMS`; raises `MissingDependency` without jinja2."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise MissingDependency("jinja2", "write the report", "pip install 'glider-moe[plot]'") from None
+    environment = Environment(
+        loader=PackageLoader("glider.report"),
+        autoescape=True,
+        finalize={"md": _escape(_MARKDOWN), "tex": _escape(_LATEX, guard="{}")}.get(form),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **(_LATEX_SYNTAX if form == "tex" else {}),
+    )
+    words = (wording.chance_lists, wording.details, wording.guess_text, wording.heading, wording.lacking)
+    filters = (*words, wording.marked, wording.percent, wording.place_text, wording.reading, by_reason, label, embedded)
+    environment.filters.update({one.__name__: one for one in filters})
+    constants = {"INTRODUCTION": wording.INTRODUCTION, "CHANCE": wording.CHANCE}
+    return environment.get_template(f"report.{form}.jinja").render(report=report, **constants)
+
+
+def _escape(signs: Mapping[str, str], guard: str = "") -> Callable[[Any], Any]:
+    """What jinja2 does with a value before its own escape, which is for HTML and passes what is `Markup` already.
+
+    `guard` goes before a text whose first sign a command in front of it would take for an argument.
+    """
+    from markupsafe import Markup
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, Markup):
+            return value
+        text = " ".join(str(value).split())
+        return Markup((guard if text[:1] in ("[", "*") else "") + text.translate(str.maketrans(signs)))
+
+    return escape
+
+
+def label(text: str) -> str:
+    """A name for LaTeX's `label`."""
+    return re.sub(r"[\W_]+", "-", text)
+
+
+def embedded(path: Path) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
