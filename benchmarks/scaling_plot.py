@@ -47,10 +47,10 @@ def draw(rows: Rows, path: Path, colours: Dress = LIGHT) -> Path:
 def _ratios(axis: Any, rows: Rows, colours: Dress, name: str) -> None:
     """Measured ratios with their quartiles, the limit a dashed line of the same colour."""
     if name == "tokens":
-        series = [("1 query", rows, colours.own, "o")]
+        series = [("1 query", rows, colours.accent, "o")]
     else:
         few, many = ([row for row in rows if (row["tokens"] > FEW) == large] for large in (False, True))
-        series = [("512 tokens", many, colours.own, "o"), ("1 token", few, colours.line, "s")]
+        series = [("512 tokens", many, colours.accent, "o"), ("1 token", few, colours.line, "s")]
     for label, own, colour, marker in series:
         if not own:
             continue
@@ -73,7 +73,9 @@ def _memory(axis: Any, rows: Rows, colours: Dress) -> None:
     """Megabytes of one layer's gates and experts: computed, and as the process grew."""
     x = [row["experts"] for row in rows]
     axis.plot(x, [row["held_megabytes"] for row in rows], color=colours.dots, ls="--", lw=1.2, label="computed")
-    axis.plot(x, [row["grown_megabytes"] for row in rows], color=colours.own, marker="o", ms=4, lw=0, label="resident")
+    axis.plot(
+        x, [row["grown_megabytes"] for row in rows], color=colours.accent, marker="o", ms=4, lw=0, label="resident"
+    )
     _logarithmic(axis, x)
     axis.set_yscale("log")
     axis.set_xlabel("experts", fontsize=9)
@@ -83,7 +85,7 @@ def _memory(axis: Any, rows: Rows, colours: Dress) -> None:
 def _loop(axis: Any, rows: Rows, colours: Dress) -> None:
     """Bars of the routed T5 and of the loop over experts, each with its figure."""
     groups = list(dict.fromkeys((row["case"], row["experts"]) for row in rows))
-    for place, (model, colour) in enumerate((("routed", colours.own), ("loop", colours.dots))):
+    for place, (model, colour) in enumerate((("routed", colours.accent), ("loop", colours.dots))):
         own = [row for row in rows if row["model"] == model]
         at = [groups.index((row["case"], row["experts"])) + 0.4 * place - 0.2 for row in own]
         if own:

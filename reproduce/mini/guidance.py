@@ -65,7 +65,7 @@ def distinct(cells: list[tuple[str, CellFile]]) -> dict[str, list[dict[str, Any]
     """The rows of each task, those of several draws once."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for task, cell in cells:
-        found[task] |= {row["place"]: row for row in cell.told["results"]}
+        found[task] |= {row["place"]: row for row in cell.record["results"]}
     return {task: list(rows.values()) for task, rows in found.items()}
 
 

@@ -62,7 +62,7 @@ class References(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [value or "" for name, value in attrs if name in {"src", "srcset", "href", "data", "action"}]
-        if tag not in {"meta", "img", "source"}:
+        if tag not in {"meta", "img", "source", "input"}:
             self.open.append(tag)
         assert tag not in {"script", "link", "iframe", "object"}
 
@@ -118,6 +118,16 @@ def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> N
     assert page.count("prefers-color-scheme: dark") == 3  # the colours, and a dress of each picture
     for text in ("Table 1: Methods", "Figure 1: Where tokens go", "Figure 2: How well", "single:{task}"):
         assert text in references.text
+
+
+def test_pictures_have_names_that_every_form_can_hold(evaluated: Path, tmp_path: Path) -> None:
+    (evaluated / "50 % (a_b).json").write_bytes((evaluated / "scores.json").read_bytes())
+    files = report_of(evaluated, tmp_path / "report", {"figures": {"scores": ["50 % (a_b).json"]}})
+    assert {"50-a_b-.png", "50-a_b--dark.png"} < set(files)
+    assert b"](50-a_b-.png)" in files["report.md"] and b"{50-a_b-.png}" in files["report.tex"]
+    (evaluated / "scores-dark.json").write_bytes((evaluated / "scores.json").read_bytes())
+    with pytest.raises(ConfigError, match="one name twice"):
+        report_of(evaluated, tmp_path / "report", {"figures": {"scores": ["scores.json", "scores-dark.json"]}})
 
 
 @pytest.fixture

@@ -70,7 +70,11 @@ def test_a_method_has_no_part_in_a_set_it_is_not_for(filled: Path, write_cell) -
     assert table.lines[1].values[1].p_holm == table.lines[1].values[1].p_value  # one test in the column
     assert "A dash" in reading(table, True) and "A dash" not in reading(made(filled), True)
     plan = ReportPlan.parse(tables={"table1": methods}, sets={"near": None, "far": None})
-    assert lacks(plan, Results.read(filled)) == []
+    results = Results.read(filled)
+    assert lacks(plan, results) == []
+    near_tasks, far_tasks = by_task(plan.settled(results, filled), results, {})
+    assert (near_tasks.methods, far_tasks.methods) == (("base", "glider", "oracle"), ("base", "glider"))
+    assert [line.scores for line in far_tasks.lines] == [(0.5, 0.5)]  # not a third that is missing
     with pytest.raises(ConfigError, match="the set nowhere in table1"):
         made(filled, methods=[{"cells": "base", "sets": ["nowhere"]}, "glider"])
 

@@ -40,14 +40,13 @@ def paper(
     """The tables and figures of an evaluation, from its JSON: Markdown, LaTeX and one self-contained HTML page."""
     from rich.console import Console
 
-    from glider.report.paper import as_json as told
-    from glider.report.paper import write_report
+    from glider.report import paper as pages
 
     place = out or results / "report"
     with Console(stderr=True).status("Reading ...") as status:
-        report = write_report(results, place, plan, tick=status.update)
+        report = pages.write_report(results, place, plan, tick=status.update)
     if as_json:
-        print(json.dumps(told(report), indent=2))
+        print(json.dumps(pages.as_json(report), indent=2))
         return
     missing = f"; {len(report.lacks)} results are missing" if report.lacks else ""
     print(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
@@ -85,7 +84,7 @@ def scores(
     from glider.report.global_scores import pool_scores, task_files
     from glider.report.scores_figure import draw_scores
 
-    found = pool_scores(
+    result = pool_scores(
         *(open_pool(pool), signal, task_files(data or [])),
         profiles=profiles,
         descriptions=read_descriptions(descriptions) if descriptions else None,
@@ -93,15 +92,15 @@ def scores(
         rows=rows,
         seed=seed,
     )
-    told = found.model_dump(mode="json")
+    numbers = result.model_dump(mode="json")
     if out is not None and out.suffix == ".json":
-        write_json(out, told)
+        write_json(out, numbers)
     elif out is not None:
-        draw_scores(found, out)
+        draw_scores(result, out)
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(numbers, indent=2))
     else:
-        print(f"{out}: {len(found.tasks)} tasks x {len(found.experts)} experts, {found.signal}, p = {found.p:g}")
+        print(f"{out}: {len(result.tasks)} tasks x {len(result.experts)} experts, {result.signal}, p = {result.p:g}")
 
 
 def routing(
@@ -132,7 +131,7 @@ def routing(
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Routing", total=len(files))
-        found = routing_map(
+        result = routing_map(
             model,
             str(spec.router),
             files,
@@ -143,7 +142,9 @@ def routing(
             tick=lambda name: bar.update(task, advance=1, description=name),
         )
     if out.suffix == ".json":
-        found.write(out)
+        result.write(out)
     else:
-        found.draw(out)
-    print(f"{out}: {len(found.tasks)} tasks x {len(found.sites)} sites x {len(found.experts)} experts, {spec.router}")
+        result.draw(out)
+    print(
+        f"{out}: {len(result.tasks)} tasks x {len(result.sites)} sites x {len(result.experts)} experts, {spec.router}"
+    )

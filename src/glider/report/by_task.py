@@ -38,39 +38,46 @@ class Lack:
 
 
 def by_task(plan: ReportPlan, results: Results, chance: Mapping[Place, Standing]) -> list[ByTask]:
-    """The scores of the first table's methods on every task, by set; sets that none of them was run on are left out."""
-    methods = next(iter(plan.tables.values())).methods
-    found = []
+    """The scores of the first table's methods on every task, by set.
+
+    Left out are sets that none of them was run on, and of a set the methods that have no part in it."""
+    sets = []
     for name, view in plan.sets.items():
+        places = plan.places(name, results)
+        methods = [
+            method
+            for method in next(iter(plan.tables.values())).methods
+            if method.has(name) or any(results.of(method.cells, place) for place in places)
+        ]
         lines = []
-        for place in plan.places(name, results):
-            told = [results.of(method.cells, place) for method in methods]
-            there = [result for result in told if result is not None]
+        for place in places:
+            several = [results.of(method.cells, place) for method in methods]
+            finished = [result for result in several if result is not None]
             lines.append(
                 TaskLine(
                     place,
-                    max((len(result.rows) for result in there), default=0),
-                    there[0].guess if there else None,
+                    max((len(result.rows) for result in finished), default=0),
+                    finished[0].guess if finished else None,
                     chance.get(place, "above chance"),
-                    tuple(None if result is None else result.score for result in told),
+                    tuple(None if result is None else result.score for result in several),
                 )
             )
         if any(score is not None for line in lines for score in line.scores):
-            found.append(ByTask(view.title or name, tuple(method.label for method in methods), tuple(lines)))
-    return found
+            sets.append(ByTask(view.title or name, tuple(method.label for method in methods), tuple(lines)))
+    return sets
 
 
 def lacks(plan: ReportPlan, results: Results) -> list[Lack]:
     """Every missing result of every table, once."""
-    found: dict[tuple[str, Place], Lack] = {}
+    missing: dict[tuple[str, Place], Lack] = {}
     for table in plan.tables.values():
         for name in table.sets or plan.sets:
             for place in plan.places(name, results):
                 for method in table.methods:
                     if method.has(name) and results.of(method.cells, place) is None:
                         lack = Lack(method.label, place, results.lack(method.cells, place))
-                        found.setdefault((method.label, place), lack)
-    return list(found.values())
+                        missing.setdefault((method.label, place), lack)
+    return list(missing.values())
 
 
 def by_reason(lacks: Sequence[Lack]) -> list[tuple[str, str, list[Place]]]:

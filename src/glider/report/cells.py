@@ -19,27 +19,27 @@ class CellFile:
     """One finished or failed cell."""
 
     path: Path
-    told: dict[str, Any]
+    record: dict[str, Any]
 
     @property
     def fault(self) -> str | None:
         """Why there is no score."""
-        return self.told["fault"]["message"] if "fault" in self.told else None
+        return self.record["fault"]["message"] if "fault" in self.record else None
 
     @property
     def rows(self) -> dict[int, float]:
         """Each row's score by its place in the split."""
-        return {row["place"]: float(row["score"]) for row in self.told["results"]}
+        return {row["place"]: float(row["score"]) for row in self.record["results"]}
 
     @property
     def source(self) -> tuple[str, str]:
         """What tells whether the rows of two cells are the same: the file's hash and the split."""
-        return self.told["hashes"]["data"], str(self.told["config"]["task"]["split"])
+        return self.record["hashes"]["data"], str(self.record["config"]["task"]["split"])
 
     @property
     def guess(self) -> float | None:
         """What guessing gives on the split; None for open answers."""
-        return self.told["guess"]
+        return self.record["guess"]
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,21 @@ class Results:
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
-            if (told := _told(path)) is None:
+            if (record := _record(path)) is None:
                 continue
-            if told["format"] != FORMAT:
-                raise DataError(f"results of format {FORMAT}", f"{told['format']} in {path}", "Evaluate anew.")
-            if "guess" not in told and "fault" not in told:
-                wanted = f"what guessing gives in {path}"
+            if record["format"] != FORMAT:
+                raise DataError(f"results of format {FORMAT}", f"{record['format']} in {path}", "Evaluate anew.")
+            if "guess" not in record and "fault" not in record:
                 raise DataError(
-                    wanted, "a result of an earlier version", "Give `glider evaluate` the same command again."
+                    f"what guessing gives in {path}",
+                    "a result of an earlier version",
+                    "Give `glider evaluate` the same command again.",
                 )
-            name = (told["router"], told["set"], told["task"])
-            if name in cells and cells[name].told["key"] != told["key"]:
+            name = (record["router"], record["set"], record["task"])
+            if name in cells and cells[name].record["key"] != record["key"]:
                 two = f"{cells[name].path} and {path}"
                 raise DataError(f"one result of {' / '.join(name)}", two, "Give the routers of the runs other names.")
-            cells.setdefault(name, CellFile(path, told))
+            cells.setdefault(name, CellFile(path, record))
         if not cells:
             raise DataError(f"results of `glider evaluate` in {directory}", "none", "Give the directory of its --out.")
         return cls(cells)
@@ -99,16 +100,16 @@ class Results:
     @cached_property
     def sets(self) -> dict[str, list[str]]:
         """The tasks of each set of the runs."""
-        found: dict[str, dict[str, None]] = {}
+        sets: dict[str, dict[str, None]] = {}
         for _, where, task in sorted(self.cells, key=lambda name: name[1:]):
-            found.setdefault(where, {})[task] = None
-        return {where: list(tasks) for where, tasks in found.items()}
+            sets.setdefault(where, {})[task] = None
+        return {where: list(tasks) for where, tasks in sets.items()}
 
     def of(self, routers: Sequence[str], place: Place) -> TaskResult | None:
         """The mean of several runs on a task; None unless each of them has a score."""
-        found = [self.cells.get((router, *place)) for router in routers]
-        scored = [cell for cell in found if cell is not None and cell.fault is None]
-        if not found or len(scored) < len(found):
+        cells = [self.cells.get((router, *place)) for router in routers]
+        scored = [cell for cell in cells if cell is not None and cell.fault is None]
+        if not cells or len(scored) < len(cells):
             return None
         scores: dict[int, list[float]] = {}
         for cell in scored:
@@ -132,13 +133,13 @@ class Results:
         return "no router"
 
 
-def _told(path: Path) -> dict[str, Any] | None:
+def _record(path: Path) -> dict[str, Any] | None:
     if path.name.startswith("."):
         return None
     try:
-        told = json.loads(path.read_text("utf8"))
+        record = json.loads(path.read_text("utf8"))
     except ValueError as fault:
         raise DataError(f"JSON in {path}", str(fault), "Evaluate that cell anew, or move the file away.") from fault
-    if not isinstance(told, dict) or not told.keys() >= _PARTS:
+    if not isinstance(record, dict) or not record.keys() >= _PARTS:
         return None
-    return told if "fault" in told or told.get("results") else None
+    return record if "fault" in record or record.get("results") else None

@@ -17,16 +17,16 @@ def standing(results: Iterable[TaskResult]) -> Standing:
     right answers are too many for that by a one-sided binomial test, at 5 % with Holm's correction over the methods.
     Too few are rows of which even all right would not be. Tasks with open answers count as above.
     """
-    found, possible = [], []
+    p_values, smallest = [], []  # of each method, and of one that is always right
     for result in results:
         if result.guess is None:
             return "above chance"
         count = len(result.rows)
-        found.append(_p(min(count, round(sum(result.rows.values()))), count, result.guess))
-        possible.append(_p(count, count, result.guess))
-    if not found or min(holm(found)) < LEVEL:
+        p_values.append(_p(min(count, round(sum(result.rows.values()))), count, result.guess))
+        smallest.append(_p(count, count, result.guess))
+    if not p_values or min(holm(p_values)) < LEVEL:
         return "above chance"
-    return "at chance" if min(holm(possible)) < LEVEL else "too few rows"
+    return "at chance" if min(holm(smallest)) < LEVEL else "too few rows"
 
 
 def _p(right: int, count: int, guess: float) -> float:

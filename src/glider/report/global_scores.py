@@ -74,13 +74,19 @@ class TaskFile:
     def group(self) -> str:
         return self.path.absolute().parent.name
 
+    def queries(self, split: str | None, rows: int, seed: int, descriptions: Mapping[str, str] | None) -> list[Query]:
+        """At most so many of a split's rows, drawn by the seed, with the task's description where there is one."""
+        every = read_rows(self.path, split)
+        chosen = random.Random(seed).sample(every, min(rows, len(every)))
+        return [Query(row.input, (descriptions or {}).get(self.name)) for row in chosen]
+
 
 def task_files(patterns: Sequence[str]) -> list[TaskFile]:
     """The files that paths and wildcards name, each once; raises `ConfigError` naming what fits nothing."""
-    found = {pattern: matching(Path(), Path(pattern)) for pattern in patterns}
-    if lost := [pattern for pattern, paths in found.items() if not paths]:
-        raise ConfigError("files of rows", f"none at {', '.join(lost)}", "Check the paths.")
-    return [TaskFile(path) for path in dict.fromkeys(path for paths in found.values() for path in paths)]
+    files = {pattern: matching(Path(), Path(pattern)) for pattern in patterns}
+    if empty := [pattern for pattern, paths in files.items() if not paths]:
+        raise ConfigError("files of rows", f"none at {', '.join(empty)}", "Check the paths.")
+    return [TaskFile(path) for path in dict.fromkeys(path for paths in files.values() for path in paths)]
 
 
 def pool_scores(
@@ -106,10 +112,7 @@ def pool_scores(
     if profiles:
         tasks += [(name, PROFILES, features) for name, features in held_back(pool, term.scores).items()]
     for file in files:
-        chosen = read_rows(file.path, split)
-        chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
-        queries = [Query(row.input, (descriptions or {}).get(file.name)) for row in chosen]
-        features, _ = reader.features(queries, term.scores.needs)
+        features, _ = reader.features(file.queries(split, rows, seed, descriptions), term.scores.needs)
         tasks.append((file.name, file.group, features))
     if not tasks:
         raise ConfigError("tasks to score", "none", "Give --data, or leave --no-profiles out.")
@@ -120,7 +123,7 @@ def pool_scores(
 def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, features: QueryFeatures) -> TaskScores:
     scores = term.scores.of(features)  # (B, E)
     best = scores.amax(dim=-1)
-    told = TaskScores(
+    result = TaskScores(
         task=task,
         group=group,
         queries=len(scores),
@@ -129,11 +132,11 @@ def _of_task(experts: Sequence[str], term: GlobalTerm, task: str, group: str, fe
         best=Spread.of(best),
         above=_short((best > term.p).double().mean().item()),
     )
-    if told.own is None or len(experts) < 2:
-        return told
-    without = term.scores.of(features, without=experts.index(told.own)).amax(dim=-1)
+    if result.own is None or len(experts) < 2:
+        return result
+    without = term.scores.of(features, without=experts.index(result.own)).amax(dim=-1)
     above = _short((without > term.p).double().mean().item())
-    return told.model_copy(update={"best_without_own": Spread.of(without), "above_without_own": above})
+    return result.model_copy(update={"best_without_own": Spread.of(without), "above_without_own": above})
 
 
 def _short(value: float) -> float:

@@ -1,7 +1,9 @@
 """The paper's tables and figures from the results of an evaluation, in every format at once."""
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from glider.report.rendering import FORMS, render
 from glider.report.report_plan import FILE, ReportPlan
 from glider.report.routing_map import RoutingMap
 from glider.report.scores_figure import draw_scores
-from glider.report.style import DARK, LIGHT
+from glider.report.style import DARK, LIGHT, Dress
 from glider.report.tables import chance_tasks, make_table
 from glider.report.wording import FIGURES
 
@@ -35,8 +37,8 @@ def write_report(
     tick("reading results")
     results = Results.read(directory)
     file = plan_file or directory / FILE
-    given = ReportPlan.read(file) if plan_file or file.is_file() else ReportPlan()
-    plan = given.settled(results, file.parent)
+    plan = ReportPlan.read(file) if plan_file or file.is_file() else ReportPlan()
+    plan = plan.settled(results, file.parent)
     pictures = _pictures(plan, file.parent, out, tick)
     tick("tasks at chance")
     chance = chance_tasks(plan, results)
@@ -56,7 +58,7 @@ def write_report(
     )
     for form in FORMS:
         text = render(report, form)
-        write_file(out / f"report.{form}", lambda partial, text=text: partial.write_text(text, "utf8"))
+        write_file(out / f"report.{form}", lambda temporary, text=text: temporary.write_text(text, "utf8"))
     write_json(out / "report.json", as_json(report))
     return report
 
@@ -86,23 +88,29 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def _pictures(plan: ReportPlan, root: Path, out: Path, tick: Callable[[str], None]) -> list[Picture]:
     assert plan.figures is not None
-    found = []
+    pictures = []
     for kind, files in (("routing", plan.figures.routing), ("scores", plan.figures.scores)):
         for file in files:
             tick(f"picture of {file.name}")
-            shown = _read(RoutingMap if kind == "routing" else PoolScores, root / file)
-            light, dark = out / f"{file.stem}.png", out / f"{file.stem}-dark.png"
-            for path, colours in ((light, LIGHT), (dark, DARK)):
-                if isinstance(shown, RoutingMap):
-                    shown.draw(path, colours)
-                elif isinstance(shown, PoolScores):
-                    draw_scores(shown, path, colours)
+            name = re.sub(r"[^\w.-]+", "-", file.stem)  # LaTeX and Markdown read some signs otherwise
+            light, dark = out / f"{name}.png", out / f"{name}-dark.png"
+            draw, source = _drawing(kind, root / file)
+            draw(light, LIGHT)
+            draw(dark, DARK)
             title, caption = FIGURES[kind]
-            by = f"the router {shown.router}" if isinstance(shown, RoutingMap) else f"the global signal {shown.signal}"
-            found.append(Picture(f"{title}: {by}", caption, light, dark))
-    if len({picture.light for picture in found}) < len(found):
+            pictures.append(Picture(f"{title}: {source}", caption, light, dark))
+    if len({path for picture in pictures for path in (picture.light, picture.dark)}) < 2 * len(pictures):
         raise ConfigError("figure files of different names", "one name twice", "Rename one of them.")
-    return found
+    return pictures
+
+
+def _drawing(kind: str, path: Path) -> tuple[Callable[[Path, Dress], object], str]:
+    """What draws a file of numbers, and where those come from."""
+    if kind == "routing":
+        routing = _read(RoutingMap, path)
+        return routing.draw, f"the router {routing.router}"
+    scores = _read(PoolScores, path)
+    return partial(draw_scores, scores), f"the global signal {scores.signal}"
 
 
 def _read(kind: type[_Read], path: Path) -> _Read:
@@ -115,12 +123,12 @@ def _read(kind: type[_Read], path: Path) -> _Read:
 
 
 def _made_with(plan: ReportPlan, results: Results) -> dict[str, tuple[str, ...]]:
-    shown = {router for table in plan.tables.values() for method in table.methods for router in method.cells}
-    cells = [cell.told for (router, _, _), cell in results.cells.items() if router in shown]
-    found: dict[str, dict[str, None]] = {}
-    for told in cells:
-        found.setdefault("base model", {})[f"{told['config']['base']} ({told['config']['dtype']})"] = None
-        found.setdefault("pool", {})[told["hashes"]["pool"][:16]] = None
-        for package, version in told["versions"].items():
-            found.setdefault(package, {})[version] = None
-    return {name: tuple(sorted(values)) for name, values in found.items()} | {"results": (str(len(cells)),)}
+    routers = {router for table in plan.tables.values() for method in table.methods for router in method.cells}
+    records = [cell.record for (router, _, _), cell in results.cells.items() if router in routers]
+    values: dict[str, dict[str, None]] = {}
+    for record in records:
+        values.setdefault("base model", {})[f"{record['config']['base']} ({record['config']['dtype']})"] = None
+        values.setdefault("pool", {})[record["hashes"]["pool"][:16]] = None
+        for package, version in record["versions"].items():
+            values.setdefault(package, {})[version] = None
+    return {name: tuple(sorted(several)) for name, several in values.items()} | {"results": (str(len(records)),)}

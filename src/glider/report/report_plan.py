@@ -149,37 +149,37 @@ class ReportPlan(Config):
             scores=tuple(path for path in [Path("scores.json")] if (directory / path).is_file()),
         )
         plan = self.model_copy(update={"sets": sets, "tables": tables, "figures": figures})
-        if wrong := plan._wrong(directory):
-            raise ConfigError("a report whose names fit together", "; ".join(wrong), f"Mend {FILE}.")
+        if faults := plan._faults(directory):
+            raise ConfigError("a report whose names fit together", "; ".join(faults), f"Mend {FILE}.")
         return plan
 
     def places(self, name: str, results: Results) -> list[Place]:
         """The tasks of a column."""
         view = self.sets[name]
-        found = [(where, task) for where in view.of or (name,) for task in results.sets.get(where, [])]
+        places = [(where, task) for where in view.of or (name,) for task in results.sets.get(where, [])]
         if not view.tasks:
-            return found
+            return places
         by_task: dict[str, list[Place]] = {task: [] for task in view.tasks}
-        for place in found:
+        for place in places:
             if place[1] in by_task:
                 by_task[place[1]].append(place)
         first = (view.of or (name,))[0]
-        return [place for task, places in by_task.items() for place in places or [(first, task)]]
+        return [place for task, several in by_task.items() for place in several or [(first, task)]]
 
-    def _wrong(self, directory: Path) -> list[str]:
-        wrong = []
+    def _faults(self, directory: Path) -> list[str]:
+        faults = []
         for key, table in self.tables.items():
             labels = [method.label for method in table.methods]
-            wrong += [f"{label} twice in {key}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
+            faults += [f"{label} twice in {key}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
             if table.reference is not None and table.reference not in labels:
-                wrong.append(f"the reference {table.reference} of {key}, none of its methods")
-            asked = dict.fromkeys([*table.sets, *(name for method in table.methods for name in method.sets)])
-            wrong += [
-                f"the set {name} in {key}, none of {', '.join(self.sets)}" for name in asked if name not in self.sets
+                faults.append(f"the reference {table.reference} of {key}, none of its methods")
+            names = dict.fromkeys([*table.sets, *(name for method in table.methods for name in method.sets)])
+            faults += [
+                f"the set {name} in {key}, none of {', '.join(self.sets)}" for name in names if name not in self.sets
             ]
         every = {method.label for table in self.tables.values() for method in table.methods}
         if self.reference is not None and self.reference not in every:
-            wrong.append(f"the reference {self.reference}, no method of any table")
+            faults.append(f"the reference {self.reference}, no method of any table")
         assert self.figures is not None
         files = [*self.figures.routing, *self.figures.scores]
-        return wrong + [f"no file {directory / file}" for file in files if not (directory / file).is_file()]
+        return faults + [f"no file {directory / file}" for file in files if not (directory / file).is_file()]

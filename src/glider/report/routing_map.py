@@ -1,7 +1,6 @@
 """Which experts the sites use on each task: the numbers of GLIDER's figure 2, kept as a small JSON."""
 
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,7 +8,6 @@ from typing import Literal
 import torch
 
 from glider.config import Config
-from glider.data.rows import read_rows
 from glider.errors import ConfigError, RouterError
 from glider.files.disk import write_file
 from glider.inference.model import RoutedModel
@@ -75,20 +73,17 @@ def routing_map(
         raise ConfigError("tasks to route", "none", "Give --data.")
     tasks, sites = [], ()
     for file in files:
-        chosen = read_rows(file.path, split)
-        chosen = random.Random(seed).sample(chosen, min(rows, len(chosen)))
-        described = (descriptions or {}).get(file.name)
-        found = []
-        for row in chosen:
-            _, trace = model.trace(Query(row.input, described), truncate=True)
-            found.append(trace.heatmap())
+        maps = []
+        for query in file.queries(split, rows, seed, descriptions):
+            _, trace = model.trace(query, truncate=True)
+            maps.append(trace.heatmap())
             sites = tuple(trace.sites)
-        weights = torch.stack(found).mean(dim=0).double()  # (S, E)
+        weights = torch.stack(maps).mean(dim=0).double()  # (S, E)
         tasks.append(
             RoutedTask(
                 task=file.name,
                 group=file.group,
-                rows=len(chosen),
+                rows=len(maps),
                 own=file.name if file.name in model.experts else None,
                 weights=tuple(tuple(round(weight, 3) for weight in site) for site in weights.tolist()),
             )

@@ -69,9 +69,9 @@ def _draw_task(axes: Any, column: int, task: TaskScores, colours: Dress) -> None
     if task.own is None:
         _bar(axes, column, task.best.low, task.best.high, colours.dots)
         return
-    own = task.scores[task.own]
-    _bar(axes, column, own.low, own.high, colours.own)
-    axes.scatter([column], [own.mean], s=46, marker="D", color=colours.own, lw=0, zorder=5)
+    expert = task.scores[task.own]
+    _bar(axes, column, expert.low, expert.high, colours.accent)
+    axes.scatter([column], [expert.mean], s=46, marker="D", color=colours.accent, lw=0, zorder=5)
     if task.best_without_own is not None:
         without = task.best_without_own
         _bar(axes, column + 0.22, without.low, without.high, colours.dots)
@@ -84,10 +84,10 @@ def _bar(axes: Any, column: float, low: float, high: float, colour: str) -> None
     axes.plot([column, column], [low, high], color=colour, lw=3.2, alpha=0.32, solid_capstyle="round", zorder=2.5)
 
 
-def _name_groups(axes: Any, shown: Sequence[TaskScores], colours: Dress) -> None:
+def _name_groups(axes: Any, row: Sequence[TaskScores], colours: Dress) -> None:
     """A line between groups of tasks and each group's name above its columns."""
     left = 0
-    for place, (group, tasks) in enumerate(groupby(shown, key=lambda task: task.group)):
+    for place, (group, tasks) in enumerate(groupby(row, key=lambda task: task.group)):
         right = left + len(list(tasks))
         if left:
             axes.axvline(left - 0.5, color=colours.ink, lw=0.9)
@@ -112,14 +112,13 @@ def _add_legend(figure: Any, scores: PoolScores, colours: Dress, columns: int) -
     def dot(label: str, marker: str, size: float, fill: str, edge: str) -> Any:
         return Line2D([], [], ls="", marker=marker, ms=size, mfc=fill, mec=edge, label=label)
 
-    own = any(task.own for task in scores.tasks)
-    shown = [dot("an expert", "o", 4, colours.dots, colours.dots)]
-    if own:
-        shown.insert(0, dot("the task's own expert", "D", 6, colours.own, colours.own))
-        shown.append(dot("best expert if the pool lacked the own", "o", 5, colours.paper, colours.ink))
-    shown.append(Line2D([], [], color=colours.line, lw=1.4, label=f"threshold p = {scores.p:g}"))
+    handles = [dot("an expert", "o", 4, colours.dots, colours.dots)]
+    if any(task.own for task in scores.tasks):
+        handles.insert(0, dot("the task's own expert", "D", 6, colours.accent, colours.accent))
+        handles.append(dot("best expert if the pool lacked the own", "o", 5, colours.paper, colours.ink))
+    handles.append(Line2D([], [], color=colours.line, lw=1.4, label=f"threshold p = {scores.p:g}"))
     legend = figure.legend(
-        handles=shown, loc="upper center", ncols=columns, fontsize=8, frameon=False, handletextpad=0.4
+        handles=handles, loc="upper center", ncols=columns, fontsize=8, frameon=False, handletextpad=0.4
     )
     for text in legend.get_texts():
         text.set_color(colours.ink)

@@ -18,7 +18,7 @@ class Dress:
     ink: str
     faint: str  # grids, and the names of groups
     dots: str  # what is many
-    own: str  # what is looked for
+    accent: str  # what is looked for
     line: str  # thresholds
 
 

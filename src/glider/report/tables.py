@@ -67,13 +67,14 @@ def chance_tasks(plan: ReportPlan, results: Results) -> dict[Place, Standing]:
     methods = [method for method in next(iter(plan.tables.values())).methods if not method.bound]
     every = [other.cells for table in plan.tables.values() for other in table.methods]
     runs = [sorted((cells for cells in every if {*cells} >= {*method.cells}), key=len) for method in methods]
-    found: dict[Place, Standing] = {}
+    standings: dict[Place, Standing] = {}
     for name in plan.sets:
         for place in plan.places(name, results):
-            several = [[result for cells in own if (result := results.of(cells, place))] for own in runs]
-            if (told := standing(results[-1] for results in several if results)) != "above chance":
-                found[place] = told
-    return found
+            several = [[result for cells in run if (result := results.of(cells, place))] for run in runs]
+            value = standing(results[-1] for results in several if results)
+            if value != "above chance":
+                standings[place] = value
+    return standings
 
 
 def make_table(key: str, plan: ReportPlan, results: Results, chance: Container[Place]) -> Table:
@@ -101,16 +102,16 @@ def _columns(name: str, plan: ReportPlan, results: Results, chance: Container[Pl
 
 def _column_values(column: Column, view: TableView, results: Results, reference: str | None) -> list[Value]:
     """The column of every method in order."""
-    found = {
+    by_method = {
         method.label: {place: results.of(method.cells, place) for place in column.places if method.has(column.set)}
         for method in view.methods
     }
-    values = [_value(found[method.label], len(method.cells)) for method in view.methods]
-    compared = found.get(reference or "", {})
+    values = [_value(by_method[method.label], len(method.cells)) for method in view.methods]
+    compared = by_method.get(reference or "", {})
     pairs = {
         i: pair
         for i, method in enumerate(view.methods)
-        if method.label != reference and (pair := _pairs(compared, found[method.label]))
+        if method.label != reference and (pair := _pairs(compared, by_method[method.label]))
     }
     p_values = {i: paired_tasks_p([a for a, _ in pair], [b for _, b in pair]) for i, pair in pairs.items()}
     base = next((values[i].score for i, method in enumerate(view.methods) if method.label == reference), None)
@@ -136,15 +137,16 @@ def _column_values(column: Column, view: TableView, results: Results, reference:
     ]
 
 
-def _value(found: Mapping[Place, TaskResult | None], runs: int) -> Value:
-    missing = tuple(place for place, result in found.items() if result is None)
-    there = [result for result in found.values() if result is not None]
-    if missing or not there:
-        return Value(len(there), missing)
-    rows = [list(result.rows.values()) for result in there]
-    each = tuple(sum(result.runs[run] for result in there) / len(there) for run in range(runs)) if runs > 1 else ()
-    score = sum(result.score for result in there) / len(there)
-    return Value(len(there), score=score, interval=two_level_interval(rows), runs=each)
+def _value(results: Mapping[Place, TaskResult | None], runs: int) -> Value:
+    missing = tuple(place for place, result in results.items() if result is None)
+    finished = [result for result in results.values() if result is not None]
+    count = len(finished)
+    if missing or not finished:
+        return Value(count, missing)
+    rows = [list(result.rows.values()) for result in finished]
+    each = tuple(sum(result.runs[run] for result in finished) / count for run in range(runs)) if runs > 1 else ()
+    score = sum(result.score for result in finished) / count
+    return Value(count, score=score, interval=two_level_interval(rows), runs=each)
 
 
 def _pairs(
