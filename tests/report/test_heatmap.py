@@ -1,9 +1,13 @@
-"""The heatmap is a picture, the same one for the same trace."""
+"""The heatmap is a picture, the same one for the same trace, whose rows can be told by part and layer."""
 
 from pathlib import Path
 
+from matplotlib.image import imread
+
 from glider.inference.spec import load
-from glider.report.heatmap import draw_heatmap
+from glider.report.heatmap import Block, Panel, draw_heatmap, draw_panels, site_blocks
+
+SITES = [f"model.layers.{layer}.{part}" for layer in range(3) for part in ("self_attn.q_proj", "mlp.up_proj")]
 
 
 def test_heatmap_is_written_and_reproducible(make_pool, llama_directory: Path, tmp_path: Path) -> None:
@@ -14,3 +18,38 @@ def test_heatmap_is_written_and_reproducible(make_pool, llama_directory: Path, t
     assert first.read_bytes().startswith(b"\x89PNG")
     assert first.read_bytes() == second.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a.png", "b.png"]
+
+
+def test_sites_are_put_together_by_part() -> None:
+    assert site_blocks(SITES) == [
+        Block("self_attn.q_proj", (0, 2, 4), ("0", "1", "2")),
+        Block("mlp.up_proj", (1, 3, 5), ("0", "1", "2")),
+    ]
+    stacks = [
+        f"{stack}.block.{layer}.layer.{place}.{part}"
+        for stack in ("encoder", "decoder")
+        for layer in (0, 10)
+        for place, part in enumerate(("SelfAttention.q", "DenseReluDense.wi_0"))
+    ]
+    assert site_blocks([*stacks, "lm_head"]) == [
+        Block("enc SelfAttention.q", (0, 2), ("0", "10")),
+        Block("enc DenseReluDense.wi_0", (1, 3), ("0", "10")),
+        Block("dec SelfAttention.q", (4, 6), ("0", "10")),
+        Block("dec DenseReluDense.wi_0", (5, 7), ("0", "10")),
+        Block("lm_head", (8,), ("",)),
+    ]
+
+
+def test_rows_of_a_part_are_beside_each_other_and_named(tmp_path: Path) -> None:
+    weights = [[float("q_proj" in site)] for site in SITES]
+    picture = imread(draw_panels([Panel("a task", weights)], ["e0"], SITES, tmp_path / "a.png"))
+    yellow = (picture[..., 0] > 0.9) & (picture[..., 1] > 0.8) & (picture[..., 2] < 0.3)
+    rows = yellow[:, yellow.sum(axis=0).argmax()].nonzero()[0]
+    assert len(rows) > 100 and rows[-1] - rows[0] == len(rows) - 1  # one field, not a stripe for each layer
+    drawing = draw_panels([Panel("a task", weights)], ["e0"], SITES, tmp_path / "a.svg").read_text()
+    texts = [line.strip()[5:-4] for line in drawing.splitlines() if line.strip().startswith("<!-- ")]
+    assert [text for text in texts if text in {"self_attn.q_proj", "mlp.up_proj"}] == [
+        "self_attn.q_proj",
+        "mlp.up_proj",
+    ]
+    assert texts.count("layer") == 1 and texts.count("2") == 2  # the last layer in each of the two parts

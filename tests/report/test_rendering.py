@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -66,6 +66,7 @@ def readings(report: Report) -> dict[str, Text]:
     return {"md": Text(markdown), "html": Text(render(report, "html"))}
 
 
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.text(alphabet=st.sampled_from(SIGNS + "é†")).map(lambda text: " ".join(f"x{text}x".split())))
 def test_names_are_read_as_they_are(name: str) -> None:
     plain = readings(report_of("NAME"))

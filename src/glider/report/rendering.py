@@ -2,14 +2,15 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from glider.errors import MissingDependency
-from glider.report import wording
 from glider.report.by_task import by_reason
 from glider.report.contents import Report
+from glider.report.summary import scale
+from glider.report.wording import CHANCE, INTRODUCTION, WORDS
 
 FORMS = ("md", "tex", "html")
 
@@ -26,7 +27,7 @@ _LATEX = {
     "“": "``",
     "”": "''",
 }
-_LATEX_SYNTAX = {  # braces are LaTeX's own
+_LATEX_SYNTAX: dict[str, Any] = {  # braces are LaTeX's own
     **{"block_start_string": "<%", "block_end_string": "%>"},
     **{"variable_start_string": "<<", "variable_end_string": ">>"},
     **{"comment_start_string": "<#", "comment_end_string": "#>"},
@@ -49,14 +50,12 @@ def render(report: Report, form: str) -> str:
         keep_trailing_newline=True,
         **(_LATEX_SYNTAX if form == "tex" else {}),
     )
-    words = (wording.chance_lists, wording.details, wording.guess_text, wording.heading, wording.lacking)
-    filters = (*words, wording.marked, wording.percent, wording.place_text, wording.reading, by_reason, label, embedded)
-    environment.filters.update({one.__name__: one for one in filters})
-    constants = {"INTRODUCTION": wording.INTRODUCTION, "CHANCE": wording.CHANCE}
-    return environment.get_template(f"report.{form}.jinja").render(report=report, **constants)
+    environment.filters.update({one.__name__: one for one in (*WORDS, by_reason, scale, label, embedded, unbroken)})
+    template = environment.get_template(f"report.{form}.jinja")
+    return template.render(report=report, INTRODUCTION=INTRODUCTION, CHANCE=CHANCE)
 
 
-def _escape(signs: Mapping[str, str], guard: str = "") -> Callable[[Any], Any]:
+def _escape(signs: dict[str, str], guard: str = "") -> Callable[[Any], Any]:
     """What jinja2 does with a value before its own escape, which is for HTML and passes what is `Markup` already.
 
     `guard` goes before a text whose first sign a command in front of it would take for an argument.
@@ -80,3 +79,8 @@ def label(text: str) -> str:
 def embedded(path: Path) -> str:
     """A picture as an address that holds it."""
     return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+
+
+def unbroken(text: str) -> str:
+    """`+6.0 [+1.2 to +9.9]` with no place to break a line but before the bracket."""
+    return text.replace(" ", "\u00a0").replace("\u00a0[", " [")

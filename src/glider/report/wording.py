@@ -26,9 +26,10 @@ CHANCE = (
 FIGURES = {
     "routing": (
         "Where tokens go",
-        "Each panel is a task. A row is a place in the network, from the first layer at the top to the last at the "
-        "bottom, a column an expert, and the colour how much of that place's work the expert does. The dashed box is "
-        "the expert trained on this very task: a bright column inside it means that the router found it.",
+        "Each panel is a task. A row is a place in the network: the parts of its layers are named on the left, and in "
+        "each part the layers go from the first at the top to the last at the bottom (numbers on the right). A column "
+        "is an expert, and the colour how much of that place's work the expert does. The dashed box is the expert "
+        "trained on this very task: a bright column inside it means that the router found it.",
     ),
     "scores": (
         "How well each expert suits each task",
@@ -110,6 +111,14 @@ def reading(table: Table, first: bool) -> str:
     )
 
 
+def legend(table: Table) -> str:
+    """What the signs of the picture above a table mean."""
+    text = "The numbers of the table below as points, their 95 % intervals as bars. Coloured: the best of its column."
+    if any(line.method.bound for line in table.lines):
+        text += " Hollow: methods marked †."
+    return text + ("" if table.reference is None else f" Dashed line: {table.reference}.")
+
+
 def place_text(place: Place) -> str:
     """`set/task`."""
     return "/".join(place)
@@ -124,9 +133,12 @@ def guess_text(line: TaskLine) -> str:
 
 def chance_lists(report: Report) -> list[str]:
     """The tasks at chance, and those of too few rows to tell."""
-    told = []
+    texts = []
     for name in get_args(Standing):
         places = ", ".join(place_text(place) for place, standing in report.chance.items() if standing == name)
         if places:
-            told.append(f"{name[0].upper()}{name[1:]}: {places}.")
-    return told or ["There are none."]
+            texts.append(f"{name[0].upper()}{name[1:]}: {places}.")
+    return texts or ["There are none."]
+
+
+WORDS = (chance_lists, details, guess_text, heading, lacking, legend, marked, percent, place_text, reading)
