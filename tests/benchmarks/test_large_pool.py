@@ -1,4 +1,4 @@
-"""A pool of a thousand experts opens and grows in no time, and holds little memory before its first use."""
+"""A pool of a thousand experts holds little memory before its first use; the script tells how long it takes."""
 
 import json
 import os
@@ -13,13 +13,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large_pool.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layouts", [1, 100])
-def test_a_thousand_experts_open_in_two_seconds_and_grow_in_one(tmp_path: Path, layouts: int):
+def test_a_thousand_experts_hold_little_memory(tmp_path: Path, layouts: int):
     command = [sys.executable, SCRIPT, "--experts", "1000", "--layouts", str(layouts), "--json", tmp_path / "best.json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     best = json.loads((tmp_path / "best.json").read_text("utf8"))["best"]
-    assert best["open_seconds"] < 2.0
     assert best["open_growth_megabytes"] < 200.0
-    assert best["add_seconds"] < 1.0
 
 
 def test_the_benchmark_runs_on_a_small_pool(tmp_path: Path):

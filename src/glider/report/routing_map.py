@@ -11,7 +11,6 @@ from glider.config import Config
 from glider.errors import ConfigError, RouterError
 from glider.files.disk import write_file
 from glider.inference.model import RoutedModel
-from glider.inference.queries import Query
 from glider.report.global_scores import TaskFile
 from glider.report.heatmap import Panel, draw_panels
 from glider.report.style import LIGHT, Dress
