@@ -283,6 +283,7 @@ class RoutedModel:
         longest = max(len(ids) for row in targets for ids in row)
         inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, longest))
         with self.attached.hold() as held:
+            self._require_support(held, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
             found = likelihoods(self.model, self.attached, inputs, targets, condition, held)
         scores = [
@@ -322,7 +323,7 @@ class RoutedModel:
             decoders = [Decoder(self.tokenizer, stop) for _ in prompts]
             settings["streamer"] = PieceStreamer(decoders, ends, on_piece)
         with self.attached.hold() as held:
-            self._require_support(held, len(prompts), settings)
+            self._require_support(held, len(prompts), settings.get("use_cache", True))
             condition = self._condition_of(prompts, inputs, held)
             mask = inputs["attention_mask"].cpu().bool()
             trace = Trace(held.names, condition, mask) if traced else None
@@ -340,10 +341,16 @@ class RoutedModel:
             answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
         return answers, trace
 
-    def _require_support(self, generation: Generation, queries: int, settings: dict[str, Any]) -> None:
-        """Raise `QueryError` for what the router's decisions are not right for."""
+    def _require_support(
+        self, generation: Generation, queries: int, cached: bool = False, *, shares: bool = False
+    ) -> None:
+        """Raise `QueryError` for what the router's decisions are not right for: several queries in a pass, a cache of
+        keys and values, a prompt that is computed once for all its choices."""
         support, name = support_of(generation.router), type(generation.router).__name__
         if queries > 1 and not support.mixed:
             raise QueryError(f"one query at a time (router {name})", str(queries), "Ask them one by one.")
-        if not support.cache and settings.get("use_cache", True):
+        if cached and not support.cache:
             raise QueryError(f"no cache of keys and values (router {name})", "use_cache", "Give use_cache=False.")
+        if shares and not (support.cache and support.chunked):
+            wanted = f"a router that decides a prompt and its answer apart (router {name})"
+            raise QueryError(wanted, "scores of choices", "Score them by another router.")

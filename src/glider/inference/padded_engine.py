@@ -18,6 +18,7 @@ from glider.routing.base import support_of
 from glider.routing.condition import Condition
 
 ROWS = 8  # of a batch
+_WITHOUT_CACHE = "Use generate(..., use_cache=False)."
 
 
 @dataclass
@@ -67,6 +68,10 @@ class PaddedEngine:
         generation: Generation | None = None,
     ) -> None:
         require_finite(condition)
+        router = (generation or self._attached.generation).router
+        if not support_of(router).cache:
+            got = "an engine, which keeps one"
+            raise QueryError(f"no cache of keys and values (router {type(router).__name__})", got, _WITHOUT_CACHE)
         sampler = Sampler(settings, self._model.device)  # pyright: ignore[reportArgumentType]
         with self._changed:
             if request in self._known:
