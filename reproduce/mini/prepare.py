@@ -28,6 +28,7 @@ from rich.progress import track
 from torch.nn.functional import normalize
 
 from glider.calibration.threshold import calibrate
+from glider.calibration.verdict import choose_thresholds
 from glider.contribute.adopt import describe
 from glider.demo.pool import DEMO_POOL
 from glider.experts.expert import Expert
@@ -36,7 +37,7 @@ from glider.files.disk import write_json
 from glider.instructions.embedders import load_for
 
 HERE = Path(__file__).parent
-SIGNALS = ("examples", "ensemble", "instruction")
+SIGNALS = ("ensemble", "instruction", "examples")  # the last is the pool's
 KEYS = {
     "yelp_review_full": "p3yelp",
     "hellaswag": "p3hswag",
@@ -104,7 +105,7 @@ def make_pool(path: Path, homes: Sequence[Path], told: dict[str, Any]) -> Pool:
     assert pool is not None
     for signal in SIGNALS:
         pool = pool.calibrate(signal, calibrate(pool, signal))
-    return pool
+    return pool.set_verdicts(choose_thresholds(pool))
 
 
 def described_threshold(pool: Pool, described: dict[str, str]) -> tuple[float, float]:

@@ -84,8 +84,11 @@ def test_a_calibration_that_cannot_be_redone_stays(make_pool, llama_directory: P
 
 def test_too_few_queries_are_refused(make_pool, llama_directory: Path, pool_with_profiles) -> None:
     few = {name: QueryFeatures(3, torch.randn(3, 384)) for name in ("e0", "e1", "e2")}
-    with pytest.raises(PoolError, match="16 held-back queries of expert e0"):
+    with pytest.raises(PoolError, match="16 held-back queries"):
         calibrate(pool_with_profiles(), "instruction", few)
+    some = {**few, "e1": QueryFeatures(16, torch.randn(16, 384)), "e2": QueryFeatures(16, torch.randn(16, 384))}
+    stored = calibrate(pool_with_profiles(name="some"), "instruction", some)
+    assert stored.queries == 32 and "without e0" in stored.source
     with pytest.raises(PoolError, match="two experts"):
         calibrate(make_pool(llama_directory, experts=1, name="small"), "instruction")
     with pytest.raises(RouterError, match="profile"):

@@ -25,22 +25,26 @@ def calibrate(
     expert as held-out; p is the threshold with the best balanced accuracy.
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
-    is embedded or asked again when the pool grows. gamma and beta stay as stored, or the paper's. Raises `PoolError`
-    with fewer than two experts, or 16 queries of one.
+    is embedded or asked again when the pool grows. Experts with fewer than 16 have no part in it, which `source` tells.
+    gamma and beta stay as stored, or the paper's. Raises `PoolError` with fewer than two experts, or where all of them
+    have fewer.
     """
     if len(pool) < 2:
         raise PoolError("at least two experts to calibrate", str(len(pool)), "Add experts first.")
     scores = signals.create(signal).prepare(pool)
     features = held_back(pool, scores) if queries is None else queries
+    counts = {name: features[name].count if name in features else 0 for name in pool.names}
+    few = {name: count for name, count in counts.items() if count < MINIMUM_QUERIES}
+    if len(few) == len(pool):
+        raise PoolError(
+            f"at least {MINIMUM_QUERIES} held-back queries of an expert's task",
+            ", ".join(f"{count} of {name}" for name, count in few.items()),
+            "Make profiles of more rows (`glider expert profile`), or give more rows.",
+        )
     held_in, held_out = [], []
     for column, name in enumerate(pool.names):
-        count = features[name].count if name in features else 0
-        if count < MINIMUM_QUERIES:
-            raise PoolError(
-                f"at least {MINIMUM_QUERIES} held-back queries of expert {name}'s task",
-                str(count),
-                "Make its profile of more rows (`glider expert profile`), or give more rows.",
-            )
+        if name in few:
+            continue  # it can be chosen, but says nothing about p
         held_in.append(scores.of(features[name]).amax(dim=-1))
         held_out.append(scores.of(features[name], without=column).amax(dim=-1))
         report(column + 1, len(pool))
@@ -53,9 +57,13 @@ def calibrate(
         balanced_accuracy=round(accuracy, 4),
         queries=sum(map(len, held_in)),
         experts=tuple(pool.names),
-        source=f"leave-one-out over {'the profiles' if queries is None else 'given rows'}",
+        source=f"leave-one-out over {'the profiles' if queries is None else 'given rows'}{_but(few)}",
         **kept,
     )
+
+
+def _but(few: Mapping[str, int]) -> str:
+    return f" (without {', '.join(few)}: fewer than {MINIMUM_QUERIES} queries)" if few else ""
 
 
 def recalibrated(pool: Pool) -> Pool:

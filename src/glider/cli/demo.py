@@ -75,7 +75,8 @@ def _show(console: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> 
     console.print(f"    [green]{escape(' '.join(answer.text.split()))}[/green]")
     ranked = sorted(answer.global_scores.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]
     scores = "  ".join(f"{name} {score:.2f}" for name, score in ranked)
-    console.print(f"    global {scores}   alpha {answer.alpha:g}")
+    verdict = "stranger: the base model alone" if answer.verdict == "stranger" else answer.verdict
+    console.print(f"    {verdict}   global {scores}")
     for name, share in sorted(answer.usage.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
         console.print(f"    {name:>16} [cyan]{bar_of(share)}[/cyan] {share:.2f}")
 

@@ -14,6 +14,8 @@ from glider.inference.spec import BaseSpec, ModelSpec
 
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
+    from glider.verdicts.background import Background
+    from glider.verdicts.thresholds import Thresholds
 
 PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -171,29 +173,72 @@ def calibrate(
         str | None, typer.Option("--data", help="Rows of each expert's task ({name}), to choose gamma and beta by.")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
+    background: Annotated[
+        Path | None,
+        typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the threshold p of alpha from the queries that the experts keep held back, and store it with the pool.
+    """Choose what a pool decides by from the queries that its experts keep held back, and store it with the pool: the
+    threshold p of alpha, and the thresholds of the verdicts (fits, unsure, stranger).
 
     With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
     """
-    from glider.calibration.threshold import calibrate as choose
+    from glider.calibration.verdict import choose_thresholds
     from glider.experts.pool import Pool
-    from glider.progress import Bars, counter
 
     pool = Pool.open(path)
+    strangers = pool.background if background is None else _background_with(background)
+    pool, stored = _with_threshold(pool, signal, default)
+    if data is not None and stored is not None:
+        stored = _with_constants(pool, signal, data, split, spec)
+        pool = pool.calibrate(signal, stored, default)
+    pool = pool.set_verdicts(choose_thresholds(pool, strangers), strangers)
+    verdicts = pool.index.verdicts
+    assert verdicts is not None
+    if as_json:
+        constants = {} if stored is None else stored.model_dump(mode="json")
+        print(json.dumps({**constants, "verdicts": verdicts.model_dump(mode="json")}, indent=2))
+        return
+    if stored is not None:
+        quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
+        constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
+        print(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
+    for line in _expected(verdicts):
+        print(line)
+
+
+def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":
+    """The pool with p of a signal; without it, and with a message, where the pool has one expert."""
+    from glider.calibration.threshold import calibrate as choose
+    from glider.progress import Bars, counter
+
+    if len(pool) == 1:
+        print(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", file=sys.stderr)
+        return pool, None
     with Bars() as bars:
         stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
-    pool = pool.calibrate(signal, stored, default)
-    if data is not None:
-        stored = _with_constants(pool, signal, data, split, spec)
-        pool.calibrate(signal, stored, default)
-    if as_json:
-        print(json.dumps(stored.model_dump(mode="json"), indent=2))
-        return
-    quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
-    constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
-    print(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
+    return pool.calibrate(signal, stored, default), stored
+
+
+def _background_with(path: Path) -> "Background":
+    from glider.data.rows import read_rows
+    from glider.verdicts.background import JUDGED, Background, shipped
+
+    return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
+
+
+def _expected(verdicts: "Thresholds") -> list[str]:
+    """What the verdicts are expected to get wrong, and how that is known."""
+    own, strange = verdicts.false_abstention, verdicts.false_acceptance
+    lines = [f"verdicts: a query whose margin over everyday requests is below {verdicts.stranger:g} is a stranger"]
+    if own is not None:
+        lines.append(f"  of the experts' own queries {own:.1%} are called strangers ({verdicts.queries} held back)")
+    if strange is not None:
+        lines.append(
+            f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
+        )
+    return lines
 
 
 def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spec: BaseSpec) -> "Calibration":
@@ -217,9 +262,10 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
 def _settled(path: Path) -> "Pool":
     """The pool, its calibrations made anew if its experts changed."""
     from glider.calibration.threshold import recalibrated
+    from glider.calibration.verdict import renewed_thresholds
     from glider.experts.pool import Pool
 
-    return recalibrated(Pool.open(path))
+    return renewed_thresholds(recalibrated(Pool.open(path)))
 
 
 def _row(pool: "Pool", name: str) -> dict[str, Any]:

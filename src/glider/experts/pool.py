@@ -16,6 +16,8 @@ from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.files.disk import read_json, sha256, write_json
+from glider.verdicts.background import BACKGROUND_FILE, MOST_BYTES, Background
+from glider.verdicts.thresholds import Thresholds
 
 POOL_FILE = "pool.json"
 LOCK_FILE = ".pool.lock"
@@ -62,6 +64,7 @@ class PoolIndex(Config):
     embedder: EmbedderIdentity | None = None
     signal: str | None = None  # the global signal to use where the caller names none
     calibrations: dict[str, Calibration] = {}  # by global signal
+    verdicts: Thresholds | None = None
     experts: tuple[ExpertRecord, ...] = ()
 
 
@@ -200,11 +203,32 @@ class Pool:
             changed = {"calibrations": stored, "signal": signal if default else now.index.signal}
             return now._write(now.index.model_copy(update=changed), now.experts)
 
+    def set_verdicts(self, thresholds: Thresholds, background: Background | None = None) -> "Pool":
+        """Store the thresholds of verdicts, and the background that they are for where it is not the package's."""
+        with self._changing() as now:
+            if background is not None:
+                background.save(self.path / BACKGROUND_FILE)
+                thresholds = thresholds.model_copy(update={"background": sha256(self.path / BACKGROUND_FILE)})
+            return now._write(now.index.model_copy(update={"verdicts": thresholds}), now.experts)
+
+    @property
+    def background(self) -> Background | None:
+        """The pool's own background; None where it uses the package's. Raises `PoolError` if it is not the file that
+        the thresholds were made for."""
+        stored = self.index.verdicts
+        if stored is None or stored.background is None:
+            return None
+        file = self.path / BACKGROUND_FILE
+        if not file.is_file() or file.stat().st_size > MOST_BYTES or sha256(file) != stored.background:
+            raise PoolError(f"the pool's background in {file}", "another file or none", "Calibrate the pool again.")
+        return Background.open(file)
+
     def verify(self, adapters: bool = True) -> None:
         """Check every file of every expert against its hash, and every weight for being finite.
 
         Without `adapters` an expert's LoRA pairs are checked when the first of them is read.
         """
+        _ = self.background  # checked as it is read
         for expert, record in zip(self.experts, self.index.experts, strict=True):
             expert.verify({file: known.sha256 for file, known in record.files.items()}, adapters)
 

@@ -19,6 +19,7 @@ class Answer:
     usage: dict[str, float]  # mean weight of each expert over tokens and sites; empty unless traced
     description: str | None = None  # what was embedded for the global term
     fault: str | None = None  # why the global term, or the query's description, was left out
+    verdict: str | None = None  # fits, unsure, stranger; None where nobody judged
 
     @classmethod
     def of(
@@ -42,6 +43,7 @@ class Answer:
             usage=usage or {},
             description=described and described.text,
             fault=described and described.fault,
+            verdict=condition.verdicts[0] or None if condition.verdicts else None,
         )
 
 

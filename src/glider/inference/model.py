@@ -131,7 +131,8 @@ class RoutedModel:
         trace = Trace(generation.names, None, inputs["attention_mask"].cpu().bool())
         with torch.inference_mode(), self.attached.routing(None, recorder=trace, generation=generation):
             self.model(**self.encoder.forward_inputs(inputs))
-        return generation.router.observe(trace.mean_scores())
+        condition = generation.router.observe(trace.mean_scores())
+        return self.reader.judged([Query.of(query) for query in queries], condition, generation.prepared)
 
     def generate(
         self,

@@ -20,6 +20,7 @@ from glider.instructions.prompts import Pair
 from glider.routing.base import Need, Prepared, QueryFeatures, Router
 from glider.routing.condition import Condition, Described
 from glider.shapes import Tensor
+from glider.verdicts.judge import Judge, Override, override_of
 
 _KIND = "embedding"
 
@@ -29,12 +30,17 @@ class Query:
     """What the user asks, and what is known of its task.
 
     `description`, one sentence naming the task, is embedded in place of the text where given. `examples`, input and
-    output pairs of the same task, are for a describer to read.
+    output pairs of the same task, are for a describer to read. `verdict` overrides the pool's: "route" uses the experts
+    by the router's own rule, "base" none.
     """
 
     text: str
     description: str | None = None
     examples: tuple[Pair, ...] = ()
+    verdict: str | None = None
+
+    def __post_init__(self) -> None:
+        override_of(self.verdict)
 
     @classmethod
     def of(cls, prompt: "str | Query") -> "Query":
@@ -115,9 +121,9 @@ class QueryReader:
 
     def _condition_of(self, queries: Sequence[Query], router: Router, prepared: Prepared) -> Condition:
         """The condition of queries that are asked by one term."""
-        term = prepared.global_term
+        term, judge = prepared.global_term, prepared.judge
         needs = frozenset[Need]() if term is None else term.scores.needs
-        features, described = self.features(queries, needs)
+        features, described = self.features(queries, needs | _judging(judge))
         condition = router.condition(prepared, features)
         if term is not None and described:
             failed = torch.tensor([one.fault is not None for one in described])
@@ -125,7 +131,30 @@ class QueryReader:
         if "instructions" not in needs:
             reason = "it has no global term" if term is None else f"the signal {term.signal} reads the query's text"
             described = _with_unused(queries, described, f"the description is not used: {reason}")
-        return replace(condition, described=described)
+        return self._judged(queries, replace(condition, described=described), features, prepared)
+
+    def judged(self, queries: Sequence[Query], condition: Condition, prepared: Prepared) -> Condition:
+        """A condition that the router made otherwise than of the queries' features, with their verdicts."""
+        features, _ = self.features(queries, _judging(prepared.judge))
+        return self._judged(queries, condition, features, prepared)
+
+    def _judged(
+        self, queries: Sequence[Query], condition: Condition, features: QueryFeatures, prepared: Prepared
+    ) -> Condition:
+        overrides: list[Override | None] = [override_of(query.verdict) for query in queries]
+        if prepared.judge is not None:
+            term = prepared.global_term
+            reads = term is not None and "instructions" in term.scores.needs
+            described = [reads and self._brings_description(query) for query in queries]
+            condition = prepared.judge.judged(condition, features, overrides, term, described)
+        return condition.left_to_base([override == "base" for override in overrides])
+
+
+def _judging(judge: Judge | None) -> frozenset[Need]:
+    """What a judge reads of queries."""
+    if judge is None:
+        return frozenset()
+    return frozenset[Need]({"grams"}) | (frozenset() if judge.term is None else judge.term.scores.needs)
 
 
 def _with_unused(queries: Sequence[Query], described: Sequence[Described], reason: str) -> tuple[Described, ...]:

@@ -72,6 +72,10 @@ class ModelSpec(BaseSpec):
         default=None,
         description="Global signal: instruction, examples, ... Default: the pool's, or instruction for a description.",
     )
+    abstain: bool | None = Field(
+        default=None,
+        description="The base alone answers what no expert suits. Default: for glider, where the pool is calibrated.",
+    )
     top_k: int | None = Field(default=None, ge=1, description="Experts kept for each token (default 2).")
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="Keep the experts that reach this probability instead."
@@ -111,16 +115,23 @@ class ModelSpec(BaseSpec):
 
         if self.top_k is not None and self.top_p is not None:
             raise ConfigError("top_k (--top-k) or top_p (--top-p)", "both", "Give one of them.")
-        chosen = {"top_k": self.top_k, "top_p": self.top_p, "global_": self.signal}
+        chosen = {"top_k": self.top_k, "top_p": self.top_p, "global_": self.signal, "abstain": self.abstain}
         beside = {**self.settings, **{name: value for name, value in chosen.items() if value is not None}}
         if isinstance(self.router, str):
             name, written = parsed(self.router)
             return router_from(name, {**written, **beside})
+        if self.abstain is not None:
+            from glider.routing.preparation import Gated, ungated
+
+            del beside["abstain"]
+            router: Any = Gated(ungated(self.router), self.abstain)
+        else:
+            router = self.router
         if beside:
             raise RouterError(
                 "settings within the router", f"{', '.join(beside)} beside it", "Put them into the router."
             )
-        return self.router
+        return router
 
     @property
     def storage(self) -> "Storage":

@@ -20,7 +20,7 @@ from glider.layers.routed_site import RoutedSite
 from glider.layers.trace import Recorder
 from glider.routing.base import Prepared, Router
 from glider.routing.condition import Condition
-from glider.routing.preparation import prepare
+from glider.routing.preparation import prepare, ungated
 from glider.shapes import Int, Tensor
 
 _RELEASE = 16  # sites whose pairs may lie in memory twice, in the experts' files and stacked
@@ -169,7 +169,7 @@ class Attached:
                 raise RouterError("experts beside the base's weights", "folded ones", "Detach, and attach again.")
             before = self.context.current if self._generations else None
             number = 1 + max(self._generations, default=0)
-            generation = Generation(number, router, prepared)
+            generation = Generation(number, ungated(router), prepared)
             sites = self._sites(generation, storage)
             for name, site in sites.items():
                 self._layer(name, site).put(number, site)
@@ -188,6 +188,9 @@ class Attached:
         prepared = self.prepared
         if self._unfolded or not prepared.sites:
             return  # folded already, or nothing to fold
+        if prepared.judge is not None:
+            wanted, got = "an expert for every query", "a router that leaves some to the base"
+            raise RouterError(wanted, got, "Load it with abstain=False, or keep it attached.")
         if len(prepared.experts) != 1:
             raise RouterError(
                 "a static router to fold (single, merge, ...)",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +12,9 @@ from glider.experts.pool import Pool
 from glider.registry import Registry
 from glider.routing.condition import Condition
 from glider.shapes import Bool, Float, Int, Tensor
+
+if TYPE_CHECKING:
+    from glider.verdicts.judge import Judge
 
 routers: "Registry[Router]" = Registry("router", "glider.routers", ("glider.routing.methods",), RouterError)
 router = routers.register
@@ -126,20 +129,22 @@ class Prepared:
 
     `described_term` serves the queries that bring a description, where `global_term` does not read descriptions and the
     pool can. With one expert only, every decision is known before: such a router is static, and its expert can be
-    folded.
+    folded. `judge` gives the verdicts, where queries have some; a router's own `prepare` leaves it out.
     """
 
     experts: tuple[ExpertLike, ...]
     sites: dict[str, Site]
     global_term: GlobalTerm | None = None
     described_term: GlobalTerm | None = None
+    judge: "Judge | None" = None
 
 
 @runtime_checkable
 class Router(Protocol):
     """Frozen settings of a method. Every value a router computes is returned; nothing is stored.
 
-    A router may have an attribute `support` (`Support`); without one its decisions are right everywhere.
+    A router may have an attribute `support` (`Support`); without one its decisions are right everywhere. One with a
+    true attribute `abstains` uses verdicts where the pool is calibrated for them, unless the caller says otherwise.
     """
 
     def prepare(self, pool: Pool) -> Prepared:

@@ -57,6 +57,7 @@ class Condition:
     settled: Settled | None = None
     signals: tuple[str, ...] = ()  # of each row; none where there is no global term
     described: tuple[Described, ...] = ()  # of each row; none where nothing was described
+    verdicts: tuple[str, ...] = ()  # of each row; none where nobody judged
 
     @classmethod
     def of(cls, global_scores: Float[Tensor, "B E"], alpha: Float[Tensor, " B"], signal: str = "") -> "Condition":
@@ -120,6 +121,7 @@ class Condition:
             None if settled is None else Settled(settled.experts[at], settled.weights[at]),
             tuple(self.signals[i] for i in numbers) if self.signals else (),
             tuple(self.described[i] for i in numbers) if self.described else (),
+            tuple(self.verdicts[i] for i in numbers) if self.verdicts else (),
         )
 
     @classmethod
@@ -140,7 +142,8 @@ class Condition:
             settled = Settled(
                 torch.cat([one.experts for one in all_settled]), torch.cat([one.weights for one in all_settled])
             )
-        has_signals, has_described = (any(getattr(p, name) for p in parts) for name in ("signals", "described"))
+        names = ("signals", "described", "verdicts")
+        has_signals, has_described, has_verdicts = (any(getattr(p, name) for p in parts) for name in names)
         any_bare = any(part.bare is not None for part in parts)
         return cls(
             sum(part.count for part in parts),
@@ -150,6 +153,7 @@ class Condition:
             settled,
             tuple(name for p in parts for name in (p.signals or ("",) * len(p))) if has_signals else (),
             tuple(one for p in parts for one in (p.described or (_NOT_DESCRIBED,) * len(p))) if has_described else (),
+            tuple(name for p in parts for name in (p.verdicts or ("",) * len(p))) if has_verdicts else (),
         )
 
     def without_term(self, rows: Bool[Tensor, " B"], beta: float) -> "Condition":
@@ -159,6 +163,12 @@ class Condition:
         rows = rows.to(self.alpha.device)
         scores, alpha = self.global_scores.masked_fill(rows[:, None], 0.0), self.alpha.masked_fill(rows, beta)
         return replace(self, global_scores=scores, alpha=alpha)
+
+    def left_to_base(self, rows: Sequence[bool]) -> "Condition":
+        """The condition with some rows left to the base model alone."""
+        if not any(rows):
+            return self
+        return replace(self, bare=self.bare_rows | torch.tensor(rows, dtype=torch.bool))
 
     def digest(self, row: int) -> bytes:
         """16 bytes that two rows share only if they are treated the same, whatever batch they are in."""

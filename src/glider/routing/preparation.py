@@ -1,20 +1,80 @@
-"""What a router makes of a pool, with errors that name the router."""
+"""What a router makes of a pool, with errors that name the router, and whether its queries have verdicts."""
+
+from dataclasses import dataclass, replace
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Prepared, Router, routers
+from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, Router, Site, SlotDecision, routers
+from glider.routing.condition import Condition
+from glider.routing.global_part import GlobalPart
+from glider.shapes import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A router, and whether the base alone answers queries that no expert suits.
+
+    Whoever serves a router takes it apart by `prepare` and `ungated`.
+    """
+
+    router: Router
+    abstain: bool
+
+    def prepare(self, pool: Pool) -> Prepared:
+        """As `glider.routing.preparation.prepare`."""
+        return prepare(self, pool)
+
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        return self.router.condition(prepared, features)
+
+    def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision | SlotDecision:
+        return self.router.route(site, x, term)
+
+
+def ungated(router: Router) -> Router:
+    """The router itself."""
+    return router.router if isinstance(router, Gated) else router
 
 
 def prepare(router: Router, pool: Pool) -> Prepared:
-    """`router.prepare(pool)`; raises its `RouterError` with the router's name in it."""
+    """`router.prepare(pool)`, with a judge where its queries have verdicts.
+
+    A router that abstains by itself has one where the pool is calibrated for verdicts. Raises the router's
+    `RouterError` with its name in it, and `RouterError` for a router that is to abstain over a pool that is not
+    calibrated.
+    """
+    method = ungated(router)
     try:
-        return router.prepare(pool)
+        prepared = method.prepare(pool)
     except RouterError as fault:
-        raise RouterError(f"{fault.wanted} (router {name_of(router)})", fault.got, fault.remedy) from fault
+        raise RouterError(f"{fault.wanted} (router {name_of(method)})", fault.got, fault.remedy) from fault
+    abstain = router.abstain if isinstance(router, Gated) else None
+    by_itself = bool(getattr(method, "abstains", False))
+    thresholds = pool.index.verdicts
+    if abstain is False or (abstain is None and not (by_itself and thresholds is not None)):
+        return prepared
+    if thresholds is None:
+        remedy = f"Calibrate it: `glider pool calibrate {pool.path}`."
+        raise RouterError("a pool that is calibrated for verdicts", f"{pool.path}, which is not", remedy)
+    from glider.verdicts.background import shipped
+    from glider.verdicts.contest import Contest
+    from glider.verdicts.judge import Judge
+
+    contest = Contest.of([expert.profile for expert in pool], pool.background or shipped())
+    term = None if prepared.global_term is not None else _term(pool)
+    return replace(prepared, judge=Judge(contest, thresholds, settles=by_itself, term=term))
+
+
+def _term(pool: Pool) -> GlobalTerm | None:
+    """The pool's own global term, where it has one that reads no descriptions."""
+    if pool.index.signal is None or pool.index.signal not in pool.index.calibrations or len(pool) < 2:
+        return None
+    return GlobalPart(pool.index.signal).prepare(pool)
 
 
 def name_of(router: Router) -> str:
     """The registry's name of a router, or its class's for one that is not registered."""
+    router = ungated(router)
     registered = (entry.name for entry in routers if entry.make is type(router))
     own = getattr(router, "registered_as", None)  # where one class serves several names
     return own or next(registered, type(router).__name__)

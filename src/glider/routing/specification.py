@@ -7,6 +7,7 @@ from typing import Any
 
 from glider.errors import RouterError
 from glider.routing.base import Router, routers
+from glider.routing.preparation import Gated
 from glider.routing.select import TopK, TopP
 
 
@@ -14,9 +15,19 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
     """The router `name` with settings in which `top_k` or `top_p` may stand for the selection of experts.
 
     `renormalise: false` beside `top_k` (or without it, for two experts) keeps the probabilities as weights. Methods
-    that choose once for a query call `top_k` their k; `global` stands for `global_`. Raises `RouterError` for an
-    unknown router or setting.
+    that choose once for a query call `top_k` their k; `global` stands for `global_`. `abstain` says whether the base
+    alone answers queries that no expert suits (default: as the router and the pool have it). Raises `RouterError` for
+    an unknown router or setting.
     """
+    settings = dict(settings)
+    abstain = settings.pop("abstain", None)
+    if not isinstance(abstain, bool | None):
+        raise RouterError("abstain of true or false", repr(abstain), "Give one of them.")
+    router = _selecting(name, settings)
+    return router if abstain is None else Gated(router, abstain)
+
+
+def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
     plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
     whole = plain.pop("renormalise", None)

@@ -41,6 +41,11 @@ class Glider(Composed):
     local_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def abstains(self) -> bool:
+        """Whether it uses verdicts by itself: where no constant of alpha is given, which are the paper's method."""
+        return self.p is None and self.gamma is None and self.beta is None
+
+    @property
     def registered_as(self) -> str:
         """The registry's name."""
         return "glider" if self.local == GATES else f"glider+{self.local}"

@@ -35,7 +35,11 @@ class Likelihoods:
     @classmethod
     def of_profiles(cls, experts: Sequence[Profile]) -> "Likelihoods":
         """Build the index; linear in the n-grams of all experts."""
-        known = [profile.known for profile in experts]
+        return cls.of_counts([profile.known for profile in experts])
+
+    @classmethod
+    def of_counts(cls, known: Sequence[tuple[Tensor, Tensor]]) -> "Likelihoods":
+        """The same from the sorted n-grams of each and the number of inputs that hold them."""
         grams = torch.cat([grams for grams, _ in known])
         counts = torch.cat([counts for _, counts in known]).float()
         owner = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(grams) for grams, _ in known]))
@@ -49,24 +53,38 @@ class Likelihoods:
 
     def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
         assert features.grams is not None
-        texts = [torch.stack([self._one(text, without) for text in query]).mean(dim=0) for query in features.grams]
-        scores = torch.stack(texts)  # (B, E)
+        scores = torch.stack(
+            [torch.stack([self.of_text(text, without) for text in query]).mean(dim=0) for query in features.grams]
+        )  # (B, E)
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
-    def _one(self, text: Int[Tensor, " N"], without: int | None) -> Float[Tensor, " E"]:
-        """Weighed log-likelihood of one text under every expert, over the norm of the weights."""
+    def places(self, text: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
+        """Where those n-grams of a text stand in the index that somebody knows."""
         place = torch.searchsorted(self.grams, text).clamp(max=len(self.grams) - 1)
-        place = place[self.grams[place] == text]
+        return place[self.grams[place] == text]
+
+    def weights(self, sizes: Int[Tensor, " M"], present: int | None = None) -> Float[Tensor, " M"]:
+        """How much n-grams count that so many of those present know (default: of all)."""
+        present = self.count if present is None else present
+        return torch.where(sizes > 0, ((1 + present) / (1 + sizes)).log() + 1, 0.0)
+
+    def of_text(self, text: Int[Tensor, " N"], without: int | None = None) -> Float[Tensor, " E"]:
+        """Weighed log-likelihood of one text under every expert, over the norm of the weights."""
+        place = self.places(text)
         sizes = self.starts[place + 1] - self.starts[place]
         gram = torch.repeat_interleave(torch.arange(len(place)), sizes)  # of each entry
         entry = torch.arange(len(gram)) - (sizes.cumsum(0) - sizes)[gram] + self.starts[place][gram]
         if without is not None:
             entry, gram = (part[self.experts[entry] != without] for part in (entry, gram))
             sizes = torch.bincount(gram, minlength=len(place))
-        present = self.count - (without is not None)
-        weights = torch.where(sizes > 0, ((1 + present) / (1 + sizes)).log() + 1, 0.0)
+        weights = self.weights(sizes, self.count - (without is not None))
         gains = torch.zeros(self.count).index_add_(0, self.experts[entry], weights[gram] * self.gains[entry])
-        return (gains + weights.sum() * self.floors) / (weights.square().sum() + 1e-9).sqrt()
+        return (gains + weights.sum() * self.floors) / norm(weights)
+
+
+def norm(weights: Float[Tensor, " M"]) -> Tensor:
+    """What a sum over n-grams is divided by, so that long texts do not count for more."""
+    return (weights.square().sum() + 1e-9).sqrt()
 
 
 @signal("examples")

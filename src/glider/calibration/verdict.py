@@ -1,0 +1,88 @@
+"""Thresholds of a pool's verdicts, chosen from its experts' held-back queries and from everyday requests."""
+
+import warnings
+from math import floor
+
+import torch
+
+from glider.errors import GliderWarning, PoolError
+from glider.experts.pool import Pool
+from glider.routing.base import QueryFeatures
+from glider.shapes import Float, Tensor
+from glider.verdicts.background import Background, shipped
+from glider.verdicts.contest import Contest
+from glider.verdicts.thresholds import MIXED, SHARE, Thresholds
+
+ABSTENTION = 0.02  # most of the experts' own queries that may be called nobody's
+ACCEPTANCE = 0.02  # of everyday requests of a kind that the background has not seen, wanted
+FITTING = 0.95  # share of its own queries that fit a pool of one expert
+MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
+LEAST_QUERIES = 8
+
+
+def choose_thresholds(
+    pool: Pool, background: Background | None = None, experts: int = MIXED, share: float = SHARE
+) -> Thresholds:
+    """Choose the thresholds of a pool's verdicts.
+
+    `stranger` is the margin that all but 2 % of everyday requests stay below, each judged by a background without its
+    kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
+    conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called nobody's. Experts without a
+    profile have no part in it. Raises `PoolError` where no expert has a profile with held-back queries.
+    """
+    profiles = [expert.profile for expert in pool]
+    contest = Contest.of(profiles, shipped() if background is None else background)
+    queries = _held_back(pool)
+    if len(queries) < LEAST_QUERIES:
+        raise PoolError(
+            f"at least {LEAST_QUERIES} held-back queries in the experts' profiles",
+            str(len(queries)),
+            "Make profiles of training rows: `glider expert profile POOL/EXPERT --data ROWS`, then `glider pool add`.",
+        )
+    own = contest.margins(QueryFeatures(len(queries), grams=tuple((query,) for query in queries))).amax(dim=-1)
+    folds = range(len(contest.background.counts))
+    strange = torch.cat([contest.strangers(fold).amax(dim=-1) for fold in folds])
+    stranger = min(_quantile(strange, 1 - ACCEPTANCE), _conformal(own, ABSTENTION))
+    return Thresholds(
+        stranger=round(stranger, 4),
+        fits=round(max(stranger, _quantile(own, 1 - FITTING)), 4),
+        experts=experts,
+        share=share,
+        false_abstention=round((own < stranger).float().mean().item(), 4),
+        false_acceptance=round((strange >= stranger).float().mean().item(), 4) if len(strange) else None,
+        queries=len(own),
+        strangers=len(strange),
+        names=tuple(pool.names),
+        source="held-back queries of the profiles; everyday requests, each kind left out of the background in turn",
+    )
+
+
+def renewed_thresholds(pool: Pool) -> Pool:
+    """The pool with its thresholds made anew, where it has some and its experts changed since.
+
+    Those that cannot be made anew stay, with a warning that says why.
+    """
+    stored = pool.index.verdicts
+    if stored is None or stored.names == tuple(pool.names):
+        return pool
+    try:
+        return pool.set_verdicts(choose_thresholds(pool, pool.background, stored.experts, stored.share))
+    except PoolError as fault:
+        warnings.warn(f"the thresholds of verdicts are those of other experts: {fault}", GliderWarning, stacklevel=2)
+        return pool
+
+
+def _held_back(pool: Pool) -> list[Tensor]:
+    profiles = [expert.profile for expert in pool]
+    most = max(LEAST_QUERIES, MOST_QUERIES // max(1, len(profiles)))
+    return [query for profile in profiles if profile is not None for query in profile.queries[:most]]
+
+
+def _conformal(values: Float[Tensor, " N"], share: float) -> float:
+    """The largest threshold below which another value of the kind falls with at most that probability."""
+    place = floor(share * (len(values) + 1))
+    return values.sort().values[place - 1].item() if place else values.min().item()
+
+
+def _quantile(values: Float[Tensor, " N"], share: float) -> float:
+    return values.quantile(share).item() if len(values) else torch.inf

@@ -1,0 +1,1 @@
+"""Verdicts: whether a query fits the pool, is nobody's, or lies between."""

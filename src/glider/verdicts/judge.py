@@ -1,0 +1,109 @@
+"""The verdict of each query, and what follows of it for the query's row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from glider.errors import QueryError
+from glider.routing.base import GlobalTerm, QueryFeatures
+from glider.routing.condition import Condition, Settled
+from glider.shapes import Bool, Float, Tensor
+from glider.verdicts.contest import Contest
+from glider.verdicts.thresholds import Thresholds
+
+Verdict = Literal["fits", "unsure", "stranger"]
+Override = Literal["route", "base"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says of each query whether the pool knows its task, and lets the base alone answer those that nobody knows.
+
+    - `stranger`: even the likeliest expert's margin over everyday requests is below `thresholds.stranger`. The row is
+      the base's.
+    - `fits`: no stranger, and the best global score is above the p of alpha; of a pool of one expert, its margin is at
+      least `thresholds.fits`.
+    - `unsure`: what lies between.
+
+    A query that brought a description which an expert's is near fits, whatever its words. With `settles` every token of
+    a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every token of an unsure one
+    the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. `term` scores the experts
+    for a router that has no global term.
+    """
+
+    contest: Contest
+    thresholds: Thresholds
+    settles: bool
+    term: GlobalTerm | None = None
+
+    def judged(
+        self,
+        condition: Condition,
+        features: QueryFeatures,
+        overrides: Sequence[Override | None] = (),
+        term: GlobalTerm | None = None,
+        described: Sequence[bool] = (),
+    ) -> Condition:
+        """The condition with each row's verdict, and with what follows of it except where the caller overrides it.
+
+        `term` made the condition's global scores, of descriptions for the rows that are `described`.
+        """
+        margins = self.contest.margins(features)  # (B, E)
+        scores, confident = self._scores(condition, features, margins, term)
+        nobody = margins.amax(dim=-1) < self.thresholds.stranger
+        by_description = torch.tensor(described or [False] * len(margins), dtype=torch.bool)
+        stranger = nobody & ~(confident & by_description)
+        fits = confident & ~stranger
+        verdicts = tuple(
+            "stranger" if far else "fits" if near else "unsure"
+            for far, near in zip(stranger.tolist(), fits.tolist(), strict=True)
+        )
+        free = torch.ones(len(margins), dtype=torch.bool)
+        for row, override in enumerate(overrides):
+            free[row] = override is None
+        settled = self._settled(scores, margins, fits & free, ~stranger & ~fits & free) if self.settles else None
+        return replace(
+            condition,
+            bare=condition.bare_rows | (stranger & free),
+            settled=condition.settled if settled is None else settled,
+            verdicts=verdicts,
+        )
+
+    def _scores(
+        self, condition: Condition, features: QueryFeatures, margins: Float[Tensor, "B E"], term: GlobalTerm | None
+    ) -> tuple[Float[Tensor, "B E"], Bool[Tensor, " B"]]:
+        """How near each expert is to each query, and whether the best is near enough to be its own."""
+        if self.contest.experts == 1:
+            return margins, margins[:, 0] >= self.thresholds.fits
+        scores = condition.global_scores
+        if scores is None or term is None:
+            if self.term is None:
+                return margins, torch.zeros(len(margins), dtype=torch.bool)
+            scores, term = self.term.scores.of(features), self.term
+        scores = scores.detach().float().cpu().masked_fill(~torch.isfinite(margins), -torch.inf)
+        return scores, scores.amax(dim=-1) > term.p
+
+    def _settled(
+        self,
+        scores: Float[Tensor, "B E"],
+        margins: Float[Tensor, "B E"],
+        fits: Bool[Tensor, " B"],
+        unsure: Bool[Tensor, " B"],
+    ) -> Settled:
+        known = int(torch.isfinite(margins[0]).sum()) if len(margins) else 0
+        places = max(1, min(self.thresholds.experts, known))
+        experts = scores.topk(places, dim=-1).indices  # (B, K)
+        weights = torch.zeros(experts.shape)
+        weights[fits, 0] = 1.0
+        if self.thresholds.experts:  # else an unsure query's tokens are routed one by one
+            weights[unsure] = self.thresholds.share / places
+        return Settled(experts, weights)
+
+
+def override_of(text: str | None) -> Override | None:
+    """An override by its name; raises `QueryError` for another word."""
+    if text is not None and text not in get_args(Override):
+        raise QueryError("a verdict of route or base", repr(text), "Leave it out to let the pool decide.")
+    return text  # pyright: ignore[reportReturnType]

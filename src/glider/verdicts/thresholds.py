@@ -1,0 +1,27 @@
+"""What a pool stores of its verdicts: thresholds, and what they are expected to get wrong."""
+
+from pydantic import Field
+
+from glider.config import Config
+
+MIXED, SHARE = 3, 1.0
+
+
+class Thresholds(Config):
+    """Thresholds of the margin over everyday requests, made for the experts that are named.
+
+    `false_abstention` is the share of the experts' own held-back queries below `stranger`, `false_acceptance` that of
+    everyday requests, each judged without its kind, at or above it.
+    """
+
+    stranger: float = Field(allow_inf_nan=False)
+    fits: float = Field(allow_inf_nan=False)  # of a pool of one expert
+    experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
+    share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets
+    false_abstention: float | None = None
+    false_acceptance: float | None = None
+    queries: int = 0  # held-back queries of the experts
+    strangers: int = 0  # everyday requests
+    names: tuple[str, ...] = ()  # the pool's experts when it was made
+    background: str | None = None  # sha256 of the pool's own background; None: the package's
+    source: str = ""

@@ -1,0 +1,68 @@
+"""The background: what is shipped is what its script makes; files that are none are refused."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glider.errors import PoolError
+from glider.instructions.inputs import ngrams
+from glider.verdicts.background import SHIPPED, Background, shipped
+
+SCRIPTS = Path(__file__).parents[2] / "reproduce" / "background"
+
+
+def test_what_is_shipped_is_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", ["make.py", str(tmp_path / "background.safetensors")])
+    runpy.run_path(str(SCRIPTS / "make.py"), run_name="__main__")
+    assert (tmp_path / "background.safetensors").read_bytes() == SHIPPED.read_bytes()
+
+
+def test_counts_are_those_of_the_requests(tmp_path: Path) -> None:
+    background = Background.of([["a cat", "a dog"], ["a cow"]], judged=3)
+    counted = dict(zip(background.grams.tolist(), background.total.tolist(), strict=True))
+    (a,) = ngrams("a").tolist()
+    assert counted[a] == 3 and all(counted[gram] == 1 for gram in ngrams("cow").tolist())
+    assert background.without(0).tolist()[background.grams.tolist().index(a)] == 1
+    assert [len(background.of_fold(fold)) for fold in (0, 1)] == [2, 1]
+    background.save(tmp_path / "b.safetensors")
+    again = Background.open(tmp_path / "b.safetensors")
+    assert torch.equal(again.counts, background.counts) and torch.equal(again.queries, background.queries)
+
+
+def test_joined_backgrounds_have_the_folds_of_both() -> None:
+    more = Background.of([["entirely unheard-of words"]], judged=4)
+    both = shipped().joined(more)
+    assert len(both.counts) == len(shipped().counts) + 1
+    assert int(both.total.sum()) == int(shipped().total.sum()) + int(more.total.sum())
+    assert len(both.of_fold(len(shipped().counts))) == 1
+
+
+@pytest.mark.parametrize("fault", ["missing", "dtype", "order", "fold", "length", "text"])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, fault: str) -> None:
+    tensors, file = load_file(SHIPPED), tmp_path / "b.safetensors"
+    if fault == "missing":
+        del tensors["folds"]
+    elif fault == "dtype":
+        tensors["counts"] = tensors["counts"].float()
+    elif fault == "order":
+        tensors["grams"] = tensors["grams"].flip(0).contiguous()
+    elif fault == "fold":
+        tensors["folds"] = tensors["folds"] + 99
+    elif fault == "length":
+        tensors["lengths"] = tensors["lengths"] + 1
+    if fault == "text":
+        file.write_text("no tensors")
+    else:
+        save_file(tensors, file)
+    with pytest.raises(PoolError, match="background"):
+        Background.open(file)
+
+
+def test_requests_are_needed() -> None:
+    with pytest.raises(PoolError, match="requests for the background"):
+        Background.of([[]], judged=3)
