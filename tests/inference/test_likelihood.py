@@ -64,6 +64,7 @@ def test_a_common_beginning_runs_once_where_rows_route_alike(
     texts = [begin + end for end in ("one", "and a longer one", "I")]
     queries = [Query(text, description=told) for text, told in zip(texts, descriptions, strict=True)]
     alone = [model.score(query, choices) for query, choices in zip(queries, CHOICES, strict=True)]
+    model.score_many(queries, CHOICES)  # what the model may share is tried
     rows: list[tuple[int, int]] = []
     hook = model.model.get_input_embeddings().register_forward_hook(lambda _, told, __: rows.append(told[0].shape))
     together, _ = model.score_many(queries, CHOICES)

@@ -1,4 +1,4 @@
-"""How likely several continuations of several prompts are: every prompt is computed once, whatever their number."""
+"""How likely several continuations of several prompts are: every prompt is computed once, where the model allows it."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -7,8 +7,11 @@ from math import isfinite
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from glider.errors import QueryError
+from glider.inference.forward import decoder_inputs, last_logits, padded_left, positions
+from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
 from glider.routing.base import support_of
 from glider.routing.condition import Condition
@@ -16,6 +19,7 @@ from glider.routing.condition import Condition
 Ids = Sequence[int]
 IGNORED = -100
 WORTHWHILE = 64  # tokens that are saved by computing a common beginning once, for which a pass more is made
+ROWS = 32  # whole rows in a batch, where prompts are computed with each continuation
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,10 @@ def likelihoods(
     """Score each row's continuations (token ids, at least one each), in float32.
 
     `inputs` are padded prompts, on the left for a decoder-only `model`, on the right for an encoder-decoder one;
-    `condition` has a row for each, made for `generation` (by default the current one). The continuations of all rows
-    run as one batch on the prompts' cache (or encoder states), each with its own row's condition. Raises `QueryError`
-    for likelihoods that are not finite.
+    `condition` has a row for each, made for `generation` (by default the current one). The values are those of a plain
+    pass over each prompt and continuation alone. The continuations of all rows run as one batch on the prompts' cache
+    (or encoder states), each with its own row's condition, and a common beginning of the prompts runs once: as far as
+    `Sharing` found that this model gives the same so. Raises `QueryError` for likelihoods that are not finite.
     """
     with attached.hold(generation) as held:
         return _likelihoods(model, _Routed(attached, held), inputs, continuations, condition)
@@ -58,9 +63,13 @@ class _Routed:
 
     @property
     def shares(self) -> bool:
-        """Whether what several rows begin with may be computed once."""
+        """Whether the router's decisions let a prompt be computed apart from what follows."""
         support = support_of(self.generation.router)
         return support.cache and support.chunked
+
+    def sharing(self, model: Any) -> Sharing:
+        """What the model lets be computed together."""
+        return Sharing(model, self.attached.bare)
 
 
 def _likelihoods(
@@ -103,11 +112,24 @@ def _encoder_decoder(
     owner: torch.Tensor,
     condition: Condition,
 ) -> torch.Tensor:
-    with routed(condition):
-        states = model.get_encoder()(**inputs).last_hidden_state  # (B, S, width)
-    with routed(condition.rows(owner)):
-        mask = inputs["attention_mask"][owner]
-        return model(encoder_outputs=(states[owner],), attention_mask=mask, labels=labels.clamp(min=0)).logits
+    mask, fed = inputs["attention_mask"], decoder_inputs(model, labels)
+    if routed.sharing(model).allows("encoder", mask.shape[1]):
+        with routed(condition):
+            states = model.get_encoder()(**inputs).last_hidden_state  # (B, S, width)
+        with routed(condition.rows(owner)):
+            given = BaseModelOutput(last_hidden_state=states[owner])
+            return model(
+                encoder_outputs=given, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
+            ).logits
+    rows = [inputs["input_ids"][i, : int(mask[i].sum())] for i in owner.tolist()]
+    logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for group in _batches(rows, alike=True):
+        ids = torch.stack([rows[i] for i in group])
+        with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
+            given = model(input_ids=ids, decoder_input_ids=fed[group], use_cache=False).logits
+        for i, one in zip(group, given, strict=True):
+            logits[i] = one
+    return torch.stack(logits)
 
 
 def _decoder_only(
@@ -118,51 +140,110 @@ def _decoder_only(
     owner: torch.Tensor,
     condition: Condition,
 ) -> torch.Tensor:
-    longest = labels.shape[1]
-    first, cache, mask = _prompts(model, routed, inputs, condition, longest - 1)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    length, sharing = ids.shape[1] + labels.shape[1] - 1, routed.sharing(model)
+    common = _common_tokens(ids, mask) if routed.shares and condition.alike else 0
+    if common * (len(ids) - 1) >= WORTHWHILE and sharing.allows("prefix", length):
+        prompts = _after_common(model, routed, inputs, condition, common)
+        return _continued(model, routed, prompts, labels, owner, condition)
+    kind = "padded cache" if _padded_at_all(mask) else "cache"
+    if len(owner) > len(ids) and routed.shares and sharing.allows(kind, length):
+        with routed(condition):
+            first, output = last_logits(model, 1, **inputs, **positions(model, mask), use_cache=True)
+        return _continued(model, routed, (first, output.past_key_values, mask), labels, owner, condition)
+    return _whole(model, routed, inputs, labels, owner, condition)
+
+
+def _whole(
+    model: Any,
+    routed: _Routed,
+    inputs: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    owner: torch.Tensor,
+    condition: Condition,
+) -> torch.Tensor:
+    """Each prompt with each continuation, as rows of their own; padded only where the model minds no padding."""
+    padded = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    prompts = [ids[mask.bool()].tolist() for ids, mask in padded]
+    targets = [ids[ids != IGNORED].tolist() for ids in labels]
+    rows = [prompts[i] + target[:-1] for i, target in zip(owner.tolist(), targets, strict=True)]
+    unlike = len(set(map(len, rows))) > 1
+    padding = unlike and routed.sharing(model).allows("padding", max(map(len, rows)))
+    logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for group in _batches(rows, alike=not padding):
+        batch = padded_left([rows[i] for i in group], labels.device)
+        place = positions(model, batch["attention_mask"]) if "attention_mask" in batch else {}
+        count = max(len(targets[i]) for i in group)
+        with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
+            given, _ = last_logits(model, count, **batch, **place, use_cache=False)
+        for i, one in zip(group, given, strict=True):
+            own = one[count - len(targets[i]) :]
+            logits[i] = torch.nn.functional.pad(own, (0, 0, 0, labels.shape[1] - len(own)))
+    return torch.stack(logits)
+
+
+def _batches(rows: Sequence[Any], *, alike: bool) -> list[list[int]]:
+    """Numbers of rows that run together: those of one length, or neighbours in length."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(groups[-1]) < ROWS and not (alike and len(rows[groups[-1][0]]) != len(rows[i])):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _continued(
+    model: Any,
+    routed: _Routed,
+    prompts: tuple[torch.Tensor, Any, torch.Tensor],
+    labels: torch.Tensor,
+    owner: torch.Tensor,
+    condition: Condition,
+) -> torch.Tensor:
+    """Continuations on the cache of their prompts, all as one batch."""
+    (first, cache, mask), longest = prompts, labels.shape[1]
     if longest == 1:
         return first[owner]
     if len(owner) > 1 or len(mask) > 1:
         cache.batch_select_indices(owner)
     fed = labels[:, :-1]
-    steps = torch.arange(longest - 1, device=fed.device)
-    place = {"position_ids": mask.sum(dim=-1, keepdim=True)[owner] + steps} if _padded_at_all(mask) else {}
     seen = torch.cat([mask[owner], (fed != IGNORED).long()], dim=1)
+    steps = torch.arange(1, longest, device=fed.device)
+    place = {}
+    if positions(model, mask):
+        place = {"position_ids": mask.sum(dim=-1, keepdim=True)[owner] - 1 + steps}
     with routed(condition.rows(owner)):
-        rest = model(input_ids=fed.clamp(min=0), attention_mask=seen, past_key_values=cache, **place).logits
+        rest = model(
+            input_ids=fed.clamp(min=0), attention_mask=seen, past_key_values=cache, use_cache=True, **place
+        ).logits
     return torch.cat([first[owner], rest], dim=1)
 
 
-def _prompts(
-    model: Any, routed: _Routed, inputs: dict[str, torch.Tensor], condition: Condition, following: int
+def _after_common(
+    model: Any, routed: _Routed, inputs: dict[str, torch.Tensor], condition: Condition, count: int
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Logits after each prompt (B, 1, vocabulary), the prompts' cache, and the mask of what it holds.
 
-    Tokens that all prompts begin with run once, unless their rows have different global terms. `following` tokens will
-    be fed on the cache.
+    The `count` tokens that all begin with run once.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    # a window counts the padding that would lie between the beginning and what follows
-    whole_rows = window is None or ids.shape[1] + following <= window
-    count = _common_tokens(ids, mask) if whole_rows and routed.shares and condition.alike else 0
-    if count * (len(ids) - 1) < WORTHWHILE:
-        place = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _padded_at_all(mask) else {}
-        with routed(condition):
-            found = model(**inputs, **place, use_cache=True, logits_to_keep=1)
-        return found.logits, found.past_key_values, mask
     start = ids.shape[1] - mask.sum(dim=-1)  # (B,), where each row's tokens begin: they are padded on the left
     begin = int(start[0])
     with routed(condition.rows([0])):
-        cache = model(input_ids=ids[:1, begin : begin + count], use_cache=True, logits_to_keep=1).past_key_values
+        _, output = last_logits(model, 1, input_ids=ids[:1, begin : begin + count], use_cache=True)
+    cache = output.past_key_values
     cache.batch_repeat_interleave(len(ids))
     own = mask * (torch.arange(ids.shape[1], device=ids.device) >= (start + count)[:, None])  # (B, S), after the prefix
     ids, own = ids[:, int(start.min()) + count :], own[:, int(start.min()) + count :]
     whole = torch.cat([torch.ones_like(own[:, :1]).expand(-1, count), own], dim=1)
-    place = {"position_ids": (whole.cumsum(-1) - 1)[:, count:].clamp(min=0)}
+    place = {name: value[:, count:] for name, value in positions(model, whole).items()}
     with routed(condition):
-        found = model(input_ids=ids, attention_mask=whole, past_key_values=cache, logits_to_keep=1, **place)
-    return found.logits, found.past_key_values, whole
+        first, output = last_logits(
+            model, 1, input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True, **place
+        )
+    return first, output.past_key_values, whole
 
 
 def _common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
@@ -175,5 +256,4 @@ def _common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
 
 
 def _padded_at_all(mask: torch.Tensor) -> bool:
-    """Positions are the model's own business where nothing is padded."""
     return bool((mask == 0).any())

@@ -1,0 +1,74 @@
+"""What a plain forward pass of any transformers model takes, and what it gives."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glider.errors import QueryError
+from glider.shapes import Float, Int, Tensor
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model itself, of one that PEFT has wrapped."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def accepts(model: Any, name: str) -> bool:
+    """Whether the model's forward pass names such an argument."""
+    return name in inspect.signature(plain_model(model).forward).parameters
+
+
+def positions(model: Any, mask: Int[Tensor, "B S"]) -> dict[str, Int[Tensor, "B S"]]:
+    """`position_ids` of padded rows, for a model that takes them; others find them in the mask.
+
+    Where nothing is padded positions are the model's own business.
+    """
+    if not bool((mask == 0).any()) or not accepts(model, "position_ids"):
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def last_logits(model: Any, count: int, **inputs: Any) -> tuple[Float[Tensor, "B C V"], Any]:
+    """Logits of the last `count` positions, and all that the pass gave."""
+    kept = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
+    output = model(**inputs, **kept)
+    return output.logits[:, -count:], output
+
+
+def start_token(model: Any) -> int:
+    """The token that the decoder of an encoder-decoder model begins with, as `generate` has it.
+
+    Raises `QueryError` for a model that names none.
+    """
+    model = plain_model(model)
+    for settings in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = getattr(settings, name, None)
+            token = token[0] if isinstance(token, list | tuple) and token else token
+            if isinstance(token, int):
+                return token
+    wanted = "a token for the decoder to begin with (decoder_start_token_id)"
+    raise QueryError(wanted, "a model that names none", "Set it in the model's generation_config.")
+
+
+def decoder_inputs(model: Any, labels: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """What the decoder is fed to predict labels: the token it starts with, then the labels but the last.
+
+    The families' own shifts differ (mBART's begins with the last token). Labels below 0 have no target behind them.
+    """
+    start = torch.full_like(labels[:, :1], start_token(model))
+    return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+
+
+def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Int[Tensor, "B S"]]:
+    """Rows of tokens as a batch that ends together; no mask where they are of one length."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, width - len(row) :] = torch.tensor(list(row))
+        mask[number, width - len(row) :] = 1
+    batch = {"input_ids": ids.to(device)}
+    return batch if bool(mask.all()) else {**batch, "attention_mask": mask.to(device)}

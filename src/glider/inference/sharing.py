@@ -1,0 +1,250 @@
+"""What may be computed together, or once for several rows of tokens: found by trying it on the model itself.
+
+Padding, kept keys and values, and a beginning that several rows share change nothing in a model whose attention looks
+at distances between tokens. Recurrent layers, attention by the place in the row, windows and chunks are exceptions, and
+no field of a configuration tells them for sure. So random tokens are run, each row alone and then together, at least as
+many as the rows in question have, and past every window and chunk that the configuration names. What differs is not
+done, and nothing is shared beyond the length that was tried.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from glider.inference.forward import last_logits, padded_left, plain_model, positions, start_token
+from glider.shapes import Float, Int, Tensor
+
+Kind = Literal["padding", "cache", "padded cache", "prefix", "encoder"]
+SHORTEST, LONGEST = 64, 8192  # tokens that are tried
+_FOLLOWING = 4  # tokens fed on a cache at once
+_PAST = 1.5  # of a window: so much longer rows show it
+_FAULTS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_TOLERANCE = 3e-4  # of log-probabilities in float32
+_TOLERANCE_EPS = 32  # times the resolution of a coarser dtype
+
+_lock = threading.RLock()
+_known: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]]" = weakref.WeakKeyDictionary()
+
+
+class Sharing:
+    """What a model may share. `passes` surrounds the passes of a trial (a routed model runs them without experts)."""
+
+    def __init__(self, model: Any, passes: Callable[[], AbstractContextManager[Any]] = nullcontext):
+        self._model, self._passes = model, passes
+
+    def allows(self, kind: Kind, length: int) -> bool:
+        """Whether rows of so many tokens, padding included, may be computed in this way; tried once for each size.
+
+        "padding": rows of unlike lengths in one batch; "cache": several continuations on one prompt's cache, "padded
+        cache": the same for prompts of unlike lengths; "prefix": what all rows begin with once, padding after it;
+        "encoder": an encoder's states of prompts of unlike lengths, for several continuations.
+        """
+        tried = self._tried(length)
+        if tried is None:
+            return False
+        model = plain_model(self._model)
+        attention = getattr(model.config, "_attn_implementation", None)
+        key = (kind, tried, attention, model.dtype, model.device)
+        with _lock:
+            known = _known.setdefault(self._model, {})
+            if key not in known:
+                with self._passes(), torch.no_grad(), _evaluating(self._model), _exact(model.device):
+                    known[key] = self._agrees(kind, tried)
+            return known[key]
+
+    def _tried(self, length: int) -> int | None:
+        """Tokens of a trial for rows of this length; None where none is long enough."""
+        tried = SHORTEST
+        while tried < length:
+            tried *= 2
+        while any(window < tried < _PAST * window for window in _windows(plain_model(self._model).config)):
+            tried *= 2
+        config = plain_model(self._model).config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        if isinstance(context, int) and length <= context < tried:
+            tried = context
+        return tried if length <= tried <= LONGEST else None
+
+    def _agrees(self, kind: Kind, length: int) -> bool:
+        model, draw = self._model, torch.Generator().manual_seed(length)
+        tokens = _ordinary_tokens(plain_model(model))
+
+        def row(count: int) -> list[int]:
+            return tokens[torch.randint(len(tokens), (count,), generator=draw)].tolist()
+
+        trial = {
+            "padding": _padding,
+            "cache": _cache,
+            "padded cache": _padded_cache,
+            "prefix": _prefix,
+            "encoder": _encoder,
+        }[kind]
+        try:
+            dtype = plain_model(model).dtype
+            return all(_close(together, alone, dtype) for together, alone in trial(model, row, length))
+        except _FAULTS:
+            return False  # it cannot be computed so at all
+
+
+Row = Callable[[int], list[int]]
+Pairs = Iterator[tuple[Float[Tensor, "C V"], Float[Tensor, "C V"]]]
+
+
+def _alone(model: Any, row: Sequence[int], count: int) -> Float[Tensor, "C V"]:
+    """Log-probabilities after each of a row's last tokens, by a plain pass."""
+    ids = torch.tensor([list(row)], device=plain_model(model).device)
+    return last_logits(model, count, input_ids=ids, use_cache=False)[0][0].float().log_softmax(-1)
+
+
+def _padding(model: Any, row: Row, length: int) -> Pairs:
+    rows = [row(length), row(_beside(model, length)), row(_FOLLOWING)]
+    if plain_model(model).config.is_encoder_decoder:
+        yield from _encoder_pairs(model, rows, row(_FOLLOWING), states=False)
+        return
+    batch = padded_left(rows, plain_model(model).device)
+    inputs = {**batch, **positions(model, batch["attention_mask"])}
+    together = last_logits(model, _FOLLOWING, **inputs, use_cache=False)[0].float().log_softmax(-1)
+    for got, one in zip(together, rows, strict=True):
+        yield got, _alone(model, one, _FOLLOWING)
+
+
+def _cache(model: Any, row: Row, length: int) -> Pairs:
+    yield from _continued(model, [row(length - _FOLLOWING)], row)
+
+
+def _padded_cache(model: Any, row: Row, length: int) -> Pairs:
+    yield from _continued(model, [row(length - _FOLLOWING), row(_beside(model, length)), row(2)], row)
+
+
+def _continued(model: Any, rows: list[list[int]], row: Row) -> Pairs:
+    """Every row's cache taken twice, with another continuation on each."""
+    batch = padded_left(rows, plain_model(model).device)
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    inputs = {**batch, **positions(model, mask)}
+    first, output = last_logits(model, 1, **inputs, use_cache=True)
+    owner = torch.arange(len(rows), device=mask.device).repeat_interleave(2)
+    cache = output.past_key_values
+    cache.batch_select_indices(owner)
+    yield from _fed(model, cache, first[owner], mask[owner], [rows[i] for i in owner.tolist()], row)
+
+
+def _prefix(model: Any, row: Row, length: int) -> Pairs:
+    """The beginning of all rows once, rests of unlike lengths after it, then a continuation of each."""
+    count = _beside(model, length)
+    prefix, rests = row(count), [row(length - count - _FOLLOWING), row(length // 7), row(1)]
+    device = plain_model(model).device
+    ids = torch.tensor([prefix], device=device)
+    cache = last_logits(model, 1, input_ids=ids, use_cache=True)[1].past_key_values
+    cache.batch_repeat_interleave(len(rests))
+    batch = padded_left(rests, device)
+    own = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    mask = torch.cat([own.new_ones(len(rests), count), own], dim=1)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    place = {name: value[:, count:] for name, value in positions(model, mask).items()}
+    first, output = last_logits(model, 1, **inputs, **place)
+    yield from _fed(model, output.past_key_values, first, mask, [[*prefix, *rest] for rest in rests], row)
+
+
+def _beside(model: Any, length: int) -> int:
+    """About 3/7 of a length, in the middle third of every chunk that is shorter: its border would show nothing."""
+    windows = [window for window in _windows(plain_model(model).config) if 3 < window < length]
+    begin = 3 * length // 7
+    inside = (n for n in range(begin, 1, -1) if all(1 / 3 <= n % window / window <= 2 / 3 for window in windows))
+    return next(inside, begin)
+
+
+def _fed(
+    model: Any, cache: Any, first: Float[Tensor, "B 1 V"], mask: Int[Tensor, "B S"], rows: list[list[int]], row: Row
+) -> Pairs:
+    """Log-probabilities of continuations on a cache, beside those of each whole row."""
+    following = [row(_FOLLOWING) for _ in rows]
+    fed = torch.tensor(following, device=mask.device)
+    seen = torch.cat([mask, torch.ones_like(fed)], dim=1)
+    place = {name: value[:, mask.shape[1] :] for name, value in positions(model, seen).items()}
+    rest = model(input_ids=fed, attention_mask=seen, past_key_values=cache, use_cache=True, **place).logits
+    together = torch.cat([first, rest], dim=1).float().log_softmax(-1)
+    for got, one, more in zip(together, rows, following, strict=True):
+        yield got, _alone(model, [*one, *more], _FOLLOWING + 1)
+
+
+def _encoder(model: Any, row: Row, length: int) -> Pairs:
+    rows = [row(length), row(_beside(model, length)), row(_FOLLOWING)]
+    yield from _encoder_pairs(model, rows, row(_FOLLOWING), states=True)
+
+
+def _encoder_pairs(model: Any, rows: list[list[int]], target: list[int], *, states: bool) -> Pairs:
+    """One target after prompts of unlike lengths, by the encoder's states or by whole passes, beside each alone."""
+    device, width = plain_model(model).device, max(map(len, rows))
+    ids = torch.tensor([one + [0] * (width - len(one)) for one in rows], device=device)
+    mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in rows], device=device)
+    fed = torch.tensor([[start_token(model), *target]], device=device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if states:
+        inputs = {"encoder_outputs": plain_model(model).get_encoder()(**inputs), "attention_mask": mask}
+    together = model(**inputs, decoder_input_ids=fed.expand(len(rows), -1), use_cache=False).logits
+    for got, one in zip(together.float().log_softmax(-1), rows, strict=True):
+        alone = model(input_ids=torch.tensor([one], device=device), decoder_input_ids=fed, use_cache=False).logits
+        yield got, alone[0].float().log_softmax(-1)
+
+
+def _close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Equality within what rounding does to log-probabilities."""
+    coarse = 0.0 if dtype == torch.float32 else _TOLERANCE_EPS * torch.finfo(dtype).eps
+    difference = torch.where(one == other, 0.0, one - other).abs().max()
+    return bool(difference <= max(_TOLERANCE, coarse))  # not where it is NaN
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside the block."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """In the model's own arithmetic inside the block."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _windows(config: Any) -> set[int]:
+    """Lengths that the configuration names as windows or chunks of attention, or as a context that it was made for."""
+    names = ("window", "chunk", "original_max_position")
+    return {
+        value
+        for part in _parts(config.to_dict())
+        for name, value in part.items()
+        if type(value) is int and value > 1 and any(word in name for word in names)
+    }
+
+
+def _ordinary_tokens(model: Any) -> Int[Tensor, " N"]:
+    """Tokens of the vocabulary that the configuration gives no other meaning, such as padding or a picture."""
+    text = model.config.get_text_config()
+    embedding = model.get_input_embeddings()
+    size = min(getattr(embedding, "num_embeddings", text.vocab_size), text.vocab_size)
+    special = {
+        value
+        for part in _parts(model.config.to_dict())
+        for name, value in part.items()
+        if type(value) is int and name.endswith(("_token_id", "_token_index"))
+    }
+    return torch.tensor([token for token in range(size) if token not in special] or [0])
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
