@@ -4,7 +4,8 @@ import random
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from glider.inference.streaming import Decoder
 
@@ -53,3 +54,40 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Any, stop: list[str],
     if decoder.stopped:
         assert len(decoder.ids) <= len(ids)
         assert all(one not in tokenizer.decode(decoder.ids[:-1]) for one in stop)  # it ends with what brought it
+
+
+@pytest.fixture
+def cleaning() -> PreTrainedTokenizerFast:
+    """A tokenizer of words that takes spaces before marks away, as T5's of transformers 4.31 to 4.4x."""
+    words = ["▁", "▁It", "▁do", "▁does", "▁n", "'", "▁'", "t", "s", "m", "ve", "re", "▁work", "▁.", ".", "▁,", ","]
+    words += ["▁!", "▁?", "?", "▁I", "'m", "'s", "n't"]
+    words = ["<pad>", "</s>", "<unk>", *words]
+    tokenizer = Tokenizer(models.Unigram([(word, -float(i) / 10) for i, word in enumerate(words)], unk_id=2))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=True,
+    )
+
+
+def test_pieces_of_a_tokenizer_that_cleans_up_spaces_are_its_text(cleaning: PreTrainedTokenizerFast) -> None:
+    chance = random.Random(1)
+    texts = [
+        ["▁It", "▁do", "▁n", "'", "t", "▁work", "▁.", "▁It", "▁!"],
+        ["▁It", "▁work", "s", "▁,", "▁I", "▁'", "m", "▁.", "▁It"],
+    ]
+    rows = [cleaning.convert_tokens_to_ids(text) for text in texts]
+    assert [cleaning.decode(row) for row in rows] == ["It don't work. It!", "It works, I'm. It"]
+    rows += [[chance.randrange(3, len(cleaning)) for _ in range(40)] for _ in range(200)]
+    for ids in rows:
+        decoder = Decoder(cleaning)
+        assert "".join(pieces(decoder, ids)) == cleaning.decode(ids) == decoder.text
+
+
+def test_a_stop_string_is_looked_for_in_the_cleaned_text(cleaning: PreTrainedTokenizerFast) -> None:
+    ids = cleaning.convert_tokens_to_ids(["▁It", "▁do", "▁n", "'", "t", "▁work", "▁."])
+    decoder = Decoder(cleaning, ["n't"])
+    assert "".join(pieces(decoder, ids)) == "It do" and decoder.stopped

@@ -9,6 +9,7 @@ import torch
 from glider.errors import QueryError
 from glider.inference.answers import Answer
 from glider.inference.engine import Ended, Engine, Failed, RequestSettings, events, request_processors
+from glider.inference.generation import merged, new_tokens
 from glider.inference.packed_engine import PackedEngine
 from glider.inference.packing import refusal
 from glider.inference.padded_engine import PaddedEngine
@@ -32,7 +33,7 @@ def open_engine(model: "RoutedModel", batching: "ContinuousBatchingConfig | None
         return PackedEngine(model.attached, batching, lengths)
     if reason.fixable:
         raise reason
-    return PaddedEngine(model.attached, model.tokenizer.pad_token_id, str(reason))
+    return PaddedEngine(model.attached, model.encoder.pad_id, str(reason))
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,35 @@ class EngineSettings:
     """
 
     config: "GenerationConfig"
+    max_new_tokens: int
     ends: frozenset[int]
     processors: tuple[Any, ...] = ()
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
     @classmethod
-    def of(cls, model: "RoutedModel", settings: Mapping[str, Any]) -> "EngineSettings":
+    def of(cls, model: "RoutedModel", max_new_tokens: int | None, settings: Mapping[str, Any]) -> "EngineSettings":
         """Settings completed as transformers' `generate` completes them.
 
         Raises `QueryError` for ones that an engine cannot apply: beams, several answers, names that are none.
         """
-        rest = dict(settings)
+        rest = merged(settings)
+        limit = new_tokens(rest.pop("max_new_tokens", None) if max_new_tokens is None else max_new_tokens)
         own, seed = tuple(rest.pop("logits_processor", None) or ()), rest.pop("seed", None)
         bare: Any = model.model
+        fixed = {"max_new_tokens": limit, "do_sample": bool(rest.get("do_sample"))}
+        fixed |= {"num_return_sequences": rest.get("num_return_sequences") or 1}  # the base's own may say more
+        fixed |= {"return_dict_in_generate": bool(rest.get("return_dict_in_generate"))}
         try:
-            config, unknown = bare._prepare_generation_config(None, **{"do_sample": False, **rest})
+            config, unknown = bare._prepare_generation_config(None, **{**rest, **fixed})
             bare._prepare_special_tokens(config, True, device=bare.device)
         except (TypeError, ValueError) as fault:
             raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
         mode = config.get_generation_mode().value
         refused = sorted(name for name in unknown if name in rest)
         refused += [name for name in _NOT_APPLIED if getattr(config, name, None)]
+        if rest.get("max_length"):
+            refused.append("max_length")
         if config.num_return_sequences not in (None, 1):
             refused.append("num_return_sequences")
         if config.guidance_scale not in (None, 1):
@@ -75,7 +83,7 @@ class EngineSettings:
             wanted = "settings of one answer a prompt, by greedy search or sampling"
             raise QueryError(wanted, ", ".join(refused), "Leave them out, or use generate().")
         stop = (config.stop_strings,) if isinstance(config.stop_strings, str) else tuple(config.stop_strings or ())
-        return cls(config, model.encoder.ends(rest.get("eos_token_id")), own, stop, seed)
+        return cls(config, limit, model.encoder.ends(rest.get("eos_token_id")), own, stop, seed)
 
     def request(self, model: Any, ids: Sequence[int], row: int) -> RequestSettings:
         """Those of one prompt in tokens."""
@@ -83,7 +91,7 @@ class EngineSettings:
         if self.config.do_sample:
             seed = int(torch.randint(_SEEDS, ())) if self.seed is None else self.seed + row
         return RequestSettings(
-            max_new_tokens=self.config.max_new_tokens,  # pyright: ignore[reportArgumentType]
+            max_new_tokens=self.max_new_tokens,
             ends=self.ends,
             processors=request_processors(model, self.config, ids, self.processors),
             seed=seed,

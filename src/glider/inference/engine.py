@@ -171,8 +171,14 @@ class Sampler:
 def request_processors(
     model: Any, settings: Any, prompt: Sequence[int], own: Sequence[Any] = ()
 ) -> tuple[Processor, ...]:
-    """transformers' own processors for generation settings (a `GenerationConfig`), for one prompt, and the caller's."""
+    """transformers' own processors for generation settings (a `GenerationConfig`), for one prompt, and the caller's.
+
+    Raises `QueryError` for settings that transformers refuses.
+    """
     ids = torch.tensor([list(prompt)], device=model.device)
     length = 1 if model.config.is_encoder_decoder else len(prompt)  # of what the answer continues
     more = LogitsProcessorList(own)
-    return tuple(model._get_logits_processor(settings, length, encoder_input_ids=ids, logits_processor=more))
+    try:
+        return tuple(model._get_logits_processor(settings, length, encoder_input_ids=ids, logits_processor=more))
+    except (TypeError, ValueError) as fault:
+        raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault

@@ -72,3 +72,15 @@ def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 
         mask[number, width - len(row) :] = 1
     batch = {"input_ids": ids.to(device)}
     return batch if bool(mask.all()) else {**batch, "attention_mask": mask.to(device)}
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, model: Any) -> dict[str, torch.Tensor]:
+    """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if not model.config.is_encoder_decoder else slice(0, len(row))
+        ids[number, place] = torch.tensor(list(row))
+        mask[number, place] = 1
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}

@@ -11,12 +11,13 @@ from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
 from glider.inference.base_model import BaseModel
 from glider.inference.batches import EngineRun, EngineSettings, open_engine
+from glider.inference.generation import GenerateSettings, OnPiece, generate_rows
 from glider.inference.likelihood import likelihoods
 from glider.inference.padded_engine import PaddedEngine
 from glider.inference.prompt_states import prompt_states
 from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Query, QueryReader
-from glider.inference.streaming import Decoder, Piece, PieceStreamer, decoded
+from glider.inference.streaming import Piece
 from glider.instructions.describers import Describer
 from glider.layers.attach import Attached, Generation, Storage
 from glider.layers.trace import Trace
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from glider.inference.engine import Engine
 
-OnPiece = Callable[[Piece], None]
 _OBSERVED = 8  # prompts that a router observes at once
 
 
@@ -138,7 +138,7 @@ class RoutedModel:
         self,
         prompts: Sequence["str | Query"],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         truncate: bool = False,
         trace: bool = False,
         on_piece: OnPiece | None = None,
@@ -148,15 +148,17 @@ class RoutedModel:
 
         Arguments:
             prompts: Texts or queries.
-            max_new_tokens: Longest answer, in tokens.
+            max_new_tokens: Longest answer, in tokens (default: that of a `generation_config`, or 64).
             truncate: Keep the end of a prompt that is too long.
             trace: Let the answers carry the experts' usage.
             on_piece: Called with each new piece of text (not with beams).
-            generation: Keyword arguments of transformers' `generate`; greedy unless `do_sample=True`.
+            generation: Keyword arguments of transformers' `generate`, `generation_config` among them; greedy unless
+                `do_sample=True`.
 
         Returns: one answer for each prompt.
 
-        Raises: `QueryError` for an empty prompt or one beyond the context length.
+        Raises: `QueryError` for an empty prompt or one beyond the context length, for settings that give no text or
+        several for a prompt, and for logits that are not finite.
         """
         answers, _ = self._generate(prompts, max_new_tokens, truncate, trace, on_piece, generation)
         return answers
@@ -165,7 +167,7 @@ class RoutedModel:
         self,
         prompts: Sequence["str | Query"],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         truncate: bool = False,
         on_piece: OnPiece | None = None,
         **generation: Any,
@@ -179,7 +181,7 @@ class RoutedModel:
         self,
         prompts: Sequence["str | Query"],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         truncate: bool = False,
         batching: "ContinuousBatchingConfig | None" = None,
         on_answer: Callable[[int, Answer], None] | None = None,
@@ -204,12 +206,13 @@ class RoutedModel:
 
         Raises: `QueryError` for settings that cannot be applied, and `BatchingError` where a pass fails.
         """
-        rows = self.encoder.rows(prompts, truncate, max_new_tokens)
-        settings = EngineSettings.of(self, {**generation, "max_new_tokens": max_new_tokens})
+        settings = EngineSettings.of(self, max_new_tokens, generation)
+        limit = settings.max_new_tokens
+        rows = self.encoder.rows(prompts, truncate, limit)
         answers: dict[int, Answer] = {}
         with self.attached.hold() as held:
             condition = self._condition_of_rows(prompts, rows, held)
-            engine = open_engine(self, batching, [len(ids) + max_new_tokens for ids in rows])
+            engine = open_engine(self, batching, [len(ids) + limit for ids in rows])
             run = EngineRun(self, engine, held, settings)
             try:
                 run.add_all(rows, condition)
@@ -240,7 +243,9 @@ class RoutedModel:
     def stream(self, prompts: "str | Query", **settings: Any) -> Iterator[str]: ...
     @overload
     def stream(self, prompts: Sequence["str | Query"], **settings: Any) -> Iterator[Piece]: ...
-    def stream(self, prompts: Any, *, max_new_tokens: int = 64, truncate: bool = False, **generation: Any) -> Any:
+    def stream(
+        self, prompts: Any, *, max_new_tokens: int | None = None, truncate: bool = False, **generation: Any
+    ) -> Any:
         """Yield text as it is written: strings for one prompt, `Piece(row, text)` for a batch of prompts.
 
         Takes the settings of `generate_batch`. Leaving the iteration early stops the model. Raises `QueryError` for
@@ -248,8 +253,8 @@ class RoutedModel:
         """
         single = isinstance(prompts, str | Query)
         batch = [prompts] if single else list(prompts)
-        rows = self.encoder.rows(batch, truncate, max_new_tokens)  # faults show here
-        pieces = self._pieces(batch, rows, EngineSettings.of(self, {**generation, "max_new_tokens": max_new_tokens}))
+        settings = EngineSettings.of(self, max_new_tokens, generation)  # faults show here
+        pieces = self._pieces(batch, self.encoder.rows(batch, truncate, settings.max_new_tokens), settings)
         return (piece.text for piece in pieces) if single else pieces
 
     def _pieces(
@@ -257,7 +262,7 @@ class RoutedModel:
     ) -> Iterator[Piece]:
         with self.attached.hold() as held:
             condition = self._condition_of_rows(batch, rows, held)
-            engine = PaddedEngine(self.attached, self.tokenizer.pad_token_id, rows=len(rows))
+            engine = PaddedEngine(self.attached, self.encoder.pad_id, rows=len(rows))
             try:
                 run = EngineRun(self, engine, held, settings)
                 run.add_all(rows, condition)
@@ -306,41 +311,17 @@ class RoutedModel:
     def _generate(
         self,
         prompts: Sequence["str | Query"],
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         truncate: bool,
         traced: bool,
         on_piece: OnPiece | None,
         generation: dict[str, Any],
     ) -> tuple[list[Answer], Trace | None]:
-        if generation.get("num_return_sequences", 1) != 1:
-            raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
-        inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, max_new_tokens))
-        settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **generation}
-        ends = self.encoder.ends(generation.get("eos_token_id"))
-        stop = settings.get("stop_strings") or ()
-        if stop := (stop,) if isinstance(stop, str) else tuple(stop):
-            settings["tokenizer"] = self.tokenizer
-        if on_piece is not None:
-            decoders = [Decoder(self.tokenizer, stop) for _ in prompts]
-            settings["streamer"] = PieceStreamer(decoders, ends, on_piece)
+        settings = GenerateSettings.of(self, max_new_tokens, generation)
+        rows = self.encoder.rows(prompts, truncate, settings.max_new_tokens)
         with self.attached.hold() as held:
-            self._require_support(held, len(prompts), settings.get("use_cache", True))
-            condition = self._condition_of(prompts, inputs, held)
-            mask = inputs["attention_mask"].cpu().bool()
-            trace = Trace(held.names, condition, mask) if traced else None
-            with torch.inference_mode(), self.attached.routing(condition, recorder=trace, generation=held):
-                output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        written = [decoded(self.tokenizer, row, ends, stop) for row in output[:, start:].tolist()]
-        if trace is not None:
-            trace.generated = [len(one.ids) for one in written]
-        answers = []
-        for row, one in enumerate(written):
-            ended = one.stopped or (one.ids[-1:] and one.ids[-1] in ends)
-            reason = "stop" if ended or len(one.ids) < max_new_tokens else "length"
-            usage = {} if trace is None else trace.usage(row)
-            answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
-        return answers, trace
+            self._require_support(held, len(prompts), settings.cached)
+            return generate_rows(self, prompts, rows, settings, held, traced=traced, on_piece=on_piece)
 
     def _require_support(
         self, generation: Generation, queries: int, cached: bool = False, *, shares: bool = False

@@ -18,6 +18,7 @@ PASS_TOKENS = 512  # of one forward pass, likewise
 CACHE_TOKENS = 16384  # where the lengths of the requests are not known either
 PAGE = 32  # tokens: the cache is given out by pages
 SALT = 8  # tokens of a prompt that are marked by its condition, where blocks are told apart
+_PAGED_LAYERS = {"full_attention", "sliding_attention"}
 UPGRADE = "Upgrade transformers to 5.18 or later, or use generate()."
 
 
@@ -34,6 +35,10 @@ def refusal(attached: Attached) -> BatchingError | None:
         )
     if not getattr(model, "_supports_attention_backend", False):
         got = f"{type(model).__name__}, whose attention is its own and reads no paged cache"
+        return BatchingError("a model whose attention takes a paged cache", got, "Use generate().", fixable=False)
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _PAGED_LAYERS
+    if layers:
+        got = f"{type(model).__name__}, whose layers of {', '.join(sorted(layers))} keep another cache"
         return BatchingError("a model whose attention takes a paged cache", got, "Use generate().", fixable=False)
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:
         remedy = "Call destroy_cached_continuous_batching_manager() on the model."

@@ -12,6 +12,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from glider.errors import QueryError
 from glider.inference.engine import Can, Ended, Event, Failed, NewToken, RequestSettings, Sampler, require_finite
+from glider.inference.forward import padded
+from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
 from glider.layers.trace import Trace
 from glider.routing.base import support_of
@@ -40,7 +42,8 @@ class _Row:
 class PaddedEngine:
     """An `Engine` that runs requests in padded batches, one batch after the other; none can join one that runs.
 
-    Requests of one batch have one generation of the pool, and both or neither have a trace (then they run alone).
+    Requests of one batch have one generation of the pool, and none of them a trace (those run alone); where the model
+    gives something else in a padded batch, their prompts are of one length.
     """
 
     def __init__(self, attached: Attached, pad_id: int, why_not: str = "", rows: int = ROWS):
@@ -126,10 +129,16 @@ class PaddedEngine:
             if len(batch) == self._rows:
                 break
             alone = row.trace is not None or (bool(batch) and batch[0].trace is not None)
-            if not batch or (not alone and row.generation is batch[0].generation):
+            if not batch or (not alone and row.generation is batch[0].generation and self._fits(row, batch)):
                 batch.append(row)
                 self._waiting.remove(row)
         return batch
+
+    def _fits(self, row: _Row, batch: list[_Row]) -> bool:
+        """Whether the model gives the same for a prompt beside others, padded to the longest."""
+        lengths = {len(one.ids) for one in (row, *batch)}
+        sharing = Sharing(self._model, self._attached.bare)
+        return len(lengths) == 1 or sharing.allows("generation", max(lengths))
 
     @torch.inference_mode()
     def _generate(self, batch: list[_Row]) -> None:
@@ -227,15 +236,3 @@ class _AllEnded(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
         ended = [bool(row.ended) for row in self._live]
         return torch.tensor(ended, device=input_ids.device)
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int, model: Any) -> dict[str, torch.Tensor]:
-    """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if not model.config.is_encoder_decoder else slice(0, len(row))
-        ids[number, place] = torch.tensor(list(row))
-        mask[number, place] = 1
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}

@@ -7,7 +7,7 @@ import torch
 
 from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
-from glider.inference.padded_engine import padded
+from glider.inference.forward import padded, positions, start_token
 from glider.inference.queries import Query
 
 
@@ -39,7 +39,14 @@ class PromptEncoder:
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
-        return padded(rows, self.tokenizer.pad_token_id, self.model)
+        return padded(rows, self.pad_id, self.model)
+
+    @property
+    def pad_id(self) -> int:
+        """A token to pad with. It is masked, so that any does that the model has an embedding for."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in known if token is not None and token < size), 0)
 
     def ends(self, wanted: int | Sequence[int] | None = None) -> frozenset[int]:
         """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""
@@ -49,12 +56,11 @@ class PromptEncoder:
         return frozenset((*ends, *own))
 
     def forward_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What a plain forward pass over prompts takes: encoder-decoder models need a decoder's start."""
+        """What a plain forward pass over prompts takes: positions of padded rows, and a decoder's start."""
         if not self.model.config.is_encoder_decoder:
-            return inputs
-        start = self.model.config.decoder_start_token_id
-        rows = len(inputs["input_ids"])
-        return {**inputs, "decoder_input_ids": torch.full((rows, 1), start, device=self.model.device)}
+            return {**inputs, **positions(self.model, inputs["attention_mask"])}
+        fed = torch.full((len(inputs["input_ids"]), 1), start_token(self.model), device=self.model.device)
+        return {**inputs, "decoder_input_ids": fed}
 
     def _fit(self, ids: list[int], truncate: bool, new_tokens: int, number: int) -> list[int]:
         if (limit := self.context) is None:

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from glider.inference.forward import last_logits, padded_left, plain_model, positions, start_token
+from glider.inference.forward import last_logits, padded, padded_left, plain_model, positions, start_token
 from glider.shapes import Float, Int, Tensor
 
-Kind = Literal["padding", "cache", "padded cache", "prefix", "encoder"]
+Kind = Literal["padding", "generation", "cache", "padded cache", "prefix", "encoder"]
 SHORTEST, LONGEST = 64, 8192  # tokens that are tried
+_STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
 _FAULTS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -40,9 +41,10 @@ class Sharing:
     def allows(self, kind: Kind, length: int) -> bool:
         """Whether rows of so many tokens, padding included, may be computed in this way; tried once for each size.
 
-        "padding": rows of unlike lengths in one batch; "cache": several continuations on one prompt's cache, "padded
-        cache": the same for prompts of unlike lengths; "prefix": what all rows begin with once, padding after it;
-        "encoder": an encoder's states of prompts of unlike lengths, for several continuations.
+        "padding": rows of unlike lengths in one batch; "generation": the tokens that are written after such; "cache":
+        several continuations on one prompt's cache; "padded cache": the same for prompts of unlike lengths; "prefix":
+        what all rows begin with once, padding after it; "encoder": an encoder's states of prompts of unlike lengths,
+        for several continuations.
         """
         tried = self._tried(length)
         if tried is None:
@@ -79,6 +81,7 @@ class Sharing:
 
         trial = {
             "padding": _padding,
+            "generation": _generation,
             "cache": _cache,
             "padded cache": _padded_cache,
             "prefix": _prefix,
@@ -111,6 +114,27 @@ def _padding(model: Any, row: Row, length: int) -> Pairs:
     together = last_logits(model, _FOLLOWING, **inputs, use_cache=False)[0].float().log_softmax(-1)
     for got, one in zip(together, rows, strict=True):
         yield got, _alone(model, one, _FOLLOWING)
+
+
+def _generation(model: Any, row: Row, length: int) -> Pairs:
+    """The first steps of `generate`, whose own business positions and caches are."""
+    rows = [row(length), row(_beside(model, length))]
+    together = _steps(model, padded(rows, 0, model))
+    for number, one in enumerate(rows):
+        alone = _steps(model, padded([one], 0, model))
+        for step in range(_STEPS):
+            yield together[step][number], alone[step][0]
+            if int(together[step][number].argmax()) != int(alone[step][0].argmax()):
+                break  # a tie: the next steps are of other tokens
+
+
+def _steps(model: Any, inputs: dict[str, Tensor]) -> list[Float[Tensor, "B V"]]:
+    """Log-probabilities of each new token."""
+    written = plain_model(model).generate(
+        **inputs, max_new_tokens=_STEPS, do_sample=False, num_beams=1, num_return_sequences=1, output_logits=True,
+        return_dict_in_generate=True, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [logits.float().log_softmax(-1) for logits in written.logits]
 
 
 def _cache(model: Any, row: Row, length: int) -> Pairs:

@@ -23,7 +23,8 @@ class Decoder:
     """The text of one answer, token by token.
 
     Text ends before the first stop string (`stopped` is true then, and `ids` are the tokens it took to write that).
-    What may be the beginning of one is held back. Each token is decoded beside those just before it, not beside all.
+    What may be the beginning of one is held back, and what a tokenizer that cleans up spaces may still change. Each
+    token is decoded beside those just before it, not beside all.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
@@ -32,6 +33,8 @@ class Decoder:
         self.text = ""  # without what is held back
         self.stopped = False
         self._held = ""
+        self._clean = _cleaning(tokenizer)
+        self._unclean = ""  # text that is not cleaned up yet
         self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
 
     def add(self, token: int, last: bool = False) -> str:
@@ -39,11 +42,11 @@ class Decoder:
         if self.stopped:
             return ""
         self.ids.append(token)
-        return self.rest() if last else self._shown(self._new(), False)
+        return self.rest() if last else self._shown(self._cleaned(self._new(), False), False)
 
     def rest(self) -> str:
         """What was held back, at the end of the answer."""
-        return "" if self.stopped else self._shown(self._new(whole=True), True)
+        return "" if self.stopped else self._shown(self._cleaned(self._new(whole=True), True), True)
 
     def _new(self, whole: bool = False) -> str:
         """Text of the tokens that were not decoded yet."""
@@ -53,6 +56,15 @@ class Decoder:
             return ""
         self._before, self._read = self._read, len(self.ids)
         return text[len(context) :]
+
+    def _cleaned(self, new: str, last: bool) -> str:
+        """The text that no later token changes, cleaned up."""
+        if self._clean is None:
+            return new
+        text = self._unclean + new
+        cut = len(text) if last else _settled(text)
+        self._unclean = text[cut:]
+        return self._clean(text[:cut])
 
     def _shown(self, new: str, last: bool) -> str:
         """The part of the new text, and of what was held back, that can be told."""
@@ -69,7 +81,32 @@ class Decoder:
         return text
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+_LONGEST_CLEANED = 4  # letters of " n't" and the like, each of which begins with a space
+
+
+def _cleaning(tokenizer: Any) -> Callable[[str], str] | None:
+    """How the tokenizer cleans up spaces in what it decodes, if it does."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return None
+    kind = type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__
+    if kind == "BPE" and not getattr(
+        tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False
+    ):
+        return None  # transformers does not, either
+    return tokenizer.clean_up_tokenization
+
+
+def _settled(text: str) -> int:
+    """How much of a text cleaning up does not change, whatever follows."""
+    cut = len(text)
+    if (space := text.find(" ", max(0, len(text) - _LONGEST_CLEANED + 1))) >= 0:
+        cut = space
+    while text[:cut].endswith(" '"):  # " ' " is the one that ends with a space
+        cut -= 2
+    return cut
 
 
 def decoded(tokenizer: Any, ids: Sequence[int], ends: Set[int], stop: Sequence[str] = ()) -> Decoder:

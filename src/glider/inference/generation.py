@@ -1,0 +1,227 @@
+"""Answers by transformers' own `generate`: its settings, checked, and its rows, each as it would be alone."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from glider.errors import QueryError
+from glider.inference.answers import Answer
+from glider.inference.engine import request_processors
+from glider.inference.forward import accepts
+from glider.inference.sharing import Sharing
+from glider.inference.streaming import Decoder, Piece, PieceStreamer, decoded
+from glider.layers.attach import Generation
+from glider.layers.trace import Trace
+
+if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
+    from glider.inference.queries import Query
+
+NEW_TOKENS = 64  # of an answer, where nobody says how many
+_REMEDY = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
+_REFUSED = (
+    *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+    *("max_length", "inputs", "input_ids", "inputs_embeds", "attention_mask", "decoder_input_ids", "tokenizer"),
+)
+
+
+def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of a `generation_config` among them, which those beside it override.
+
+    Raises `QueryError` for a `generation_config` that is none, and for a number that is none.
+    """
+    rest = dict(generation)
+    config = rest.pop("generation_config", None)
+    if config is not None:
+        if not isinstance(config, GenerationConfig):
+            raise QueryError("a GenerationConfig", type(config).__name__, "Give transformers' own, or keywords.")
+        names = [name for name in config.to_diff_dict() if name != "transformers_version"]
+        rest = {**{name: getattr(config, name) for name in names}, **rest}
+    if broken := [name for name, value in rest.items() if isinstance(value, float) and math.isnan(value)]:
+        raise QueryError("settings that are numbers", f"{broken[0]}=nan", "Mend the settings.")
+    return rest
+
+
+def new_tokens(count: Any) -> int:
+    """The longest answer; raises `QueryError` for what is no number above 0."""
+    count = NEW_TOKENS if count is None else count
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise QueryError("max_new_tokens of at least 1", repr(count), "Give a whole number.")
+    return count
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Keyword arguments of transformers' `generate` for one answer a prompt."""
+
+    arguments: dict[str, Any]
+    max_new_tokens: int
+    ends: frozenset[int]
+    stop: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: "RoutedModel", max_new_tokens: int | None, generation: Mapping[str, Any]) -> "GenerateSettings":
+        """Settings as given; greedy unless `do_sample` says otherwise.
+
+        Raises `QueryError` for ones that leave no text or several for a prompt, and for names that are none.
+        """
+        rest = merged(generation)
+        rest = {name: value for name, value in rest.items() if name != "tokenizer"}  # it is the model's own
+        limit = new_tokens(rest.pop("max_new_tokens", None) if max_new_tokens is None else max_new_tokens)
+        if rest.pop("num_return_sequences", 1) not in (None, 1):
+            raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
+        known = {*inspect.signature(model.model.generate).parameters, *vars(GenerationConfig())} - {"kwargs"}
+        refused = [name for name in _REFUSED if rest.get(name)]
+        refused += [name for name in rest if name not in known and not accepts(model.model, name)]
+        if refused:
+            wanted = "settings of one text for each prompt (max_new_tokens for its length)"
+            raise QueryError(wanted, ", ".join(refused), "Leave them out, or use model.model.generate().")
+        rest = {name: value for name, value in rest.items() if name not in _REFUSED}
+        stop = rest.get("stop_strings") or ()
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        arguments = {"pad_token_id": model.encoder.pad_id, **rest, "num_return_sequences": 1}
+        arguments |= {"do_sample": bool(rest.get("do_sample")), "return_dict_in_generate": False}
+        _check(model.model, {"max_new_tokens": limit, **arguments})
+        arguments |= {"tokenizer": model.tokenizer} if stop else {}
+        return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop)
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values are kept."""
+        return bool(self.arguments.get("use_cache", True))
+
+
+def _check(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise `QueryError` for settings that transformers refuses."""
+    beside = {"logits_processor", "stopping_criteria", "streamer", "assistant_model", "custom_generate"}
+    plain = {name: value for name, value in arguments.items() if name not in beside}
+    try:
+        config, _ = model._prepare_generation_config(None, **plain)
+        model._prepare_special_tokens(config, True, device=model.device)
+    except (TypeError, ValueError) as fault:
+        raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
+    request_processors(model, config, [0])
+
+
+OnPiece = Callable[[Piece], None]
+
+
+def generate_rows(
+    model: "RoutedModel",
+    prompts: Sequence["str | Query"],
+    rows: Sequence[list[int]],
+    settings: GenerateSettings,
+    held: Generation,
+    *,
+    traced: bool,
+    on_piece: OnPiece | None,
+) -> tuple[list[Answer], Trace | None]:
+    """Answers to prompts in tokens, in batches that change nothing in any of them.
+
+    Where the model gives something else in a padded batch, prompts of one length run together; a trace is refused
+    (`QueryError`) if that makes several batches.
+    """
+    answers: dict[int, Answer] = {}
+    groups, trace = _groups(model, rows), None
+    if traced and len(groups) > 1:
+        got = f"{len(rows)} of unlike lengths, and padding changes what {type(model.model).__name__} gives"
+        raise QueryError("a batch of prompts of one length, to be traced", got, "Trace the prompts one by one.")
+    for group in groups:
+        told = None if on_piece is None else _numbered(on_piece, group)
+        part = [rows[i] for i in group]
+        found, trace = _generate(model, [prompts[i] for i in group], part, settings, held, traced, told)
+        answers |= dict(zip(group, found, strict=True))
+    return [answers[i] for i in range(len(rows))], trace
+
+
+def _groups(model: "RoutedModel", rows: Sequence[list[int]]) -> list[list[int]]:
+    """Numbers of rows that may run as one batch."""
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) == 1 or Sharing(model.model, model.attached.bare).allows("generation", lengths[-1]):
+        return [list(range(len(rows)))]
+    return [[i for i, row in enumerate(rows) if len(row) == length] for length in lengths]
+
+
+def _numbered(on_piece: OnPiece, group: Sequence[int]) -> OnPiece:
+    return lambda piece: on_piece(replace(piece, row=group[piece.row]))
+
+
+def _generate(
+    model: "RoutedModel",
+    prompts: Sequence["str | Query"],
+    rows: Sequence[list[int]],
+    settings: GenerateSettings,
+    held: Generation,
+    traced: bool,
+    on_piece: OnPiece | None,
+) -> tuple[list[Answer], Trace | None]:
+    """One batch."""
+    inputs, arguments = model.encoder.batch(rows), dict(settings.arguments)
+    if on_piece is not None:
+        if arguments.get("streamer") is not None:
+            raise QueryError("on_piece or a streamer", "both", "Give one of them.")
+        decoders = [Decoder(model.tokenizer, settings.stop) for _ in rows]
+        arguments["streamer"] = PieceStreamer(decoders, settings.ends, on_piece)
+    arguments["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(arguments.get("logits_processor") or ())])
+    stopped = _Stopped(arguments.get("stopping_criteria") or ())
+    if stopped.criteria:
+        arguments["stopping_criteria"] = StoppingCriteriaList([stopped])
+    condition = model._condition_of(prompts, inputs, held)
+    mask = inputs["attention_mask"].cpu().bool()
+    trace = Trace(held.names, condition, mask) if traced else None
+    with torch.inference_mode(), model.attached.routing(condition, recorder=trace, generation=held):
+        output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)
+    start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    one_by_one = len(stopped.lengths) == len(rows)  # (not with beams)
+    cuts = [length and length - start for length in stopped.lengths] if one_by_one else [None] * len(rows)
+    written = [
+        decoded(model.tokenizer, row[:cut], settings.ends, settings.stop)
+        for row, cut in zip(output[:, start:].tolist(), cuts, strict=True)
+    ]
+    if trace is not None:
+        trace.generated = [len(one.ids) for one in written]
+    answers = []
+    for row, (one, cut) in enumerate(zip(written, cuts, strict=True)):
+        ended = one.stopped or cut is not None or (one.ids[-1:] and one.ids[-1] in settings.ends)
+        reason = "stop" if ended or len(one.ids) < settings.max_new_tokens else "length"
+        usage = {} if trace is None else trace.usage(row)
+        answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
+    return answers, trace
+
+
+class FiniteLogits(LogitsProcessor):
+    """Raises `QueryError` for logits that mean nothing: NaN, or infinity in all places or above."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        require_finite_logits(scores)
+        return scores
+
+
+def require_finite_logits(logits: torch.Tensor) -> None:
+    """Raise `QueryError` for logits (B, V) that mean nothing."""
+    highest = logits.amax(dim=-1)  # NaN where one is
+    if not bool(highest.isfinite().all()):
+        raise QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", _REMEDY)
+
+
+class _Stopped(StoppingCriteria):
+    """The caller's criteria, with the length at which each row met them: later tokens of a batch are padding."""
+
+    def __init__(self, criteria: Sequence[Any]):
+        self.criteria = list(criteria)
+        self.lengths: list[int | None] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> Any:
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for criterion in self.criteria:
+            ended = ended | torch.as_tensor(criterion(input_ids, scores, **more), device=input_ids.device)
+        self.lengths = self.lengths or [None] * len(input_ids)
+        for row, now in enumerate(ended.tolist()):
+            if now and self.lengths[row] is None:
+                self.lengths[row] = input_ids.shape[1]
+        return ended

@@ -1,0 +1,162 @@
+"""Settings of `generate` are honoured or refused, and each row of a batch is answered as it is alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast, StoppingCriteria
+
+from glider.errors import QueryError
+from glider.inference.model import RoutedModel
+from glider.inference.spec import load
+from glider.inference.streaming import Piece
+
+from ..conftest import byte_tokenizer, tiny_llama
+
+PROMPTS = ["sort 3 1 2", "What is the capital of France, and what of Italy?", "why?"]
+
+
+@pytest.fixture
+def llama(llama_directory: Path, make_pool) -> RoutedModel:
+    return load(str(llama_directory), make_pool(llama_directory).path)
+
+
+def test_a_generation_config_is_honoured(llama: RoutedModel) -> None:
+    config = GenerationConfig(do_sample=True, temperature=5.0, max_new_tokens=9)
+    torch.manual_seed(0)
+    [sampled] = llama.generate(PROMPTS[:1], generation_config=config)
+    torch.manual_seed(0)
+    [as_keywords] = llama.generate(PROMPTS[:1], do_sample=True, temperature=5.0, max_new_tokens=9)
+    [greedy] = llama.generate(PROMPTS[:1], max_new_tokens=9)
+    assert sampled == as_keywords and sampled.token_ids != greedy.token_ids
+    assert llama.generate(PROMPTS[:1], generation_config=GenerationConfig(max_new_tokens=9)) == [greedy]
+    assert llama.generate(PROMPTS[:1], generation_config=config, do_sample=False) == [greedy]
+    assert llama.generate_batch(PROMPTS[:1], generation_config=GenerationConfig(max_new_tokens=9)) == [greedy]
+    streamed = "".join(llama.stream(PROMPTS[0], generation_config=GenerationConfig(max_new_tokens=9)))
+    assert streamed.strip() == greedy.text
+
+
+@pytest.mark.parametrize("answer", ["generate", "generate_batch"])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"generation_config": GenerationConfig(num_return_sequences=2, num_beams=2)}, "num_return_sequences"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"generation_config": GenerationConfig(return_dict_in_generate=True)}, "return_dict_in_generate"),
+        ({"output_scores": True}, "output_scores"),
+        ({"max_length": 30}, "max_length"),
+        ({"generation_config": GenerationConfig(max_length=30)}, "max_length"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "2.5"),
+        ({"generation_config": {"do_sample": True}}, "dict"),
+        ({"temperature": float("nan"), "do_sample": True}, "temperature"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature"),
+        ({"top_p": -1.0, "do_sample": True}, "top_p"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+        ({"input_ids": torch.ones(1, 2)}, "input_ids"),
+    ],
+)
+def test_settings_that_give_no_text_or_several_are_refused(
+    llama: RoutedModel, answer: str, settings: dict[str, Any], named: str
+) -> None:
+    if named == "input_ids":
+        settings = {"input_ids": [[1]]}
+    with pytest.raises(QueryError, match=named):
+        getattr(llama, answer)(PROMPTS, **settings)
+
+
+def test_the_bases_own_settings_do_not_give_several_answers(llama: RoutedModel) -> None:
+    wanted = [answer.token_ids for answer in llama.generate(PROMPTS, max_new_tokens=5)]
+    own = llama.model.generation_config
+    own.num_return_sequences, own.num_beams, own.return_dict_in_generate, own.max_length = 2, 2, True, 7
+    for answer in (llama.generate, llama.generate_batch):
+        assert [one.token_ids for one in answer(PROMPTS, max_new_tokens=5, num_beams=1)] == wanted
+
+
+class _After(StoppingCriteria):
+    """Ends a row once it has so many tokens more than at first."""
+
+    def __init__(self, counts: list[int]):
+        self.counts, self.begin = counts, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        self.begin = self.begin or input_ids.shape[1] - 1
+        written = input_ids.shape[1] - self.begin
+        return torch.tensor([written >= count for count in self.counts])
+
+
+def test_a_row_that_a_criterion_ends_has_no_padding_in_its_answer(llama: RoutedModel) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 12, "trace": True, "suppress_tokens": [0, 1]}
+    together = llama.generate(PROMPTS[:2], stopping_criteria=[_After([3, 100])], **settings)
+    [alone] = llama.generate(PROMPTS[:1], stopping_criteria=[_After([3])], **settings)
+    assert [len(answer.token_ids) for answer in together] == [3, 12]
+    assert [answer.finish_reason for answer in together] == ["stop", "length"]
+    assert (together[0].text, together[0].token_ids) == (alone.text, alone.token_ids)
+    assert together[0].usage == pytest.approx(alone.usage, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba"])
+def test_a_batch_answers_as_its_prompts_alone(routed: Callable[[str], RoutedModel], name: str) -> None:
+    model = routed(name)
+    alone = [model.generate([prompt], max_new_tokens=6)[0].token_ids for prompt in PROMPTS]
+    assert [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=6)] == alone
+    assert [answer.token_ids for answer in model.generate_batch(PROMPTS, max_new_tokens=6)] == alone
+
+
+def test_a_model_that_minds_padding_runs_prompts_of_one_length_together(llama: RoutedModel, monkeypatch) -> None:
+    answers = llama.generate([*PROMPTS, PROMPTS[0]], max_new_tokens=4)
+    wanted = [answer.token_ids for answer in answers]
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr("glider.inference.generation.Sharing.allows", lambda *_: False)
+    hook = llama.model.get_input_embeddings().register_forward_hook(lambda _, told, __: shapes.append(told[0].shape))
+    pieces: list[Piece] = []
+    apart = llama.generate([*PROMPTS, PROMPTS[0]], max_new_tokens=4, on_piece=pieces.append)
+    assert [answer.token_ids for answer in apart] == wanted
+    hook.remove()
+    assert sorted(shape[0] for shape in shapes if shape[1] > 1) == [1, 1, 2]
+    for row, answer in enumerate(answers):
+        assert "".join(piece.text for piece in pieces if piece.row == row).strip() == answer.text
+    with pytest.raises(QueryError, match="one length"):
+        llama.generate(PROMPTS, trace=True)
+    assert llama.generate(PROMPTS[:1], trace=True, max_new_tokens=1)[0].usage
+
+
+def _without_padding(kind: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer(chat=False)
+    if kind == "outside":  # a token that the embedding has no row for, as after add_special_tokens without a resize
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        assert tokenizer.pad_token_id == 259
+    else:
+        tokenizer.pad_token = tokenizer.eos_token = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["outside", "none"])
+def test_padding_that_cannot_be_embedded_is_masked_anyway(tmp_path: Path, make_pool, kind: str) -> None:
+    base: LlamaForCausalLM = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    _without_padding(kind).save_pretrained(tmp_path / "base")
+    model = load(str(tmp_path / "base"), make_pool(tmp_path / "base").path, router="phatgoose")
+    alone = [model.generate([prompt], max_new_tokens=3)[0] for prompt in PROMPTS]
+    for answer in (model.generate, model.generate_batch):
+        assert [one.token_ids for one in answer(PROMPTS, max_new_tokens=3)] == [one.token_ids for one in alone]
+    together, _ = model.score_many(PROMPTS, [["y", "no"]] * 3)
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        single = model.score(prompt, ["y", "no"])
+        assert [one.log_likelihood for one in row] == pytest.approx([one.log_likelihood for one in single], abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_logits_that_are_not_finite_are_an_error(llama: RoutedModel, value: float) -> None:
+    with torch.no_grad():
+        llama.model.lm_head.weight[:] = value
+    for settings in ({}, {"do_sample": True}, {"num_beams": 2}):
+        with pytest.raises(QueryError, match="finite logits"):
+            llama.generate(PROMPTS, max_new_tokens=3, **settings)
+    with pytest.raises(QueryError, match="finite logits"):
+        llama.generate_batch(PROMPTS, max_new_tokens=3)
+    with pytest.raises(QueryError, match="finite logits"):
+        "".join(llama.stream(PROMPTS[0], max_new_tokens=3))
