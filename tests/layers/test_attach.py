@@ -12,11 +12,14 @@ from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 from glider.errors import PoolError, RouterError
 from glider.experts.card import ExpertCard
 from glider.experts.expert import write_expert
+from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
 from glider.inference.spec import load
 from glider.layers.attach import Storage, attach
 from glider.layers.routed_linear import RoutedLinear
+from glider.routing.base import Router
+from glider.routing.methods.merge import Merge
 from glider.routing.methods.phatgoose import Phatgoose
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
@@ -233,20 +236,79 @@ def test_an_expert_of_another_width_cannot_join_the_pool(llama_directory: Path, 
         pool.add("wide")
 
 
-def test_folding_a_static_expert_changes_no_output_and_detaching_restores_the_weights(
+def test_folding_a_static_expert_changes_no_output_and_unfolding_restores_the_weights(
     make_pool, base_directory: Path
 ) -> None:
     pool = make_pool(base_directory)
     model = load(str(base_directory), pool.path, router="single:e1")
-    before = {name: value.clone() for name, value in model.model.state_dict().items() if ".base." in name}
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
     unfolded = model.score("which one?", ["a", "bc"])
     model.fold()
     assert not any(isinstance(module, RoutedLinear) for module in model.model.modules())
     for folded, wanted in zip(model.score("which one?", ["a", "bc"]), unfolded, strict=True):
         assert folded.log_likelihood == pytest.approx(wanted.log_likelihood, abs=1e-3)
+    model.unfold()
+    assert model.score("which one?", ["a", "bc"]) == unfolded
     bare = model.detach()
-    for name, value in before.items():
-        assert torch.equal(bare.state_dict()[name.replace(".base.", ".")], value)
+    assert all(torch.equal(bare.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_folded_expert_stays_after_detaching(make_pool, base_directory: Path, tmp_path: Path) -> None:
+    pool = make_pool(base_directory)
+    model = load(str(base_directory), pool.path, router="single:e1")
+    ids = torch.tensor([[40, 71, 99, 5]])
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.model.config.is_encoder_decoder else {})}
+    with torch.inference_mode():
+        wanted = model.model(**inputs).logits
+        model.fold()
+        bare = model.detach()
+        torch.testing.assert_close(bare(**inputs).logits, wanted, atol=5e-4, rtol=1e-4)
+        bare.save_pretrained(tmp_path / "folded")
+        saved = type(bare).from_pretrained(tmp_path / "folded").eval()
+        torch.testing.assert_close(saved(**inputs).logits, wanted, atol=5e-4, rtol=1e-4)
+    with pytest.raises(PoolError, match="load the base anew"):
+        attach(bare, pool, Phatgoose())
+
+
+@pytest.mark.parametrize("router", ["single:head", Merge()], ids=str)
+def test_an_expert_on_a_tied_output_layer_is_not_folded(
+    tmp_path: Path, make_pool, llama_directory: Path, router: Router | str
+) -> None:
+    base = load_base(str(llama_directory))
+    tied = type(base.model)(type(base.model.config)(**{**base.model.config.to_dict(), "tie_word_embeddings": True}))
+    tied.save_pretrained(tmp_path / "tied")
+    base.tokenizer.save_pretrained(tmp_path / "tied")
+    pool = make_pool(tmp_path / "tied", 1, sites=["model.layers.0.self_attn.q_proj"])
+    on_head(pool, "head")
+    model = load(str(tmp_path / "tied"), pool.path, router=router)
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    with pytest.raises(RouterError, match=r"lm_head.*shares"):
+        model.fold()
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def on_head(pool: Pool, name: str) -> None:
+    """Add an expert on the output layer alone."""
+    like = pool["e0"].card
+    card = like.model_copy(update={"name": name, "embedder": None})
+    lora = {
+        "base_model.model.lm_head.lora_A.weight": torch.ones(2, 32),
+        "base_model.model.lm_head.lora_B.weight": torch.ones(259, 2),
+    }
+    write_expert(pool.path / name, card, LoraConfig(r=2, lora_alpha=2, target_modules=["lm_head"]), lora, {}, None)
+    pool.add(name)
+
+
+def test_a_routed_model_is_saved_as_the_bare_one(make_pool, base_directory: Path, tmp_path: Path) -> None:
+    bare = load_base(str(base_directory)).model
+    model = load(str(base_directory), make_pool(base_directory).path, router="phatgoose")
+    assert model.model.state_dict().keys() == bare.state_dict().keys()
+    model.model.save_pretrained(tmp_path / "saved")
+    saved = type(bare).from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in bare.state_dict().items())
+    state = {name: torch.zeros_like(value) for name, value in bare.state_dict().items()}
+    assert not any(model.model.load_state_dict(state))  # no name is missing, and none is unexpected
+    assert all(not bool(value.any()) for value in model.model.state_dict().values())
 
 
 def test_folding_needs_a_static_router(make_pool, llama_directory: Path) -> None:
@@ -260,15 +322,17 @@ def test_folding_twice_is_folding_once_and_a_folded_model_takes_no_second_pool(
 ) -> None:
     pool = make_pool(llama_directory)
     model = load(str(llama_directory), pool.path, router="single:e0")
-    before = {name: value.clone() for name, value in model.model.state_dict().items() if ".base." in name}
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
     model.fold()
     once = {name: value.clone() for name, value in model.model.state_dict().items()}
     model.fold()
     assert all(torch.equal(value, once[name]) for name, value in model.model.state_dict().items())
-    with pytest.raises(PoolError, match="detach"):
+    with pytest.raises(PoolError, match="unfold"):
         attach(model.model, pool, Phatgoose())
+    model.unfold()
+    model.unfold()
     bare = model.detach()
-    assert all(torch.equal(bare.state_dict()[name.replace(".base.", ".")], value) for name, value in before.items())
+    assert all(torch.equal(bare.state_dict()[name], value) for name, value in before.items())
     attach(bare, pool, Phatgoose()).detach()
 
 

@@ -73,8 +73,15 @@ class RoutedModel:
         return self.model
 
     def fold(self) -> None:
-        """Put a static router's expert into the base weights: the same outputs at the base model's cost."""
+        """Put a static router's expert into the base weights: the same outputs at the base model's cost.
+
+        It stays there after `detach`, and in what `save_pretrained` writes.
+        """
         self.attached.fold()
+
+    def unfold(self) -> None:
+        """Take a folded expert out of the base weights again."""
+        self.attached.unfold()
 
     def reload(self) -> None:
         """Serve the pool as it is on disk now; queries in flight keep the experts that they began with.

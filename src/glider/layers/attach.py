@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.layers.bank import Bank, storage
 from glider.layers.context import Batch, RoutingContext
+from glider.layers.folding import fold_into, require_foldable, require_unfolded, unfold_from
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.routed_site import RoutedSite
@@ -24,7 +25,6 @@ from glider.routing.preparation import prepare, ungated
 from glider.shapes import Int, Tensor
 
 _RELEASE = 16  # sites whose pairs may lie in memory twice, in the experts' files and stacked
-_FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Attached:
     def __init__(self, model: nn.Module):
         self.model, self.context = model, RoutingContext()
         self._originals: dict[str, nn.Module] = {}
+        self._layers: dict[str, RoutedLinear] = {}
         self._unfolded: dict[str, torch.Tensor] = {}
+        self.closing = ExitStack()  # what ends with `detach`
         self._generations: dict[int, Generation] = {}
         self._running: dict[int, int] = {}  # queries in flight of each generation
         self._here = threading.local()  # how many of them are this thread's
@@ -166,7 +168,7 @@ class Attached:
         """
         with self._changed:
             if self._unfolded:
-                raise RouterError("experts beside the base's weights", "folded ones", "Detach, and attach again.")
+                raise RouterError("experts beside the base's weights", "folded ones", "Call unfold() first.")
             before = self.context.current if self._generations else None
             number = 1 + max(self._generations, default=0)
             generation = Generation(number, ungated(router), prepared)
@@ -180,56 +182,55 @@ class Attached:
             return generation
 
     def fold(self) -> None:
-        """Add a static router's one expert to the base weights, so that it costs nothing; `detach` takes it out again.
+        """Add a static router's one expert to the base weights, so that it costs nothing.
 
-        The weights before are kept until then. Raises `RouterError` for a router that decides by token, and for a base
-        whose layers are not plain `nn.Linear` (quantised weights cannot be added to).
+        `unfold` takes it out again; after `detach` it stays. The weights before are kept until then. Waits for the
+        queries in flight. Raises `RouterError` for a router that decides by token, for layers that are not plain ones
+        of a weight of their own, and inside a `routing` block of the same thread.
         """
-        prepared = self.prepared
-        if self._unfolded or not prepared.sites:
-            return  # folded already, or nothing to fold
-        if prepared.judge is not None:
-            wanted, got = "an expert for every query", "a router that leaves some to the base"
-            raise RouterError(wanted, got, "Load it with abstain=False, or keep it attached.")
-        if len(prepared.experts) != 1:
-            raise RouterError(
-                "a static router to fold (single, merge, ...)",
-                f"one that chooses among {len(prepared.experts)} experts",
-                "Keep it attached, or choose a static router.",
-            )
-        for site, module in self._originals.items():
-            if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
-                got = f"{type(module).__name__} at {site}"
-                raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
-        (expert,) = prepared.experts
-        for site, module in self._originals.items():
-            assert isinstance(module, nn.Linear)
-            a, b = (factor.to(module.weight.device).float() for factor in expert.factors(site))
-            self._unfolded[site] = module.weight.detach().clone()
-            with torch.no_grad():
-                module.weight += (expert.scaling(site) * (b @ a)).to(module.weight.dtype)
-            _replace(self.model, site, module)
-            module.register_buffer(_FOLDED, torch.empty(0), persistent=False)
+        with self._settled():
+            prepared = self.prepared
+            if self._unfolded or not prepared.sites:
+                return  # folded already, or nothing to fold
+            if prepared.judge is not None:
+                wanted, got = "an expert for every query", "a router that leaves some to the base"
+                raise RouterError(wanted, got, "Load it with abstain=False, or keep it attached.")
+            expert = require_foldable(self.model, self._originals, prepared)
+            for site, module in self._originals.items():
+                self._unfolded[site] = fold_into(module, site, expert)
+                _replace(self.model, site, module)
+
+    def unfold(self) -> None:
+        """Take a folded expert out of the base weights again, to the bit, and route by it as before."""
+        with self._settled():
+            for site, before in self._unfolded.items():
+                unfold_from(self._originals[site], before)
+                _replace(self.model, site, self._layers[site])
+            self._unfolded = {}
 
     def detach(self) -> None:
-        """Restore the model exactly, when the queries in flight have ended.
+        """Restore the model exactly, when the queries in flight have ended; a folded expert stays in its weights.
 
         Raises `RouterError` inside a `routing` block of the same thread, which would wait for itself.
         """
         with self._changed:
             if not self._generations:
                 return
+        with self._settled():
+            if not self._unfolded:
+                for site, module in self._originals.items():
+                    _replace(self.model, site, module)
+            self._originals, self._layers, self._generations, self._unfolded = {}, {}, {}, {}
+            self.closing.close()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """No queries in flight inside the block; raises `RouterError` where this thread has one itself."""
+        with self._changed:
             if getattr(self._here, "count", 0):
                 raise RouterError("a pool that this thread does not use", "a block that routes", "Leave it first.")
             self._changed.wait_for(lambda: not self._running)
-            with torch.no_grad():
-                for site, weight in self._unfolded.items():
-                    self._originals[site].weight.copy_(weight)  # pyright: ignore
-                    delattr(self._originals[site], _FOLDED)
-            self._unfolded = {}
-            for site, module in self._originals.items():
-                _replace(self.model, site, module)
-            self._originals, self._generations = {}, {}
+            yield
 
     def _drop(self, number: int) -> None:
         del self._generations[number]
@@ -239,6 +240,7 @@ class Attached:
             layer.drop(number)
             if not layer.sites:
                 _replace(self.model, name, self._originals.pop(name))
+                del self._layers[name]
 
     def _sites(self, generation: Generation, storage: Storage) -> dict[str, RoutedSite]:
         """What serves each site, made before anything is changed."""
@@ -261,7 +263,7 @@ class Attached:
             return module
         layer = RoutedLinear(name, module, self.context, site.in_features, site.out_features)
         layer.train(module.training)
-        self._originals[name] = module
+        self._originals[name], self._layers[name] = module, layer
         _replace(self.model, name, layer)
         return layer
 
@@ -280,7 +282,8 @@ class Attached:
                     "no such module",
                     "The pool is for another architecture; give the base it was made for.",
                 ) from None
-        if isinstance(module, RoutedLinear) or hasattr(module, _FOLDED):
+        require_unfolded(module, name)
+        if isinstance(module, RoutedLinear):
             raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
         got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
         if got != (wanted.in_features, wanted.out_features):

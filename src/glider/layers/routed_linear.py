@@ -23,6 +23,8 @@ class RoutedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.sites = nn.ModuleDict()  # by generation
         self._served: dict[int, RoutedSite] = {}  # the same, found faster
+        self.register_state_dict_post_hook(_name_as_base)
+        self.register_load_state_dict_pre_hook(_find_base)
 
     @classmethod
     def over(cls, base: nn.Module, site: RoutedSite, context: RoutingContext) -> "RoutedLinear":
@@ -77,6 +79,19 @@ class RoutedLinear(nn.Module):
         if record is not None and batch is not None and batch.recorder is not None:
             batch.recorder.record(record)
         return y
+
+
+def _name_as_base(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """The base's tensors under the names that they have without the experts: those are not the model's."""
+    inner = f"{prefix}base."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The way back, for `load_state_dict`."""
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(f"{prefix}base.")]:
+        state[f"{prefix}base.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _added(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segment: Segment, watch: Watch | None) -> torch.Tensor:

@@ -53,6 +53,7 @@ def test_the_merge_computes_what_merged_weights_compute(base_directory: Path, ma
     if fold:
         attached.fold()
     got = logits(plain)
+    attached.unfold()
     attached.detach()
     assert torch.equal(logits(plain), before)
     with torch.no_grad():

@@ -77,6 +77,7 @@ def test_multitask_is_the_expert_in_its_own_directory(
         got = base.model(**inputs).logits
         attached.fold()
         torch.testing.assert_close(base.model(**inputs).logits, got, atol=2e-4, rtol=1e-4)
+        attached.unfold()
         attached.detach()
         for site in expert.sites:
             a, b = expert.factors(site)
