@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -16,11 +17,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 from glider.cli.main import main
-from glider.errors import ConfigError, QueryError, RouterError
+from glider.errors import ConfigError, GliderWarning, QueryError, RouterError
 from glider.evaluation.lm_eval_model import GliderLM
 from glider.evaluation.lm_eval_tasks import write_tasks
 from glider.evaluation.metrics import score_text
 from glider.evaluation.run_plan import pool_hash
+from glider.experts.prompt_format import PromptFormat
 from glider.inference.queries import Query
 from glider.inference.spec import load
 
@@ -77,6 +79,49 @@ def test_a_tokenizer_that_begins_texts_scores_as_the_harness_own_model(
     settings = {"until": [], "max_gen_toks": 6}
     asked = requests("generate_until", *((context, settings) for context in CONTEXTS))
     assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+@pytest.fixture
+def merging(llama_directory: Path, tmp_path: Path) -> Path:
+    """The tiny Llama with a tokenizer that makes one token of "(" and ")"."""
+    told = shutil.copytree(llama_directory, tmp_path / "merging")
+    content = json.loads((told / "tokenizer.json").read_text("utf8"))
+    vocabulary = content["model"]["vocab"]
+    gone = next(letter for letter, token in vocabulary.items() if token == 200)
+    del vocabulary[gone]
+    content["model"] |= {"vocab": {**vocabulary, "()": 200}, "merges": [["(", ")"]]}
+    (told / "tokenizer.json").write_text(json.dumps(content), "utf8")
+    return told
+
+
+def test_a_token_that_spans_context_and_continuation_leaves_it_its_own_tokens(merging: Path, make_pool) -> None:
+    model = GliderLM(base=str(merging), pool=str(make_pool(merging).path), router="base")
+    assert model.tokenizer("()")["input_ids"] == [200]
+    pairs = requests("loglikelihood", ("It is (", ")"), ("It is (", "A)"), ("It is (", "B)"))
+    for asked in (pairs, pairs[:1]):
+        got = model.loglikelihood(asked, disable_tqdm=True)
+        inside = model.tokenizer("It is (")["input_ids"], model.tokenizer(")")["input_ids"]
+        with torch.no_grad():
+            logits = model.routed.model(input_ids=torch.tensor([inside[0]])).logits[0, -1].log_softmax(-1)
+        assert got[0][0] == pytest.approx(logits[inside[1][0]].item(), abs=1e-4)
+        assert got[0][0] < 0
+    with pytest.raises(QueryError, match="a continuation with tokens"):
+        model.loglikelihood(requests("loglikelihood", ("It is", "")), disable_tqdm=True)
+
+
+def test_a_system_turn_that_a_template_refuses_is_left_out(ours) -> None:
+    model = ours(router="base")
+    model.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}"
+    )
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    with pytest.warns(GliderWarning, match="System role not supported"):
+        assert model.apply_chat_template(turns) == "<u>hi</u>"
+    form = PromptFormat(kind="chat", system="Be brief.")
+    with pytest.warns(GliderWarning, match="left out"):
+        ids = form.prompt_ids(model.tokenizer, "hi")
+    assert ids == model.tokenizer("<u>hi</u>", add_special_tokens=False)["input_ids"]
 
 
 def test_the_bare_base_reads_texts_as_the_harness_own_model(ours, theirs: HFLM) -> None:

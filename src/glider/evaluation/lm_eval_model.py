@@ -19,7 +19,7 @@ from transformers import StoppingCriteria
 from glider.errors import ConfigError, MissingDependency, QueryError
 from glider.evaluation.cells import versions
 from glider.evaluation.run_plan import pool_hash
-from glider.experts.prompt_format import PromptFormat
+from glider.experts.prompt_format import PromptFormat, render_chat
 from glider.inference.likelihood import Likelihood, likelihoods
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
@@ -119,10 +119,10 @@ class GliderLM(LM):
         return self.tokenizer.chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render few-shot history by the tokenizer's own chat template."""
-        return self.tokenizer.apply_chat_template(
+        """Render few-shot history by the tokenizer's own chat template, without a system turn that it refuses."""
+        return render_chat(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
@@ -225,20 +225,28 @@ class GliderLM(LM):
         elif not context.strip():
             continuation = context + continuation
             ids = [self._prefix], self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-            if ids[1][0] == self._prefix:
+            if ids[1][:1] == [self._prefix] and len(ids[1]) > 1:
                 ids = ids[1][:1], ids[1][1:]
         else:
             ids = self._pair(context, continuation)
+        if not ids[1]:
+            got = f"none in that of {request.task_name or 'a request'} after {context[-40:]!r}"
+            raise QueryError("a continuation with tokens", got, "Leave the request out.")
         return ScoringRequest(query, tuple(ids[0]), tuple(ids[1]))
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of both; spaces at the context's end belong to the continuation's first word."""
+        """Token ids of both; spaces at the context's end belong to the continuation's first word.
+
+        The continuation's tokens are those of both texts together after as many as the context has, as the harness has
+        it. Where the two merge at the join and leave none, it is encoded by itself.
+        """
         bare = context.rstrip()
         context, continuation = bare, context[len(bare) :] + continuation
         ids = self._encode(context)
         if self.encoder_decoder:
             return ids, self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-        return ids, self._encode(context + continuation)[len(ids) :]
+        alone = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        return ids, self._encode(context + continuation)[len(ids) :] or alone
 
     def _fitted(self, one: ScoringRequest) -> tuple[int, ...]:
         """The end of the context that leaves room for the continuation (its last token is not fed).

@@ -1,9 +1,13 @@
 """How a row becomes tokens: the same at training and at use, recorded in the card."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from glider.config import Config
+from glider.errors import GliderWarning
 
+_TEXT = "TEXT"  # stands for a prompt's own text
 PromptKind = Literal["chat", "plain", "encoder-decoder", "raw"]
 
 
@@ -30,12 +34,40 @@ class PromptFormat(Config):
         if self.kind == "chat":
             turns = [] if self.system is None else [{"role": "system", "content": self.system}]
             turns.append({"role": "user", "content": text})
-            rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            rendered = render_chat(tokenizer, turns, add_generation_prompt=True)
             return tokenizer(rendered, add_special_tokens=False)["input_ids"]
         begun = self.kind == "raw" and tokenizer.bos_token and text.startswith(tokenizer.bos_token)
         return tokenizer(text + "\n" if self.kind == "plain" else text, add_special_tokens=not begun)["input_ids"]
+
+    def input_of(self, tokenizer: Any, ids: list[int]) -> str:
+        """The text that a prompt in tokens was made of; what is not of this form is read as it stands.
+
+        Special tokens are left out of the latter.
+        """
+        if self.kind == "chat":
+            begin, _, end = tokenizer.decode(self.prompt_ids(tokenizer, _TEXT)).partition(_TEXT)
+            whole = tokenizer.decode(ids)
+            if whole.startswith(begin) and whole.endswith(end) and len(whole) >= len(begin) + len(end):
+                return whole[len(begin) : len(whole) - len(end)]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        return text.removesuffix("\n") if self.kind == "plain" else text
 
     def target_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of an answer, with the end token that the model must learn to write."""
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+
+
+def render_chat(tokenizer: Any, turns: Sequence[dict[str, Any]], **settings: Any) -> str:
+    """Turns of a chat by the tokenizer's own template; a system turn that it refuses is left out, with a warning."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(turns), tokenize=False, **settings)
+    except TemplateError as fault:
+        others = [turn for turn in turns if turn.get("role") != "system"]
+        if len(others) == len(turns):
+            raise
+        text = f"the system turn is left out: the chat template refuses it ({fault})"
+        warnings.warn(text, GliderWarning, stacklevel=3)
+        return tokenizer.apply_chat_template(others, tokenize=False, **settings)

@@ -1,6 +1,7 @@
 """A base model with a pool attached: generate, stream, score, trace."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -12,6 +13,7 @@ from glider.inference.answers import Answer, ChoiceScore
 from glider.inference.base_model import BaseModel
 from glider.inference.batches import EngineRun, EngineSettings, open_engine
 from glider.inference.generation import GenerateSettings, OnPiece, generate_rows
+from glider.inference.input_conditions import InputConditions
 from glider.inference.likelihood import likelihoods
 from glider.inference.padded_engine import PaddedEngine
 from glider.inference.prompt_states import prompt_states
@@ -51,6 +53,7 @@ class RoutedModel:
         self.encoder = PromptEncoder(prompt, base.tokenizer, base.model)
         self.describer, self.strict = describer, strict
         self._storage = storage or Storage()
+        InputConditions(self).install()
 
     @property
     def prompt(self) -> PromptFormat:
@@ -115,6 +118,18 @@ class RoutedModel:
     def condition_of(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
         return self._condition_of(queries, inputs, self.attached.generation)
+
+    @contextmanager
+    def routing(self, queries: "str | Query | Sequence[str | Query]") -> Iterator[None]:
+        """Route calls of `model` itself inside the block by these queries, a row for each, in this thread.
+
+        Outside such a block the model reads its queries from the token ids.
+        """
+        asked = [queries] if isinstance(queries, str | Query) else list(queries)
+        with self.attached.hold() as held:
+            condition = self._condition_of_rows(asked, self.encoder.rows(asked, True, 0), held)
+            with self.attached.routing(condition, generation=held):
+                yield
 
     def read(self, texts: Sequence[str]) -> torch.Tensor:
         """Early hidden states (B, H) of the bare base model: what the signal `hidden` looks at."""

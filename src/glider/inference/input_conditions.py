@@ -1,0 +1,134 @@
+"""Calls of the transformers model itself: `pipeline(model=m.model)`, `m.model.generate(...)`, `m.model(...)`.
+
+They bring token ids and no query. The model that `load` gives reads its queries from the ids: decoded by its tokenizer,
+freed from the pool's own form of a prompt, they get the condition that `RoutedModel.generate` would give them. It holds
+for the whole of a `generate`, and from a forward pass on for those that continue on its cache.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glider.errors import RouterError
+from glider.layers.attach import Generation
+from glider.routing.base import Observer
+from glider.routing.condition import Condition
+
+if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
+
+_CACHES = ("past_key_values", "cache_params")
+
+
+class InputConditions:
+    """Finds the condition of calls that come with token ids alone, until the pool is detached."""
+
+    def __init__(self, routed: "RoutedModel"):
+        self._routed, self._attached = routed, routed.attached
+        self._passes = threading.local()  # forward passes of each thread that have a condition from here
+        self._continued: weakref.WeakKeyDictionary[Any, tuple[Condition, Generation]] = weakref.WeakKeyDictionary()
+
+    def install(self) -> None:
+        """Listen to the model from now on."""
+        model: Any = self._routed.model
+        closing = self._attached.closing
+        for hook in (
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ):
+            closing.callback(hook.remove)
+        generate = model.generate
+
+        @functools.wraps(generate)
+        def generate_by_query(*arguments: Any, **settings: Any) -> Any:
+            ids = arguments[0] if arguments else settings.get("inputs", settings.get("input_ids"))
+            if not self._asked_here(ids):
+                return generate(*arguments, **settings)
+            with self._attached.hold() as held:
+                condition = self._condition(ids, settings.get("attention_mask"), held)
+                with self._attached.routing(condition, generation=held):
+                    return generate(*arguments, **settings)
+
+        model.generate = generate_by_query
+        closing.callback(model.__dict__.pop, "generate", None)
+
+    def _asked_here(self, ids: Any) -> bool:
+        """Whether a call with these ids has to find its condition: its router wants one and no block has set it."""
+        if self._attached.context.batch is not None or not self._attached.attached:
+            return False
+        generation = self._attached.generation
+        wanted = generation.prepared.global_term is not None or isinstance(generation.router, Observer)
+        return wanted and isinstance(ids, torch.Tensor) and ids.ndim == 2 and ids.numel() > 0
+
+    def _condition(self, ids: Any, mask: Any, held: Generation) -> Condition:
+        routed = self._routed
+        if not isinstance(mask, torch.Tensor) or mask.shape != ids.shape:
+            mask = self._mask(ids)
+        texts = self._texts(ids, mask)
+        return routed._condition_of(texts, {"input_ids": ids, "attention_mask": mask.long()}, held)
+
+    def _mask(self, ids: torch.Tensor) -> torch.Tensor:
+        """All tokens but padding, where that is a token of its own, as transformers infers it."""
+        tokenizer = self._routed.tokenizer
+        pad = tokenizer.pad_token_id
+        if pad is None or pad == tokenizer.eos_token_id:
+            return torch.ones_like(ids)
+        return (ids != pad).long()
+
+    def _texts(self, ids: torch.Tensor, mask: torch.Tensor) -> Sequence[str]:
+        prompt, tokenizer = self._routed.prompt, self._routed.tokenizer
+        rows = zip(ids, mask.bool(), strict=True)
+        return [prompt.input_of(tokenizer, row[real].tolist()) for row, real in rows]
+
+    def _enter(self, _: Any, arguments: tuple, inputs: dict[str, Any]) -> None:
+        stack = ExitStack()
+        self._stacks.append((stack, None))
+        ids = inputs.get("input_ids", arguments[0] if arguments else None)
+        if "cache" in inputs or not self._asked_here(ids):  # a paged cache: of continuous batching
+            return
+        held = self._attached.generation
+        known = self._known(inputs)
+        if known is not None:
+            condition, held = known
+            if held.number not in self._attached._generations:
+                got = "a cache that an earlier state of the pool began"
+                raise RouterError("passes on a cache of the pool as it is served", got, "Begin anew.")
+        elif _continues(inputs):
+            return  # of a prompt that was not seen here: the layers warn
+        else:
+            condition = self._condition(ids, inputs.get("attention_mask"), held)
+        stack.enter_context(self._attached.routing(condition, generation=held))
+        self._stacks[-1] = stack, (condition, held)
+
+    def _leave(self, _: Any, __: tuple, ___: dict[str, Any], output: Any) -> None:
+        if not self._stacks:
+            return  # installed while the pass ran
+        stack, used = self._stacks.pop()
+        stack.close()
+        for name in _CACHES if used is not None else ():
+            if (cache := getattr(output, name, None)) is not None:
+                self._continued[cache] = used  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _stacks(self) -> list[tuple[ExitStack, tuple[Condition, Generation] | None]]:
+        if not hasattr(self._passes, "stacks"):
+            self._passes.stacks = []
+        return self._passes.stacks
+
+    def _known(self, inputs: dict[str, Any]) -> tuple[Condition, Generation] | None:
+        """What the prompt of the cache that a pass continues on had."""
+        caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
+        return next((self._continued[cache] for cache in caches if cache in self._continued), None)
+
+
+def _continues(inputs: dict[str, Any]) -> bool:
+    """Whether a pass has tokens before it that are not among its ids."""
+    if inputs.get("encoder_outputs") is not None and inputs.get("input_ids") is None:
+        return True
+    caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
+    return any(not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0 for cache in caches)
