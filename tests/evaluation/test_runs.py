@@ -226,11 +226,11 @@ def test_an_embedding_that_fails_is_a_fault_and_no_number(make_run, monkeypatch:
     assert "connection refused" in told(run, "glider", "near", "even")["fault"]["message"]
 
 
-def test_likelihoods_that_are_no_numbers_are_a_fault(make_run) -> None:
+def test_likelihoods_and_logits_that_are_no_numbers_are_a_fault(make_run) -> None:
     run = make_run(["base"])
     head = run.base().model.get_output_embeddings()
     head.weight.data[0] = float("nan")
-    assert statuses(run) == ["failed", "failed", "done"]
+    assert statuses(run) == ["failed", "failed", "failed"]
     assert "finite" in told(run, "base", "near", "even")["fault"]["message"]
 
 
