@@ -43,6 +43,7 @@ class NewToken:
     token: int
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()  # tokens and their log-probabilities
+    passes: int = 0  # that the request's trace had seen when this token was chosen; 0 without a trace
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,8 @@ class PackedEngine:
                 token, logprob, others = request.sampler.next(so_far, logits[row])
             tokens.append(token)
             if not request.cancelled and not request.failed:
-                self._events.put(NewToken(state.request_id, token, logprob, others))
+                passes = 0 if request.trace is None else request.trace.passes
+                self._events.put(NewToken(state.request_id, token, logprob, others, passes))
         output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
 
     def _fail(self, name: str, request: _Request) -> None:

@@ -215,7 +215,8 @@ class _Steps(LogitsProcessor):
         token, logprob, likeliest = row.sampler.next(so_far, logits)
         row.tokens.append(token)
         if not row.cancelled:
-            self._engine._events.put(NewToken(row.name, token, logprob, likeliest))
+            passes = 0 if row.trace is None else row.trace.passes
+            self._engine._events.put(NewToken(row.name, token, logprob, likeliest, passes))
         if token in row.settings.ends:
             row.ended = "stop"
         elif len(row.tokens) >= row.settings.max_new_tokens:

@@ -178,6 +178,24 @@ class ModelSpec(BaseSpec):
         method = self.method
         return self._attached(base, pool, method, prepare(method, pool), self.writer)
 
+    def beside(self, model: "RoutedModel") -> "RoutedModel":
+        """One more pool on a model that serves others already, as a further generation, which is the current one then.
+
+        The pool's files are verified. Answer by passing the generation of each (`take` it) to the engine: what goes by
+        the current one, as `generate` does, would be the last pool's for all.
+        """
+        from glider.experts.base_identity import require_same_base
+        from glider.inference.model import RoutedModel
+        from glider.routing.preparation import prepare
+
+        storage, pool, method, writer = self.storage, open_pool(self.pool), self.method, self.writer
+        prepared = prepare(method, pool)
+        pool.verify(adapters=storage.expert_memory is None)
+        require_same_base(pool.index.base, model.base.identity, f"the pool {pool.path}")
+        prompt = self.prompt or _prompt_of(pool, model.base)
+        model.attached.replace(method, prepared, storage)
+        return RoutedModel(model.base, pool, model.attached, prompt, writer, self.strict, storage)
+
     def _attached(
         self, base: "BaseModel", pool: "Pool", method: "Router", prepared: Any, writer: "Describer | None"
     ) -> "RoutedModel":

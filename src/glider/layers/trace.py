@@ -128,6 +128,11 @@ class Trace:
         return list(dict.fromkeys(call.site for call in self.calls))
 
     @property
+    def passes(self) -> int:
+        """How often the site called most was called."""
+        return max(self._counts.values(), default=0)
+
+    @property
     def kernels(self) -> dict[str, int]:
         """How many calls each kernel computed."""
         return dict(Counter(call.kernel for call in self.calls if call.kernel is not None))

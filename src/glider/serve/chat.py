@@ -1,0 +1,125 @@
+"""`/v1/chat/completions`."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from glider.serve.errors import ApiError
+from glider.serve.exchange import Choice, Delta, Exchange, Token
+from glider.serve.prompts import chat_prompt, room
+from glider.serve.schemas import ChatRequest
+from glider.serve.service import Service
+from glider.serve.streaming import EventStream
+
+
+def routes(service: Service) -> APIRouter:
+    """The route, over a service."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        exchange = await _open(service, request, body)
+        head = {"id": f"chatcmpl-{exchange.request_id}", "created": int(time.time()), "model": body.model}
+        if body.stream:
+            return EventStream(exchange, _chunks(exchange, body, head))
+        try:
+            return JSONResponse(await service.until_hangup(request, _whole(exchange, body, head)))
+        finally:
+            exchange.close()
+
+    return router
+
+
+async def _open(service: Service, request: Request, body: ChatRequest) -> Exchange:
+    key, target = service.target(request, body.model)
+    service.check(key, body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise ApiError(400, "max_tokens or max_completion_tokens", param="max_tokens", code="invalid_value")
+    model = target.pool.model
+    prompt = await service.runner.prepare(chat_prompt, model, body.messages)
+    wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    tokens = room(model, service.settings, prompt, wanted, "max_tokens", service.packed)
+    exchange = Exchange(service, key, target, [prompt], body, request.state.request_id)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    try:
+        await service.until_hangup(request, exchange.open([tokens], logprobs))
+    except BaseException:
+        exchange.close()
+        raise
+    return exchange
+
+
+async def _whole(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -> dict[str, Any]:
+    async for _ in exchange.deltas():
+        pass
+    choices = []
+    for choice in exchange.choices:
+        content = [_logprob(exchange, token) for token in choice.tokens] if body.logprobs else None
+        choices.append(
+            {
+                "index": choice.index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": {"content": content, "refusal": None} if body.logprobs else None,
+                "finish_reason": choice.finish_reason,
+                **_ids(body, choice),
+            }
+        )
+    usage = exchange.usage
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage, "glider": exchange.told}
+
+
+async def _chunks(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    options = body.stream_options
+    head = {**head, "object": "chat.completion.chunk"}
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": more.pop("logprobs", None), "finish_reason": reason}
+        usage = {} if options is None or not options.include_usage else {"usage": None}
+        if options is not None and options.continuous_usage_stats:
+            usage = {"usage": exchange.usage}
+        return {**head, "choices": [{**choice, **more.pop("beside", {})}], **usage, **more}
+
+    for choice in exchange.choices:
+        yield chunk(choice.index, {"role": "assistant", "content": ""})
+    left = len(exchange.choices)
+    async for one in exchange.deltas():
+        left -= one.finish_reason is not None
+        more = _more(exchange, one, body)
+        if one.finish_reason is not None and not left:
+            more["glider"] = exchange.told
+        if one.text or one.finish_reason or more:
+            yield chunk(one.index, {"content": one.text} if one.text else {}, one.finish_reason, **more)
+    if options is not None and options.include_usage:
+        yield {**head, "choices": [], "usage": exchange.usage}
+
+
+def _more(exchange: Exchange, delta: Delta, body: ChatRequest) -> dict[str, Any]:
+    """What a chunk says beside its text."""
+    more: dict[str, Any] = {}
+    if body.logprobs and delta.token is not None:
+        more["logprobs"] = {"content": [_logprob(exchange, delta.token)], "refusal": None}
+    if delta.experts is not None:
+        more["glider"] = {"experts": delta.experts}
+    if body.return_token_ids and delta.token is not None:
+        more["beside"] = {"token_ids": [delta.token.id]}
+    return more
+
+
+def _ids(body: ChatRequest, choice: Choice) -> dict[str, Any]:
+    return {"token_ids": choice.ids} if body.return_token_ids else {}
+
+
+def _logprob(exchange: Exchange, token: Token) -> dict[str, Any]:
+    """A token's log-probability in the form of the chat API."""
+    decode = exchange.target.pool.model.tokenizer.decode
+    top = [_entry(decode([other]), value) for other, value in token.likeliest]
+    return {**_entry(token.text, token.logprob), "top_logprobs": top}
+
+
+def _entry(text: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -1,0 +1,90 @@
+"""Faults in the form that OpenAI's clients read: {"error": {message, type, param, code}}."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from glider.errors import GliderError, MissingDependency, QueryError, RouterError
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+MALFORMED = ("json_invalid", "model_attributes_type", "dict_type")
+
+
+class ApiError(Exception):
+    """A request that is refused, or that failed: what the client is told."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What OpenAI's clients read."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+    @classmethod
+    def of(cls, fault: Exception, param: str | None = None) -> "ApiError":
+        """What to tell of a fault: the user's mistakes as they are, ours without a word of the inside."""
+        if isinstance(fault, ApiError):
+            return fault
+        if isinstance(fault, QueryError | RouterError):
+            return cls(400, str(fault), param=param, code="invalid_value")
+        if isinstance(fault, MissingDependency):
+            return cls(501, str(fault), param=param, code="not_installed")
+        if isinstance(fault, GliderError):
+            return cls(500, str(fault), code="failed")
+        return cls(500, "the server failed at this request; its log says why", code="internal_error")
+
+
+def invalid(errors: Sequence[Any]) -> ApiError:
+    """One error for what pydantic found, naming the field."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(place) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"the field {param} is not supported here", param=param, code="unsupported_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
+    if first["type"] in MALFORMED and len(place) < 2:
+        return ApiError(400, f"the body is no JSON object of this request: {first['msg']}", code="invalid_json")
+    return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
+
+
+async def on_api_error(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, ApiError)
+    return fault.response
+
+
+async def on_glider_error(_: Request, fault: Exception) -> JSONResponse:
+    return ApiError.of(fault).response
+
+
+async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, RequestValidationError)
+    return invalid(fault.errors()).response
+
+
+async def on_http_error(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, HTTPException)
+    answer = ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code)).response
+    answer.headers.update(fault.headers or {})
+    return answer
+
+
+async def on_crash(_: Request, fault: Exception) -> JSONResponse:
+    return ApiError.of(fault).response

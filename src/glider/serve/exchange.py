@@ -1,0 +1,258 @@
+"""One request on its way: its places, its condition, its answers as they are written."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from glider.inference.engine import Ended, Event, Failed, NewToken
+from glider.inference.queries import Query
+from glider.inference.streaming import Decoder
+from glider.serve.errors import ApiError
+from glider.serve.pools import Target
+from glider.serve.sampling import Draw
+from glider.serve.schemas import Sampling
+from glider.serve.steering import Guided, guided
+from glider.serve.token_trace import TokenTrace, TokenWeights
+
+if TYPE_CHECKING:
+    from glider.serve.keys import Key
+    from glider.serve.service import Service
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in tokens, and what is asked in it, for the global term."""
+
+    ids: list[int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, with its log-probability where that was asked for."""
+
+    id: int
+    text: str
+    logprob: float | None
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one answer has more: text, the token that brought it, and why it ended, once it has."""
+
+    index: int
+    text: str = ""
+    token: Token | None = None
+    finish_reason: str | None = None
+    experts: dict[str, float] | None = None
+
+
+@dataclass
+class Choice:
+    """An answer so far."""
+
+    index: int
+    decoder: Decoder
+    weights: TokenWeights | None
+    trace: TokenTrace | None
+    ids: list[int] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    last: float | None = None  # when its last token came
+
+    def take(self, delta: Delta) -> None:
+        self.text += delta.text
+        if delta.token is not None:
+            self.tokens.append(delta.token)
+
+
+class Exchange:
+    """The answers to one HTTP request: `n` for each of its prompts, numbered through."""
+
+    def __init__(
+        self,
+        service: "Service",
+        key: "Key",
+        target: Target,
+        prompts: Sequence[Prompt],
+        request: Sampling,
+        request_id: str,
+    ):
+        self.service, self.key, self.target, self.request = service, key, target, request
+        self.prompts, self.request_id = list(prompts), request_id
+        self.began = time.monotonic()
+        self.choices: list[Choice] = []
+        self.guided: list[Guided] = []  # by prompt
+        self.generation: Any = None
+        self.completion_tokens = 0
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._names: dict[str, int] = {}  # requests that the engine has, by name
+        self._places: int | None = None
+        self._closed = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.ids) for prompt in self.prompts)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens so far."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    @property
+    def verdict_label(self) -> str:
+        """For the metrics: the verdict of the first prompt, or how its model is answered."""
+        if not self.guided:
+            return "failed"
+        return self.guided[0].verdict or ("none" if self.target.way.kind == "routed" else self.target.way.kind)
+
+    async def open(self, tokens: Sequence[int], logprobs: int | None) -> None:
+        """Wait for places and begin; `tokens` is the longest answer to each prompt. Raises `ApiError`."""
+        request, service = self.request, self.service
+        count = len(self.prompts) * request.n
+        if count > service.settings.max_choices:
+            message = f"{count} answers of one request, where {service.settings.max_choices} is the most"
+            raise ApiError(400, message, param="n", code="invalid_value")
+        service.places.check(self.key.name, self.key.max_streams)
+        draw = await service.runner.prepare(self._prepare, logprobs)
+        waited = time.monotonic()
+        try:
+            place = service.places.enter(count, self.key.name, self.key.max_streams)
+            self._places = await asyncio.wait_for(place, self._left())
+        except asyncio.TimeoutError:
+            raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
+        service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
+        for number in range(count):
+            await self._begin(number, tokens[number // request.n], draw)
+
+    def _prepare(self, logprobs: int | None) -> Draw:
+        """In the thread that prepares: conditions, for the generation that will answer."""
+        pool, steering = self.target.pool, self.request.glider
+        draw = Draw(pool.model, self.request, logprobs)
+        self.generation = pool.take()
+        began = time.monotonic()
+        for prompt in self.prompts:
+            query = Query(prompt.text, steering.description, tuple(steering.examples))
+            way = self.target.way
+            self.guided.append(guided(pool.model, self.generation, way, query, prompt.ids, steering))
+        self.service.metrics.routing.labels(pool.name).observe(time.monotonic() - began)
+        return draw
+
+    async def _begin(self, number: int, tokens: int, draw: Draw) -> None:
+        prompt = self.prompts[number // self.request.n]
+        guide = self.guided[number // self.request.n]
+        trace = weights = None
+        if self.request.glider.trace and self.generation.names:
+            names = self.generation.names
+            trace, weights = TokenTrace(names, guide.condition, len(prompt.ids)), TokenWeights(names)
+        tokenizer = self.target.pool.model.tokenizer
+        self.choices.append(Choice(number, Decoder(tokenizer, self.request.stops), weights, trace))
+        if tokens == 0:
+            return
+        settings = draw.settings(prompt.ids, number % self.request.n, tokens)
+        name = await self.service.runner.add(
+            prompt.ids, guide.condition, settings, self.generation, trace, self._events
+        )
+        self._names[name] = number
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What the answers have more, as it comes. Raises `ApiError` where one fails, or all take too long."""
+        for choice in self.choices:
+            if choice.index not in self._names.values():
+                choice.finish_reason = "length"
+                yield Delta(choice.index, finish_reason="length")
+        while self._names:
+            try:
+                event = await asyncio.wait_for(self._events.get(), self._left())
+            except asyncio.TimeoutError:
+                raise ApiError(504, "the answer took too long", code="timeout") from None
+            if event.request not in self._names:
+                continue  # ended by a stop string
+            choice = self.choices[self._names[event.request]]
+            if isinstance(event, Failed):
+                raise ApiError.of(event.fault)
+            delta = self._token(choice, event) if isinstance(event, NewToken) else self._end(choice, event)
+            choice.take(delta)
+            if delta.finish_reason is not None:
+                choice.finish_reason = delta.finish_reason
+                del self._names[event.request]
+                self.service.runner.forget(event.request)
+            yield delta
+
+    def _token(self, choice: Choice, event: NewToken) -> Delta:
+        self._clock(choice)
+        self.completion_tokens += 1
+        choice.ids.append(event.token)
+        tokenizer = self.target.pool.model.tokenizer
+        token = Token(event.token, tokenizer.decode([event.token]), event.logprob, event.likeliest)
+        experts = None
+        if choice.trace is not None and choice.weights is not None:
+            experts = choice.weights.add(token.text, *choice.trace.step(event.passes))
+            if experts:
+                main = max(experts, key=lambda name: experts[name])
+                self.service.metrics.expert_tokens.labels(self.target.pool.name, main).inc()
+        if event.token in self._ends:
+            return Delta(choice.index, experts=experts)  # its `Ended` follows
+        text = choice.decoder.add(event.token)
+        return Delta(choice.index, text, token, "stop" if choice.decoder.stopped else None, experts)
+
+    def _end(self, choice: Choice, event: Ended) -> Delta:
+        if event.reason == "cancelled":
+            raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
+        return Delta(choice.index, choice.decoder.rest(), finish_reason=event.reason)
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        own = frozenset[int]() if self.request.ignore_eos else self.target.pool.model.encoder.ends()
+        return own | frozenset(self.request.stop_token_ids)
+
+    def _clock(self, choice: Choice) -> None:
+        now, metrics, name = time.monotonic(), self.service.metrics, self.target.label
+        if choice.last is None:
+            metrics.first_token.labels(name).observe(now - self.began)
+        else:
+            metrics.next_token.labels(name).observe(now - choice.last)
+        choice.last = now
+
+    def _left(self) -> float:
+        return max(0.001, self.began + self.service.settings.request_timeout - time.monotonic())
+
+    def close(self) -> None:
+        """Give back what the request has; at any time, as often as one likes."""
+        if self._closed:
+            return
+        self._closed = True
+        for name in self._names:
+            self.service.runner.forget(name)
+        if self._places is not None:
+            self.service.places.leave(self._places, self.key.name)
+        if self.generation is not None:
+            self.target.pool.model.attached.give_back(self.generation)
+        self.service.ended(self, time.monotonic() - self.began)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The field `glider` of the reply, of its first prompt and first answer."""
+        if not self.guided:
+            return {}
+        first, way, weights = self.guided[0], self.target.way, self.choices[0].weights if self.choices else None
+        chosen = self.request.glider.experts
+        experts: dict[str, float] | None = weights.shares if weights is not None else None
+        if way.expert is not None:
+            experts = {way.expert: 1.0}
+        elif way.kind == "base" or self.request.glider.verdict == "base":
+            experts = {}
+        elif isinstance(chosen, dict):
+            experts = dict(chosen)
+        told: dict[str, Any] = {"verdict": first.verdict, "alpha": first.alpha, "experts": experts}
+        told |= {"scores": first.scores, "generation": self.generation.number}
+        if first.fault is not None:
+            told["fault"] = first.fault
+        if weights is not None:
+            told["trace"] = weights.told
+        return told

@@ -1,0 +1,57 @@
+"""What is counted: under vLLM's names where it has one, else under our own."""
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from glider.serve.exchange import Exchange
+
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_MODEL = ("model_name",)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own. A model's name is one that is served, never a client's."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        self.running = Gauge("vllm:num_requests_running", "Requests that have a place.", registry=self.registry)
+        self.waiting = Gauge("vllm:num_requests_waiting", "Requests in the queue.", registry=self.registry)
+        self.first_token = histogram("vllm:time_to_first_token_seconds", "From the request to its first token.", _SHORT)
+        self.next_token = histogram("vllm:inter_token_latency_seconds", "Between two tokens of an answer.", _SHORT)
+        self.whole = histogram("vllm:e2e_request_latency_seconds", "From the request to its last token.", _LONG)
+        self.queued = histogram("vllm:request_queue_time_seconds", "In the queue.", _SHORT)
+        self.prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts.", *_MODEL)
+        self.generation_tokens = counter("vllm:generation_tokens", "Tokens of answers.", *_MODEL)
+        self.success = counter("vllm:request_success", "Answers that ended.", "model_name", "finished_reason")
+        self.requests = counter("glider:requests", "Requests that were answered or failed.", "pool", "verdict")
+        self.routing = histogram("glider:routing_seconds", "Making a request's condition.", _SHORT, ("pool",))
+        self.expert_tokens = counter(
+            "glider:expert_tokens", "Tokens whose main expert this was, of traced answers.", "pool", "expert"
+        )
+        self.refusals = counter("glider:refused_requests", "Requests that were refused.", "code")
+
+    def ended(self, exchange: "Exchange", seconds: float) -> None:
+        """Count a request that has come to its end, whichever."""
+        name = exchange.target.label
+        self.whole.labels(name).observe(seconds)
+        self.prompt_tokens.labels(name).inc(exchange.prompt_tokens)
+        self.generation_tokens.labels(name).inc(exchange.completion_tokens)
+        for choice in exchange.choices:
+            self.success.labels(name, choice.finish_reason or "abort").inc()
+        self.requests.labels(exchange.target.pool.name, exchange.verdict_label).inc()
+
+    def text(self, running: int, waiting: int) -> bytes:
+        """All of them, in Prometheus' format."""
+        self.running.set(running)
+        self.waiting.set(waiting)
+        return generate_latest(self.registry)

@@ -1,0 +1,153 @@
+"""What is served: pools over one base model, and the names under which clients ask for them."""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from glider.errors import ConfigError
+from glider.inference.model import RoutedModel
+from glider.routing.base import Observer, support_of
+from glider.serve.errors import ApiError
+from glider.serve.settings import ServeSettings
+from glider.serve.steering import Way
+
+if TYPE_CHECKING:
+    from glider.inference.spec import ModelSpec
+    from glider.layers.attach import Generation
+
+
+@dataclass
+class ServedPool:
+    """A pool with the generation that serves the requests to come. Other generations live until their last request."""
+
+    name: str
+    model: RoutedModel
+    generation: "Generation"
+    since: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def names(self) -> list[str]:
+        """Experts that can be chosen."""
+        return self.generation.names
+
+    @property
+    def singles(self) -> list[str]:
+        """Experts of the pool that are served by their own name."""
+        return [name for name in self.names if name in self.model.pool.names]
+
+    def take(self) -> "Generation":
+        """The current generation, for one more request; `give_back` ends that."""
+        return self.model.attached.take(self.generation)
+
+    def serve(self, generation: "Generation") -> None:
+        """Serve the requests to come by this generation, which is held for them."""
+        before, self.generation = self.generation, generation
+        self.model.attached.give_back(before)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model's name means: a pool, and how its requests are answered."""
+
+    asked: str
+    pool: ServedPool
+    way: Way
+
+    @property
+    def label(self) -> str:
+        """Its name for metrics: one of those that are listed."""
+        return self.pool.name if self.way.router is not None else self.asked
+
+
+class Pools:
+    """Pools over one base model, found by a client's words."""
+
+    def __init__(self, pools: dict[str, ServedPool]):
+        self.pools = pools
+        first = next(iter(pools.values()))
+        self.base_name = first.model.base.identity.model_id
+        self.tokenizer = first.model.tokenizer
+        self._check_names()
+
+    @classmethod
+    def load(cls, spec: "ModelSpec", settings: ServeSettings) -> "Pools":
+        """Load the base model and every pool; raises the `GliderError` of whatever does not fit."""
+        pools: dict[str, ServedPool] = {}
+        first: RoutedModel | None = None
+        for name, place in settings.pools.items():
+            one = spec.model_copy(update={"pool": place})
+            model = one.load() if first is None else one.beside(first)
+            first = first or model
+            pools[name] = ServedPool(name, model, model.attached.take())
+        if len(pools) > 1:
+            for name, pool in pools.items():
+                support = support_of(pool.generation.router)
+                whole = support.packed and support.chunked and support.cache and support.mixed
+                if isinstance(pool.generation.router, Observer) or not whole:
+                    got = f"{type(pool.generation.router).__name__} (pool {name})"
+                    raise ConfigError("a router that decides token by token, for several pools", got, "Serve one pool.")
+        return cls(pools)
+
+    @property
+    def first(self) -> ServedPool:
+        return next(iter(self.pools.values()))
+
+    def visible(self, allowed: Collection[str] | None) -> list[ServedPool]:
+        """The pools that a key may see (None: all)."""
+        return [pool for name, pool in self.pools.items() if allowed is None or name in allowed]
+
+    def target(self, asked: str, allowed: Collection[str] | None = None) -> Target:
+        """What a model's name means to whoever may see these pools; raises a 404 `ApiError` for every other name."""
+        visible = self.visible(allowed)
+        for pool in visible:
+            if asked == pool.name:
+                return Target(asked, pool, Way("routed"))
+            if asked in self.expert_names(pool):
+                return Target(asked, pool, Way("single", expert=self.expert_names(pool)[asked]))
+            if asked.startswith(f"{pool.name}:"):
+                return Target(asked, pool, Way("routed", router=asked[len(pool.name) + 1 :]))
+        if asked == self.base_name and visible:
+            return Target(asked, visible[0], Way("base"))
+        raise ApiError(404, f"no model {asked!r} here; see /v1/models", param="model", code="model_not_found")
+
+    def pool_of(self, asked: str | None, allowed: Collection[str] | None = None) -> ServedPool:
+        """The pool of a model's name; without one, the only pool that may be seen."""
+        visible = self.visible(allowed)
+        if asked is not None:
+            return self.target(asked, allowed).pool
+        if len(visible) != 1:
+            raise ApiError(400, "there are several pools: name one", param="model", code="missing_required_parameter")
+        return visible[0]
+
+    def expert_names(self, pool: ServedPool) -> dict[str, str]:
+        """Names of the experts' models: their own, or POOL/NAME where there are several pools."""
+        several = len(self.pools) > 1
+        return {f"{pool.name}/{name}" if several else name: name for name in pool.singles}
+
+    def cards(self, allowed: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """The list of models, in OpenAI's form with vLLM's `root` and `parent`."""
+        cards, seen = [], self.visible(allowed)
+        for pool in seen:
+            context = {"max_model_len": pool.model.encoder.context, "generation": pool.generation.number}
+            cards.append(_card(pool.name, pool.since, None, self.base_name, kind="pool", **context))
+            cards += [
+                _card(model, pool.since, pool.name, name, kind="expert", **context)
+                for model, name in self.expert_names(pool).items()
+            ]
+        if seen:
+            context = {"max_model_len": seen[0].model.encoder.context}
+            cards.append(_card(self.base_name, seen[0].since, None, self.base_name, kind="base", **context))
+        return cards
+
+    def _check_names(self) -> None:
+        names = [self.base_name, *self.pools]
+        names += [model for pool in self.pools.values() for model in self.expert_names(pool)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            got = f"{', '.join(twice)} twice"
+            raise ConfigError("models of unlike names", got, "Name the pool otherwise: --pool NAME=DIRECTORY.")
+
+
+def _card(name: str, created: int, parent: str | None, root: str, **more: Any) -> dict[str, Any]:
+    head = {"id": name, "object": "model", "created": created, "owned_by": "glider"}
+    return {**head, "root": root, "parent": parent, **more}

@@ -1,0 +1,110 @@
+"""From a request's fields to an engine's settings: as transformers applies them, or refused by name."""
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glider.inference.batches import EngineSettings
+from glider.inference.engine import Processor, RequestSettings, request_processors
+from glider.serve.errors import ApiError
+from glider.serve.schemas import MAX_STOPS, Sampling
+
+if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
+
+_SEEDS = 2**63
+
+
+class Draw:
+    """How the answers of one request are drawn.
+
+    What a request leaves open is the base's own generation config, or else OpenAI's: temperature 1 over all tokens.
+    """
+
+    def __init__(self, model: "RoutedModel", request: Sampling, logprobs: int | None):
+        self._model, self._request, self._logprobs = model, request, logprobs
+        own = model.model.generation_config
+        temperature = request.temperature if request.temperature is not None else own.temperature
+        self.greedy = temperature == 0
+        settings: dict[str, Any] = {"max_new_tokens": 1}
+        penalty = request.repetition_penalty or own.repetition_penalty
+        settings["repetition_penalty"] = float(1.0 if penalty is None else penalty)
+        if not self.greedy:
+            settings["do_sample"] = True
+            settings["temperature"] = float(1.0 if temperature is None else temperature)
+            settings["top_p"] = float(_first(request.top_p, own.top_p, 1.0))
+            settings["top_k"] = max(0, int(_first(request.top_k, own.top_k, 0)))
+            settings["min_p"] = _first(request.min_p, own.min_p, None) or None
+        if len(request.stops) > MAX_STOPS or "" in request.stops:
+            raise ApiError(400, f"stop takes up to {MAX_STOPS} strings with text", param="stop", code="invalid_value")
+        self._config = EngineSettings.of(model, settings).config
+        self._first_seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        own = frozenset[int]() if self._request.ignore_eos else self._model.encoder.ends()
+        return own | frozenset(self._request.stop_token_ids)
+
+    def settings(self, ids: Sequence[int], number: int, tokens: int) -> RequestSettings:
+        """Those of the answer `number` to a prompt."""
+        model: Any = self._model.model
+        start = 1 if model.config.is_encoder_decoder else len(ids)
+        return RequestSettings(
+            max_new_tokens=tokens,
+            ends=self.ends,
+            processors=(*self._penalties(start), *request_processors(model, self._config, ids)),
+            seed=None if self.greedy else (self._first_seed + number) % _SEEDS,
+            logprobs=self._logprobs,
+        )
+
+    def _penalties(self, start: int) -> list[Processor]:
+        request, found = self._request, []
+        if request.presence_penalty or request.frequency_penalty:
+            found.append(_Penalty(request.presence_penalty, request.frequency_penalty, start))
+        if request.logit_bias:
+            size = self._model.model.get_output_embeddings().weight.shape[0]
+            found.append(_Bias(_bias_ids(request.logit_bias, size), self._model.model.device))
+        return found
+
+
+def _first(*values: Any) -> Any:
+    """The first that is given, or the last."""
+    return next((value for value in values if value is not None), values[-1])
+
+
+def _bias_ids(bias: dict[str, float], size: int) -> dict[int, float]:
+    found = {}
+    for key, value in bias.items():
+        if not key.isdecimal() or int(key) >= size:
+            message = f"logit_bias takes token ids of 0 to {size - 1}, not {key[:40]!r}"
+            raise ApiError(400, message, param="logit_bias", code="invalid_value")
+        found[int(key)] = value
+    return found
+
+
+class _Penalty:
+    """OpenAI's: each token of the answer so far loses presence + frequency * how often it came."""
+
+    def __init__(self, presence: float, frequency: float, start: int):
+        self._presence, self._frequency, self._start = presence, frequency, start
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        written = ids[0, self._start :]
+        counts = torch.bincount(written, minlength=logits.shape[-1]).to(logits)
+        return logits - self._frequency * counts - self._presence * (counts > 0)
+
+
+class _Bias:
+    """Adds to the logits of some tokens."""
+
+    def __init__(self, bias: dict[int, float], device: torch.device):
+        self._ids = torch.tensor(list(bias), device=device)
+        self._values = torch.tensor(list(bias.values()), device=device)
+
+    def __call__(self, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        changed = logits.clone()
+        changed[:, self._ids] += self._values
+        return changed

@@ -1,0 +1,166 @@
+"""The requests' bodies. A field that is not here is refused by name; null is as good as absent."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+Role = Literal["system", "developer", "user", "assistant"]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Ids = Annotated[list[StrictInt], Field(min_length=1)]
+MAX_STOPS = 16
+
+
+class Body(BaseModel):
+    """What every body keeps to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+class Part(Body):
+    type: Literal["text"]
+    text: StrictStr
+
+
+class Message(Body):
+    """One turn. Of other modalities, names and tool calls nothing is known here."""
+
+    role: Role
+    content: StrictStr | list[Part]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Steering(Body):
+    """The field `glider`: what this request asks of the router."""
+
+    verdict: Literal["route", "base"] | None = Field(
+        default=None, description="Route whatever the verdict, or not at all."
+    )
+    experts: list[StrictStr] | dict[str, Number] | None = Field(
+        default=None, description="Choose among these alone; or their weights, for every token the same."
+    )
+    exclude: list[StrictStr] = Field(default=[], description="Experts to leave out.")
+    description: StrictStr | None = Field(default=None, min_length=1, description="One sentence that names the task.")
+    examples: list[tuple[StrictStr, StrictStr]] = Field(
+        default=[], max_length=16, description="Pairs of input and output."
+    )
+    trace: StrictBool = Field(default=False, description="Tell the weights of the experts, by token, layer and site.")
+
+
+class StreamOptions(Body):
+    include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
+
+
+class Sampling(Body):
+    """How an answer is drawn; what both ways of asking share."""
+
+    model: StrictStr
+    n: StrictInt = Field(default=1, ge=1, le=128)
+    seed: StrictInt | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: StrictStr | list[StrictStr] = []
+    stop_token_ids: list[StrictInt] = Field(default=[], max_length=MAX_STOPS)
+    ignore_eos: StrictBool = False
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1: all tokens.")
+    min_p: Number | None = Field(default=None, ge=0, le=1)
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: Number | None = Field(default=None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(strict=True, ge=-100, le=100)]] = Field(default={}, max_length=1024)
+    return_token_ids: StrictBool = False
+    user: StrictStr | None = Field(default=None, description="Written into the log beside the request.")
+    glider: Steering = Steering()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ResponseFormat(Body):
+    type: Literal["text"]
+
+
+class ChatRequest(Sampling):
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_tokens: StrictInt | None = Field(default=None, ge=1)
+    max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
+    logprobs: StrictBool = False
+    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tool_choice: Literal["none"] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+
+class CompletionRequest(Sampling):
+    prompt: StrictStr | Ids | Annotated[list[StrictStr] | list[Ids], Field(min_length=1)]
+    max_tokens: StrictInt = Field(default=16, ge=0)
+    logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    echo: StrictBool = False
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Each prompt, a text or token ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+class TokenizeRequest(Body):
+    model: StrictStr | None = None
+    prompt: StrictStr | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: StrictBool = True
+    add_generation_prompt: StrictBool = True
+    return_token_strs: StrictBool = False
+
+
+class DetokenizeRequest(Body):
+    model: StrictStr | None = None
+    tokens: list[StrictInt]
+
+
+class EmbeddingRequest(Body):
+    model: StrictStr
+    input: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: StrictStr | None = None
+
+
+class RouteRequest(Body):
+    """What would this prompt use? Nothing is generated."""
+
+    model: StrictStr
+    prompt: StrictStr | None = None
+    messages: list[Message] | None = None
+    glider: Steering = Steering()
+
+
+class LoadRequest(Body):
+    lora_name: StrictStr
+    lora_path: StrictStr
+    model: StrictStr | None = Field(default=None, description="The pool, where there are several.")
+    expected_generation: StrictInt | None = None
+
+
+class UnloadRequest(Body):
+    lora_name: StrictStr
+    model: StrictStr | None = None
+    expected_generation: StrictInt | None = None
+
+
+class ReloadRequest(Body):
+    model: StrictStr | None = None
+    expected_generation: StrictInt | None = None

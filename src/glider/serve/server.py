@@ -1,0 +1,79 @@
+"""Running it: uvicorn, signals, what is said at the start."""
+
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from glider.errors import ConfigError
+from glider.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from glider.inference.spec import ModelSpec
+
+
+def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
+    """Load the pools and answer until a signal ends it: SIGTERM and SIGINT drain, a second one stops at once."""
+    import uvicorn
+
+    from glider.serve.app import build
+    from glider.serve.pools import Pools
+    from glider.serve.service import Service
+
+    _log_to_stderr()
+    listener = _listen(settings)  # an address that is taken shows before models are loaded
+    service = Service(Pools.load(spec, settings), settings)
+    config = uvicorn.Config(
+        build(service),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+        server_header=False,
+        h11_max_incomplete_event_size=64 * 1024,
+        http="h11",
+    )
+
+    class Server(uvicorn.Server):
+        """A second signal of either kind stops at once."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit and sig == signal.SIGTERM:
+                self.force_exit = True
+            service.drain()
+            super().handle_exit(sig, frame)
+
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    names = ", ".join(service.pools.pools)
+    print(f"glider: serving {names} on {service.pools.base_name} at {address} (API at {address}/v1)", file=sys.stderr)
+    if not settings.loopback and not service.keys.asked:
+        print(
+            f"glider: anybody who reaches {host} can use this server; give --api-key-file, or listen at 127.0.0.1.",
+            file=sys.stderr,
+        )
+    Server(config).run(sockets=[listener])
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    """A socket at the address; raises `ConfigError` where there can be none."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as fault:
+        listener.close()
+        wanted, got = f"an address to listen at, {settings.host} port {settings.port}", fault.strerror or str(fault)
+        raise ConfigError(wanted, got, "Choose another --host or --port.") from fault
+    return listener
+
+
+def _log_to_stderr() -> None:
+    """The server's own log, a line each; requests as JSON."""
+    show = logging.StreamHandler(sys.stderr)
+    show.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name, level in (("glider.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [show], False
+        logger.setLevel(level)

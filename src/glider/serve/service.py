@@ -1,0 +1,112 @@
+"""What the routes share: pools, the engine, limits, keys, metrics, the log."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import Request
+
+from glider.serve.errors import ApiError
+from glider.serve.keys import Key, Keys, Right
+from glider.serve.metrics import Metrics
+from glider.serve.places import Places
+from glider.serve.pools import Pools, Target
+from glider.serve.runner import Runner
+from glider.serve.schemas import Sampling
+from glider.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from glider.serve.exchange import Exchange
+
+Result = TypeVar("Result")
+access = logging.getLogger("glider.serve.access")
+_LOOK = 0.1  # seconds between looks whether a client has hung up
+
+
+class Service:
+    """A server's state. Made in the main thread, started in its event loop."""
+
+    def __init__(self, pools: Pools, settings: ServeSettings):
+        self.pools, self.settings = pools, settings
+        self.keys = Keys.read(settings.api_key_file, list(pools.pools))
+        self.runner = Runner(pools.first.model, settings)
+        self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
+        self.metrics = Metrics()
+        self.changing = asyncio.Lock()
+        self.started = time.time()
+        self.ready = False
+
+    def start(self) -> None:
+        """Take up the engine's events; called in the event loop."""
+        self.runner.start()
+        self.ready = True
+
+    def drain(self) -> None:
+        """Let nobody in any more."""
+        self.places.closed = True
+
+    def close(self) -> None:
+        """Stop, and give the pools back."""
+        self.drain()
+        self.runner.close()
+
+    def key(self, request: Request, right: Right) -> Key:
+        """Whoever asks; raises an `ApiError` (401, 403) for a wrong key, or one without this right."""
+        key = self.keys.of(request.headers.get("authorization"))
+        key.require(right)
+        return key
+
+    def target(self, request: Request, asked: str, right: Right = "ask") -> tuple[Key, Target]:
+        """Whoever asks, and the model that is asked for."""
+        key = self.key(request, right)
+        return key, self.pools.target(asked, key.pools)
+
+    @property
+    def packed(self) -> bool:
+        """Whether requests share passes, on a cache of bounded size."""
+        return self.runner.engine.can.join
+
+    def check(self, key: Key, body: Sampling) -> None:
+        """Raise an `ApiError` for what a request may not ask, or asks against itself."""
+        if body.glider.trace:
+            key.require("trace")
+        if body.stream_options is not None and not body.stream:
+            message = "stream_options needs stream: true"
+            raise ApiError(400, message, param="stream_options", code="invalid_value")
+
+    async def until_hangup(self, request: Request, work: Awaitable[Result]) -> Result:
+        """The result of some work, which ends with the client's connection."""
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                done, _ = await asyncio.wait([task], timeout=_LOOK)
+                if done:
+                    return task.result()
+                if await request.is_disconnected():
+                    raise ApiError(499, "the client hung up", code="client_closed_request")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    def ended(self, exchange: "Exchange", seconds: float) -> None:
+        """Count a request, and write it into the log: without prompts unless that was asked for."""
+        self.metrics.ended(exchange, seconds)
+        line: dict[str, Any] = {
+            "request": exchange.request_id,
+            "key": exchange.key.name,
+            "user": exchange.request.user,
+            "model": exchange.target.asked,
+            "verdict": exchange.verdict_label,
+            "prompt_tokens": exchange.prompt_tokens,
+            "completion_tokens": exchange.completion_tokens,
+            "finish": [choice.finish_reason or "abort" for choice in exchange.choices],
+            "seconds": round(seconds, 4),
+        }
+        if self.settings.log_prompts:
+            line["prompts"] = [prompt.text for prompt in exchange.prompts]
+            line["answers"] = [choice.text for choice in exchange.choices]
+        access.info(json.dumps(line, ensure_ascii=False))

@@ -1,0 +1,150 @@
+"""What a server says of itself: health, models, metrics, the pool, and what a prompt would use."""
+
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from glider import __version__
+from glider.inference.queries import Query
+from glider.layers.trace import Trace
+from glider.serve.errors import ApiError
+from glider.serve.exchange import Prompt
+from glider.serve.pools import ServedPool, Target
+from glider.serve.prompts import chat_prompt, plain_prompts
+from glider.serve.schemas import RouteRequest
+from glider.serve.service import Service
+from glider.serve.steering import guided
+from glider.serve.token_trace import TokenWeights
+
+
+def routes(service: Service) -> APIRouter:
+    """The routes, over a service."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> JSONResponse:
+        up = service.ready and not service.places.closed
+        return JSONResponse({"status": "ready" if up else "not ready"}, 200 if up else 503)
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @router.get("/load")
+    async def load() -> dict[str, int]:
+        return {"server_load": service.places.running + service.places.waiting}
+
+    @router.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        service.key(request, "metrics")
+        text = service.metrics.text(service.places.running, service.places.waiting)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": service.pools.cards(service.key(request, "ask").pools)}
+
+    @router.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        cards = service.pools.cards(service.key(request, "ask").pools)
+        found = next((card for card in cards if card["id"] == name), None)
+        if found is None:
+            raise ApiError(404, f"no model {name[:200]!r} here", param="model", code="model_not_found")
+        return found
+
+    @router.get("/v1/pool")
+    async def pool(request: Request) -> dict[str, Any]:
+        key = service.key(request, "ask")
+        return {"object": "list", "data": [_pool(service, one) for one in service.pools.visible(key.pools)]}
+
+    @router.post("/v1/route")
+    async def route(request: Request, body: RouteRequest) -> dict[str, Any]:
+        key, target = service.target(request, body.model)
+        if body.glider.trace:
+            key.require("trace")
+        service.places.check(key.name, key.max_streams)
+        return await service.runner.prepare(_route, service, target, body)
+
+    return router
+
+
+def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
+    """A pool with its experts."""
+    index, router = pool.model.pool.index, pool.generation.router
+    names = {expert: model for model, expert in service.pools.expert_names(pool).items()}
+    term = pool.generation.prepared.global_term
+    return {
+        "id": pool.name,
+        "base": index.base.model_id,
+        "generation": pool.generation.number,
+        "router": type(router).__name__,
+        "signal": None if term is None else term.signal,
+        "threshold": None if term is None else term.p,
+        "allow_changes": service.settings.allow_changes,
+        "experts": [_expert(pool, name, names.get(name)) for name in pool.names],
+    }
+
+
+def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": name, "model": model}
+    if name in pool.model.pool.names:
+        card = pool.model.pool[name].card
+        told |= {"task": card.task, "description": card.description, "licence": card.licence, "metrics": card.metrics}
+    return told
+
+
+def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, Any]:
+    """What a prompt would use: its condition, and the experts by a pass over the prompt."""
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+    model, way, steering = target.pool.model, target.way, body.glider
+    prompt: Prompt
+    if body.messages is not None:
+        prompt = chat_prompt(model, body.messages)
+    else:
+        (prompt,) = plain_prompts(model, [body.prompt])
+    if model.encoder.context is not None and len(prompt.ids) > model.encoder.context:
+        message = f"{len(prompt.ids)} tokens, where {model.encoder.context} is the most"
+        raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+    generation = target.pool.take()
+    try:
+        query = Query(prompt.text, steering.description, tuple(steering.examples))
+        guide = guided(model, generation, way, query, prompt.ids, steering)
+        trace = Trace(generation.names, guide.condition, torch.ones(1, len(prompt.ids), dtype=torch.bool))
+        inputs = model.encoder.forward_inputs(model.encoder.batch([prompt.ids]))
+        with torch.inference_mode(), model.attached.routing(guide.condition, recorder=trace, generation=generation):
+            model.model(**inputs)
+        told: dict[str, Any] = {
+            "object": "route",
+            "model": body.model,
+            "verdict": guide.verdict,
+            "alpha": guide.alpha,
+            "experts": {name: round(weight, 4) for name, weight in trace.usage().items() if weight},
+            "scores": guide.scores,
+            "generation": generation.number,
+            "description": guide.description,
+            "fault": guide.fault,
+            "tokens": len(prompt.ids),
+        }
+        if steering.trace:
+            told["trace"] = _traced(model, prompt, trace)
+        return told
+    finally:
+        model.attached.give_back(generation)
+
+
+def _traced(model: Any, prompt: Prompt, trace: Trace) -> dict[str, Any]:
+    """Weights by token and layer, of the sites that see the prompt's tokens."""
+    weights = TokenWeights(list(trace.experts))
+    calls = [call for call in trace.calls if len(call.decision.experts) == len(prompt.ids)]
+    dense = [trace.weights(call)[0] for call in calls]  # S of (T, E)
+    for number, token in enumerate(prompt.ids):
+        step = torch.stack([one[number] for one in dense]) if dense else torch.zeros(0, len(trace.experts))
+        weights.add(model.tokenizer.decode([token]), [call.site for call in calls], step)
+    return weights.told

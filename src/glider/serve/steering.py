@@ -1,0 +1,169 @@
+"""From a model's name and the field `glider` to a condition: routed, the base, one expert, or some of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from glider.errors import GliderError
+from glider.inference.queries import Query
+from glider.routing.base import Prepared, Router
+from glider.routing.compose import Composed
+from glider.routing.condition import Condition, Settled
+from glider.routing.specification import parsed, router_from
+from glider.serve.errors import ApiError
+from glider.serve.schemas import Steering
+from glider.serve.verdicts import condition_of
+
+if TYPE_CHECKING:
+    from glider.experts.pool import Pool
+    from glider.inference.model import RoutedModel
+    from glider.layers.attach import Generation
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A condition, and what the reply tells of it."""
+
+    condition: Condition
+    verdict: str | None
+    alpha: float | None
+    scores: dict[str, float]  # by expert; empty without a global term
+    description: str | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model's name is answered: `routed` (by the pool's router, or `router`), `base`, or one `expert`."""
+
+    kind: str
+    expert: str | None = None
+    router: str | None = None
+
+
+def guided(
+    model: "RoutedModel", generation: "Generation", way: Way, query: Query, ids: Sequence[int], steering: Steering
+) -> Guided:
+    """The condition of one request. Raises `ApiError` for steering that this model cannot follow."""
+    if way.kind != "routed":
+        _refuse_steering(steering, way)
+        if way.expert is None:
+            return Guided(Condition.nobody(1), None, None, {})
+        return Guided(_settled(generation.names, {way.expert: 1.0}), None, None, {})
+    if steering.verdict == "base":
+        _refuse_choice(steering, "the verdict base, which uses no expert")
+        return Guided(Condition.nobody(1), None, None, {})
+    if isinstance(steering.experts, dict):
+        return Guided(_settled(generation.names, steering.experts), None, None, {})
+    if way.router is not None:
+        generation = replace(generation, **_other(model.pool, generation, way.router))
+    condition, verdict = condition_of(model, generation, query, ids, steering.verdict)
+    left_out = _left_out(generation.names, steering)
+    if left_out:
+        condition = _without(condition, generation, left_out)
+    return _told(condition, verdict, generation)
+
+
+def _told(condition: Condition, verdict: str | None, generation: "Generation") -> Guided:
+    described = condition.described[0] if condition.described else None
+    values = [] if condition.global_scores is None else condition.global_scores[0].tolist()
+    scores = {name: value for name, value in zip(generation.names, values, strict=False) if value != -torch.inf}
+    alpha = None if condition.alpha is None else float(condition.alpha[0])
+    return Guided(condition, verdict, alpha, scores, described and described.text, described and described.fault)
+
+
+def _refuse_steering(steering: Steering, way: Way) -> None:
+    what = "the base model" if way.expert is None else f"the expert {way.expert} alone"
+    for field in ("verdict", "description", "examples"):
+        if getattr(steering, field):
+            message = f"{field} steers the router; this model is {what}, which has none"
+            raise ApiError(400, message, param=f"glider.{field}", code="unsupported_parameter")
+    _refuse_choice(steering, what)
+
+
+def _refuse_choice(steering: Steering, what: str) -> None:
+    for field in ("experts", "exclude"):
+        if getattr(steering, field):
+            message = f"{field} cannot be chosen beside {what}"
+            raise ApiError(400, message, param=f"glider.{field}", code="unsupported_parameter")
+
+
+def _place(names: Sequence[str], name: str, param: str) -> int:
+    if name not in names:
+        raise ApiError(400, f"no expert {name!r} in this pool", param=param, code="expert_not_found")
+    return list(names).index(name)
+
+
+def _settled(names: Sequence[str], weights: Mapping[str, float]) -> Condition:
+    """These experts by these weights, for every token."""
+    places = [_place(names, name, "glider.experts") for name in weights]
+    if not any(weights.values()):
+        raise ApiError(400, "weights of experts are not all 0", param="glider.experts", code="invalid_value")
+    return Condition(1, settled=Settled(torch.tensor([places]), torch.tensor([[float(w) for w in weights.values()]])))
+
+
+def _left_out(names: Sequence[str], steering: Steering) -> list[int]:
+    out = {_place(names, name, "glider.exclude") for name in steering.exclude}
+    if isinstance(steering.experts, list):
+        chosen = {_place(names, name, "glider.experts") for name in steering.experts}
+        out |= set(range(len(names))) - chosen
+    if len(out) == len(names):
+        raise ApiError(400, "no expert is left to choose from", param="glider.exclude", code="invalid_value")
+    return sorted(out)
+
+
+def _reads_term(router: Router) -> bool:
+    return isinstance(router, Composed) and type(router).route is Composed.route
+
+
+def _without(condition: Condition, generation: "Generation", out: Sequence[int]) -> Condition:
+    """The condition with some experts left out: of the tokens' choice, and of what alpha looks at."""
+    if not _reads_term(generation.router):
+        name = type(generation.router).__name__
+        message = f"experts cannot be left out under the router {name}; give weights instead"
+        raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
+    if condition.global_scores is None or condition.alpha is None:
+        scores, alpha = torch.zeros(1, len(generation.names)), torch.ones(1)
+    else:
+        scores, alpha = condition.global_scores.clone(), condition.alpha
+    scores[:, list(out)] = -torch.inf
+    prepared = generation.prepared
+    terms = [term for term in (prepared.global_term, prepared.described_term) if term is not None]
+    term = next((one for one in terms if condition.signals and one.signal == condition.signals[0]), None)
+    fault = bool(condition.described) and condition.described[0].fault is not None
+    if term is not None and not fault:
+        alpha = term.gamma * (scores.amax(dim=-1) > term.p).float() + term.beta
+    if not bool((alpha > 0).all()):
+        message = "experts cannot be left out where alpha is not above 0"
+        raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
+    return replace(condition, global_scores=scores, alpha=alpha)
+
+
+def _other(pool: "Pool", generation: "Generation", text: str) -> dict:
+    """Router and prepared pool of another method that differs from the served one in its condition alone."""
+    try:
+        name, settings = parsed(text)
+        other = router_from(name, settings)
+    except GliderError as fault:
+        raise ApiError(404, str(fault), param="model", code="model_not_found") from fault
+    served = generation.router
+    same = (
+        isinstance(other, Composed)
+        and isinstance(served, Composed)
+        and _reads_term(other)
+        and _reads_term(served)
+        and other.local_score() == served.local_score()
+        and other.selection() == served.selection()
+    )
+    if not same:
+        message = f"the router {text} decides tokens by other numbers than the one served; serve it by another process"
+        raise ApiError(400, message, param="model", code="unsupported_router")
+    assert isinstance(other, Composed)
+    part = other.global_part()
+    term = None if part is None else part.prepare(pool)
+    by_description = getattr(part, "prepare_described", None)
+    described = None if by_description is None else by_description(pool)
+    prepared = Prepared(generation.prepared.experts, generation.prepared.sites, term, described)
+    return {"router": other, "prepared": prepared}

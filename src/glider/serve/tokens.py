@@ -1,0 +1,72 @@
+"""`/tokenize`, `/detokenize`, `/v1/embeddings`."""
+
+import base64
+from typing import Any
+
+import numpy
+from fastapi import APIRouter, Request
+
+from glider.instructions.embedders import load_for
+from glider.serve.errors import ApiError
+from glider.serve.prompts import chat_prompt
+from glider.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from glider.serve.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    """The routes, over a service."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+        model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+        if body.messages is not None:
+            prompt = await service.runner.prepare(chat_prompt, model, body.messages, body.add_generation_prompt)
+            ids = prompt.ids
+        else:
+            encoded = model.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
+            ids = encoded["input_ids"]
+        strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+        return {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": strings}
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
+        model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
+        if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
+            message = f"token ids of 0 to {len(model.tokenizer) - 1}"
+            raise ApiError(400, message, param="tokens", code="invalid_value")
+        return {"prompt": model.tokenizer.decode(body.tokens)}
+
+    @router.post("/v1/embeddings")
+    async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
+        key = service.key(request, "ask")
+        identity, pool = None, None
+        for one in service.pools.visible(key.pools):
+            known = one.model.pool.index.embedder
+            if known is not None and body.model in (one.name, known.embedder):
+                identity, pool = known, one
+        if identity is None or pool is None:
+            message = f"no embedder {body.model!r}: name a pool that has one, or the pool's embedder"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not all(text.strip() for text in texts):
+            raise ApiError(400, "texts that are not empty", param="input", code="invalid_value")
+        embedder = await service.runner.prepare(load_for, identity)
+        vectors = await service.runner.prepare(embedder.embed, texts)
+        tokens = sum(len(pool.model.tokenizer(text)["input_ids"]) for text in texts)
+        data = [
+            {"object": "embedding", "index": number, "embedding": _encoded(vector.tolist(), body.encoding_format)}
+            for number, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+    return router
+
+
+def _encoded(vector: list[float], form: str) -> list[float] | str:
+    if form == "float":
+        return vector
+    return base64.b64encode(numpy.array(vector, dtype="<f4").tobytes()).decode()
