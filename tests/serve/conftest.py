@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
@@ -21,6 +21,13 @@ from glider.inference.spec import load
 from ..conftest import write_random_expert
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A server of a test's own takes seconds to start."""
+    for item in items:
+        if "serve" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass
 class Served:
     """A running server."""
@@ -28,9 +35,12 @@ class Served:
     url: str
     process: subprocess.Popen[str]
     log: Path
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        self.clients.append(client)
+        return client
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -45,7 +55,10 @@ def serving(log: Path, *options: str, **environment: str) -> Iterator[Served]:
     with log.open("w") as out:
         process = subprocess.Popen(command, stderr=out, text=True, env={**os.environ, **environment})
     try:
-        yield Served(_address(process, log), process, log)
+        served = Served(_address(process, log), process, log)
+        yield served
+        for client in served.clients:
+            client.close()
     finally:
         if process.poll() is None:
             process.kill()
@@ -90,7 +103,7 @@ def server(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield served
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(server: Served) -> openai.OpenAI:
     return server.client()
 

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from glider import __version__
@@ -25,9 +26,14 @@ def build(service: Service) -> Guards:
         finally:
             service.close()
 
+    async def refused(_: Request, fault: Exception) -> JSONResponse:
+        told = errors.ApiError.of(fault)
+        service.metrics.refusals.labels(told.code or "").inc()
+        return told.response
+
     app = FastAPI(title="glider", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(errors.ApiError, errors.on_api_error)
-    app.add_exception_handler(GliderError, errors.on_glider_error)
+    app.add_exception_handler(errors.ApiError, refused)
+    app.add_exception_handler(GliderError, refused)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_crash)

@@ -65,15 +65,6 @@ def invalid(errors: Sequence[Any]) -> ApiError:
     return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
 
 
-async def on_api_error(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, ApiError)
-    return fault.response
-
-
-async def on_glider_error(_: Request, fault: Exception) -> JSONResponse:
-    return ApiError.of(fault).response
-
-
 async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, RequestValidationError)
     return invalid(fault.errors()).response

@@ -52,6 +52,8 @@ class Guards:
         names = [name for name, _ in scope["headers"]]
         if names.count(b"host") != 1 or names.count(b"authorization") > 1 or names.count(b"content-length") > 1:
             raise ApiError(400, "one Host, Authorization and Content-Length at most", code="invalid_headers")
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise ApiError(400, "Content-Length or Transfer-Encoding", code="invalid_headers")
         host = headers[b"host"].decode("latin-1").lower()
         if self._hosts is not None and _name(host) not in self._hosts:
             message = f"this server is not asked by the name {_name(host)[:100]!r}; see --allowed-host"

@@ -38,7 +38,9 @@ class Metrics:
         self.expert_tokens = counter(
             "glider:expert_tokens", "Tokens whose main expert this was, of traced answers.", "pool", "expert"
         )
-        self.refusals = counter("glider:refused_requests", "Requests that were refused.", "code")
+        self.refusals = counter(
+            "glider:refused_requests", "Requests that were refused, or failed before their answer.", "code"
+        )
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
         """Count a request that has come to its end, whichever."""

@@ -16,7 +16,6 @@ class Places:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._streams, self._by_key = streams, Counter[str]()
         self.closed = False
-        self.refused = 0
 
     @property
     def running(self) -> int:
@@ -34,11 +33,9 @@ class Places:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
         limit = streams or self._streams
         if limit is not None and self._by_key[key] >= limit:
-            self.refused += 1
             message = f"this key has {limit} requests in flight, as many as it may"
             raise ApiError(429, message, code="too_many_streams", retry=RETRY)
         if not self._free and len(self._waiting) >= self._queue:
-            self.refused += 1
             raise ApiError(429, f"{len(self._waiting)} requests wait already", code="queue_full", retry=RETRY)
 
     async def enter(self, count: int, key: str, streams: int | None) -> int:

@@ -11,6 +11,7 @@ from glider.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from glider.inference.spec import ModelSpec
+    from glider.serve.service import Service
 
 
 def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
@@ -35,7 +36,12 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
     )
 
     class Server(uvicorn.Server):
-        """A second signal of either kind stops at once."""
+        """Says where it listens; a second signal of either kind stops it at once."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _announce(listener, service)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             if self.should_exit and sig == signal.SIGTERM:
@@ -43,16 +49,21 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
             service.drain()
             super().handle_exit(sig, frame)
 
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, lambda *_: None)  # uvicorn raises what it caught once more when it has drained
+    Server(config).run(sockets=[listener])
+
+
+def _announce(listener: socket.socket, service: "Service") -> None:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     names = ", ".join(service.pools.pools)
     print(f"glider: serving {names} on {service.pools.base_name} at {address} (API at {address}/v1)", file=sys.stderr)
-    if not settings.loopback and not service.keys.asked:
+    if not service.settings.loopback and not service.keys.asked:
         print(
             f"glider: anybody who reaches {host} can use this server; give --api-key-file, or listen at 127.0.0.1.",
             file=sys.stderr,
         )
-    Server(config).run(sockets=[listener])
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

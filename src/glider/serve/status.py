@@ -18,6 +18,8 @@ from glider.serve.service import Service
 from glider.serve.steering import guided
 from glider.serve.token_trace import TokenWeights
 
+_LEAST = 5e-5  # smaller weights are left out
+
 
 def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
@@ -125,7 +127,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
             "model": body.model,
             "verdict": guide.verdict,
             "alpha": guide.alpha,
-            "experts": {name: round(weight, 4) for name, weight in trace.usage().items() if weight},
+            "experts": {name: round(weight, 4) for name, weight in trace.usage().items() if abs(weight) >= _LEAST},
             "scores": guide.scores,
             "generation": generation.number,
             "description": guide.description,

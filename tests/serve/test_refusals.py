@@ -1,0 +1,151 @@
+"""What a server refuses, and that it says why in OpenAI's words."""
+
+import json
+import socket
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from .conftest import Serve, Served
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+
+
+def post(served: Served, body: Any, path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
+    return httpx.post(f"{served.url}{path}", json=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("response_format", {"type": "json_object"}),
+        ("functions", []),
+        ("audio", {}),
+        ("nonsense", 1),
+        ("best_of", 2),
+        ("store", True),
+        ("n", 0),
+        ("temperature", -1),
+        ("temperature", "warm"),
+        ("top_p", 0),
+        ("max_tokens", 0),
+        ("max_tokens", 2.5),
+        ("stop", ["x"] * 17),
+        ("logit_bias", {"999": 1}),
+        ("logit_bias", {"x": 1}),
+        ("top_logprobs", 3),
+        ("stream_options", {"include_usage": True}),
+        ("messages", []),
+        ("messages", [{"role": "tool", "content": "x"}]),
+        ("messages", [{"role": "user", "content": " "}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        ("glider", {"verdict": "maybe"}),
+        ("glider", {"exclude": ["e9"]}),
+        ("glider", {"exclude": ["e0", "e1", "e2", "e3"]}),
+        ("glider", {"experts": {"e0": 0}}),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: Any) -> None:
+    answer = post(server, {**ASK, field: value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"].split(".")[0] == field
+    assert error["type"] == "invalid_request_error"
+    assert error["code"]
+
+
+def test_null_is_as_good_as_absent(server: Served) -> None:
+    nulls = dict.fromkeys(("tools", "response_format", "stop", "n", "seed", "logit_bias", "user"))
+    assert post(server, {**ASK, **nulls}).status_code == 200
+
+
+def test_models_that_are_none(server: Served) -> None:
+    for name in ("gpt-4", "", "tiny ", "../tiny", "e9", "tiny:"):
+        answer = post(server, {**ASK, "model": name})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), name
+    answer = post(server, {**ASK, "model": "e1", "glider": {"exclude": ["e2"]}})
+    assert answer.json()["error"]["param"] == "glider.exclude"
+
+
+def test_prompts_that_are_too_long(server: Served) -> None:
+    long = [{"role": "user", "content": "a" * 600}]
+    error = post(server, {**ASK, "messages": long}).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    error = post(server, {**ASK, "max_tokens": 600}).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    fitting = post(server, {"model": "tiny", "messages": [{"role": "user", "content": "a" * 500}], "temperature": 0})
+    assert fitting.json()["usage"]["total_tokens"] <= 512
+
+
+def test_bodies_that_are_none(server: Served) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    kind = {"content-type": "application/json"}
+    for content in (b"{", b"[]", b"null", b'"x"', b"\xff"):
+        answer = httpx.post(url, content=content, headers=kind)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), content
+    assert httpx.post(url, content=json.dumps(ASK), headers={"content-type": "text/plain"}).status_code == 415
+    assert httpx.get(url).json()["error"]["code"] == "method_not_allowed"
+    assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_bodies_that_are_too_large(server: Served) -> None:
+    large = {**ASK, "messages": [{"role": "user", "content": "a" * (5 * 2**20)}]}
+    answer = post(server, large)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+    def chunks() -> Any:
+        yield json.dumps(large).encode()
+
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
+    answer = httpx.post(url, content=chunks(), headers=kind)  # of a length that is not told
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_pages_of_others_may_not_ask(server: Served) -> None:
+    host = server.url.removeprefix("http://")
+    assert post(server, ASK, Origin="http://evil.example").json()["error"]["code"] == "origin_not_allowed"
+    assert post(server, ASK, Origin="null").status_code == 403
+    assert post(server, ASK, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert post(server, ASK, Host="evil.example").json()["error"]["code"] == "host_not_allowed"
+    assert post(server, ASK, Origin=server.url).status_code == 200
+    assert post(server, ASK, Host=host.replace("127.0.0.1", "localhost")).status_code == 200
+
+
+def test_requests_that_smuggle(server: Served) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps(ASK)
+    for more in (
+        f"Content-Length: {len(body)}\r\nContent-Length: 5\r\n",
+        f"Content-Length: {len(body)}\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: identity, chunked\r\n",
+        f"Content-Length: {len(body)}\r\nHost: other\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as link:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            link.sendall(f"{head}{more}Connection: close\r\n\r\n{body}".encode())
+            answer = b"".join(iter(lambda: link.recv(4096), b"")).decode()
+        assert answer.startswith(("HTTP/1.1 400", "HTTP/1.1 501")), (more, answer)
+
+
+def test_the_client_sees_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**ASK, "parallel_tool_calls": True})
+    assert (caught.value.param, caught.value.code) == ("parallel_tool_calls", "unsupported_parameter")
+
+
+def test_a_request_id_comes_back(server: Served) -> None:
+    assert post(server, ASK, **{"X-Request-Id": "mine-7"}).headers["x-request-id"] == "mine-7"
+    strange = post(server, ASK, **{"X-Request-Id": "a b"}).headers["x-request-id"]
+    assert len(strange) == 24
+
+
+def test_a_slow_body_is_not_waited_for(serve: Serve) -> None:
+    served = serve("--body-timeout", "0.5")
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as link:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        link.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert b"408" in link.recv(4096)

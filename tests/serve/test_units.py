@@ -1,0 +1,73 @@
+"""Parts that need no server."""
+
+import asyncio
+
+import pytest
+import torch
+
+from glider.errors import ConfigError
+from glider.serve.errors import ApiError
+from glider.serve.places import Places
+from glider.serve.sampling import _Penalty
+from glider.serve.settings import ServeSettings
+
+
+def test_penalties_look_at_the_answer_alone() -> None:
+    ids = torch.tensor([[5, 5, 3, 4, 4]])  # a prompt of two tokens
+    logits = torch.zeros(1, 6)
+    changed = _Penalty(presence=0.5, frequency=0.25, start=2)(ids, logits)
+    assert changed.tolist() == [[0, 0, 0, -0.75, -1.0, 0]]
+    assert logits.tolist() == [[0] * 6]
+
+
+def test_places_are_given_in_the_order_of_asking() -> None:
+    async def run() -> list[str]:
+        places, order = Places(2, 8), list[str]()
+
+        async def ask(name: str, count: int) -> None:
+            taken = await places.enter(count, "", None)
+            order.append(name)
+            await asyncio.sleep(0)
+            places.leave(taken, "")
+
+        await asyncio.gather(*(ask(name, count) for name, count in (("a", 1), ("b", 2), ("c", 1), ("d", 5))))
+        assert (places.running, places.waiting) == (0, 0)
+        return order
+
+    assert asyncio.run(run()) == ["a", "b", "c", "d"]
+
+
+def test_who_leaves_the_queue_holds_up_nobody() -> None:
+    async def run() -> None:
+        places = Places(1, 8)
+        first = await places.enter(1, "x", None)
+        tasks = [asyncio.ensure_future(places.enter(1, "x", None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        places.leave(first, "x")
+        tasks[1].cancel()  # its turn had come
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+        assert await asyncio.wait_for(tasks[2], 10) == 1
+        places.leave(1, "x")
+        assert (places.running, places.waiting) == (0, 0)
+        places.closed = True
+        with pytest.raises(ApiError, match="shutting down"):
+            places.check("x", None)
+
+    asyncio.run(run())
+
+
+def test_pools_have_names() -> None:
+    assert ServeSettings().pools == {"demo": "demo"}
+    named = ServeSettings(pool=["a/b/tiny/", "other=a/b/tiny"])
+    assert named.pools == {"tiny": "a/b/tiny/", "other": "a/b/tiny"}
+    for wrong in (["a=x", "a=y"], ["=x"], ["a b=x"], ["x/.."]):
+        with pytest.raises(ConfigError):
+            assert ServeSettings(pool=wrong).pools
+
+
+def test_loopback() -> None:
+    for host, inside in (("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("h", False)):
+        assert ServeSettings(host=host).loopback is inside
