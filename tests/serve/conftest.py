@@ -28,6 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+MARKUP = "<img src=x onerror=\"document.title='broken into'\"> & <b>bold</b>"
+
+
 @dataclass
 class Served:
     """A running server."""
@@ -79,12 +82,15 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def pool_directory(llama_directory: Path, embedder_identity, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pool_directory(
+    llama_directory: Path, embedder_identity, edit_json, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A pool of four random experts with profiles."""
     base = load_base(str(llama_directory))
     pool = Pool.create(tmp_path_factory.mktemp("served") / "tiny", base.identity)
     for number in range(4):
         write_random_expert(pool.path / f"e{number}", base, seed=number, embedder=embedder_identity, profile=True)
+        edit_json(pool.path / f"e{number}" / "card.json", description=MARKUP)
         pool = pool.add(f"e{number}")
     return pool.path
 

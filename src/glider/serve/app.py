@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from glider import __version__
 from glider.errors import GliderError
-from glider.serve import chat, completions, errors, status, tokens
+from glider.serve import chat, completions, errors, page, status, tokens
 from glider.serve.guards import Guards
 from glider.serve.service import Service
 
@@ -39,4 +39,5 @@ def build(service: Service) -> Guards:
     app.add_exception_handler(Exception, errors.on_crash)
     for part in (chat, completions, tokens, status):
         app.include_router(part.routes(service))
+    app.include_router(page.routes())
     return Guards(app, service.settings)

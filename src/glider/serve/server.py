@@ -25,6 +25,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
     _log_to_stderr()
     listener = _listen(settings)  # an address that is taken shows before models are loaded
     service = Service(Pools.load(spec, settings), settings)
+    service.warm()
     config = uvicorn.Config(
         build(service),
         log_config=None,

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 
+from glider.inference.queries import Query
 from glider.serve.errors import ApiError
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
 from glider.serve.places import Places
 from glider.serve.pools import Pools, Target
 from glider.serve.runner import Runner
-from glider.serve.schemas import Sampling
+from glider.serve.schemas import Sampling, Steering
 from glider.serve.settings import ServeSettings
+from glider.serve.steering import Way, guided
 
 if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
@@ -38,6 +40,12 @@ class Service:
         self.changing = asyncio.Lock()
         self.started = time.time()
         self.ready = False
+
+    def warm(self) -> None:
+        """Ask every pool something, so that what is loaded at the first question is loaded before it."""
+        for pool in self.pools.pools.values():
+            ids = pool.model.prompt.prompt_ids(pool.model.tokenizer, "Hello")
+            guided(pool.model, pool.generation, Way("routed"), Query("Hello"), ids, Steering())
 
     def start(self) -> None:
         """Take up the engine's events; called in the event loop."""

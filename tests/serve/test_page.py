@@ -1,0 +1,128 @@
+"""The page at /, driven in a real browser."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from .conftest import MARKUP, Serve, Served
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["wide", "phone"])
+def page(browser: Any, server: Served, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page, open; whatever it complains of fails the test."""
+    phone = request.param == "phone"
+    size = {"width": 390, "height": 800} if phone else {"width": 1280, "height": 860}
+    context = browser.new_context(viewport=size, color_scheme="dark" if phone else "light")
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda fault: complaints.append(str(fault)))
+    page.goto(server.url)
+    playwright.expect(page.locator("#model option")).to_have_count(6)
+    yield page
+    wider = page.locator("html").evaluate("root => root.scrollWidth > root.clientWidth")
+    context.close()
+    assert not [complaint for complaint in complaints if "Failed to load resource" not in complaint]
+    assert not wider, "the page is wider than the window"
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#tokens", "12")
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+
+
+def test_a_conversation_shows_its_experts(page: Any, server: Served) -> None:
+    ask(page, "the e1 e13 and")
+    playwright.expect(page.locator(".facts")).to_have_text("tiny, 12 tokens, cut at the limit")
+    playwright.expect(page.locator("#chat-view canvas")).to_have_count(1)
+    assert page.locator("#chat-view .bars").first.locator(".name").first.inner_text() == "e1"
+    turns = [{"role": "user", "content": "the e1 e13 and"}]
+    body = {"model": "tiny", "messages": turns, "max_tokens": 12, "temperature": 0}
+    told = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()
+    shown = "".join(page.locator(".turn.assistant .token").all_text_contents())
+    assert shown == told["choices"][0]["message"]["content"]
+    ask(page, "and more")
+    playwright.expect(page.locator(".facts")).to_have_count(2)
+
+
+def test_tokens_tell_their_weights_by_mouse_and_by_keys(page: Any) -> None:
+    ask(page, "the e1 e13 and")
+    playwright.expect(page.locator(".facts")).to_have_count(1)
+    page.locator(".token").nth(1).hover()
+    assert page.locator("#tip .strip").count() >= 1
+    page.mouse.move(0, 0)
+    page.locator(".turn.assistant").focus()
+    page.keyboard.press("ArrowRight")
+    assert re.search(r"e\d \d\.\d\d", page.locator("#tip").inner_text())
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+
+
+def test_two_sides_answer_one_prompt(page: Any) -> None:
+    page.fill("#tokens", "8")
+    page.click("#tab-compare")
+    page.locator("[data-side='0'] select").nth(1).select_option("e1")
+    page.fill("#compare-text", "the e1 e13 and")
+    page.click("#compare-run")
+    playwright.expect(page.locator("#compare-run")).to_be_enabled()
+    first, second = page.locator("[data-side='0']"), page.locator("[data-side='1']")
+    assert "e1" not in first.locator(".bars").first.locator(".name").all_text_contents()
+    assert first.locator("canvas").count() == 1
+    assert second.locator("canvas").count() == 0  # the base
+    assert second.locator(".answer").inner_text().strip()
+
+
+def test_experts_and_metrics_without_markup_of_others(page: Any) -> None:
+    page.click("#tab-experts")
+    playwright.expect(page.locator(".card")).to_have_count(4)
+    assert MARKUP in page.locator(".card").first.inner_text()
+    assert page.locator("#experts img").count() == 0
+    page.locator("#tab-experts").press("ArrowRight")
+    playwright.expect(page.locator(".tile")).to_have_count(9)
+    assert page.title() == "glider"
+
+
+def test_errors_are_said(page: Any, server: Served) -> None:
+    page.fill("#tokens", "4096")
+    page.fill("#text", "hello")
+    page.press("#text", "Enter")
+    playwright.expect(page.locator("#alert")).to_contain_text("512 is the most")
+
+
+def test_a_key_is_asked_for(browser: Any, serve: Serve, tmp_path: Any) -> None:
+    from .test_limits import key_file
+
+    served = serve("--api-key-file", key_file(tmp_path / "keys", {"name": "ann"}))
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    page.fill("#key", "ann")
+    page.click("#key-save")
+    playwright.expect(page.locator("#model option")).to_have_count(6)
+    assert page.locator("#alert").is_hidden()
+    context.close()
+
+
+def test_nothing_comes_from_elsewhere(server: Served) -> None:
+    answer = httpx.get(server.url)
+    assert not re.findall(r"(?:src|href)=|https?://|@import|url\(", answer.text)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert httpx.get(server.url).headers["content-security-policy"] != policy  # a nonce each time
