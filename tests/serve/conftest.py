@@ -129,7 +129,9 @@ def serve(options: list[str], tmp_path: Path) -> Iterator[Serve]:
     started = []
 
     def start(*more: str, **environment: str) -> Served:
-        one = serving(tmp_path / f"log{len(started)}", *options, *more, **environment)
+        at = options.index("--pool")
+        given = options[:at] + options[at + 2 :] if "--pool" in more else options
+        one = serving(tmp_path / f"log{len(started)}", *given, *more, **environment)
         started.append(one)
         return one.__enter__()
 

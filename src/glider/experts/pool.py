@@ -95,6 +95,30 @@ class Pool:
         """The pool as it is on disk now; this one stays the snapshot it is."""
         return Pool.open(self.path)
 
+    def with_expert(self, directory: Path | str, name: str) -> "Pool":
+        """This snapshot with one more expert, from any directory and under any name. Nothing is written: `reload` gives
+        the pool without it."""
+        _check_name(name)
+        if name in self.names:
+            raise PoolError("a new name", f"{name}, which is in the pool", "Choose another name.")
+        expert = Expert.open(directory)
+        index = self.index
+        if index.embedder is None and expert.card.embedder is not None:
+            index = index.model_copy(update={"embedder": expert.card.embedder})
+        _check_member(index, expert)
+        expert = expert.renamed(name)
+        _check_widths([*self.experts, expert])
+        expert.verify()
+        records = (*index.experts, _record(expert, name))
+        return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert))
+
+    def without(self, name: str) -> "Pool":
+        """This snapshot without an expert; nothing is written."""
+        gone = self[name]
+        records = tuple(record for record in self.index.experts if record.name != name)
+        index = self.index.model_copy(update={"experts": records})
+        return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone))
+
     @classmethod
     def create(cls, path: Path | str, base: BaseIdentity) -> "Pool":
         """Make an empty pool for a base model."""

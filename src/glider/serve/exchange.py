@@ -134,7 +134,7 @@ class Exchange:
         """In the thread that prepares: conditions, for the generation that will answer."""
         pool, steering = self.target.pool, self.request.glider
         draw = Draw(pool.model, self.request, logprobs)
-        self.generation = pool.take()
+        self.generation = self.target.take()
         began = time.monotonic()
         for prompt in self.prompts:
             query = Query(prompt.text, steering.description, tuple(steering.examples))

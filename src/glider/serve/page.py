@@ -15,7 +15,7 @@ _POLICY = (
 def routes() -> APIRouter:
     """The route."""
     router = APIRouter()
-    html, css, js = (resources.files(__package__).joinpath(f"page.{kind}").read_text("utf8") for kind in _PARTS)
+    html, css, js = (resources.files("glider.serve").joinpath(f"page.{kind}").read_text("utf8") for kind in _PARTS)
     page = html.replace("/*CSS*/", css).replace("/*JS*/", js)
 
     @router.get("/", include_in_schema=False)

@@ -13,8 +13,9 @@ from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way
 
 if TYPE_CHECKING:
+    from glider.experts.pool import Pool
     from glider.inference.spec import ModelSpec
-    from glider.layers.attach import Generation
+    from glider.layers.attach import Generation, Storage
 
 
 @dataclass
@@ -24,7 +25,9 @@ class ServedPool:
     name: str
     model: RoutedModel
     generation: "Generation"
+    storage: "Storage"
     since: int = field(default_factory=lambda: int(time.time()))
+    alone: dict[str, "Generation"] = field(default_factory=dict)  # adapters that no query is sent to, by name
 
     @property
     def names(self) -> list[str]:
@@ -36,13 +39,10 @@ class ServedPool:
         """Experts of the pool that are served by their own name."""
         return [name for name in self.names if name in self.model.pool.names]
 
-    def take(self) -> "Generation":
-        """The current generation, for one more request; `give_back` ends that."""
-        return self.model.attached.take(self.generation)
-
-    def serve(self, generation: "Generation") -> None:
-        """Serve the requests to come by this generation, which is held for them."""
-        before, self.generation = self.generation, generation
+    def serve(self, pool: "Pool", generation: "Generation") -> None:
+        """Serve the requests to come by this state of the pool, whose generation is held for them."""
+        before = self.generation
+        self.model.pool, self.generation = pool, generation
         self.model.attached.give_back(before)
 
 
@@ -53,6 +53,18 @@ class Target:
     asked: str
     pool: ServedPool
     way: Way
+
+    def take(self) -> "Generation":
+        """The generation that answers now, for one more request; `give_back` of the attached pool ends that.
+
+        Raises a 404 `ApiError` where its adapter has gone meanwhile.
+        """
+        if self.way.kind != "alone":
+            return self.pool.model.attached.take(self.pool.generation)
+        generation = self.pool.alone.get(self.way.expert or "")
+        if generation is None:
+            raise _unknown(self.asked)
+        return self.pool.model.attached.take(generation)
 
     @property
     def label(self) -> str:
@@ -79,7 +91,7 @@ class Pools:
             one = spec.model_copy(update={"pool": place})
             model = one.load() if first is None else one.beside(first)
             first = first or model
-            pools[name] = ServedPool(name, model, model.attached.take())
+            pools[name] = ServedPool(name, model, model.attached.take(), one.storage)
         if len(pools) > 1:
             for name, pool in pools.items():
                 support = support_of(pool.generation.router)
@@ -105,11 +117,13 @@ class Pools:
                 return Target(asked, pool, Way("routed"))
             if asked in self.expert_names(pool):
                 return Target(asked, pool, Way("single", expert=self.expert_names(pool)[asked]))
+            if asked in self.adapter_names(pool):
+                return Target(asked, pool, Way("alone", expert=self.adapter_names(pool)[asked]))
             if asked.startswith(f"{pool.name}:"):
                 return Target(asked, pool, Way("routed", router=asked[len(pool.name) + 1 :]))
         if asked == self.base_name and visible:
             return Target(asked, visible[0], Way("base"))
-        raise ApiError(404, f"no model {asked!r} here; see /v1/models", param="model", code="model_not_found")
+        raise _unknown(asked)
 
     def pool_of(self, asked: str | None, allowed: Collection[str] | None = None) -> ServedPool:
         """The pool of a model's name; without one, the only pool that may be seen."""
@@ -122,8 +136,15 @@ class Pools:
 
     def expert_names(self, pool: ServedPool) -> dict[str, str]:
         """Names of the experts' models: their own, or POOL/NAME where there are several pools."""
-        several = len(self.pools) > 1
-        return {f"{pool.name}/{name}" if several else name: name for name in pool.singles}
+        return {self.name_in(pool, name): name for name in pool.singles}
+
+    def adapter_names(self, pool: ServedPool) -> dict[str, str]:
+        """Those of adapters that are served by their name alone."""
+        return {self.name_in(pool, name): name for name in list(pool.alone)}
+
+    def name_in(self, pool: ServedPool, name: str) -> str:
+        """What an expert of a pool is called as a model."""
+        return f"{pool.name}/{name}" if len(self.pools) > 1 else name
 
     def cards(self, allowed: Collection[str] | None = None) -> list[dict[str, Any]]:
         """The list of models, in OpenAI's form with vLLM's `root` and `parent`."""
@@ -134,6 +155,10 @@ class Pools:
             cards += [
                 _card(model, pool.since, pool.name, name, kind="expert", **context)
                 for model, name in self.expert_names(pool).items()
+            ]
+            cards += [
+                _card(model, pool.since, self.base_name, name, kind="adapter", **context)
+                for model, name in self.adapter_names(pool).items()
             ]
         if seen:
             context = {"max_model_len": seen[0].model.encoder.context}
@@ -146,6 +171,10 @@ class Pools:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             got = f"{', '.join(twice)} twice"
             raise ConfigError("models of unlike names", got, "Name the pool otherwise: --pool NAME=DIRECTORY.")
+
+
+def _unknown(asked: str) -> ApiError:
+    return ApiError(404, f"no model {asked[:200]!r} here; see /v1/models", param="model", code="model_not_found")
 
 
 def _card(name: str, created: int, parent: str | None, root: str, **more: Any) -> dict[str, Any]:

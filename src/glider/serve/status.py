@@ -90,6 +90,7 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
         "threshold": None if term is None else term.p,
         "allow_changes": service.settings.allow_changes,
         "experts": [_expert(pool, name, names.get(name)) for name in pool.names],
+        "adapters": [{"name": name, "model": model} for model, name in service.pools.adapter_names(pool).items()],
     }
 
 
@@ -114,7 +115,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
     if model.encoder.context is not None and len(prompt.ids) > model.encoder.context:
         message = f"{len(prompt.ids)} tokens, where {model.encoder.context} is the most"
         raise ApiError(400, message, param="prompt", code="context_length_exceeded")
-    generation = target.pool.take()
+    generation = target.take()
     try:
         query = Query(prompt.text, steering.description, tuple(steering.examples))
         guide = guided(model, generation, way, query, prompt.ids, steering)

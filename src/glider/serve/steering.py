@@ -36,7 +36,8 @@ class Guided:
 
 @dataclass(frozen=True)
 class Way:
-    """How a model's name is answered: `routed` (by the pool's router, or `router`), `base`, or one `expert`."""
+    """How a model's name is answered: `routed` (by the pool's router, or `router`), `base`, one expert of the pool
+    (`single`), or an adapter that is no expert of the pool (`alone`)."""
 
     kind: str
     expert: str | None = None
@@ -51,6 +52,8 @@ def guided(
         _refuse_steering(steering, way)
         if way.expert is None:
             return Guided(Condition.nobody(1), None, None, {})
+        if way.kind == "alone":
+            return Guided(Condition.local(1), None, None, {})
         return Guided(_settled(generation.names, {way.expert: 1.0}), None, None, {})
     if steering.verdict == "base":
         _refuse_choice(steering, "the verdict base, which uses no expert")

@@ -1,0 +1,163 @@
+"""Pools that change while they are served."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from glider.experts.pool import Pool
+from glider.inference.base_model import load_base
+from glider.inference.spec import ModelSpec
+
+from ..conftest import write_random_expert
+from .conftest import Serve, Served
+from .test_limits import key_file
+
+TEXT = "the e9 e93 and e97"
+PATHS = ("/v1/pool/reload", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+
+def post(served: Served, path: str, key: str = "none", **body: Any) -> httpx.Response:
+    return httpx.post(f"{served.url}{path}", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+
+def ask(served: Served, model: str = "tiny", text: str = TEXT, **more: Any) -> Any:
+    turns: list[Any] = [{"role": "user", "content": text}]
+    settings = {"temperature": 0, "max_tokens": 12, "extra_body": {"return_token_ids": True}, **more}
+    return served.client().chat.completions.create(model=model, messages=turns, **settings)
+
+
+def ids(served: Served, model: str = "tiny", text: str = TEXT) -> list[int]:
+    return ask(served, model, text).choices[0].token_ids
+
+
+def in_process(base: Path, pool: Path, router: str) -> list[int]:
+    (answer,) = ModelSpec(base=str(base), pool=str(pool), router=router).load().generate([TEXT], max_new_tokens=12)
+    return list(answer.token_ids)
+
+
+@pytest.fixture
+def own_pool(pool_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the pool that may change."""
+    return Path(shutil.copytree(pool_directory, tmp_path / "own" / "tiny"))
+
+
+@pytest.fixture
+def served(serve: Serve, own_pool: Path, llama_directory: Path, embedder_identity: Any) -> Served:
+    """A server with changes allowed, experts to load beside it: one whole, one bare, one for another base."""
+    base, outside = load_base(str(llama_directory)), own_pool.parent
+    write_random_expert(outside / "e9", base, seed=9, embedder=embedder_identity, profile=True)
+    (outside / "bare").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(outside / "e9" / file, outside / "bare" / file)
+    return serve("--pool", str(own_pool), "--allow-changes", "--changes-from", str(outside))
+
+
+def test_an_expert_comes_and_goes(served: Served, own_pool: Path, llama_directory: Path) -> None:
+    before = ids(served)
+    told = post(served, PATHS[1], lora_name="e9", lora_path="e9", expected_generation=1)
+    assert told.status_code == 200, told.text
+    assert (told.json()["routed"], told.json()["generation"]) == (True, 2)
+    assert [model.id for model in served.client().models.list()][:6] == ["tiny", "e0", "e1", "e2", "e3", "e9"]
+    grown = Path(shutil.copytree(own_pool, own_pool.parent / "grown"))
+    shutil.copytree(own_pool.parent / "e9", grown / "e9")
+    Pool.open(grown).add("e9")
+    assert ids(served) == in_process(llama_directory, grown, "glider(global=examples, p=-1.0)") != before
+    assert ids(served, "e9") == in_process(llama_directory, grown, "single:e9")
+    assert max(ask(served).glider["scores"].items(), key=lambda one: one[1])[0] == "e9"
+    assert post(served, PATHS[2], lora_name="e9").status_code == 200
+    assert ids(served) == before
+    with pytest.raises(openai.NotFoundError):
+        ids(served, "e9")
+
+
+def test_a_bare_adapter_is_served_by_its_name_alone(served: Served, own_pool: Path, llama_directory: Path) -> None:
+    before = ids(served)
+    told = post(served, PATHS[1], lora_name="mine", lora_path="bare").json()
+    assert told["routed"] is False
+    assert "no query is sent to it" in told["message"]
+    alone = own_pool.parent / "alone"
+    Pool.create(alone, load_base(str(llama_directory)).identity)
+    shutil.copytree(own_pool.parent / "e9", alone / "e9")
+    Pool.open(alone).add("e9")
+    assert ids(served, "mine") == in_process(llama_directory, alone, "single:e9")
+    assert ids(served) == before
+    assert ask(served).glider["scores"].keys() == {"e0", "e1", "e2", "e3"}
+    assert post(served, PATHS[2], lora_name="mine").status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        ids(served, "mine")
+
+
+def test_requests_in_flight_keep_their_generation(served: Served, own_pool: Path) -> None:
+    quiet = ask(served, max_tokens=300, logit_bias={"1": -100}).choices[0].token_ids
+    outcome: list[Any] = []
+    asking = threading.Thread(target=lambda: outcome.append(ask(served, max_tokens=300, logit_bias={"1": -100})))
+    asking.start()
+    Pool.discard(own_pool, "e1")
+    numbers = [post(served, PATHS[0]).json()["generation"] for _ in range(3)]
+    asking.join()
+    assert numbers == sorted(numbers)
+    assert outcome[0].choices[0].token_ids == quiet
+    assert ask(served).glider["generation"] == numbers[-1]
+    assert "e1" not in ask(served).glider["scores"]
+
+
+def test_what_does_not_fit_changes_nothing(
+    served: Served, own_pool: Path, other_llama_directory: Path, edit_json: Any, tmp_path: Path
+) -> None:
+    before, outside = ids(served), own_pool.parent
+    write_random_expert(outside / "strange", load_base(str(other_llama_directory)), seed=3)
+    (outside / "empty").mkdir()
+    (outside / "out").symlink_to(tmp_path.parent)
+    for path, code in (
+        ("strange", "change_failed"),
+        ("empty", "change_failed"),
+        ("nothing", "no_such_directory"),
+        ("../..", "path_not_allowed"),
+        ("out", "path_not_allowed"),
+        ("/etc", "path_not_allowed"),
+        ("", "path_not_allowed"),
+        ("a\0b", "path_not_allowed"),
+    ):
+        answer = post(served, PATHS[1], lora_name="new", lora_path=path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), (path, answer.text)
+    for name in ("e1", "tiny", "tiny-llama", "../x", "<img onerror>"):
+        assert post(served, PATHS[1], lora_name=name, lora_path="e9").status_code == 400
+    stale = post(served, PATHS[1], lora_name="e9", lora_path="e9", expected_generation=7)
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "generation_mismatch")
+    assert post(served, PATHS[2], lora_name="nobody").status_code == 404
+    edit_json(own_pool / "e2" / "card.json", task="tampered with")
+    broken = post(served, PATHS[0])
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "change_failed")
+    assert ask(served).glider["generation"] == 1
+    assert ids(served) == before
+
+
+def test_changes_are_off_unless_allowed(server: Served) -> None:
+    for path in PATHS:
+        body = {"lora_name": "x"} if path != PATHS[0] else {}
+        body |= {"lora_path": "x"} if path == PATHS[1] else {}
+        answer = post(server, path, **body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "changes_not_allowed")
+
+
+def test_changes_need_their_right(serve: Serve, tmp_path: Path) -> None:
+    keys = key_file(tmp_path / "keys", {"name": "ann"}, {"name": "ops", "rights": ["ask", "change"]})
+    served = serve("--api-key-file", keys, "--allow-changes")
+    assert post(served, PATHS[0], "ann").status_code == 403
+    assert post(served, PATHS[0], "ops").json()["generation"] == 2
+
+
+def test_one_change_at_a_time(served: Served) -> None:
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(post(served, PATHS[0]).status_code)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(codes) <= {200, 429}
+    assert 200 in codes
