@@ -115,9 +115,14 @@ class RoutedModel:
         """The condition of a batch of queries: their global term, where the router has one."""
         return self._condition(queries, self.attached.generation)
 
-    def condition_of(self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor]) -> Condition:
-        """`condition`, or for a router that observes the prompt what it makes of a first pass over it."""
-        return self._condition_of(queries, inputs, self.attached.generation)
+    def condition_of(
+        self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor], generation: Generation | None = None
+    ) -> Condition:
+        """`condition`, or for a router that observes the prompt what it makes of a first pass over it.
+
+        By default of the current generation.
+        """
+        return self._condition_of(queries, inputs, generation or self.attached.generation)
 
     @contextmanager
     def routing(self, queries: "str | Query | Sequence[str | Query]") -> Iterator[None]:

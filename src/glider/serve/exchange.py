@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from glider.inference.conversation import Turn
 from glider.inference.engine import Ended, Event, Failed, NewToken
 from glider.inference.queries import Query
 from glider.inference.streaming import Decoder
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt in tokens, and what is asked in it, for the global term."""
+    """A prompt in tokens, and what is asked in it, for the global term; `turns` (role, text) of a conversation."""
 
     ids: list[int]
     text: str
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Exchange:
         for prompt in self.prompts:
             query = Query(prompt.text, steering.description, tuple(steering.examples))
             way = self.target.way
-            self.guided.append(guided(pool.model, self.generation, way, query, prompt.ids, steering))
+            self.guided.append(guided(pool.model, self.generation, way, query, prompt.ids, steering, prompt.turns))
         self.service.metrics.routing.labels(pool.name).observe(time.monotonic() - began)
         return draw
 

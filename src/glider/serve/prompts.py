@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glider.inference.conversation import asked_text
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.schemas import Message
 from glider.serve.settings import ServeSettings
-from glider.serve.verdicts import asked_text
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
@@ -24,10 +24,11 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
         raise ApiError(400, "a user's turn with text is needed", param="messages", code="invalid_value")
     form, tokenizer = model.prompt, model.tokenizer
     if len(turns) == 1 and generation_prompt:
-        return Prompt(form.prompt_ids(tokenizer, turns[0][1]), text)
+        return Prompt(form.prompt_ids(tokenizer, turns[0][1]), text, tuple(turns))
     if not getattr(tokenizer, "chat_template", None):
         message = "this base has no chat template: send one user turn"
         raise ApiError(400, message, param="messages", code="unsupported_value")
+    said = tuple(turns)
     if form.system is not None and all(role != "system" for role, _ in turns):
         turns.insert(0, ("system", form.system))
     conversation = [{"role": role, "content": content} for role, content in turns]
@@ -36,7 +37,7 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
-    return Prompt(tokenizer(rendered, add_special_tokens=False)["input_ids"], text)
+    return Prompt(tokenizer(rendered, add_special_tokens=False)["input_ids"], text, said)
 
 
 def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:

@@ -28,7 +28,7 @@ class Draw:
         own = model.model.generation_config
         temperature = request.temperature if request.temperature is not None else own.temperature
         self.greedy = temperature == 0
-        settings: dict[str, Any] = {"max_new_tokens": 1}
+        settings: dict[str, Any] = {}
         penalty = request.repetition_penalty or own.repetition_penalty
         settings["repetition_penalty"] = float(1.0 if penalty is None else penalty)
         if not self.greedy:
@@ -39,7 +39,7 @@ class Draw:
             settings["min_p"] = _first(request.min_p, own.min_p, None) or None
         if len(request.stops) > MAX_STOPS or "" in request.stops:
             raise ApiError(400, f"stop takes up to {MAX_STOPS} strings with text", param="stop", code="invalid_value")
-        self._config = EngineSettings.of(model, settings).config
+        self._config = EngineSettings.of(model, 1, settings).config
         self._first_seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS
 
     @property

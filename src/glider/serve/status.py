@@ -118,7 +118,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
     generation = target.take()
     try:
         query = Query(prompt.text, steering.description, tuple(steering.examples))
-        guide = guided(model, generation, way, query, prompt.ids, steering)
+        guide = guided(model, generation, way, query, prompt.ids, steering, prompt.turns)
         trace = Trace(generation.names, guide.condition, torch.ones(1, len(prompt.ids), dtype=torch.bool))
         inputs = model.encoder.forward_inputs(model.encoder.batch([prompt.ids]))
         with torch.inference_mode(), model.attached.routing(guide.condition, recorder=trace, generation=generation):

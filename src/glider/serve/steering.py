@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from glider.errors import GliderError
+from glider.inference.conversation import Turn
 from glider.inference.queries import Query
 from glider.routing.base import Prepared, Router
 from glider.routing.compose import Composed
 from glider.routing.condition import Condition, Settled
+from glider.routing.preparation import Gated, ungated
 from glider.routing.specification import parsed, router_from
 from glider.serve.errors import ApiError
 from glider.serve.schemas import Steering
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from glider.experts.pool import Pool
     from glider.inference.model import RoutedModel
     from glider.layers.attach import Generation
+    from glider.verdicts.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,13 @@ class Way:
 
 
 def guided(
-    model: "RoutedModel", generation: "Generation", way: Way, query: Query, ids: Sequence[int], steering: Steering
+    model: "RoutedModel",
+    generation: "Generation",
+    way: Way,
+    query: Query,
+    ids: Sequence[int],
+    steering: Steering,
+    turns: Sequence[Turn] = (),
 ) -> Guided:
     """The condition of one request. Raises `ApiError` for steering that this model cannot follow."""
     if way.kind != "routed":
@@ -62,7 +71,8 @@ def guided(
         return Guided(_settled(generation.names, steering.experts), None, None, {})
     if way.router is not None:
         generation = replace(generation, **_other(model.pool, generation, way.router))
-    condition, verdict = condition_of(model, generation, query, ids, steering.verdict)
+    override = "route" if isinstance(steering.experts, list) else steering.verdict
+    condition, verdict = condition_of(model, generation, query, ids, override, turns)
     left_out = _left_out(generation.names, steering)
     if left_out:
         condition = _without(condition, generation, left_out)
@@ -141,17 +151,32 @@ def _without(condition: Condition, generation: "Generation", out: Sequence[int])
     if not bool((alpha > 0).all()):
         message = "experts cannot be left out where alpha is not above 0"
         raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
-    return replace(condition, global_scores=scores, alpha=alpha)
+    settled = condition.settled
+    if settled is not None and bool((torch.isin(settled.experts, torch.tensor(out)) & (settled.weights != 0)).any()):
+        settled = None  # tokens choose among the others
+    return replace(condition, global_scores=scores, alpha=alpha, settled=settled)
+
+
+def _judge(router: Router, generation: "Generation", text: str) -> "Judge | None":
+    """The judge of another router over the same pool, whose contest is made already."""
+    by_itself, judge = bool(getattr(ungated(router), "abstains", False)), generation.prepared.judge
+    abstain = router.abstain if isinstance(router, Gated) else None
+    if abstain and judge is None:
+        message = f"{text}: the pool is served without verdicts"
+        raise ApiError(400, message, param="model", code="unsupported_router")
+    if judge is None or abstain is False or (abstain is None and not by_itself):
+        return None
+    return replace(judge, settles=by_itself)
 
 
 def _other(pool: "Pool", generation: "Generation", text: str) -> dict:
     """Router and prepared pool of another method that differs from the served one in its condition alone."""
     try:
         name, settings = parsed(text)
-        other = router_from(name, settings)
+        gated = router_from(name, settings)
     except GliderError as fault:
         raise ApiError(404, str(fault), param="model", code="model_not_found") from fault
-    served = generation.router
+    served, other = generation.router, ungated(gated)
     same = (
         isinstance(other, Composed)
         and isinstance(served, Composed)
@@ -168,5 +193,6 @@ def _other(pool: "Pool", generation: "Generation", text: str) -> dict:
     term = None if part is None else part.prepare(pool)
     by_description = getattr(part, "prepare_described", None)
     described = None if by_description is None else by_description(pool)
-    prepared = Prepared(generation.prepared.experts, generation.prepared.sites, term, described)
+    judge = _judge(gated, generation, text)
+    prepared = Prepared(generation.prepared.experts, generation.prepared.sites, term, described, judge)
     return {"router": other, "prepared": prepared}

@@ -1,8 +1,10 @@
 """What the core says of a query: one place where the server asks for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from glider.inference.conversation import Turn, asked_text
 from glider.inference.queries import Query
 from glider.routing.base import Observer
 from glider.routing.condition import Condition
@@ -15,16 +17,28 @@ Override = Literal["route", "base"] | None
 
 
 def condition_of(
-    model: "RoutedModel", generation: "Generation", query: Query, ids: Sequence[int], override: Override
+    model: "RoutedModel",
+    generation: "Generation",
+    query: Query,
+    ids: Sequence[int],
+    override: Override,
+    turns: Sequence[Turn] = (),
 ) -> tuple[Condition, str | None]:
-    """The condition of one query for this generation of the pool, and the verdict (None where none is given)."""
-    if override == "base":
-        return Condition.nobody(1), None
+    """The condition of one query for this generation of the pool, and the verdict (None where nobody judged).
+
+    Of a conversation the text that is asked is that of `glider.inference.conversation`.
+    """
+
+    def of(query: Query) -> Condition:
+        return model.reader.condition([query], generation.router, generation.prepared)
+
+    if len(turns) > 1 and not isinstance(generation.router, Observer):
+        judged = generation.prepared.judge is not None
+        knows = (lambda text: of(replace(query, text=text)).verdicts == ("fits",)) if judged else None
+        query = replace(query, text=asked_text(turns, knows))
+    query = replace(query, verdict=override)
     if isinstance(generation.router, Observer):
-        return model.condition_of([query], model.encoder.batch([list(ids)])), None
-    return model.reader.condition([query], generation.router, generation.prepared), None
-
-
-def asked_text(turns: Sequence[tuple[str, str]]) -> str:
-    """What the user asks in a conversation of (role, text): the user's turns, without a word of the template."""
-    return "\n\n".join(text for role, text in turns if role == "user")
+        condition = model.condition_of([query], model.encoder.batch([list(ids)]), generation)
+    else:
+        condition = of(query)
+    return condition, condition.verdicts[0] if condition.verdicts else None
