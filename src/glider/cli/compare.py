@@ -112,6 +112,8 @@ def _print_table(entries: list["Entry"], rows: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from glider.evaluation.harm import shares_text
+
     first = entries[0]
     heads = ["router", first.metric, "95 %", *(["exact"] if first.exact is not None else [])]
     table = Table(*heads, f"p vs {first.router}", "tokens/s", "experts MB", "", box=None, pad_edge=False)
@@ -124,3 +126,7 @@ def _print_table(entries: list["Entry"], rows: int) -> None:
     console = Console(highlight=False)
     console.print(f"{rows} rows")
     console.print(table)
+    for entry in entries:
+        if entry.harm is not None:
+            verdicts = f"; {shares_text(entry.verdicts)}" if entry.verdicts else ""
+            console.print(Text(f"{entry.router} beside base: {entry.harm.text}{verdicts}"))

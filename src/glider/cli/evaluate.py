@@ -87,13 +87,20 @@ def _print_table(entries: "list[Entry]") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from glider.evaluation.harm import shares_text
+
     routers = list(dict.fromkeys(entry.router for entry in entries))
     sets = list(dict.fromkeys(entry.set for entry in entries))
     shown = Table("router", *map(escape, sets), box=None, pad_edge=False)
     at = {(entry.router, entry.set): entry for entry in entries}
     for router in routers:
         shown.add_row(Text(router), *(_text(at[router, name]) for name in sets))
-    Console(highlight=False).print(shown)
+    console = Console(highlight=False)
+    console.print(shown)
+    for entry in entries:
+        if entry.harm is not None:
+            verdicts = f"; {shares_text(entry.verdicts)}" if entry.verdicts else ""
+            console.print(f"{escape(entry.router)} on {escape(entry.set)} beside base: {entry.harm.text}{verdicts}")
 
 
 def _text(entry: "Entry") -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from glider.data.rows import Row
 from glider.errors import DataError, RouterError
 from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.metrics import score_text
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.evaluation.task_rows import RowResult, score_rows_of
@@ -44,6 +45,8 @@ class Entry:
     expert_megabytes: float  # stacked experts and router vectors in memory
     scores: list[float]
     note: str = ""
+    harm: Harm | None = None  # beside the base, where that comes before it
+    verdicts: dict[str, float] = field(default_factory=dict)  # share of rows of each
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Measured:
     def mean(self) -> float:
         return sum(self.scores) / len(self.results)
 
-    def entry(self, label: str, first: Sequence[float] | None) -> Entry:
+    def entry(self, label: str, first: Sequence[float] | None, base: Sequence[float] | None) -> Entry:
         low, high = mean_interval(self.scores)
         exact = None
         if self.metric != "accuracy":
@@ -106,6 +109,8 @@ class _Measured:
             expert_megabytes=self.megabytes,
             scores=self.scores,
             note=self.note,
+            harm=None if base is None else Harm.of([base], [self.scores]),
+            verdicts=verdict_shares([result.verdict for result in self.results]),
         )
 
 
@@ -137,9 +142,11 @@ def compare(
     loaded = BaseSpec.of(base).load_base(base_of(opened))
     bench = _Bench(opened, loaded, chosen, max_new_tokens, describer, tick)
     first: list[float] | None = None
+    bare: list[float] | None = None  # of the base, where it comes before
     for contender in contenders:
-        entry = bench.measured(contender, fewshot).entry(contender.label, first)
+        entry = bench.measured(contender, fewshot).entry(contender.label, first, bare)
         first = first if first is not None else entry.scores
+        bare = entry.scores if bare is None and contender.name == "base" else bare
         yield entry
 
 

@@ -1,9 +1,10 @@
 """The table of a run: each router's mean on each set, with interval and paired test against the first router."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.runs import Run
 from glider.evaluation.statistics import holm, paired_tasks_p, task_mean, two_level_interval
 
@@ -21,6 +22,8 @@ class Entry:
     tasks_interval: tuple[float, float] | None  # 95 %, with other tasks of the kind too
     p_value: float | None  # against the first router, on tasks that both have; None for the first itself
     p_holm: float | None  # adjusted over the routers of the set
+    harm: Harm | None = None  # beside the router `base` of the run, on the tasks of both
+    verdicts: dict[str, float] = field(default_factory=dict)  # share of rows of each
 
 
 def table(run: Run) -> list[Entry]:
@@ -37,6 +40,7 @@ def table(run: Run) -> list[Entry]:
         for plan in listed
         for name in run.plan.sets
     }
+    bases = [plan.label for plan in listed if plan.router == "base"]
     entries = {}
     for name in run.plan.sets:
         raw = [
@@ -47,17 +51,30 @@ def table(run: Run) -> list[Entry]:
         adjusted = iter(holm(tested))
         for plan, value in zip(listed, raw, strict=True):
             p_holm = None if value is None else next(adjusted)
-            entries[plan.label, name] = _entry(plan.label, name, results[plan.label, name], value, p_holm)
+            base = results[bases[0], name] if bases and plan.label != bases[0] else {}
+            entries[plan.label, name] = _entry(plan.label, name, results[plan.label, name], value, p_holm, base)
     return [entries[plan.label, name] for plan in listed for name in run.plan.sets]
 
 
-def _entry(router: str, where: str, results: Mapping[str, Any], p_value: float | None, p_holm: float | None) -> Entry:
+def _entry(
+    router: str,
+    where: str,
+    results: Mapping[str, Any],
+    p_value: float | None,
+    p_holm: float | None,
+    base: Mapping[str, Any],
+) -> Entry:
     missing = tuple(task for task, told in results.items() if told is None)
     found = [_scores(told) for told in results.values() if told is not None]
     if missing or not found:
         return Entry(router, where, len(found), missing, None, None, None, None, None)
     rows, tasks = two_level_interval(found, resample_tasks=False), two_level_interval(found)
-    return Entry(router, where, len(found), (), task_mean(found), rows, tasks, p_value, p_holm)
+    common = [name for name in results if base.get(name) is not None]
+    verdicts = verdict_shares([row.get("verdict") for result in results.values() for row in result["results"]])
+    harm = None
+    if common:
+        harm = Harm.of([_scores(base[name]) for name in common], [_scores(results[name]) for name in common])
+    return Entry(router, where, len(found), (), task_mean(found), rows, tasks, p_value, p_holm, harm, verdicts)
 
 
 def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:

@@ -33,6 +33,7 @@ class RowResult:
     expert: str | None  # of the highest global score; None without a global term
     alpha: float | None
     tokens: int  # that were computed: of the prompt, and of the answer or all choices
+    verdict: str | None = None  # fits, unsure, stranger; None where nobody judged
 
 
 def score_rows_of(
@@ -120,14 +121,16 @@ def _answer(
             "expert": expert,
             "alpha": answer.alpha,
             "tokens": len(answer.token_ids),
+            "verdict": answer.verdict,
         }
 
 
 def _guide(model: RoutedModel, condition: Condition, row: int) -> dict[str, Any]:
+    verdict = {"verdict": condition.verdicts[row] or None} if condition.verdicts else {}
     if condition.global_scores is None or condition.alpha is None:
-        return {"expert": None, "alpha": None}
+        return {"expert": None, "alpha": None, **verdict}
     expert = model.experts[int(condition.global_scores[row].argmax())]
-    return {"expert": expert, "alpha": round(float(condition.alpha[row]), 4)}
+    return {"expert": expert, "alpha": round(float(condition.alpha[row]), 4), **verdict}
 
 
 def _batches(
