@@ -120,6 +120,12 @@ def base_directory(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(f"{request.param}_directory")
 
 
+@pytest.fixture(scope="session")
+def save_byte_tokenizer() -> Callable[[Path], object]:
+    """`save_byte_tokenizer(directory)` puts the tokenizer of one token a byte beside a model."""
+    return lambda directory: byte_tokenizer(chat=False).save_pretrained(directory)
+
+
 def _save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, directory: Path) -> Path:
     model.save_pretrained(directory)  # pyright: ignore
     tokenizer.save_pretrained(directory)
