@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glider.errors import ConfigError
+from glider.printable import printable
 
 EMBEDDED_BASE = "smollm2-135m"
 EMBEDDED_EMBEDDER = "all-MiniLM-L6-v2"
@@ -25,13 +26,25 @@ class Config(BaseModel):
             raise ConfigError("valid settings", faults(fault), "See --help for the settings.") from fault
 
 
-def faults(error: ValidationError) -> str:
-    """All faults of a pydantic error on one line: `rank: Input should be greater than 0 (got -1)`."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}"
-        + (f" (got {str(fault['input'])[:60]})" if fault["type"] != "missing" else "")
-        for fault in error.errors()
-    )
+def faults(error: ValidationError, most: int = 8) -> str:
+    """The faults of a pydantic error on one line: `rank: Input should be greater than 0 (got -1)`; of many the first,
+    and how many more there are."""
+    told = [
+        f"{printable('.'.join(str(part) for part in fault['loc'][:8])) or 'settings'}: {printable(fault['msg'])}"
+        + (f" (got {printable(_start(fault['input']), 60)})" if fault["type"] != "missing" else "")
+        for fault in error.errors(include_url=False, include_context=False)[:most]
+    ]
+    more = error.error_count() - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _start(value: Any) -> str:
+    """The beginning of what a value looks like, without writing out all of a large one."""
+    if isinstance(value, str):
+        return value[:80]
+    if isinstance(value, dict | list | tuple):
+        return f"{type(value).__name__} of {len(value)}" if len(value) > 20 else str(value)[:80]
+    return str(value)[:80]
 
 
 def cache_directory() -> Path:

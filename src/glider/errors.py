@@ -1,8 +1,13 @@
 """Errors that teach: what was wanted, what was got, what to do.
 
 Every mistake a user can make is a `GliderError`. The command line prints its one line and exits with
-`exit_code`; a library caller catches the subclass that names the part it came from.
+`exit_code`; a library caller catches the subclass that names the part it came from. What an error quotes may be a
+stranger's: it is made printable and cut here, for all of them.
 """
+
+from glider.printable import printable
+
+LONGEST_PART = 2000  # characters of what was wanted, what was got and what to do
 
 
 class GliderError(Exception):
@@ -11,8 +16,8 @@ class GliderError(Exception):
     exit_code = 2
 
     def __init__(self, wanted: str, got: str, remedy: str):
-        self.wanted, self.got, self.remedy = wanted, got, remedy
-        super().__init__(f"wanted {wanted}; got {got}. {remedy}")
+        self.wanted, self.got, self.remedy = (printable(part, LONGEST_PART) for part in (wanted, got, remedy))
+        super().__init__(f"wanted {self.wanted}; got {self.got}. {self.remedy}")
 
 
 class ConfigError(GliderError):
@@ -83,6 +88,9 @@ class EndpointError(GliderError):
 
 class GliderWarning(UserWarning):
     """Something failed that the work goes on without."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(str(message), 3 * LONGEST_PART))
 
 
 class MissingDependency(GliderError):

@@ -198,9 +198,10 @@ def test_a_damaged_index_is_named(path: Path, damage: bytes):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 2}, {"flavour": "sweet"}, {"base": {}}, {"calibrations": {"examples": {"q": 1}}}]
+    "change",
+    [{"format": 0}, {"format": 3}, {"flavour": "sweet"}, {"base": {}}, {"calibrations": {"examples": {"q": 1}}}],
 )
-def test_an_index_that_is_not_of_format_1_is_refused(path: Path, edit_json: Edit, change: dict[str, Any]):
+def test_an_index_of_no_known_format_is_refused(path: Path, edit_json: Edit, change: dict[str, Any]):
     edit_json(path / "pool.json", **change)
     refused(path, PoolError, str(path / "pool.json"), next(iter(change)))
 

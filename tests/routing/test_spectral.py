@@ -164,7 +164,7 @@ def test_an_adapter_with_nan_is_refused_by_name(mixed: Pool, edit_tensors, edit_
     file = mixed["e1"].directory / "adapter_model.safetensors"
     edit_tensors(file, lambda tensors: next(iter(tensors.values())).fill_(torch.nan))
     index = json.loads((mixed.path / "pool.json").read_text("utf8"))
-    index["experts"][1]["files"][file.name]["sha256"] = sha256(file)
+    index["experts"][1]["files"][file.name] = {"sha256": sha256(file), "size": file.stat().st_size}
     edit_json(mixed.path / "pool.json", **index)
     with pytest.raises(ExpertError, match=r"e1.*NaN"):
         spectra_of(Pool.open(mixed.path))

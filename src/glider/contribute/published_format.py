@@ -11,6 +11,7 @@ Both may carry copies of the base's `embed_tokens`. The files are pickles, and t
 any: by `torch.load(weights_only=True)`, which builds tensors and plain containers and runs nothing.
 """
 
+import os
 import pickle
 import re
 import warnings
@@ -24,6 +25,7 @@ import torch
 
 from glider.errors import ExpertError
 from glider.experts.card import NAME, EmbedderIdentity
+from glider.files.opening import UnfitFile, opened
 from glider.shapes import Float, Tensor
 
 Layout = Literal["glider", "phatgoose"]
@@ -253,15 +255,19 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     again = "Get the file anew; it is damaged or not a checkpoint."
     try:
-        with path.open("rb") as file:
-            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        with opened(path) as descriptor:
+            pointer = os.read(descriptor, len(_LFS_POINTER)) == _LFS_POINTER
+        if (zipped := zipfile.is_zipfile(path)) and not _is_plain(path):
+            raise ExpertError(f"an archive as torch writes it in {path}", "a compressed one", again)
         if pointer:
             raise ExpertError(f"a checkpoint in {path}", "a pointer of Git LFS", "Run `git lfs pull` where it lies.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write; they are refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (FileNotFoundError, NotADirectoryError):
         raise ExpertError(f"a published checkpoint at {path}", "no such file", "Check the path.") from None
+    except UnfitFile as fault:
+        raise ExpertError(f"a published checkpoint at {path}", str(fault), "Give a file or a directory.") from fault
     except (OSError, MemoryError, ExpertError):
         raise
     except pickle.UnpicklingError as fault:  # torch's advice to turn the protection off stays out of sight
@@ -270,6 +276,12 @@ def _load(path: Path) -> Any:
         raise ExpertError(f"nothing but tensors and plain containers in {path}", got, again) from None
     except Exception as fault:  # a damaged pickle fails in any way whatever
         raise ExpertError(f"a checkpoint saved by torch in {path}", f"{type(fault).__name__}", again) from None
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether an archive is stored as it is: a compressed one may grow a thousandfold in memory."""
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _kind(value: object) -> str:

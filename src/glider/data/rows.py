@@ -1,15 +1,20 @@
 """Rows of a task: read from files, and split."""
 
 import gzip
+import os
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
 from glider.errors import DataError
+from glider.files.opening import UnfitFile, opened
+
+_LONGEST_LINE = 16 << 20  # bytes of a row
+_LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 
 
 class Row(BaseModel):
@@ -43,13 +48,12 @@ def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
     path = Path(path)
     rows = []
     try:
-        with gzip.open(path, "rt", encoding="utf8") if path.suffix == ".gz" else path.open(encoding="utf8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(_parse_row(line, f"{path}:{number}"))
+        for number, line in enumerate(_lines(path), start=1):
+            if line.strip():
+                rows.append(_parse_row(line, f"{path}:{number}"))
     except FileNotFoundError:
         raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, IsADirectoryError) as fault:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, UnfitFile) as fault:
         raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
     chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not chosen:
@@ -74,6 +78,22 @@ def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Ro
     if not train:
         raise DataError("rows to train on", "none (no row has the split `train`)", "Name the split, or leave it out.")
     return train, held_back
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, compressed or not; `UnfitFile` for one without end, and for a small file that becomes
+    absurdly large."""
+    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:
+        most = max(_LARGEST_EXPANDED, _MOST_EXPANDED * os.fstat(descriptor).st_size)
+        file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
+        count = 0
+        while line := file.readline(_LONGEST_LINE + 1):
+            count += len(line)
+            if len(line) > _LONGEST_LINE:
+                raise UnfitFile(f"a line of more than {_LONGEST_LINE} bytes")
+            if count > most:
+                raise UnfitFile(f"more than {most} bytes, once expanded")
+            yield line.decode("utf8")
 
 
 def _parse_row(line: str, where: str) -> Row:

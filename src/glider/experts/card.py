@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from glider.config import Config, faults
-from glider.errors import ExpertError
+from glider.errors import ExpertError, GliderError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.prompt_format import PromptFormat
-from glider.files.disk import read_json
+from glider.files.json_text import parse_json
+from glider.files.opening import read_bytes
 
 CARD_FILE = "card.json"
+FORMAT = 1
+LARGEST_CARD = 4 << 20  # bytes
+MOST_MEMBERS = 20_000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # of an expert, and so of a directory: no way out of it
 PROBE_TOLERANCE = 0.01
 
@@ -23,6 +27,8 @@ class EmbedderIdentity(Config):
     a hash of them would differ between machines whose arithmetic differs in the last bit. An empty probe is an unknown
     one (vectors that came without their embedder): such an identity matches by name, prefix and dimension alone.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     embedder: str
     prefix: str = ""
@@ -61,6 +67,8 @@ class DescriptionOrigin(Config):
 class ExpertCard(Config):
     """`card.json`, format 1."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     format: Literal[1] = 1
     name: str = Field(pattern=NAME)
     task: str
@@ -77,18 +85,41 @@ class ExpertCard(Config):
     @classmethod
     def read(cls, directory: Path) -> "ExpertCard":
         """Read `directory/card.json`; raises `ExpertError` naming the file and every fault."""
-        path = directory / CARD_FILE
+        return cls.parsed(read_card(directory), directory / CARD_FILE)
+
+    @classmethod
+    def parsed(cls, content: bytes, path: Path) -> "ExpertCard":
+        """The card that lies in `path` with this content; raises as `read`."""
         try:
-            return cls.model_validate(read_json(path))
-        except FileNotFoundError:
-            raise ExpertError(
-                f"an expert directory with {CARD_FILE}",
-                f"{directory} without it",
-                "Make experts with `glider expert train`.",
-            ) from None
+            value = parse_json(content, MOST_MEMBERS)
+            require_format(value, FORMAT, "a card", path, ExpertError)
+            return cls.model_validate(value)
         except ValidationError as fault:
             raise ExpertError(
                 f"a card of format 1 in {path}", faults(fault), "Mend the card or get the expert anew."
             ) from fault
-        except (ValueError, RecursionError, OSError) as fault:
+        except (ValueError, RecursionError) as fault:
             raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
+
+
+def read_card(directory: Path) -> bytes:
+    """The bytes of a directory's card; raises `ExpertError` where there is none that can be read."""
+    path = directory / CARD_FILE
+    try:
+        return read_bytes(path, LARGEST_CARD)
+    except FileNotFoundError:
+        raise ExpertError(
+            f"an expert directory with {CARD_FILE}",
+            f"{directory} without it",
+            "Make experts with `glider expert train`.",
+        ) from None
+    except (ValueError, OSError) as fault:
+        raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
+
+
+def require_format(value: Any, newest: int, kind: str, path: Path, error: type[GliderError]) -> None:
+    """Raise `error` for a file that a newer glider wrote, which this one must not guess at."""
+    told = value.get("format") if isinstance(value, dict) else None
+    if type(told) is int and told > newest:
+        wanted = f"{kind} of format {newest} or older in {path}"
+        raise error(wanted, f"format {told}, by a newer glider", "Upgrade: pip install --upgrade glider-moe")

@@ -1,32 +1,35 @@
 """An expert on disk and in memory: LoRA pairs, gates, instruction embedding, card."""
 
+import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from glider.errors import ExpertError
-from glider.experts.card import CARD_FILE, ExpertCard
+from glider.experts.card import CARD_FILE, ExpertCard, read_card
+from glider.experts.index import FileRecord
 from glider.experts.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     LoraLayout,
-    read_layout,
+    parsed_layout,
+    read_config,
 )
-from glider.experts.profile import EMBEDDED, PREFIX, Profile
+from glider.experts.profile import EMBEDDED, PREFIX, WIDTHS, Profile
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertSite, MisfitError, parse_sites
 from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
-from glider.files.headers import Header, read_header
+from glider.files.headers import Header
+from glider.files.replacing import recover
 from glider.files.tensor_file import TensorFile
 from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
+TENSOR_FILES = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
 _AGAIN = "Get the expert anew; the file is damaged or not an expert's."
 
 
@@ -43,55 +46,84 @@ class ExpertLike(Protocol):
 
 
 class Expert:
-    """One expert, opened from its directory. Tensors stay in the memory-mapped files until asked for."""
+    """One expert, opened from its directory. Tensors stay in the files until asked for, each checked as it is read."""
 
     def __init__(
-        self, name: str, directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite]
+        self,
+        name: str,
+        directory: Path,
+        card: ExpertCard,
+        layout: LoraLayout,
+        sites: Mapping[str, ExpertSite],
+        files: Mapping[str, TensorFile],
+        records: Mapping[str, FileRecord],
+        read: Mapping[str, str],
     ):
         self.name, self.directory = name, directory
         self.card, self.layout, self.sites = card, layout, sites
-        self._opened: TensorFile | None = None
-        self._due: str | None = None  # what the adapter's file is to be checked against when it is first read
-        self._opening = threading.Lock()  # several threads may ask for the first pair
+        self._files, self._records = dict(files), records
+        self._read = read  # sha256 of the JSON files whose content this expert is
+        self._hashes: dict[str, str] = {}  # of the tensor files, as `verify` was told them
+        self._touched = False  # whether pairs were read
+        self._finite_due = False  # whether pairs are to be looked at for being finite as they are read
+        self._opening = threading.Lock()  # several threads may ask for the first tensor of another process's expert
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the open files: another process opens its own."""
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_opening", "_extra")}
-        return {**kept, "_opened": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_opening"} | {"_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _opening=threading.Lock())
 
     @classmethod
-    def open(cls, directory: Path | str, name: str | None = None) -> "Expert":
+    def open(
+        cls,
+        directory: Path | str,
+        name: str | None = None,
+        records: Mapping[str, FileRecord] | None = None,
+        signed: bool = False,
+    ) -> "Expert":
         """Open and check structure: files, card, adapter settings, tensor names and shapes.
 
-        `name` is what the expert is called here, by default as its card says. Raises `ExpertError` naming the file.
-        Values are checked by `verify`.
+        `name` is what the expert is called here, by default as its card says; `records` are what a pool knows of its
+        files. With `signed` records nothing is believed that they do not vouch for. Raises `ExpertError` naming the
+        file. Values are checked by `verify`.
         """
         directory = Path(directory)
+        recover(directory)
         refuse_links_out(directory, EXPERT_FILES)
-        card = ExpertCard.read(directory)
-        layout = read_layout(directory)
-        adapter, extra = (read_header(directory / file) for file in (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE))
+        contents = {CARD_FILE: read_card(directory), ADAPTER_CONFIG_FILE: read_config(directory)}
+        read = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+        card = ExpertCard.parsed(contents[CARD_FILE], directory / CARD_FILE)
+        name, records = name or card.name, records or {}
+        if signed:
+            _require_hashes(directory, name, read, records)
+        layout = parsed_layout(contents[ADAPTER_CONFIG_FILE], directory / ADAPTER_CONFIG_FILE)
+        files = {file: _tensor_file(directory, file, name, records) for file in TENSOR_FILES}
+        adapter, extra = (files[file].header for file in TENSOR_FILES)
         sites = _sites_of(directory, adapter, extra)
         _check_agreement(directory, card, layout, sites, extra)
-        return cls(name or card.name, directory, card, layout, sites)
+        opened = cls(name, directory, card, layout, sites, files, records, read)
+        if signed and not all(record.tensors for file, record in records.items() if file in TENSOR_FILES):
+            opened.verify({file: record.sha256 for file, record in records.items()})  # of an older format: whole files
+        return opened
 
     def renamed(self, name: str) -> "Expert":
         """The same files under another name."""
-        return Expert(name, self.directory, self.card, self.layout, self.sites)
+        parts = (self.directory, self.card, self.layout, self.sites, self._files, self._records, self._read)
+        return Expert(name, *parts)
 
     def factors(self, site: str) -> tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]:
         """The LoRA pair `(A, B)` at a site, in the dtype of the file."""
+        self._touched = True
         prefix = f"base_model.model.{site}"
-        a, b = self._adapter.read((f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"))
+        names = (f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight")
+        a, b = self._file(ADAPTER_WEIGHTS_FILE).read(names)
+        if self._finite_due:
+            for name, factor in zip(names, (a, b), strict=True):
+                if not torch.isfinite(factor.float()).all():
+                    raise self._not_finite(ADAPTER_WEIGHTS_FILE, name)
         return a, b
-
-    def release(self) -> None:
-        """Give back the memory that reading LoRA pairs took; they are read again when somebody asks."""
-        if (opened := self._opened) is not None:
-            opened.release()
 
     def scaling(self, site: str) -> float:
         """What the product `B A` is multiplied by."""
@@ -99,75 +131,86 @@ class Expert:
 
     def gate(self, site: str) -> Float[Tensor, " D"] | None:
         """The gate at a site, or None where the expert has none."""
-        return self._extra.get_tensor(site + GATE) if self.sites[site].has_gate else None
+        return self._vector(site + GATE) if self.sites[site].has_gate else None
 
     @cached_property
     def instruction(self) -> Float[Tensor, " G"] | None:
         """The instruction embedding, or None where the expert has no description."""
-        return self._extra.get_tensor(INSTRUCTION) if INSTRUCTION in self._extra.keys() else None  # noqa: SIM118
+        return self._vector(INSTRUCTION) if INSTRUCTION in self._file(GLIDER_WEIGHTS_FILE).header.shapes else None
 
     @cached_property
     def profile(self) -> Profile | None:
         """What the expert keeps of its training inputs, or None where it has no profile."""
-        names = [name for name in self._extra.keys() if name.startswith(PREFIX)]  # noqa: SIM118
-        return Profile.of_tensors({name: self._extra.get_tensor(name) for name in names}) if names else None
+        file = self._file(GLIDER_WEIGHTS_FILE)
+        names = [name for name in file.header.shapes if name.startswith(PREFIX)]
+        return Profile.of_tensors(dict(zip(names, file.read(names), strict=True))) if names else None
+
+    @property
+    def profile_widths(self) -> dict[str, int]:
+        """How wide the embeddings and hidden states of the profile are, from the header alone."""
+        shapes = self._file(GLIDER_WEIGHTS_FILE).header.shapes
+        return {part: shapes[PREFIX + part][-1] for part in WIDTHS if PREFIX + part in shapes}
 
     @property
     def vectors(self) -> dict[str, Tensor]:
         """Everything in `glider.safetensors`: gates, instruction embedding, profile."""
-        return {name: self._extra.get_tensor(name) for name in self._extra.keys()}  # noqa: SIM118
+        file = self._file(GLIDER_WEIGHTS_FILE)
+        return dict(zip(file.header.shapes, file.read(file.header.shapes), strict=True))
 
     def verify(self, hashes: Mapping[str, str] | None = None, adapter: bool = True) -> None:
         """Check every file against its hash (where given) and every value for being finite.
 
-        Without `adapter` the LoRA pairs, which are most of the bytes, are checked when the first of them is read, or
-        now where one was read before or their hash is not given.
+        Without `adapter` the LoRA pairs, which are most of the bytes, are checked as they are read, or now where one
+        was read before or their hash is not given. From then on no tensor is handed out that is not what was checked.
         """
-        weights = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
-        if adapter or self._opened is not None or ADAPTER_WEIGHTS_FILE not in (hashes or {}):
-            self._due = None
-            self._check(hashes or {}, weights)
-            return
-        self._due = (hashes or {}).get(ADAPTER_WEIGHTS_FILE)
-        others = {file: wanted for file, wanted in (hashes or {}).items() if file != ADAPTER_WEIGHTS_FILE}
-        self._check(others, weights[1:])
+        self._hashes.update({file: wanted for file, wanted in (hashes or {}).items() if file in TENSOR_FILES})
+        for file, wanted in (hashes or {}).items():
+            self._check_present(file)
+            if file in TENSOR_FILES:
+                self._file(file).expect(wanted)
+            else:
+                _require_hash(self.directory / file, self.name, wanted, self._read.get(file, wanted))
+                _require_hash(self.directory / file, self.name, wanted, sha256(self.directory / file))
+        later = not adapter and not self._touched and ADAPTER_WEIGHTS_FILE in (hashes or {})
+        for file in TENSOR_FILES[1:] if later else TENSOR_FILES:
+            if key := self._file(file).not_finite():
+                raise self._not_finite(file, key)
+        self._finite_due = later
 
-    def _check(self, hashes: Mapping[str, str], weights: Sequence[str]) -> None:
-        for file, wanted in hashes.items():
-            path = self.directory / file
-            if not path.is_file():
-                raise ExpertError(f"{path} of expert {self.name}", "no such file", "Get the expert anew.")
-            if (got := sha256(path)) != wanted:
-                raise ExpertError(
-                    f"{path} of expert {self.name} unchanged since it joined the pool (sha256 {wanted[:12]})",
-                    f"sha256 {got[:12]}",
-                    "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
-                )
-        for file in weights:
-            if key := TensorFile(self.directory / file).not_finite():
-                raise ExpertError(
-                    f"finite weights in {self.directory / file} of expert {self.name}",
-                    f"NaN or infinity in {key}",
-                    "The expert is broken; train it again or leave it out.",
-                )
+    def record(self) -> dict[str, FileRecord]:
+        """What the files are now, for a pool that takes the expert up."""
+        digests = {file: self._file(file).digests() for file in TENSOR_FILES}
+        places = {file: self.directory / file for file in EXPERT_FILES}
+        return {
+            file: FileRecord(sha256=sha256(place), size=place.stat().st_size, tensors=digests.get(file))
+            for file, place in places.items()
+        }
 
-    @property
-    def _adapter(self) -> TensorFile:
-        """The adapter's file, opened once, after the check that is due."""
-        if (opened := self._opened) is not None:
-            return opened
+    def _vector(self, name: str) -> Tensor:
+        return self._file(GLIDER_WEIGHTS_FILE).read((name,))[0]
+
+    def _file(self, file: str) -> TensorFile:
+        """A tensor file, opened once in each process."""
+        if (known := self._files.get(file)) is not None:
+            return known
         with self._opening:
-            if self._opened is None:
-                if self._due is not None:
-                    self._check({ADAPTER_WEIGHTS_FILE: self._due}, (ADAPTER_WEIGHTS_FILE,))
-                    self._due = None
-                self._opened = TensorFile(self.directory / ADAPTER_WEIGHTS_FILE)
-            return self._opened
+            if file not in self._files:
+                opened = _tensor_file(self.directory, file, self.name, self._records)
+                if file in self._hashes:
+                    opened.expect(self._hashes[file])
+                self._files[file] = opened
+            return self._files[file]
 
-    @cached_property
-    def _extra(self) -> Any:
-        with _reading(self.directory / GLIDER_WEIGHTS_FILE) as path:
-            return safe_open(path, framework="pt")
+    def _check_present(self, file: str) -> None:
+        if not (self.directory / file).is_file():
+            raise ExpertError(f"{self.directory / file} of expert {self.name}", "no such file", "Get the expert anew.")
+
+    def _not_finite(self, file: str, key: str) -> ExpertError:
+        return ExpertError(
+            f"finite weights in {self.directory / file} of expert {self.name}",
+            f"NaN or infinity in {key}",
+            "The expert is broken; train it again or leave it out.",
+        )
 
 
 def write_expert(
@@ -212,14 +255,24 @@ def _settle_order(path: Path) -> None:
     write_json(path, config)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except FileNotFoundError:
-        raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
-    except SafetensorError as fault:
-        raise ExpertError(f"a safetensors file in {path}", f"a damaged one ({fault})", _AGAIN) from fault
+def _tensor_file(directory: Path, file: str, name: str, records: Mapping[str, FileRecord]) -> TensorFile:
+    record = records.get(file)
+    told = (None, None) if record is None else (record.tensors, record.sha256)
+    return TensorFile(directory / file, *told, owner=f"expert {name}")
+
+
+def _require_hashes(directory: Path, name: str, got: Mapping[str, str], records: Mapping[str, FileRecord]) -> None:
+    for file, sha in got.items():
+        _require_hash(directory / file, name, records[file].sha256, sha)
+
+
+def _require_hash(path: Path, name: str, wanted: str, got: str) -> None:
+    if got != wanted:
+        raise ExpertError(
+            f"{path} of expert {name} unchanged since it joined the pool (sha256 {wanted[:12]})",
+            f"sha256 {got[:12]}",
+            "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
+        )
 
 
 def _sites_of(directory: Path, adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
@@ -234,9 +287,14 @@ def _check_agreement(
 ) -> None:
     """The files say the same: ranks as the adapter's settings, the instruction as wide as the embedder's vectors."""
     for name, site in sites.items():
-        if site.rank != layout.rank_at(name):
+        try:
+            rank, _ = layout.rank_at(name), layout.alpha_at(name)  # all are looked up now, where it may be refused
+        except ValueError as fault:
+            wanted = f"patterns that suit {len(sites)} sites in {directory / ADAPTER_CONFIG_FILE}"
+            raise ExpertError(wanted, str(fault), "Write the modules' names instead of expressions.") from fault
+        if site.rank != rank:
             raise ExpertError(
-                f"rank {layout.rank_at(name)} at {name}, as {directory / ADAPTER_CONFIG_FILE} says",
+                f"rank {rank} at {name}, as {directory / ADAPTER_CONFIG_FILE} says",
                 f"rank {site.rank} in {ADAPTER_WEIGHTS_FILE}",
                 "The files do not belong together; get the expert anew.",
             )

@@ -2,20 +2,23 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from glider.errors import ExpertError
-from glider.files.disk import read_json
+from glider.experts.site_patterns import BadPattern, SitePatterns
+from glider.files.json_text import parse_json
+from glider.files.opening import read_bytes
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])\.weight$")
 
-# a stranger's pattern must not take for ever: no repeated group, and few repetitions
-_REPEATED_GROUP, _REPETITION = re.compile(r"\)[*+{?]"), re.compile(r"[*+{]")
-_LONGEST_PATTERN, _MOST_REPETITIONS, _LARGEST_ALPHA = 256, 3, 1e9
+LARGEST_CONFIG = 8 << 20  # bytes; one that names 37,000 modules has 3 MB
+MOST_MEMBERS = 150_000
+_LARGEST_ALPHA = 1e9
 _NONE = (None, False, [], {}, "")
 # settings that make an adapter more than B A x, and the values that do not
 _PLAIN = {
@@ -48,25 +51,37 @@ class LoraLayout:
     alpha_pattern: dict[str, float]
     use_rslora: bool
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: compiled expressions stay in their process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def rank_at(self, site: str) -> int:
-        """The rank at a site."""
-        return int(_pattern_value(self.rank_pattern, site, self.rank))
+        """The rank at a site. Raises `ValueError` for patterns that would take too long at so many sites."""
+        return int(self._ranks.value(site, self.rank))
 
     def alpha_at(self, site: str) -> float:
-        """The alpha at a site."""
-        return _pattern_value(self.alpha_pattern, site, self.alpha)
+        """The alpha at a site; raises as `rank_at`."""
+        return self._alphas.value(site, self.alpha)
 
     def scaling(self, site: str) -> float:
         """`alpha / r` at a site (`alpha / sqrt(r)` with rsLoRA), patterns resolved as PEFT resolves them."""
         rank = self.rank_at(site)
         return self.alpha_at(site) / (math.sqrt(rank) if self.use_rslora else rank)
 
+    @cached_property
+    def _ranks(self) -> SitePatterns:
+        return SitePatterns(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> SitePatterns:
+        return SitePatterns(self.alpha_pattern)
+
 
 def base_name(directory: Path) -> str:
     """The base model that an adapter's settings name; raises `ExpertError` where they name none."""
     path = directory / ADAPTER_CONFIG_FILE
     try:
-        name = read_json(path)["base_model_name_or_path"]
+        name = parse_json(read_bytes(path, LARGEST_CONFIG), MOST_MEMBERS)["base_model_name_or_path"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as fault:
         raise ExpertError(f"the base model's name in {path}", f"{type(fault).__name__}", "Give --base.") from fault
     if not isinstance(name, str) or not name:
@@ -76,14 +91,27 @@ def base_name(directory: Path) -> str:
 
 def read_layout(directory: Path) -> LoraLayout:
     """Read `adapter_config.json`; raises `ExpertError` for anything glider would compute otherwise than PEFT."""
+    return parsed_layout(read_config(directory), directory / ADAPTER_CONFIG_FILE)
+
+
+def read_config(directory: Path) -> bytes:
+    """The bytes of a directory's `adapter_config.json`; raises `ExpertError` where there is none that can be read."""
     path = directory / ADAPTER_CONFIG_FILE
     try:
-        config = read_json(path)
+        return read_bytes(path, LARGEST_CONFIG)
     except FileNotFoundError:
         raise ExpertError(
             f"a PEFT adapter in {directory}", f"no {ADAPTER_CONFIG_FILE}", "Give a directory that PEFT saved."
         ) from None
-    except (ValueError, RecursionError, OSError) as fault:
+    except (ValueError, OSError) as fault:
+        raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
+
+
+def parsed_layout(content: bytes, path: Path) -> LoraLayout:
+    """The settings that lie in `path` with this content; raises as `read_layout`."""
+    try:
+        config = parse_json(content, MOST_MEMBERS)
+    except (ValueError, RecursionError) as fault:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
     _refuse_unsupported(config, path)
     return LoraLayout(
@@ -103,10 +131,10 @@ def parse_key(key: str) -> tuple[str, str] | None:
 
 def _refuse_unsupported(config: object, path: Path) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        got = str(config.get("peft_type"))[:40] if isinstance(config, dict) else type(config).__name__
         raise ExpertError(f"a LoRA adapter in {path}", f"peft_type {got}", "Only LoRA experts can be pooled.")
     if not _is_rank(config.get("r")) or not _is_alpha(config.get("lora_alpha")):
-        got = f"r={config.get('r')!r}, lora_alpha={config.get('lora_alpha')!r}"
+        got = f"r={str(config.get('r'))[:40]}, lora_alpha={str(config.get('lora_alpha'))[:40]}"
         raise ExpertError(f"a whole r above 0 and a finite lora_alpha in {path}", got, "Mend the file.")
     for setting, value in config.items():
         allowed = _PLAIN.get(setting)
@@ -124,18 +152,12 @@ def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     fits = _is_rank if name == "rank_pattern" else _is_alpha
     if not isinstance(patterns, dict) or not all(fits(value) for value in patterns.values()):
         raise ExpertError(f"{name} of patterns to numbers in {path}", f"{patterns!r}"[:80], "Mend the file.")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-            if len(pattern) > _LONGEST_PATTERN or _explosive(pattern):
-                raise re.error("a pattern that may take for ever")
-        except re.error as fault:
-            raise ExpertError(f"regular expressions in {name} of {path}", f"{pattern!r}", "Mend the file.") from fault
+    try:
+        SitePatterns(patterns)
+    except BadPattern as fault:
+        wanted = f"names or regular expressions of linear time in {name} of {path}"
+        raise ExpertError(wanted, str(fault), "Mend the file, or write the modules' names.") from fault
     return patterns
-
-
-def _explosive(pattern: str) -> bool:
-    return bool(_REPEATED_GROUP.search(pattern)) or len(_REPETITION.findall(pattern)) > _MOST_REPETITIONS
 
 
 def _is_rank(value: object) -> bool:
@@ -144,10 +166,3 @@ def _is_rank(value: object) -> bool:
 
 def _is_alpha(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < _LARGEST_ALPHA  # pyright: ignore[reportArgumentType]
-
-
-def _pattern_value(patterns: dict, site: str, default: float) -> float:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", site):
-            return value
-    return default

@@ -5,95 +5,65 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import Field, ValidationError
 
-from glider.config import Config, faults
 from glider.errors import GliderError, PoolError, RouterError
 from glider.experts.base_identity import BaseIdentity
-from glider.experts.card import CARD_FILE, NAME, EmbedderIdentity
+from glider.experts.card import CARD_FILE, NAME
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.files.disk import read_json, sha256, write_json
+from glider.experts.index import (
+    POOL_FILE,
+    Calibration,
+    ExpertRecord,
+    FileRecord,
+    PoolIndex,
+    parsed_index,
+    read_pool_file,
+    write_index,
+)
+from glider.experts.profile import WIDTHS
+from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
+from glider.files.opening import sha256
+from glider.files.replacing import recover
 from glider.verdicts.background import BACKGROUND_FILE, MOST_BYTES, Background
 from glider.verdicts.thresholds import Thresholds
 
-POOL_FILE = "pool.json"
+__all__ = ["POOL_FILE", "Calibration", "ExpertRecord", "FileRecord", "Pool", "PoolIndex"]
+
 LOCK_FILE = ".pool.lock"
-
-
-class FileRecord(Config):
-    """What a file of an expert was when the expert joined."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
-
-
-class ExpertRecord(Config):
-    """One expert of a pool. Its directory is its name, unless it was renamed: then the files stay where they are."""
-
-    name: str = Field(pattern=NAME)
-    directory: str | None = Field(None, pattern=NAME)
-    files: dict[str, FileRecord]
-
-    @property
-    def home(self) -> str:
-        """The directory inside the pool that holds the expert."""
-        return self.directory or self.name
-
-
-class Calibration(Config):
-    """The constants of alpha = gamma * [max global > p] + beta for one global signal, and how good they are."""
-
-    p: float
-    gamma: float = 100.0
-    beta: float = 3.0
-    auc: float | None = None  # of the best score, between queries with and without their expert in the pool
-    balanced_accuracy: float | None = None  # of p, between the same
-    queries: int | None = None  # held-back queries of each kind
-    experts: tuple[str, ...] = ()  # the pool's experts when it was made
-    source: str
-
-
-class PoolIndex(Config):
-    """`pool.json`, format 1."""
-
-    format: Literal[1] = 1
-    base: BaseIdentity
-    embedder: EmbedderIdentity | None = None
-    signal: str | None = None  # the global signal to use where the caller names none
-    calibrations: dict[str, Calibration] = {}  # by global signal
-    verdicts: Thresholds | None = None
-    experts: tuple[ExpertRecord, ...] = ()
 
 
 class Pool:
     """An opened pool: a snapshot of its index, its experts in the index's order."""
 
-    def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert]):
-        self.path, self.index, self.experts = path, index, tuple(experts)
+    def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert], key: Trust = None):
+        self.path, self.index, self.experts, self.key = path, index, tuple(experts), key
 
     @classmethod
-    def open(cls, path: Path | str) -> "Pool":
+    def open(cls, path: Path | str, key: Trust = None) -> "Pool":
         """Open a pool and check its structure; every fault is a `GliderError` naming the expert and the file.
 
-        Tensors are not read. `verify` checks hashes and values, and `glider.load` calls it.
+        Tensors are not read. `verify` checks hashes and values, and `glider.load` calls it. With `key`, a file of
+        public keys (default: `$GLIDER_TRUSTED_KEYS`, where it is set), the owner of one must have signed the pool, and
+        nothing is taken from it that the signature does not vouch for.
         """
         path = Path(path)
-        index = _read_index(path)
+        index = _read_index(path, key)
         experts = []
         for record in index.experts:
+            recover(path / record.home)
             _check_files(path, record)
-            expert = Expert.open(path / record.home, record.name)
+            signed = trusted_keys(key) is not None
+            expert = Expert.open(path / record.home, record.name, record.files, signed)
             _check_member(index, expert)
             experts.append(expert)
         _check_widths(experts)
-        return cls(path, index, experts)
+        return cls(path, index, experts, key)
 
     def reload(self) -> "Pool":
         """The pool as it is on disk now; this one stays the snapshot it is."""
-        return Pool.open(self.path)
+        return Pool.open(self.path, self.key)
 
     def with_expert(self, directory: Path | str, name: str) -> "Pool":
         """This snapshot with one more expert, from any directory and under any name. Nothing is written: `reload` gives
@@ -110,14 +80,14 @@ class Pool:
         _check_widths([*self.experts, expert])
         expert.verify()
         records = (*index.experts, _record(expert, name))
-        return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert))
+        return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert), self.key)
 
     def without(self, name: str) -> "Pool":
         """This snapshot without an expert; nothing is written."""
         gone = self[name]
         records = tuple(record for record in self.index.experts if record.name != name)
         index = self.index.model_copy(update={"experts": records})
-        return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone))
+        return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone), self.key)
 
     @classmethod
     def create(cls, path: Path | str, base: BaseIdentity) -> "Pool":
@@ -125,8 +95,8 @@ class Pool:
         path = Path(path)
         if (path / POOL_FILE).exists():
             raise PoolError(f"no pool yet at {path}", f"an existing {POOL_FILE}", "Open it, or give another path.")
-        write_json(path / POOL_FILE, PoolIndex(base=base).model_dump(mode="json"))
-        return cls.open(path)
+        write_index(path, PoolIndex(base=base))
+        return cls.open(path, UNSIGNED)
 
     def add(self, name: str) -> "Pool":
         """Take up the expert in the directory `name` inside the pool; returns the pool as it is now.
@@ -151,14 +121,15 @@ class Pool:
             return now._write(index.model_copy(update={"experts": (*index.experts, record)}), (*now.experts, expert))
 
     @staticmethod
-    def put(path: Path, name: str) -> None:
+    def put(path: Path, name: str, key: Trust = UNSIGNED) -> None:
         """Take up the expert in `path/name`, in place of what the index told of that directory before.
 
-        Works whatever has become of the others: those that cannot be opened are passed over.
+        Works whatever has become of the others: those that cannot be opened are passed over. With `key` the pool must
+        be as its owner signed it; it is not any more afterwards.
         """
         _check_name(name)
-        with FileLock(path / LOCK_FILE):
-            before = index = _read_index(path)
+        with _locked(path):
+            before = index = _read_index(path, key)
             known = next((record for record in index.experts if record.home == name), None)
             expert = Expert.open(path / name, known.name if known else name)
             if index.embedder is None and expert.card.embedder is not None:
@@ -175,24 +146,27 @@ class Pool:
             index = index.model_copy(update={"experts": tuple(records)})
             if index != before:
                 _check_widths([*_openable(path, index, expert.name), expert])
-                write_json(path / POOL_FILE, _dump(index))
+                write_index(path, index)
 
     @staticmethod
-    def discard(path: Path, name: str) -> list[str]:
-        """Take an expert out of the index, even one whose files are broken; returns the names that are left."""
-        with FileLock(path / LOCK_FILE):
-            index = _read_index(path)
+    def discard(path: Path, name: str, key: Trust = UNSIGNED) -> list[str]:
+        """Take an expert out of the index, even one whose files are broken; returns the names that are left.
+
+        `key` as in `put`.
+        """
+        with _locked(path):
+            index = _read_index(path, key)
             left = tuple(record for record in index.experts if record.name != name)
             if len(left) == len(index.experts):
                 known = ", ".join(record.name for record in index.experts)
                 raise PoolError(f"an expert of the pool ({known})", repr(name), "Check the name.")
-            write_json(path / POOL_FILE, _dump(index.model_copy(update={"experts": left})))
+            write_index(path, index.model_copy(update={"experts": left}))
             return [record.name for record in left]
 
     @staticmethod
     def unchanged(path: Path, name: str) -> bool:
         """Whether the files of the expert in `path/name` are as when they joined; True for one that has not joined."""
-        index = _read_index(path) if (path / POOL_FILE).exists() else None
+        index = _read_index(path, UNSIGNED) if (path / POOL_FILE).exists() else None
         known = next((record for record in index.experts if record.home == name), None) if index else None
         return known is None or all(
             (path / name / file).is_file() and sha256(path / name / file) == told.sha256
@@ -292,13 +266,22 @@ class Pool:
     @contextmanager
     def _changing(self) -> Iterator["Pool"]:
         """Hold the pool's lock; yields the pool as it is on disk, which another process may have changed."""
-        with FileLock(self.path / LOCK_FILE):
-            index = _read_index(self.path)
-            yield self if index == self.index else Pool.open(self.path)
+        with _locked(self.path):
+            index = _read_index(self.path, UNSIGNED)  # what differs from what was opened is opened again, by the key
+            yield self if index == self.index else Pool.open(self.path, self.key)
 
     def _write(self, index: PoolIndex, experts: Sequence[Expert]) -> "Pool":
-        write_json(self.path / POOL_FILE, _dump(index))
-        return Pool(self.path, index, experts)
+        return Pool(self.path, write_index(self.path, index), experts, self.key)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a pool's lock. A link in place of its file would make another file, or empty one."""
+    lock = path / LOCK_FILE
+    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
+        raise PoolError(f"the lock {lock} of the pool, a file", "a link or no regular file", "Remove it.")
+    with FileLock(lock):
+        yield
 
 
 def _openable(path: Path, index: PoolIndex, but: str) -> Iterator[Expert]:
@@ -309,31 +292,17 @@ def _openable(path: Path, index: PoolIndex, but: str) -> Iterator[Expert]:
                 yield Expert.open(path / record.home, record.name)
 
 
-def _dump(index: PoolIndex) -> dict[str, Any]:
-    return index.model_dump(mode="json", exclude_none=True)
-
-
 def _refuse(needed: str, lacking: list[str], remedy: str) -> None:
     if lacking:
         raise RouterError(needed, f"none in {', '.join(lacking)}", f"{remedy}, or drop them.")
 
 
-def _read_index(path: Path) -> PoolIndex:
-    file = path / POOL_FILE
-    try:
-        index = PoolIndex.model_validate(read_json(file))
-    except (FileNotFoundError, NotADirectoryError):
-        raise PoolError(
-            f"a pool directory with {POOL_FILE}", f"{path} without it", "Give --pool the directory of a pool."
-        ) from None
-    except ValidationError as fault:
-        raise PoolError(f"a pool of format 1 in {file}", faults(fault), "Build the pool again.") from fault
-    except (ValueError, RecursionError, OSError) as fault:
-        raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
-    for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
-        if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
-            raise PoolError(f"every expert once in {file}", f"{', '.join(twice)} twice", "Build the pool again.")
-    return index
+def _read_index(path: Path, key: Trust) -> PoolIndex:
+    """The index, read once: what is parsed is what was signed, where a signature is asked for."""
+    content = read_pool_file(path)
+    if (keys := trusted_keys(key)) is not None:
+        require_signature(content, path, keys)
+    return parsed_index(content, path / POOL_FILE)
 
 
 def _check_name(name: str) -> None:
@@ -402,9 +371,17 @@ def _check_widths(experts: Sequence[Expert]) -> None:
                     f"{site.in_features} -> {site.out_features} in {expert.name}",
                     "These experts are not for the same base model.",
                 )
+    states: dict[str, tuple[int, str]] = {}
+    for expert in experts:
+        for part, width in expert.profile_widths.items():
+            known, first = states.setdefault(WIDTHS[part], (width, expert.name))
+            if known != width:
+                raise PoolError(
+                    f"profiles of one width ({part} of {known}, as in {first})",
+                    f"{width} in {expert.name}",
+                    "Make its profile again with `glider expert profile`.",
+                )
 
 
 def _record(expert: Expert, name: str, directory: str | None = None) -> ExpertRecord:
-    places = {file: expert.directory / file for file in EXPERT_FILES}
-    files = {file: FileRecord(sha256=sha256(place), size=place.stat().st_size) for file, place in places.items()}
-    return ExpertRecord(name=name, directory=directory, files=files)
+    return ExpertRecord(name=name, directory=directory, files=expert.record())

@@ -18,9 +18,11 @@ HELD_BACK = 24  # inputs kept for calibration
 MOST_GRAMS = 12288
 MOST_QUERY_GRAMS = 512
 EMBEDDED = ("inputs", "held_back_inputs")
+WIDTHS = {"inputs": "inputs", "held_back_inputs": "inputs", "hidden": "hidden", "held_back_hidden": "hidden"}  # alike
 _AXES = {"grams": 1, "counts": 1, "held_back": 2, "inputs": 1, "held_back_inputs": 2}
 _AXES |= {"hidden": 1, "held_back_hidden": 2}
 _DTYPES = {"grams": torch.int32, "counts": torch.uint8, "held_back": torch.int32}
+_WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,15 @@ class Profile:
         )
 
 
-def misfit(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def misfit(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> str | None:
     """What keeps tensors of these names and shapes from being a profile; None if nothing does, or if there is none."""
     parts = {name.removeprefix(PREFIX): shape for name, shape in shapes.items() if name.startswith(PREFIX)}
     for part, shape in parts.items():
-        if len(shape) != _AXES.get(part):
+        if len(shape) != _AXES.get(part) or 0 in shape[-1:]:
             return f"the tensor {PREFIX}{part} of shape {shape}"
+        dtype = dtypes[PREFIX + part]
+        if not (dtype in _WHOLE if part in _DTYPES else dtype.is_floating_point):
+            return f"the tensor {PREFIX}{part} of {dtype}"
     if parts and (missing := {"grams", "counts", "held_back"} - parts.keys()):
         return f"a profile without {', '.join(sorted(missing))}"
     if parts and parts["grams"] != parts["counts"]:
@@ -100,6 +105,10 @@ def misfit(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     for part in ("held_back_inputs", "held_back_hidden"):
         if part in parts and parts[part][0] != parts["held_back"][0]:
             return f"{parts['held_back'][0]} held-back inputs and {parts[part][0]} rows of {part}"
+    widths: dict[str, int] = {}
+    for part, kind in WIDTHS.items():
+        if part in parts and widths.setdefault(kind, parts[part][-1]) != parts[part][-1]:
+            return f"{part} of width {parts[part][-1:]} beside {(widths[kind],)}"
     return None
 
 

@@ -51,7 +51,7 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     if not pairs:
         raise MisfitError(ADAPTER_WEIGHTS_FILE, "LoRA pairs", "no tensor")
     sites = {site: _parse_pair(site, pair, extra, dtypes[site]) for site, pair in pairs.items()}
-    if fault := misfit(extra.shapes):
+    if fault := misfit(extra.shapes, extra.dtypes):
         raise MisfitError(GLIDER_WEIGHTS_FILE, "the tensors of a profile", fault)
     for key, shape in extra.shapes.items():
         if key.startswith(PREFIX):

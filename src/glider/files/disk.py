@@ -1,12 +1,9 @@
 """Files that appear whole or not at all."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,34 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glider.errors import ExpertError
-
-LARGEST_JSON = 64 << 20
-_DEEPEST_JSON = 64
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Parse a stranger's JSON file; `ValueError` says what is wrong with it (names twice, too large, too deep)."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("no regular file")
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path.stat().st_size} bytes")
-    value = json.loads(path.read_text("utf8"), object_pairs_hook=_unique)
-    layer, depth = [value], 0
-    while layer:
-        depth += 1
-        if depth > _DEEPEST_JSON:
-            raise ValueError("too deep nesting")
-        layer = [x for v in layer for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
-    return value
+from glider.files.json_text import LARGEST_JSON as LARGEST_JSON
+from glider.files.json_text import read_json as read_json
+from glider.files.opening import opened
+from glider.files.opening import sha256 as sha256
+from glider.files.replacing import flush_directory, is_directory, replace_directory, work_beside
 
 
 def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
@@ -53,15 +27,6 @@ def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
         place = directory / file
         if place.is_symlink() and os.path.realpath(place.parent) != str(Path(os.path.realpath(place)).parent):
             raise ExpertError(f"the file {place} itself", "a link out of the directory", "Copy the file.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in seen:
-            raise ValueError(f"the name {name[:60]!r} twice")
-        seen[name] = value
-    return seen
 
 
 def canonical_json(value: Any) -> str:
@@ -74,30 +39,31 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, lambda partial: partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf8"))
 
 
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place; on any failure nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        write(partial)
-        _flush(partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fresh: bool = False) -> None:
+    """Let `write` fill a file of that name beside `path`, then put it in place; on any failure nothing is left behind.
+
+    A `fresh` file takes nobody's place: `FileExistsError` if there is one. A full disk, and whatever else the system
+    refuses, is an `OSError` that names `path`.
+    """
+    with _told_as(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with work_beside(path) as work, _told_as(path, work / path.name):
+            partial = work / path.name
+            write(partial)
+            _flush(partial)
+            partial.chmod(mode)
+            if fresh:
+                os.link(partial, path)
+            else:
+                partial.replace(path)
+            flush_directory(path.parent)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file; a full disk is the `OSError` that it is, not a serialisation error."""
-    try:
+    with _told_as(path):
         save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as fault:
-        code = re.search(r"os error (\d+)", str(fault))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from fault
+        path.chmod(0o644)
 
 
 @contextmanager
@@ -106,25 +72,79 @@ def new_directory(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced only after the new content is complete.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield partial
-        for file in partial.iterdir():
-            if file.is_file():
-                _flush(file)
-        partial.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old / "replaced")
-            partial.replace(path)
-            shutil.rmtree(old)
+    with _told_as(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with work_beside(path) as work, _told_as(path, work / path.name):
+            partial = work / path.name
+            partial.mkdir()
+            yield partial
+            for folder, _, files in os.walk(partial):
+                for file in files:
+                    _flush(Path(folder, file))
+                flush_directory(Path(folder))
+            partial.chmod(0o755)
+            replace_directory(partial, path)
+
+
+def own_directory(path: Path) -> Path:
+    """A directory to work in that lies where it says, made if there is none; raises `ExpertError` for a link."""
+    with _told_as(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(path):
+            path.mkdir()
+    if not is_directory(path):
+        raise ExpertError(f"a directory {path} to work in", "a link or a file", "Remove it; it is not glider's.")
+    return path
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file's content; raises `OSError` and `UnfitFile` (`ValueError`) as `opened`."""
+    with opened(source) as descriptor, os.fdopen(os.dup(descriptor), "rb") as content, target.open("xb") as copy:
+        shutil.copyfileobj(content, copy, 1 << 20)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a directory into an empty one, links as links; raises `ExpertError` for a pipe, a socket or a device."""
+    for entry in sorted(source.iterdir()):
+        copy = target / entry.name
+        if entry.is_symlink():
+            copy.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            copy.mkdir()
+            copy_tree(entry, copy)
         else:
-            partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            try:
+                copy_file(entry, copy)
+            except ValueError as fault:
+                raise ExpertError(f"files alone in {source}", f"{entry}, {fault}", "Remove it.") from fault
+            copy.chmod(entry.stat().st_mode & 0o777)
+
+
+@contextmanager
+def _told_as(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Let what the system refuses name the file that was to be written, not the one it is written as at first."""
+    try:
+        yield
+    except SafetensorError as fault:
+        code = re.search(r"os error (\d+)", str(fault))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from fault
+    except OSError as fault:
+        if fault.errno is None or (fault.filename is not None and partial is None):
+            raise
+        named = None if fault.filename is None else Path(os.fsdecode(fault.filename))
+        if named is None:
+            told = path
+        elif partial is not None and named.is_relative_to(partial.parent):
+            told = path / named.relative_to(partial) if named.is_relative_to(partial) else path
+        else:
+            raise
+        raise OSError(fault.errno, fault.strerror, str(told)) from fault
 
 
 def _flush(path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        return
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -4,8 +4,12 @@ Reading the header alone says what a file holds. Experts of one shape have byte-
 thousand parses one of them.
 """
 
-import json
+import errno
+import hashlib
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +18,12 @@ from typing import Any
 import torch
 
 from glider.errors import ExpertError
+from glider.files.json_text import parse_json
+from glider.files.opening import UnfitFile, opened, read_exactly
 
 LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth of it
+MOST_TENSORS = 100_000  # an adapter on every expert of 48 layers of 128 has 37,000
+LONGEST_NAME = 512  # characters
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -33,6 +41,13 @@ class Header:
     dtypes: dict[str, torch.dtype]
     places: dict[str, tuple[int, int]]  # first byte and length, from the file's beginning
     data_bytes: int
+    length: int  # of the header's text
+    sha256: bytes  # of the header's text
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return 8 + self.length + self.data_bytes
 
 
 def read_header(path: Path) -> Header:
@@ -40,26 +55,37 @@ def read_header(path: Path) -> Header:
 
     Raises `ExpertError` naming the file if it is missing, cut short, longer than it says, or inconsistent in itself.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise damaged(path, "no regular file")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise damaged(path, f"a header of {length} bytes in a file of {size}")
-            header = file.read(length)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
-        raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
-    except OSError as fault:
-        raise damaged(path, str(fault)) from fault
+    with reading(path), opened(path) as descriptor:
+        return header_of(descriptor, path)
+
+
+def header_of(descriptor: int, path: Path) -> Header:
+    """The header of an opened file; raises as `read_header`."""
+    size = os.fstat(descriptor).st_size
+    length = int.from_bytes(read_exactly(descriptor, 0, min(8, size)), "little")
+    if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+        raise damaged(path, f"a header of {length} bytes in a file of {size}")
+    header = bytes(read_exactly(descriptor, 8, length))
     try:
         parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse(header)
     except (ValueError, RecursionError) as fault:
         raise damaged(path, str(fault)) from fault
-    if 8 + length + parsed.data_bytes != size:
-        raise damaged(path, f"{size} bytes where its header declares {8 + length + parsed.data_bytes}")
+    if parsed.size != size:
+        raise damaged(path, f"{size} bytes where its header declares {parsed.size}")
     return parsed
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let what goes wrong in reading a file of an expert be an `ExpertError` that names it."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+        raise ExpertError(f"the file {path}", "no such file", "Get the expert anew; it is incomplete.") from None
+    except (OSError, UnfitFile) as fault:
+        if isinstance(fault, OSError) and fault.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine's fault, not the file's
+        raise damaged(path, str(fault)) from fault
 
 
 def damaged(path: Path, got: str) -> ExpertError:
@@ -74,9 +100,11 @@ def _parse_known(header: bytes) -> Header:
 
 def _parse(header: bytes) -> Header:
     """The header, or a `ValueError` that says what is wrong with it."""
-    entries = json.loads(header, object_pairs_hook=_unique)
+    entries = parse_json(header, 8 * MOST_TENSORS)
     if not isinstance(entries, dict):
         raise ValueError("a header that is no object")
+    if len(entries) > MOST_TENSORS:
+        raise ValueError(f"{len(entries)} tensors, where {MOST_TENSORS} are the most")
     entries = {name: _entry(name, value) for name, value in entries.items() if name != "__metadata__"}
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -88,23 +116,22 @@ def _parse(header: bytes) -> Header:
         {name: dtype for name, (_, dtype, _, _) in entries.items()},
         {name: (8 + len(header) + begin, end - begin) for name, (_, _, begin, end) in entries.items()},
         position,
+        len(header),
+        hashlib.sha256(header).digest(),
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name that stands twice in the header")
-    return dict(pairs)
-
-
 def _entry(name: str, value: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a name of {len(name)} characters, {name[:40]!r}")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"an entry {name} without dtype, shape and data_offsets")
-    shape, offsets, dtype = value["shape"], value["data_offsets"], _DTYPES.get(str(value["dtype"]))
+    shape, offsets = value["shape"], value["data_offsets"]
+    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"dtype {value['dtype']!r} in {name}")
+        raise ValueError(f"dtype {str(value['dtype'])[:40]!r} in {name}")
     if not _naturals(shape) or len(shape) > _MOST_AXES or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"shape {shape} and offsets {offsets} in {name}")
+        raise ValueError(f"shape {str(shape)[:80]} and offsets {str(offsets)[:80]} in {name}")
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{offsets[1] - offsets[0]} bytes for shape {shape} of {value['dtype']} in {name}")
     return tuple(shape), dtype, offsets[0], offsets[1]

@@ -1,82 +1,194 @@
-"""A safetensors file whose tensors are read from a map of it, a few at a time, and given back."""
+"""A safetensors file whose tensors are read a few at a time into memory of our own, each checked by its digest.
 
-import ctypes
-import mmap
-from collections.abc import Iterable
-from functools import cache
+A map of the file would be shorter, but what is mapped is another's to change: cut short it ends the process, written
+over it changes tensors that were checked. So bytes are copied by `pread`, and what is handed out is what was checked.
+"""
+
+import base64
+import binascii
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from glider.files.headers import damaged, read_header
+from glider.errors import ExpertError
+from glider.files.descriptors import Descriptor, descriptor_of, hold
+from glider.files.headers import Header, header_of, reading
+from glider.files.opening import read_exactly
 from glider.shapes import Tensor
+
+DIGEST_BYTES = 16  # of SHA-256: nobody finds another tensor with the same
+_TOGETHER = 8 << 20  # bytes that a pass over the whole file reads at once
+_AGAIN = "Get the file anew, or remove the expert and add it again if you changed it on purpose."
 
 
 class TensorFile:
-    """A mapped file. What replaces it on disk later does not change it.
+    """An opened file. What replaces it on disk does not change it, while its descriptor is among those held.
 
-    PyTorch makes the map: Python's own would hold a file descriptor for each file, and a system allows a process 256
-    to 1024 of them. Mapped pages that were read count as resident memory until `release`.
+    `record` are the digests that `digests` made when the file was known to be right, or `sha256` is that of all of it.
+    Without either the file is what it is when it is first read, and must stay so.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.header = path, read_header(path)
-        size = max((begin + length for begin, length in self.header.places.values()), default=0)
-        try:
-            self._map: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-        except RuntimeError as fault:
-            raise damaged(path, f"changed while it was opened: {str(fault).splitlines()[0]}") from fault
+    held: Descriptor | None = None
+
+    def __init__(self, path: Path, record: str | None = None, sha256: str | None = None, owner: str = ""):
+        self.path, self._sha256, self._lock = path, sha256, threading.Lock()
+        self._told = f"{path}{owner and f' of {owner}'}"
+        with reading(path):
+            descriptor = Descriptor(path)
+            self.header = header_of(descriptor.number, path)
+        hold(self, descriptor)
+        self._recorded = record is not None
+        self._digests = None if record is None else self._of_record(record)
+
+    def expect(self, sha256: str) -> None:
+        """Check the whole file against this digest when it is read next, unless it came with digests of its own."""
+        if not self._recorded and self._sha256 != sha256:
+            self._sha256, self._digests = sha256, None
+
+    def digests(self) -> str:
+        """The digests of the header and of each tensor, in the order of the file, in base64."""
+        known = self._digests or self._pass(finite=False)[0]
+        whole = b"".join([self.header.sha256[:DIGEST_BYTES], *(known[name] for name in _ordered(self.header))])
+        return base64.b64encode(whole).decode("ascii")
 
     def read(self, names: Iterable[str]) -> list[Tensor]:
-        """Tensors by name, as views of the map, or copies of what lies at no multiple of its item size."""
-        return [self._read(name) for name in names]
-
-    def release(self) -> None:
-        """Let the system take back the pages that were read; a tensor that is still in use reads them again.
-
-        What was written into a tensor, and so into no file, is lost.
-        """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            _libc().madvise(self._map.data_ptr(), self._map.nbytes(), mmap.MADV_DONTNEED)
+        """Tensors by name. Raises `ExpertError` for one that is not what it was."""
+        with self._lock:  # of several threads one passes over the file
+            if self._digests is None:
+                self._pass(finite=False)
+        with reading(self.path):
+            descriptor = self._descriptor()
+            return [self._read(descriptor.number, name) for name in names]
 
     def not_finite(self) -> str | None:
-        """The first tensor with NaN or infinity in it, or None. Neighbours of one dtype are looked at together."""
-        for run in self._runs():
-            first, last = self.header.places[run[0]], self.header.places[run[-1]]
-            whole = self._values(self.header.dtypes[run[0]], first[0], sum(last) - first[0])
-            if not all(bound.isfinite() for bound in whole.aminmax()):  # both are NaN where a value is
-                return next(name for name in run if not torch.isfinite(self._read(name)).all())
+        """Check the whole file; the first tensor with NaN or infinity in it, or None.
+
+        Raises `ExpertError` where the content is not what it was.
+        """
+        return self._pass(finite=True)[1]
+
+    def _descriptor(self) -> Descriptor:
+        def check(number: int) -> None:
+            if header_of(number, self.path).sha256 != self.header.sha256:
+                raise self._changed("its header", "another one")
+
+        return descriptor_of(self, check)
+
+    def _read(self, descriptor: int, name: str) -> Tensor:
+        content = read_exactly(descriptor, *self.header.places[name])
+        assert self._digests is not None
+        if (got := _digest(content)) != self._digests[name]:
+            raise self._changed_tensor(name, self._digests[name], got)
+        return _values(content, self.header.dtypes[name]).view(self.header.shapes[name])
+
+    def _pass(self, finite: bool) -> tuple[dict[str, bytes], str | None]:
+        """Read all of the file once: its digests, compared with those that are known, and what is not finite."""
+        whole, digests, infinite = hashlib.sha256(), dict[str, bytes](), None
+        hashed = self._digests is None and self._sha256 is not None
+        with reading(self.path):
+            descriptor = self._descriptor()
+            if hashed:
+                whole.update(read_exactly(descriptor.number, 0, 8 + self.header.length))
+            for names in self._groups():
+                begin, end = self.header.places[names[0]][0], sum(self.header.places[names[-1]])
+                content = read_exactly(descriptor.number, begin, end - begin)
+                if hashed:
+                    whole.update(content)
+                view = memoryview(content)
+                for name in names:
+                    at, length = self.header.places[name]
+                    digests[name] = _digest(view[at - begin : at - begin + length])
+                if finite and infinite is None:
+                    infinite = self._first_not_finite(content, begin, names)
+        if hashed and (got := whole.hexdigest()) != self._sha256:
+            wanted = f"{self._told} unchanged since it joined the pool (sha256 {str(self._sha256)[:12]})"
+            raise ExpertError(wanted, f"sha256 {got[:12]}", _AGAIN)
+        for name, known in (self._digests or {}).items():
+            if digests[name] != known:
+                raise self._changed_tensor(name, known, digests[name])
+        self._digests = digests
+        return digests, infinite
+
+    def _groups(self) -> Iterator[list[str]]:
+        """All tensors in the order of the file, some megabytes together."""
+        group, size = [], 0
+        for name in _ordered(self.header):
+            group.append(name)
+            size += self.header.places[name][1]
+            if size >= _TOGETHER:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _first_not_finite(self, content: bytearray, begin: int, names: list[str]) -> str | None:
+        """Neighbours of one dtype are looked at together."""
+        for run in self._runs(names):
+            first, end = self.header.places[run[0]][0] - begin, sum(self.header.places[run[-1]]) - begin
+            dtype = self.header.dtypes[run[0]]
+            bounds = _values(content, dtype, first, end).aminmax()  # both are NaN where a value is
+            if all(bound.float().isfinite() for bound in bounds):  # what is computed is float32 or narrower
+                continue
+            for name in run:
+                at = self.header.places[name][0] - begin
+                values = _values(content, dtype, at, at + self.header.places[name][1])
+                if not torch.isfinite(values.float()).all():
+                    return name
         return None
 
-    def _runs(self) -> list[list[str]]:
-        """The floating-point tensors, those of one dtype that lie end to end together."""
-        runs: list[list[str]] = []
-        for name, dtype in sorted(self.header.dtypes.items(), key=lambda item: self.header.places[item[0]]):
-            begin, length = self.header.places[name]
+    def _runs(self, names: list[str]) -> Iterator[list[str]]:
+        """The floating-point tensors, neighbours of one dtype together."""
+        run: list[str] = []
+        for name in names:
+            dtype, (begin, length) = self.header.dtypes[name], self.header.places[name]
             if not dtype.is_floating_point or not length:
                 continue
-            before = runs[-1][-1] if runs else None
-            if before and self.header.dtypes[before] == dtype and sum(self.header.places[before]) == begin:
-                runs[-1].append(name)
-            else:
-                runs.append([name])
-        return runs
+            if run and self.header.dtypes[run[0]] == dtype and sum(self.header.places[run[-1]]) == begin:
+                run.append(name)
+                continue
+            if run:
+                yield run
+            run = [name]
+        if run:
+            yield run
 
-    def _values(self, dtype: torch.dtype, begin: int, length: int) -> Tensor:
-        """So many bytes of the file, as values in a row."""
-        if begin % dtype.itemsize == 0:
-            return torch.empty(0, dtype=dtype).set_(
-                self._map, begin // dtype.itemsize, (length // dtype.itemsize,), (1,)
-            )
-        return torch.empty(0, dtype=torch.uint8).set_(self._map, begin, (length,), (1,)).clone().view(dtype)
+    def _of_record(self, record: str) -> dict[str, bytes]:
+        names = _ordered(self.header)
+        try:
+            whole = base64.b64decode(record, validate=True)
+        except (binascii.Error, ValueError):
+            whole = b""
+        if len(whole) != DIGEST_BYTES * (len(names) + 1):
+            raise self._changed(f"{len(names)} tensors", f"digests of {max(0, len(whole) // DIGEST_BYTES - 1)}")
+        if whole[:DIGEST_BYTES] != self.header.sha256[:DIGEST_BYTES]:
+            raise self._changed("its header", "another one")
+        parts = [whole[i : i + DIGEST_BYTES] for i in range(DIGEST_BYTES, len(whole), DIGEST_BYTES)]
+        return dict(zip(names, parts, strict=True))
 
-    def _read(self, name: str) -> Tensor:
-        return self._values(self.header.dtypes[name], *self.header.places[name]).view(self.header.shapes[name])
+    def _changed_tensor(self, name: str, wanted: bytes, got: bytes) -> ExpertError:
+        return self._changed(f"the tensor {name} of sha256 {wanted.hex()[:12]}", f"sha256 {got.hex()[:12]}")
+
+    def _changed(self, wanted: str, got: str) -> ExpertError:
+        return ExpertError(f"{self._told} unchanged, with {wanted}", got, _AGAIN)
 
 
-@cache
-def _libc() -> Any:
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return libc
+def _ordered(header: Header) -> list[str]:
+    """Names in the order of the file; empty tensors have no place of their own, and so go by name."""
+    return sorted(header.places, key=lambda name: (*header.places[name], name))
+
+
+def _digest(content: bytearray | memoryview) -> bytes:
+    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+def _values(content: bytearray, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> Tensor:
+    """Bytes as values in a row, copied where they lie at no multiple of their size."""
+    end = len(content) if end is None else end
+    if begin == end:
+        return torch.empty(0, dtype=dtype)
+    if begin % dtype.itemsize:
+        content, begin, end = content[begin:end], 0, end - begin
+    return torch.frombuffer(content, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)

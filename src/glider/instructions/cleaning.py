@@ -6,13 +6,15 @@ characters; what it says is not judged.
 """
 
 import re
-import unicodedata
+
+from glider.printable import printable, visible
+
+__all__ = ["LONGEST", "Nonsense", "clean", "printable"]
 
 LONGEST = 500  # characters of a description; the longest of 600 that GPT-4 wrote has 502
 LONGEST_REPLY = 20_000  # characters that are looked at
 _FEWEST_LETTERS = 8
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml)\b", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
@@ -44,7 +46,7 @@ def clean(reply: str, prompt: str = "", instruction: str = "") -> str:
         raise Nonsense("a web page")
     if text.lstrip().startswith(("{", "[")):
         raise Nonsense("structured data")
-    lines = [plain for line in _printable(text).splitlines() if (plain := _plain(line))]
+    lines = [plain for line in visible(text).splitlines() if (plain := _plain(line))]
     told = _words(instruction)
     fresh = [line for line in lines if _words(line) not in told and not _SHOWN.match(line)]
     if lines and not fresh:
@@ -59,12 +61,6 @@ def clean(reply: str, prompt: str = "", instruction: str = "") -> str:
     return sentence
 
 
-def printable(text: str, longest: int = 200) -> str:
-    """A stranger's text on one line, fit for a message."""
-    line = " ".join(_printable(text[: 4 * longest]).split())
-    return line if len(line) <= longest else f"{line[:longest]} ..."
-
-
 def _after_echo(reply: str, prompt: str) -> str:
     end = prompt[-80:]
     return reply.rpartition(end)[2] if len(end) == 80 else reply
@@ -76,12 +72,6 @@ def _without_thought(text: str) -> str:
     if "<think>" in text.lower():
         raise Nonsense("a thought without an end")
     return text
-
-
-def _printable(text: str) -> str:
-    """Line breaks stay, other control characters, direction marks, lone surrogates and private ones go."""
-    text = _ESCAPES.sub("", text).replace("\r", "\n").replace("\t", " ")
-    return "".join(letter for letter in text if letter == "\n" or unicodedata.category(letter)[0] != "C")
 
 
 def _plain(line: str) -> str:

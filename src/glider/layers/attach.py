@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from glider.errors import PoolError, RouterError
-from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.layers.bank import Bank, storage
 from glider.layers.context import Batch, RoutingContext
@@ -23,8 +22,6 @@ from glider.routing.base import Prepared, Router
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare, ungated
 from glider.shapes import Int, Tensor
-
-_RELEASE = 16  # sites whose pairs may lie in memory twice, in the experts' files and stacked
 
 
 @dataclass(frozen=True)
@@ -321,18 +318,14 @@ def attach(
 def _banks(
     originals: dict[str, nn.Module], prepared: Prepared, dtypes: dict[str, torch.dtype], places: int | None
 ) -> dict[str, Bank | HotBank]:
-    """The bank of every site; pages of the experts' files are given back on the way."""
+    """The bank of every site."""
     banks: dict[str, Bank | HotBank] = {}
-    for count, name in enumerate(prepared.sites):
+    for name in prepared.sites:
         if places is None:
             bank = Bank.of(name, prepared.experts, dtypes[name])
         else:
             bank = HotBank(name, prepared.experts, places, dtypes[name])
         banks[name] = bank.to(_device(originals[name]))
-        if count % _RELEASE == _RELEASE - 1 or count == len(prepared.sites) - 1:
-            for expert in prepared.experts:
-                if isinstance(expert, Expert):
-                    expert.release()
     return banks
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from glider.errors import ConfigError
-from glider.experts.expert import Expert, ExpertLike
+from glider.experts.expert import ExpertLike
 from glider.layers.bank import Bank
 from glider.routing.base import Decision, Prepared
 from glider.shapes import Float, Int, Tensor
@@ -82,8 +82,6 @@ class HotBank(nn.Module):
             owner = self.experts[expert]
             if self.site in owner.sites:
                 self.stack.put(place, self.site, owner)
-                if isinstance(owner, Expert):
-                    owner.release()
             else:
                 self.stack.A[place] = 0
                 self.stack.B[place] = 0

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from glider.errors import ExpertError
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.files.disk import save_tensors, sha256, write_file
+from glider.files.tensor_file import TensorFile
 from glider.progress import track
 from glider.routing.base import Site, absent_at
 from glider.routing.spectra_files import forget_unused, note_use, spectra_file
@@ -138,8 +138,9 @@ def _read(key: str, expert: Expert) -> Spectra | None:
     }
     file = spectra_file(key)
     try:
-        parts = load_file(file)[_ALL].split([depth * rank for depth, rank in shapes.values()])
-    except (OSError, SafetensorError, KeyError, RuntimeError):  # the last: a sum other than the tensor's length
+        (whole,) = TensorFile(file).read((_ALL,))
+        parts = whole.split([depth * rank for depth, rank in shapes.values()])
+    except (ExpertError, KeyError, RuntimeError):  # the last: a sum other than the tensor's length
         return None
     note_use(file)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,0 +1,112 @@
+"""`pool.json`: which experts a pool has, what their files were when they joined, and what is calibrated."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from glider.config import Config, faults
+from glider.errors import PoolError
+from glider.experts.base_identity import BaseIdentity
+from glider.experts.card import NAME, EmbedderIdentity, require_format
+from glider.files.disk import write_json
+from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, parse_json
+from glider.files.opening import read_bytes
+from glider.verdicts.thresholds import Thresholds
+
+POOL_FILE = "pool.json"
+FORMAT = 2  # since 2 with digests of the single tensors
+_LARGEST_CONSTANT = 1e6
+
+
+class FileRecord(Config):
+    """What a file of an expert was when the expert joined."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    tensors: str | None = None  # digests of its header and tensors (`TensorFile.digests`); None in format 1
+
+
+class ExpertRecord(Config):
+    """One expert of a pool. Its directory is its name, unless it was renamed: then the files stay where they are."""
+
+    name: str = Field(pattern=NAME)
+    directory: str | None = Field(None, pattern=NAME)
+    files: dict[str, FileRecord]
+
+    @property
+    def home(self) -> str:
+        """The directory inside the pool that holds the expert."""
+        return self.directory or self.name
+
+
+class Calibration(Config):
+    """The constants of alpha = gamma * [max global > p] + beta for one global signal, and how good they are."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    p: float = Field(ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
+    gamma: float = Field(100.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
+    beta: float = Field(3.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
+    auc: float | None = None  # of the best score, between queries with and without their expert in the pool
+    balanced_accuracy: float | None = None  # of p, between the same
+    queries: int | None = None  # held-back queries of each kind
+    experts: tuple[str, ...] = ()  # the pool's experts when it was made
+    source: str
+
+
+class PoolIndex(Config):
+    """`pool.json`, format 2; an index of format 1 is read as one whose files have no digests of their tensors."""
+
+    format: Literal[1, 2] = FORMAT
+    base: BaseIdentity
+    embedder: EmbedderIdentity | None = None
+    signal: str | None = None  # the global signal to use where the caller names none
+    calibrations: dict[str, Calibration] = {}  # by global signal
+    verdicts: Thresholds | None = None
+    experts: tuple[ExpertRecord, ...] = ()
+
+
+def read_pool_file(path: Path) -> bytes:
+    """The bytes of a pool's index; raises `PoolError` where there is none that can be read."""
+    file = path / POOL_FILE
+    try:
+        return read_bytes(file, LARGEST_JSON)
+    except (FileNotFoundError, NotADirectoryError):
+        raise PoolError(
+            f"a pool directory with {POOL_FILE}", f"{path} without it", "Give --pool the directory of a pool."
+        ) from None
+    except (ValueError, OSError) as fault:
+        raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
+
+
+def parsed_index(content: bytes, file: Path) -> PoolIndex:
+    """The index that lies in `file` with this content; raises `PoolError` naming every fault."""
+    try:
+        value = parse_json(content, MOST_MEMBERS)
+        require_format(value, FORMAT, "a pool", file, PoolError)
+        index = PoolIndex.model_validate(value)
+    except ValidationError as fault:
+        raise PoolError(
+            f"a pool of format {FORMAT} or older in {file}", faults(fault), "Build the pool again."
+        ) from fault
+    except (ValueError, RecursionError) as fault:
+        raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
+    for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            told = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
+            raise PoolError(f"every expert once in {file}", told, "Build the pool again.")
+    return index
+
+
+def write_index(path: Path, index: PoolIndex) -> PoolIndex:
+    """Put an index into a pool's directory, in the newest format; returns it as it is there."""
+    index = index.model_copy(update={"format": FORMAT})
+    write_json(path / POOL_FILE, dump(index))
+    return index
+
+
+def dump(index: PoolIndex) -> dict[str, Any]:
+    """The JSON of an index."""
+    return index.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,79 @@
+"""JSON that strangers wrote, bounded before it is parsed.
+
+What a parser makes of a text may be forty times its size, and what is checked afterwards more. So its bytes, its depth
+and the number of its members are counted first, on the text, in one pass each.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from glider.files.opening import UnfitFile, read_bytes
+
+LARGEST_JSON = 64 << 20  # bytes of the largest of our files, the index of a pool of some 4,000 experts
+MOST_MEMBERS = 500_000  # values of objects and arrays, over a whole file
+DEEPEST = 64
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(path: Path, longest: int = LARGEST_JSON, most: int = MOST_MEMBERS) -> Any:
+    """Parse a stranger's JSON file; as `parse_json`, and `OSError` where there is none."""
+    return parse_json(read_bytes(path, longest), most)
+
+
+def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
+    """Parse JSON in UTF-8. `ValueError` says what is wrong with it: too many members, too deep, a name twice, half a
+    character, numbers of thousands of digits, NaN."""
+    if content.count(b"\\") > 4 * most or content.count(b'"') - content.count(b'\\"') > 4 * most + 2:
+        raise UnfitFile(f"more than {4 * most} quotes or escapes")  # what cuts strings out below is slow at them
+    plain = _STRINGS.sub(b"", content)
+    members = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
+    if members > most:
+        raise UnfitFile(f"more than {most} members")
+    if _depth(plain) > DEEPEST:
+        raise UnfitFile("too deep nesting")
+    value = json.loads(content.decode("utf8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    if _HALF.search(content):
+        _refuse_halves(value)
+    return value
+
+
+def _depth(plain: bytes) -> int:
+    depth = deepest = 0
+    for sign in plain.translate(None, _NOT_BRACKETS):
+        depth += 1 if sign in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise UnfitFile(f"the name {name[:60]!r} twice")
+            names.add(name)
+    return seen
+
+
+def _refuse(constant: str) -> Any:
+    raise UnfitFile(f"{constant}, which is no JSON")
+
+
+def _refuse_halves(value: Any) -> None:
+    """Half of a character outside the basic plane is a string that nothing can write or print."""
+    layer = [value]
+    while layer:
+        below = []
+        for one in layer:
+            if isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise UnfitFile(f"half a character in {one[:60]!r}")
+        layer = below

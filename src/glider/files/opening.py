@@ -1,0 +1,89 @@
+"""The one way to open a file that somebody else may have laid there.
+
+Only regular files, never waiting (a pipe without a writer blocks an ordinary `open` for ever), never more bytes than
+the caller allows. What is read is read from the descriptor that was checked, not from the path again.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_BLOCK = 1 << 20
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_FLAGS |= getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+class UnfitFile(ValueError):
+    """A file that is not of the kind or the size it should be; the message says what it is instead."""
+
+
+def open_descriptor(path: Path | str, *, follow: bool = True) -> int:
+    """A descriptor of a regular file, to read; the caller closes it.
+
+    Raises `OSError` where there is none or it may not be read, `UnfitFile` for anything but a regular file. Without
+    `follow` a link is no file either.
+    """
+    if not stat.S_ISREG((os.stat if follow else os.lstat)(path).st_mode):  # opening a device may already do something
+        raise UnfitFile("no regular file")
+    descriptor = os.open(path, _FLAGS | (0 if follow else _NO_LINK))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnfitFile("no regular file")
+    return descriptor
+
+
+@contextmanager
+def opened(path: Path | str, *, follow: bool = True) -> Iterator[int]:
+    """`open_descriptor`, closed at the end."""
+    descriptor = open_descriptor(path, follow=follow)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: Path | str, longest: int, *, follow: bool = True) -> bytes:
+    """The content of a regular file of at most `longest` bytes; raises as `open_descriptor`."""
+    with opened(path, follow=follow) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > longest:
+            raise UnfitFile(f"{size} bytes, where {longest} are the most")
+        parts, count = [], 0
+        while block := os.read(descriptor, min(_BLOCK, longest + 1 - count)):
+            parts.append(block)
+            if (count := count + len(block)) > longest:  # it grew, or the system does not tell its size
+                raise UnfitFile(f"more than {longest} bytes")
+        return b"".join(parts)
+
+
+def read_text(path: Path | str, longest: int, *, follow: bool = True) -> str:
+    """The UTF-8 text of a regular file; raises as `read_bytes`, and `UnicodeDecodeError`, which is a `ValueError`."""
+    return read_bytes(path, longest, follow=follow).decode("utf8")
+
+
+def read_exactly(descriptor: int, begin: int, length: int) -> bytearray:
+    """So many bytes of a file into memory of our own; raises `UnfitFile` where it ends before.
+
+    A map of the file would end the process instead, once somebody cuts the file short.
+    """
+    content = bytearray(length)
+    view, done = memoryview(content), 0
+    while done < length:
+        count = os.preadv(descriptor, [view[done : done + (1 << 30)]], begin + done)
+        if count == 0:
+            raise UnfitFile(f"a file that ends at byte {begin + done}, where {begin + length} were due")
+        done += count
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a regular file's content; raises as `open_descriptor`."""
+    digest = hashlib.sha256()
+    with opened(path) as descriptor:
+        while block := os.read(descriptor, _BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

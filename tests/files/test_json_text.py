@@ -1,0 +1,70 @@
+"""JSON is bounded before it is parsed, and strict."""
+
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glider.files.json_text import parse_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.booleans())
+def test_what_is_json_is_read_as_it_is(value: object, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" + b"[]," * 1_000_000 + b"1]", "members"),
+        (b"{" + b",".join(b'"k%d":1' % i for i in range(600_000)) + b"}", "members|quotes"),
+        (b'"' * 10_000_000, "quotes"),
+        (b'"' + b"\\\\" * 5_000_000 + b'"', "quotes or escapes"),
+        (b"[" * 100_000, "deep"),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, "deep"),
+        (b"{" + b",".join(b'"a":1' for _ in range(200_000)) + b"}", "'a' twice"),
+        (b'{"a": {"b": 1, "b": 2}}', "'b' twice"),
+        (b'["\\ud800"]', "half a character"),
+        (b'{"\\udc00": 1}', "half a character"),
+        (b'{"a": [{"b": "x\\uDFFFy"}]}', "half a character"),
+        (b"[NaN]", "NaN"),
+        (b"[-Infinity]", "Infinity"),
+        (b"[" + b"1" * 5000 + b"]", "digits"),
+        (b"\xff", "decode"),
+        (b"", "Expecting"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_is_too_much_or_wrong_is_refused(content: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_json(content)
+
+
+def test_brackets_and_commas_within_strings_do_not_count() -> None:
+    text = '[{,\\"' * 10_000
+    assert parse_json(json.dumps({"a": text}).encode(), most=50_000) == {"a": text}
+    with pytest.raises(ValueError, match="more than 50 members"):
+        parse_json(json.dumps(list(range(60))).encode(), most=50)
+
+
+def test_a_whole_character_of_two_halves_is_one() -> None:
+    assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_refusing_takes_little_memory() -> None:
+    content = b"[" + b"[]," * 5_000_000 + b"1]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="members"):
+            parse_json(content)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(content)
+    finally:
+        tracemalloc.stop()
