@@ -116,8 +116,8 @@ def test_no_reader_hangs_at_a_pipe_or_fills_the_memory_from_a_device(
     from glider.sharing.signature import generate_keys, sign_pool
 
     generate_keys(tmp_path / "key", tmp_path / "key.pub")
-    lines, made = [], 0
-    for place, line in PLACES.items():
+    lines = []
+    for made, (place, line) in enumerate(PLACES.items()):
         if place.startswith(("e0", "pool.json")) or place == "../key.pub":
             pool = make_pool(llama_directory, experts=1, name=f"{made}/pool").path
             for key in ("key", "key.pub"):
@@ -127,7 +127,6 @@ def test_no_reader_hangs_at_a_pipe_or_fills_the_memory_from_a_device(
             pool = tmp_path / f"{made}" / "pool"
             pool.mkdir(parents=True)
             (pool / "pool.json").write_text("{}")
-        made += 1
         odd = pool / place
         odd.unlink(missing_ok=True)
         os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("/dev/zero")

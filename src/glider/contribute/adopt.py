@@ -3,7 +3,6 @@
 Nothing is retrained and the adapter's own files stay as they are, to the byte.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
-from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
+from glider.files.disk import copy_file, copy_tree, new_directory, refuse_links_out, save_tensors, sha256, write_json
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
@@ -210,7 +209,9 @@ def make_profile(
 def _replace(expert: Expert, card: ExpertCard, vectors: dict[str, Tensor]) -> Expert:
     """The same adapter files with another card and other vectors, put in place at once."""
     with new_directory(expert.directory) as partial:
-        shutil.copytree(expert.directory, partial, symlinks=True, dirs_exist_ok=True)  # what else lies there stays too
+        copy_tree(expert.directory, partial)  # what else lies there stays too
+        for file in (GLIDER_WEIGHTS_FILE, CARD_FILE):
+            (partial / file).unlink()  # a link would be written through
         vectors = {name: vector.contiguous() for name, vector in vectors.items()}
         save_tensors(vectors, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
@@ -271,9 +272,13 @@ def _digest(file: Path) -> str | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise ExpertError(f"the file {source}", "no such file", "Give a directory that PEFT saved.")
-    shutil.copyfile(source, target)
+    remedy = "Give a directory that PEFT saved."
+    try:
+        copy_file(source, target)
+    except FileNotFoundError:
+        raise ExpertError(f"the file {source}", "no such file", remedy) from None
+    except ValueError as fault:
+        raise ExpertError(f"the file {source}", str(fault), remedy) from fault
 
 
 def _require_sites(expert: Expert, loaded: BaseModel) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow
@@ -17,6 +17,7 @@ from glider.contribute.settings import Schedule
 from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
 from glider.files.disk import save_tensors, write_file
+from glider.files.opening import opened
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0
@@ -150,6 +151,17 @@ class Loop:
     def _resume(self) -> None:
         if not self.state_file.exists():
             return
+        try:
+            with opened(self.state_file, follow=False):  # a link or a pipe is no state of ours
+                self._restore()
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as fault:
+            raise TrainingError(
+                f"the state of this training in {self.state_file}",
+                f"{type(fault).__name__}: {fault}",
+                f"Remove {self.state_file.parent} to begin anew.",
+            ) from fault
+
+    def _restore(self) -> None:
         with safe_open(self.state_file, framework="pt") as state:
             names = set(state.keys())
             saved: dict[str, Any] = json.loads(state.metadata()["progress"])

@@ -25,10 +25,13 @@ from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
-from glider.files.disk import canonical_json, sha256, write_json
+from glider.files.disk import canonical_json, own_directory, sha256, write_json
+from glider.files.opening import read_text
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder
+
+_LARGEST_MARKER = 1 << 10  # bytes
 
 Stage = Literal["lora", "gates"]
 Report = Callable[[str, Progress, int], None]  # stage ("lora", "gates"), progress, steps in all
@@ -157,14 +160,22 @@ def run_stage(
 @contextmanager
 def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
     """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings."""
-    state = out.parent / f".{out.name}.training"
+    state = own_directory(out.parent / f".{out.name}.training")
     key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
     marker = state / "run.json"
-    if not marker.exists() or key not in marker.read_text("utf8"):
-        shutil.rmtree(state, ignore_errors=True)
-        write_json(marker, {"run": key})
+    if not _is_of(marker, key):
+        shutil.rmtree(state)
+        write_json(own_directory(state) / marker.name, {"run": key})
     yield state
     shutil.rmtree(state)
+
+
+def _is_of(marker: Path, key: str) -> bool:
+    """Whether a state is that of the run with this key."""
+    try:
+        return key in read_text(marker, _LARGEST_MARKER, follow=False)
+    except (OSError, ValueError):  # none, or none of ours
+        return False
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,122 @@
+"""No step follows a link that lies where glider works: whoever made the pool does not say what is written elsewhere."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glider.contribute.adopt import describe, make_gates
+from glider.contribute.protocol import train_expert
+from glider.contribute.settings import TrainConfig
+from glider.errors import ExpertError, GliderError, PoolError
+from glider.experts.pool import Pool
+
+QUICK = TrainConfig(rank=2, steps=1, gate_steps=1, batch_size=2, validation=2)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"input": f"say {i}", "output": "x"}) + "\n" for i in range(12)), "utf8")
+    return path
+
+
+@pytest.fixture
+def treasure(tmp_path: Path) -> Path:
+    """A directory outside the pool that nobody may touch."""
+    (tmp_path / "treasure").mkdir()
+    for name in ("run.json", "lora.safetensors", "card.json", "glider.safetensors", ".pool.lock"):
+        (tmp_path / "treasure" / name).write_text("gold")
+    return tmp_path / "treasure"
+
+
+def untouched(treasure: Path) -> bool:
+    return {file.name: file.read_text() for file in treasure.iterdir()} == dict.fromkeys(
+        ("run.json", "lora.safetensors", "card.json", "glider.safetensors", ".pool.lock"), "gold"
+    )
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "dangling"])
+def test_training_does_not_work_in_a_link(
+    make_pool: Any, llama_directory: Path, rows: Path, treasure: Path, kind: str
+) -> None:
+    """It cleared the directory that the link led to, and wrote its state there."""
+    pool = make_pool(llama_directory, experts=1)
+    target = {"directory": treasure, "file": treasure / "card.json", "dangling": treasure / "new"}[kind]
+    (pool.path / ".new.training").symlink_to(target)
+    (pool.path / ".e0.training").symlink_to(target)
+    with pytest.raises(ExpertError, match="a link"):
+        train_expert(rows, str(llama_directory), pool.path / "new", QUICK)
+    with pytest.raises(ExpertError, match="a link"):
+        make_gates(pool["e0"].directory, rows, str(llama_directory), QUICK, how="mean")
+    assert untouched(treasure) and not (pool.path / "new").exists()
+
+
+def test_a_state_behind_a_link_is_no_state(make_pool: Any, llama_directory: Path, rows: Path, treasure: Path) -> None:
+    pool = make_pool(llama_directory, experts=1)
+    work = pool.path / ".e0.training"
+    work.mkdir()
+    for name in ("run.json", "lora.safetensors"):
+        (work / name).symlink_to(treasure / name)
+    make_gates(pool["e0"].directory, rows, str(llama_directory), QUICK, how="mean")
+    assert untouched(treasure)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_describing_does_not_write_through_a_link(
+    make_pool: Any, llama_directory: Path, tmp_path: Path, absolute: bool
+) -> None:
+    """A link within the expert's own directory is allowed; its copy led back into the directory that is replaced."""
+    home = make_pool(llama_directory, experts=1)["e0"].directory
+    real = home / "real.safetensors"
+    (home / "glider.safetensors").rename(real)
+    (home / "glider.safetensors").symlink_to(real if absolute else real.name)
+    before = real.read_bytes()
+    kept = os.open(real, os.O_RDONLY)
+    try:
+        describe(home, "Say something else.", "all-MiniLM-L6-v2")
+        assert os.pread(kept, len(before) + 1, 0) == before  # neither the old directory's file nor what lies elsewhere
+    finally:
+        os.close(kept)
+    assert not (home / "glider.safetensors").is_symlink() and (home / "real.safetensors").read_bytes() == before
+
+
+def test_what_is_no_file_beside_an_expert_is_one_error(make_pool: Any, llama_directory: Path) -> None:
+    home = make_pool(llama_directory, experts=1)["e0"].directory
+    os.mkfifo(home / "pipe")
+    with pytest.raises(ExpertError, match="no regular file"):
+        describe(home, "Say something else.", "all-MiniLM-L6-v2")
+    assert (home / "card.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_a_lock_that_is_no_file_is_refused(make_pool: Any, llama_directory: Path, treasure: Path, kind: str) -> None:
+    """A lock's file is opened for writing: a link would make or empty a file elsewhere."""
+    pool = make_pool(llama_directory, experts=2)
+    lock = pool.path / ".pool.lock"
+    lock.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(treasure / (".pool.lock" if kind == "link" else "new"))
+    for change in (lambda: pool.remove("e0"), lambda: Pool.put(pool.path, "e0"), lambda: Pool.discard(pool.path, "e0")):
+        with pytest.raises(PoolError, match="a link or no regular file"):
+            change()
+    assert untouched(treasure)
+
+
+def test_a_linked_pool_directory_of_an_expert_is_replaced_not_written_into(
+    make_pool: Any, llama_directory: Path, treasure: Path
+) -> None:
+    pool = make_pool(llama_directory, experts=1)
+    home = pool["e0"].directory
+    outside = Path(shutil.move(home, treasure.parent / "e0"))
+    home.symlink_to(outside)
+    before = {file.name: file.read_bytes() for file in outside.iterdir()}
+    with pytest.raises(GliderError):
+        Pool.open(pool.path)
+    describe(home, "Say something else.", "all-MiniLM-L6-v2")
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == before and not home.is_symlink()
