@@ -1,31 +1,40 @@
 """An OpenAI-compatible endpoint: requests that end in time, with bounded replies and bounded retries."""
 
-import json
+import math
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import Field
 
 from glider.config import Config
 from glider.errors import EndpointError, MissingDependency
-from glider.instructions.cleaning import printable
+from glider.files.json_text import parse_json
+from glider.instructions.bounded_client import BoundedClient, TooLate, TooMuch
+from glider.printable import printable, struck, visible
 
 Service = Literal["chat", "embeddings"]
 Tick = Callable[[int], None]  # requests that are done
 _PASSING = frozenset({408, 409, 429})
 _BATCH_WIDE = frozenset({401, 403, 404, 429})
+_MOST_TOLD = 1 << 16  # characters of a reply that are looked at for a message
+_MOST_MEMBERS = 2_000_000  # values of a reply; 64 vectors of 4,096 have 262,144
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Endpoint(Config):
-    """Which model of which endpoint, and how long to try. Nothing waits longer than `timeout` for a request."""
+    """Which model of which endpoint, and how long to try.
+
+    Nothing waits longer than `timeout` for a request, whatever is answered and however slowly. A redirect is not
+    followed: the prompt goes where the user said. The key stands in no text that comes of a reply.
+    """
 
     argument: str = Field(min_length=1, description="Name of the model.")
     base_url: str | None = Field(
@@ -41,6 +50,19 @@ class Endpoint(Config):
     def address(self) -> str:
         """Where requests go."""
         return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be told: without a name and a password in it, and without a query."""
+        parts = urlsplit(self.address)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+    def strike(self, text: str) -> str:
+        """A text without the key, and without what is secret in the address."""
+        parts = urlsplit(self.address)
+        secrets = [os.environ.get(self.key_variable), parts.password, parts.netloc.rpartition("@")[0]]
+        secrets += [value for _, value in parse_qsl(parts.query)]
+        return struck(visible(struck(text, secrets)), secrets)  # invisible characters may have stood within
 
     def require_client(self) -> None:
         """Raise `MissingDependency` where the `openai` package is not installed."""
@@ -82,27 +104,47 @@ class Endpoint(Config):
                 tick(done)
         finally:
             pool.shutdown(cancel_futures=True)
+            self._let_go()
         return [results[i] for i in range(len(requests))]
 
     @cached_property
-    def _client(self) -> Any:
+    def _connection(self) -> "_Connection":
+        return _Connection()
+
+    def _let_go(self) -> None:
+        """The next requests get a new client where one was left behind in this one."""
+        connection = self._connection
+        with connection.lock:
+            if connection.clients is not None and connection.clients[1].renewed():
+                connection.clients = None
+
+    @property
+    def _clients(self) -> tuple[Any, BoundedClient]:
+        connection = self._connection
+        with connection.lock:
+            if connection.clients is None:
+                bounded = BoundedClient()
+                connection.clients = self._client(bounded), bounded
+            return connection.clients
+
+    def _client(self, bounded: BoundedClient) -> Any:
         self.require_client()
         from openai import OpenAI
 
         key = os.environ.get(self.key_variable)
         if not key and urlsplit(self.address).hostname not in _LOOPBACK:
             remedy = f"Put the key into {self.key_variable}, or name another variable in key_variable."
-            raise EndpointError(f"a key for {self.address}", f"no {self.key_variable} set", remedy, down=True)
+            raise EndpointError(f"a key for {self.shown}", f"no {self.key_variable} set", remedy, down=True)
         # the client's own retries obey a Retry-After of up to two minutes each, and so are left off
-        return OpenAI(api_key=key or "none", base_url=self.address, max_retries=0)
+        return OpenAI(api_key=key or "none", base_url=self.address, max_retries=0, http_client=bounded.http)
 
     def _with_retries(self, service: Service, request: dict[str, Any], longest: int) -> dict[str, Any]:
-        client = self._client
+        client, bounded = self._clients
         resource = client.chat.completions if service == "chat" else client.embeddings  # importing it takes a second
         deadline = time.monotonic() + self.timeout
         for attempt in range(self.retries + 1):
             try:
-                return self._once(resource, request, longest, deadline)
+                return self._once(resource, bounded, request, longest, deadline)
             except _TryAgain as passing:
                 wait = self.backoff * 2**attempt * random.uniform(0.75, 1.0)
                 wait = max(wait, passing.wait or 0.0)
@@ -111,49 +153,51 @@ class Endpoint(Config):
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
-    def _once(self, resource: Any, request: dict[str, Any], longest: int, deadline: float) -> dict[str, Any]:
+    def _once(
+        self, resource: Any, bounded: BoundedClient, request: dict[str, Any], longest: int, deadline: float
+    ) -> dict[str, Any]:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         left = max(0.001, deadline - time.monotonic())
         headers = {"Accept-Encoding": "identity"}  # what is bounded is what arrives
         sent = {"model": self.argument, **request}
-        try:
+
+        def send() -> bytes:
             with resource.with_streaming_response.create(**sent, timeout=left, extra_headers=headers) as reply:
-                return _parse(self._read(reply, longest, deadline), self.address)
-        except EndpointError as fault:
-            if fault.passing:
-                raise _TryAgain(fault) from None
-            raise
-        except APITimeoutError:
+                return b"".join(reply.iter_bytes())
+
+        try:
+            body = bounded.run(send, deadline, longest)
+        except (TooLate, APITimeoutError):
             raise self._late() from None
+        except TooMuch as fault:
+            raise self._fault(str(fault), "This is no model endpoint, or not the model meant.") from None
         except APIStatusError as fault:
             raise self._refused(fault) from None
         except APIConnectionError as fault:
-            got = f"no connection ({printable(str(fault.__cause__ or fault))})"
+            if isinstance(fault.__cause__, TooMuch):
+                raise self._fault(str(fault.__cause__), "This is no model endpoint, or not the model meant.") from None
+            got = f"no connection ({self._told(str(fault.__cause__ or fault))})"
             raise _TryAgain(self._fault(got, "Is it running?", passing=True, down=True)) from None
         except Exception as fault:  # transport faults while the body is read come unclassified from the HTTP library
             if "timeout" in type(fault).__name__.lower():
                 raise self._late() from None
-            got = f"a broken reply ({type(fault).__name__}: {printable(str(fault))})"
+            got = f"a broken reply ({type(fault).__name__}: {self._told(str(fault))})"
             raise _TryAgain(self._fault(got, "Is it running?", passing=True)) from None
-
-    def _read(self, reply: Any, longest: int, deadline: float) -> bytes:
-        body = bytearray()
-        for chunk in reply.iter_bytes():
-            body += chunk
-            if len(body) > longest:
-                remedy = "This is no model endpoint, or not the model meant."
-                raise self._fault(f"a reply of more than {longest} bytes", remedy)
-            if time.monotonic() > deadline:
-                raise self._late()
-        return bytes(body)
+        try:
+            return _parse(body, self.shown)
+        except EndpointError as fault:
+            raise _TryAgain(fault) from None
 
     def _refused(self, fault: Any) -> Exception:
         status, code = fault.status_code, str(getattr(fault, "code", None) or "")
+        if 300 <= status < 400:
+            got = f"HTTP {status}, a redirect to {self._told(fault.response.headers.get('location', 'nowhere'))}"
+            return self._fault(got, "Give that address as base_url, if it may read what is asked.", down=True)
         body = fault.body.get("message") if isinstance(fault.body, dict) else None
         quota = code in ("insufficient_quota", "billing_hard_limit_reached")
         passing = (status in _PASSING or status >= 500) and not quota
-        told = f": {printable(body)}" if isinstance(body, str) else ""
+        told = f": {self._told(body)}" if isinstance(body, str) else ""
         remedy = "Check the key." if status in (401, 403) else "Check the model's name and the address."
         remedy = "Wait, or look at your quota." if status == 429 else "Try again later." if status >= 500 else remedy
         made = self._fault(f"HTTP {status}{told}", remedy, passing=passing, down=status in _BATCH_WIDE)
@@ -163,7 +207,19 @@ class Endpoint(Config):
         return self._fault(f"none within {self.timeout:g} s", "Raise the timeout, or try again later.", down=True)
 
     def _fault(self, got: str, remedy: str, *, passing: bool = False, down: bool = False) -> EndpointError:
-        return EndpointError(f"an answer of {self.argument} at {self.address}", got, remedy, passing=passing, down=down)
+        return EndpointError(f"an answer of {self.argument} at {self.shown}", got, remedy, passing=passing, down=down)
+
+    def _told(self, text: str) -> str:
+        """What a reply says, fit for a message."""
+        return printable(self.strike(text[:_MOST_TOLD]))
+
+
+class _Connection:
+    """The client that is kept for the next requests, and what bounds it; nothing until the first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.clients: tuple[Any, BoundedClient] | None = None
 
 
 class _TryAgain(Exception):
@@ -176,7 +232,7 @@ class _TryAgain(Exception):
 
 def _parse(body: bytes, address: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
+        parsed = parse_json(body, _MOST_MEMBERS)
     except (ValueError, RecursionError):
         start = body.lstrip()[:1]
         got = "HTML" if start == b"<" else "text that is no JSON" if start else "an empty reply"
@@ -194,11 +250,15 @@ def _retry_after(headers: Any) -> float | None:
     value = headers.get("retry-after")
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        return None if value is None else max(0.0, float(value))
+            return _seconds(float(milliseconds) / 1000)
+        return None if value is None else _seconds(float(value))
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(str(value)).timestamp() - time.time())
     except (TypeError, ValueError):
         return None
+
+
+def _seconds(value: float) -> float:
+    return max(0.0, value) if not math.isnan(value) else 0.0

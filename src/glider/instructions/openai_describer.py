@@ -35,7 +35,7 @@ class OpenAIDescriber(Endpoint):
 
     @property
     def makes(self) -> dict[str, Any] | None:
-        return {"describer": self.name, "address": self.address, **self._sampling}
+        return {"describer": self.name, "address": self.shown, **self._sampling}
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -55,6 +55,7 @@ class OpenAIDescriber(Endpoint):
         read, wrote = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
         cost = (read * self.price_in + wrote * self.price_out) / _MILLION
         text = _content(reply)
+        text = None if text is None else self.strike(text)
         fault = None if text is not None else f"{self.name} sent no message"
         return Written(text, fault, read, wrote, cost)
 

@@ -76,4 +76,4 @@ def _vectors(endpoint: Endpoint, reply: dict[str, Any], count: int) -> list[list
 
 
 def _nonsense(endpoint: Endpoint, got: str) -> EndpointError:
-    return EndpointError(f"embeddings of {endpoint.argument} from {endpoint.address}", got, "Check the model's name.")
+    return EndpointError(f"embeddings of {endpoint.argument} from {endpoint.shown}", got, "Check the model's name.")
