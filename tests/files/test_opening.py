@@ -76,8 +76,8 @@ def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
 
 PLACES = {
     "pool.json": "Pool.open(pool)",
-    "pool.json.sig": "Pool.open(pool, key=pool.parent / 'key.pub')",
-    "../key.pub": "Pool.open(pool, key=pool.parent / 'key.pub')",
+    "pool.json.sig": "Pool.open(pool, require_key=pool.parent / 'key.pub')",
+    "../key.pub": "Pool.open(pool, require_key=pool.parent / 'key.pub')",
     "../key": "sign_pool(pool, pool.parent / 'key')",
     "e0/card.json": "Pool.open(pool)",
     "e0/adapter_config.json": "Expert.open(pool / 'e0')",

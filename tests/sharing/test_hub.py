@@ -177,15 +177,15 @@ def test_signed_pool_is_pulled_with_its_key(hub, pool: Pool, target: Path, tmp_p
     sign_pool(pool.path, tmp_path / "mine")
     push_pool(pool, REPO)
     other, mine = tmp_path / "other.pub", tmp_path / "mine.pub"
-    refused(lambda: pull_pool(REPO, target, public_key_file=other), target, "another key", REPO, error=PoolError)
+    refused(lambda: pull_pool(REPO, target, require_key=other), target, "another key", REPO, error=PoolError)
     assert not any("/resolve/" in call and "/e0/" in call for call in hub.calls)  # no expert fetched on bad faith
     refused(
-        lambda: pull_pool("someone/unsigned", target, public_key_file=mine),
+        lambda: pull_pool("someone/unsigned", target, require_key=mine),
         target,
         f"someone/unsigned/{SIGNATURE_FILE}",
         error=PoolError,
     )
-    pull_pool(REPO, target, public_key_file=mine)
+    pull_pool(REPO, target, require_key=mine)
     assert content(target) == content(pool.path)
 
 
@@ -365,13 +365,13 @@ def test_pool_model_card_lists_its_experts(hub, pool: Pool, edit_json: Callable)
 def test_commands(hub, pool: Pool, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from glider.cli import hub as commands
     from glider.cli import signature
+    from glider.cli.pool import verify
 
     commands.push_expert(pool["e0"].directory, "someone/e0")
     commands.pull_expert("someone/e0", target)
     signature.keygen(tmp_path / "key")
     signature.sign(pool.path, tmp_path / "key")
-    signature.check_signature(pool.path, tmp_path / "key.pub")
-    signature.check_signature(pool.path, None)
+    verify(pool.path, tmp_path / "key.pub")
     commands.push_pool(pool.path, REPO, private=True)
     commands.pull_pool(REPO, target.parent / "pool", key=tmp_path / "key.pub")
     printed = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
 
 SKIPPED = ("settings", "prompt", "expert_dtype")  # fields of the spec that no command asks for
 PoolOption = Annotated[str, typer.Option("--pool", help="Directory of the pool, or demo for the embedded one.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        help="File of public keys (PEM), one of which must have signed the pool. Default: $GLIDER_TRUSTED_KEYS.",
+    ),
+]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Keep the end of a prompt that is too long.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DescriptionOption = Annotated[

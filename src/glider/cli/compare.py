@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import Field
 
-from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, PoolOption, make_describer
+from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, KeyOption, PoolOption, make_describer
 from glider.cli.options import with_settings
 from glider.config import Config
 from glider.inference.spec import BaseSpec
@@ -45,6 +45,7 @@ def compare(
     spec: BaseSpec,
     config: CompareConfig,
     pool: PoolOption = "demo",
+    key: KeyOption = None,
     describer: DescriberOption = None,
     base_url: BaseUrlOption = None,
     as_json: JsonOption = False,
@@ -76,6 +77,7 @@ def compare(
                 fewshot=shots,
                 max_new_tokens=config.max_new_tokens,
                 describer=writer,
+                require_key=key,
                 tick=tick,
             )
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glider.cli.arguments import JsonOption
+from glider.cli.arguments import JsonOption, KeyOption
 
 if TYPE_CHECKING:
     from glider.evaluation.run_table import Entry
@@ -33,6 +33,7 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option("--dtype", help="Instead of the run's: float32, bfloat16, ...")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Instead of the run's: cpu, cuda, ...")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with a base model.")] = 1,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
@@ -45,7 +46,11 @@ def evaluate(
     from glider.evaluation.runs import Run
 
     quiet_libraries()
-    changes = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+    changes = {
+        name: value
+        for name, value in (("dtype", dtype), ("device", device), ("require_key", key and key.absolute()))
+        if value is not None
+    }
     plan = RunPlan.read(run_file).model_copy(update=changes)
     run = Run(plan, run_file.parent, out, router or (), task or (), only_set or ())
     results = _run(run, workers)

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from glider.cli.arguments import KeyOption
+
 Repo = Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")]
 Out = Annotated[Path, typer.Option("--out", help="The new directory.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made now.")]
 Branch = Annotated[str | None, typer.Option("--revision", help="Branch to push to; made if there is none.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. Default: main.")]
-PublicKey = Annotated[Path | None, typer.Option("--key", help="Public key that must have signed the pool (PEM).")]
 
 
 def push_expert(
@@ -39,17 +40,18 @@ def push_pool(
     repo: Repo,
     private: Private = False,
     revision: Branch = None,
+    key: KeyOption = None,
 ) -> None:
     """Publish a pool, its experts and its signature on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
     from glider.experts.pool import Pool
     from glider.sharing import hub
 
-    print(hub.push_pool(Pool.open(path), repo, private=private, revision=revision))
+    print(hub.push_pool(Pool.open(path, key), repo, private=private, revision=revision))
 
 
-def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: PublicKey = None) -> None:
+def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: KeyOption = None) -> None:
     """Get a pool from the hub; it is verified before it appears, its signature too if a key is given."""
     from glider.sharing import hub
 
-    pool = hub.pull_pool(repo, out, revision=revision, public_key_file=key)
+    pool = hub.pull_pool(repo, out, revision=revision, require_key=key)
     print(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")

@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 from glider.config import Config
 
 Settings = TypeVar("Settings", bound=Config)
-_FLAGS = {"abstain": "--abstain/--no-abstain", "signal": "--global"}  # where an option's name is not its field's
+_FLAGS = {"abstain": "--abstain/--no-abstain", "signal": "--global", "require_key": "--key"}  # where names differ
 _TEXT: dict[Any, Any] = {Any: str | None, str | int | None: str | None}  # how the command line takes what Python may
 
 

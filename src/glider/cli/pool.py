@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.arguments import KeyOption
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
-from glider.cli.signature import SignatureKey, check_signature, keygen, sign
-from glider.inference.spec import BaseSpec, ModelSpec
+from glider.cli.signature import keygen, sign
+from glider.inference.spec import BaseSpec, ModelSpec, base_of
 
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
@@ -34,11 +35,11 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     app.add_typer(nouns, name=name)
 
 
-def ls(path: PoolPath, as_json: AsJson = False) -> None:
+def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
     """List the experts of a pool."""
     from glider.experts.pool import Pool
 
-    pool = Pool.open(path)
+    pool = Pool.open(path, key)
     rows = [_row(pool, name) for name in pool.names]
     if as_json:
         print(json.dumps({"base": pool.index.base.model_id, "experts": rows}, indent=2))
@@ -63,23 +64,27 @@ def ls(path: PoolPath, as_json: AsJson = False) -> None:
 
 
 def show(
-    path: PoolPath, name: Annotated[str | None, typer.Argument(help="An expert; default: the pool.")] = None
+    path: PoolPath,
+    name: Annotated[str | None, typer.Argument(help="An expert; default: the pool.")] = None,
+    key: KeyOption = None,
 ) -> None:
     """Print pool.json, or the card of one expert."""
     from glider.experts.pool import Pool
 
-    pool = Pool.open(path)
+    pool = Pool.open(path, key)
     shown = pool.index if name is None else pool[name].card
     print(json.dumps(shown.model_dump(mode="json"), indent=2, ensure_ascii=False))
 
 
-def verify(path: PoolPath, key: SignatureKey = None) -> None:
+def verify(path: PoolPath, key: KeyOption = None) -> None:
     """Check every file against its hash, every weight for being finite, and the signature if a key is given."""
     from glider.experts.pool import Pool
+    from glider.experts.trust import trusted_keys
     from glider.progress import track
 
-    check_signature(path, key)
-    pool = Pool.open(path)
+    pool = Pool.open(path, key)
+    if (keys := trusted_keys(key)) is not None:
+        print(f"{path}: signed by the owner of {keys}")
     for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})
     print(f"{path}: {len(pool)} experts are as they were when they joined")
@@ -88,23 +93,32 @@ def verify(path: PoolPath, key: SignatureKey = None) -> None:
 def add(
     path: PoolPath,
     names: Annotated[list[str], typer.Argument(help="Directories of experts inside the pool.")],
+    key: KeyOption = None,
 ) -> None:
-    """Take up experts that lie in the pool's directory, also ones that changed; the first one makes the pool."""
+    """Take up experts that lie in the pool's directory, also ones that changed; the first one makes the pool.
+
+    With --key the pool must be as its owner signed it; changed, it is to be signed anew.
+    """
     from glider.experts.expert import Expert
     from glider.experts.pool import POOL_FILE, Pool
+    from glider.experts.trust import UNSIGNED
 
     if not (path / POOL_FILE).exists():
         Pool.create(path, Expert.open(path / names[0]).card.base)
+        key = None
     for name in names:
-        Pool.put(path, name)
+        Pool.put(path, name, key if name == names[0] and key is not None else UNSIGNED)
     print(f"{path}: {len(_settled(path))} experts")
 
 
-def remove(path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")]) -> None:
+def remove(
+    path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")], key: KeyOption = None
+) -> None:
     """Take an expert out of the pool; its directory stays where it is."""
     from glider.experts.pool import Pool
+    from glider.experts.trust import UNSIGNED
 
-    Pool.discard(path, name)
+    Pool.discard(path, name, UNSIGNED if key is None else key)
     print(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
 
 
@@ -112,11 +126,13 @@ def rename(
     path: PoolPath,
     name: Annotated[str, typer.Argument(help="An expert of the pool.")],
     new: Annotated[str, typer.Argument(help="Its new name.")],
+    key: KeyOption = None,
 ) -> None:
     """Give an expert another name in this pool."""
     from glider.experts.pool import Pool
+    from glider.experts.trust import UNSIGNED
 
-    Pool.open(path).rename(name, new)
+    Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
     _settled(path)
     print(f"{path}: {name} is now {new}")
 
@@ -177,6 +193,7 @@ def calibrate(
         Path | None,
         typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
     ] = None,
+    key: KeyOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose what a pool decides by from the queries that its experts keep held back, and store it with the pool: the
@@ -187,7 +204,7 @@ def calibrate(
     from glider.calibration.verdict import choose_thresholds
     from glider.experts.pool import Pool
 
-    pool = Pool.open(path)
+    pool = Pool.open(path, key)
     strangers = pool.background if background is None else _background_with(background)
     pool, stored = _with_threshold(pool, signal, default)
     if data is not None and stored is not None:
@@ -253,7 +270,9 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
-    model = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal).load()
+    chosen = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
+    pool.verify()
+    model = chosen.over(chosen.load_base(base_of(pool)), pool)  # what was signed, and has a calibration since
     with Bars() as bars:
         report = counter(bars, "Trying gamma and beta")
         return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
@@ -264,8 +283,10 @@ def _settled(path: Path) -> "Pool":
     from glider.calibration.threshold import recalibrated
     from glider.calibration.verdict import renewed_thresholds
     from glider.experts.pool import Pool
+    from glider.experts.trust import UNSIGNED
 
-    return renewed_thresholds(recalibrated(Pool.open(path)))
+    pool = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
+    return renewed_thresholds(recalibrated(pool))
 
 
 def _row(pool: "Pool", name: str) -> dict[str, Any]:

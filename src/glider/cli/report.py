@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from glider.cli.arguments import SKIPPED, GlobalOption, JsonOption, PoolOption, load_model
+from glider.cli.arguments import SKIPPED, GlobalOption, JsonOption, KeyOption, PoolOption, load_model
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
 
@@ -54,6 +54,7 @@ def paper(
 
 def scores(
     pool: PoolOption = "demo",
+    key: KeyOption = None,
     signal: GlobalOption = None,
     data: DataOption = None,
     profiles: Annotated[
@@ -85,7 +86,7 @@ def scores(
     from glider.report.scores_figure import draw_scores
 
     result = pool_scores(
-        *(open_pool(pool), signal, task_files(data or [])),
+        *(open_pool(pool, key), signal, task_files(data or [])),
         profiles=profiles,
         descriptions=read_descriptions(descriptions) if descriptions else None,
         split=split,

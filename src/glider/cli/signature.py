@@ -5,10 +5,6 @@ from typing import Annotated
 
 import typer
 
-SignatureKey = Annotated[
-    Path | None, typer.Option("--key", help="Public key (PEM); the pool's signature is then checked too.")
-]
-
 
 def keygen(
     private_key: Annotated[Path, typer.Argument(help="New file for the private key; the public one gets .pub.")],
@@ -27,17 +23,8 @@ def sign(
 ) -> None:
     """Sign pool.json, and by it every file of the pool; the pool is verified first."""
     from glider.experts.pool import Pool
+    from glider.experts.trust import UNSIGNED
     from glider.sharing.signature import sign_pool
 
-    Pool.open(path).verify()
+    Pool.open(path, UNSIGNED).verify()
     print(sign_pool(path, key))
-
-
-def check_signature(path: Path, key: Path | None) -> None:
-    """The part of `glider pool verify` that looks at the signature; nothing without a key."""
-    if key is None:
-        return
-    from glider.sharing.signature import verify_signature
-
-    verify_signature(path, key)
-    print(f"{path}: signed by the owner of {key}")

@@ -13,11 +13,10 @@ import torch
 from glider.errors import ConfigError
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
 from glider.evaluation.task_rows import score_rows_of, summary_of
-from glider.experts.pool import Pool
 from glider.files.disk import write_json
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
-from glider.inference.spec import BaseSpec, ModelSpec
+from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.jobs.base import Fault, Report, Resources, silent
 from glider.routing.completed import fitted
 from glider.routing.methods.oracle import best_expert
@@ -33,6 +32,7 @@ class BenchSpec:
     """Where the cells of a run are evaluated: the pool, the base model, the precision of float32 products."""
 
     pool: str
+    require_key: str | None
     pool_hash: str
     base: BaseSpec
     matmul: str
@@ -46,7 +46,7 @@ class Bench:
     _open: "Bench | None" = None
 
     def __init__(self, spec: BenchSpec):
-        self.spec, self.pool = spec, Pool.open(spec.pool)
+        self.spec, self.pool = spec, open_pool(spec.pool, spec.require_key)
         self.pool.verify()
         self.base: BaseModel = spec.base.load_base()
         self._router: str | None = None

@@ -123,6 +123,7 @@ def compare(
     fewshot: Sequence[Row] = (),
     max_new_tokens: int = 48,
     describer: Describer | None = None,
+    require_key: str | Path | None = None,
     tick: Tick = lambda router, done: None,
 ) -> Iterator[Entry]:
     """Score each router on the rows; yields an entry as each is done.
@@ -130,10 +131,10 @@ def compare(
     A router may carry settings: `merge(method=ties)`, `glider(top_k=1)`, `lorahub(budget=80)`. Every one is checked
     before the model is loaded: an unknown name or setting, a pool that lacks what a router needs or has fewer experts
     than it keeps, `lorahub` without few-shot rows or with rows that are evaluated, rows whose score would mean nothing.
-    `oracle` is the best single expert on these very rows. `describer` describes the rows; where it fails the comparison
-    ends, since a failure must not become a score.
+    `require_key` as for `glider.load`. `oracle` is the best single expert on these very rows. `describer` describes
+    the rows; where it fails the comparison ends, since a failure must not become a score.
     """
-    opened = open_pool(pool)
+    opened = open_pool(pool, require_key)
     contenders = [_Contender.of(name) for name in names]
     chosen = ChosenRows.of(rows)
     for contender in contenders:

@@ -90,6 +90,7 @@ class RunPlan(Config):
     routers: tuple[str | RouterPlan, ...] = Field(min_length=1)
     sets: dict[str, SetPlan] = Field(min_length=1)
     pool: str = "demo"
+    require_key: Path | None = None  # public keys (PEM), one of which must have signed the pool
     base: str | None = None
     dtype: str = "float32"
     matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
@@ -115,6 +116,10 @@ class RunPlan(Config):
             raise ConfigError(f"YAML in {path}", " ".join(str(fault).split()), "Mend the file.") from fault
         except ValidationError as fault:
             raise ConfigError(f"a run in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
+
+    def key_file(self, root: Path) -> str | None:
+        """The file of the keys that are required, or None for those of the environment."""
+        return None if self.require_key is None else str(root / self.require_key)
 
     def router_plans(self, root: Path, pool: Pool) -> list[RouterPlan]:
         """The routers in order, each checked by name and settings; before an oracle, the singles it chooses among."""

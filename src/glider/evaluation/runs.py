@@ -32,7 +32,8 @@ class Run:
         only_sets: Sequence[str] = (),
     ):
         self.plan, self.out = plan, out
-        self.pool: Pool = open_pool(plan.pool if plan.pool == "demo" else root / plan.pool)
+        place = plan.pool if plan.pool == "demo" else str(root / plan.pool)
+        self.pool: Pool = open_pool(place, plan.key_file(root))
         dtype_of(plan.dtype)
         device_of(plan.device)
         routers = plan.router_plans(root, self.pool)
@@ -43,7 +44,8 @@ class Run:
         spec = BaseSpec(base=plan.base or base_of(self.pool), dtype=plan.dtype, device=plan.device)
         hashes = {"pool": pool_hash(self.pool), "base": self.pool.index.base.hash}
         self.bench = BenchSpec(
-            pool=str(self.pool.path),
+            pool=place,
+            require_key=plan.key_file(root),
             pool_hash=hashes["pool"],
             base=spec,
             matmul=plan.matmul,

@@ -26,10 +26,10 @@ from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
 from glider.files.opening import sha256
 from glider.files.replacing import recover
-from glider.verdicts.background import BACKGROUND_FILE, MOST_BYTES, Background
+from glider.verdicts.background import BACKGROUND_FILE, Background
 from glider.verdicts.thresholds import Thresholds
 
-__all__ = ["POOL_FILE", "Calibration", "ExpertRecord", "FileRecord", "Pool", "PoolIndex"]
+__all__ = ["POOL_FILE", "Calibration", "ExpertRecord", "FileRecord", "Pool", "PoolIndex", "read_index"]
 
 LOCK_FILE = ".pool.lock"
 
@@ -37,38 +37,39 @@ LOCK_FILE = ".pool.lock"
 class Pool:
     """An opened pool: a snapshot of its index, its experts in the index's order."""
 
-    def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert], key: Trust = None):
-        self.path, self.index, self.experts, self.key = path, index, tuple(experts), key
+    def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert], require_key: Trust = None):
+        self.path, self.index, self.experts, self.require_key = path, index, tuple(experts), require_key
 
     @classmethod
-    def open(cls, path: Path | str, key: Trust = None) -> "Pool":
+    def open(cls, path: Path | str, require_key: Trust = None) -> "Pool":
         """Open a pool and check its structure; every fault is a `GliderError` naming the expert and the file.
 
-        Tensors are not read. `verify` checks hashes and values, and `glider.load` calls it. With `key`, a file of
-        public keys (default: `$GLIDER_TRUSTED_KEYS`, where it is set), the owner of one must have signed the pool, and
+        Tensors are not read. `verify` checks hashes and values, and `glider.load` calls it. `require_key` is a file of
+        public keys (default: `$GLIDER_TRUSTED_KEYS`, where it is set): the owner of one must have signed the pool, and
         nothing is taken from it that the signature does not vouch for.
         """
         path = Path(path)
-        index = _read_index(path, key)
+        index = read_index(path, require_key)
         experts = []
         for record in index.experts:
             recover(path / record.home)
             _check_files(path, record)
-            signed = trusted_keys(key) is not None
+            signed = trusted_keys(require_key) is not None
             expert = Expert.open(path / record.home, record.name, record.files, signed)
             _check_member(index, expert)
             experts.append(expert)
         _check_widths(experts)
-        return cls(path, index, experts, key)
+        return cls(path, index, experts, require_key)
 
     def reload(self) -> "Pool":
         """The pool as it is on disk now; this one stays the snapshot it is."""
-        return Pool.open(self.path, self.key)
+        return Pool.open(self.path, self.require_key)
 
     def with_expert(self, directory: Path | str, name: str) -> "Pool":
         """This snapshot with one more expert, from any directory and under any name. Nothing is written: `reload` gives
         the pool without it."""
         _check_name(name)
+        self.refuse_unsigned(name)
         if name in self.names:
             raise PoolError("a new name", f"{name}, which is in the pool", "Choose another name.")
         expert = Expert.open(directory)
@@ -80,14 +81,23 @@ class Pool:
         _check_widths([*self.experts, expert])
         expert.verify()
         records = (*index.experts, _record(expert, name))
-        return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert), self.key)
+        return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert), self.require_key)
+
+    def refuse_unsigned(self, name: str) -> None:
+        """Raise `PoolError` for an expert that no signature vouches for, where the pool must have one."""
+        if trusted_keys(self.require_key) is not None:
+            raise PoolError(
+                f"experts of the pool that the owner of {trusted_keys(self.require_key)} signed",
+                f"{name}, from elsewhere",
+                "Add it to the pool, let that be signed, and reload it.",
+            )
 
     def without(self, name: str) -> "Pool":
         """This snapshot without an expert; nothing is written."""
         gone = self[name]
         records = tuple(record for record in self.index.experts if record.name != name)
         index = self.index.model_copy(update={"experts": records})
-        return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone), self.key)
+        return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone), self.require_key)
 
     @classmethod
     def create(cls, path: Path | str, base: BaseIdentity) -> "Pool":
@@ -121,15 +131,15 @@ class Pool:
             return now._write(index.model_copy(update={"experts": (*index.experts, record)}), (*now.experts, expert))
 
     @staticmethod
-    def put(path: Path, name: str, key: Trust = UNSIGNED) -> None:
+    def put(path: Path, name: str, require_key: Trust = UNSIGNED) -> None:
         """Take up the expert in `path/name`, in place of what the index told of that directory before.
 
-        Works whatever has become of the others: those that cannot be opened are passed over. With `key` the pool must
-        be as its owner signed it; it is not any more afterwards.
+        Works whatever has become of the others: those that cannot be opened are passed over. With `require_key` the
+        pool must be as its owner signed it; it is not any more afterwards.
         """
         _check_name(name)
         with _locked(path):
-            before = index = _read_index(path, key)
+            before = index = read_index(path, require_key)
             known = next((record for record in index.experts if record.home == name), None)
             expert = Expert.open(path / name, known.name if known else name)
             if index.embedder is None and expert.card.embedder is not None:
@@ -149,13 +159,13 @@ class Pool:
                 write_index(path, index)
 
     @staticmethod
-    def discard(path: Path, name: str, key: Trust = UNSIGNED) -> list[str]:
+    def discard(path: Path, name: str, require_key: Trust = UNSIGNED) -> list[str]:
         """Take an expert out of the index, even one whose files are broken; returns the names that are left.
 
-        `key` as in `put`.
+        `require_key` as in `put`.
         """
         with _locked(path):
-            index = _read_index(path, key)
+            index = read_index(path, require_key)
             left = tuple(record for record in index.experts if record.name != name)
             if len(left) == len(index.experts):
                 known = ", ".join(record.name for record in index.experts)
@@ -166,7 +176,7 @@ class Pool:
     @staticmethod
     def unchanged(path: Path, name: str) -> bool:
         """Whether the files of the expert in `path/name` are as when they joined; True for one that has not joined."""
-        index = _read_index(path, UNSIGNED) if (path / POOL_FILE).exists() else None
+        index = read_index(path, UNSIGNED) if (path / POOL_FILE).exists() else None
         known = next((record for record in index.experts if record.home == name), None) if index else None
         return known is None or all(
             (path / name / file).is_file() and sha256(path / name / file) == told.sha256
@@ -217,9 +227,7 @@ class Pool:
         if stored is None or stored.background is None:
             return None
         file = self.path / BACKGROUND_FILE
-        if not file.is_file() or file.stat().st_size > MOST_BYTES or sha256(file) != stored.background:
-            raise PoolError(f"the pool's background in {file}", "another file or none", "Calibrate the pool again.")
-        return Background.open(file)
+        return Background.open(file, stored.background)
 
     def verify(self, adapters: bool = True) -> None:
         """Check every file of every expert against its hash, and every weight for being finite.
@@ -267,11 +275,11 @@ class Pool:
     def _changing(self) -> Iterator["Pool"]:
         """Hold the pool's lock; yields the pool as it is on disk, which another process may have changed."""
         with _locked(self.path):
-            index = _read_index(self.path, UNSIGNED)  # what differs from what was opened is opened again, by the key
-            yield self if index == self.index else Pool.open(self.path, self.key)
+            index = read_index(self.path, UNSIGNED)  # what differs from what was opened is opened again, by the key
+            yield self if index == self.index else Pool.open(self.path, self.require_key)
 
     def _write(self, index: PoolIndex, experts: Sequence[Expert]) -> "Pool":
-        return Pool(self.path, write_index(self.path, index), experts, self.key)
+        return Pool(self.path, write_index(self.path, index), experts, self.require_key)
 
 
 @contextmanager
@@ -297,10 +305,10 @@ def _refuse(needed: str, lacking: list[str], remedy: str) -> None:
         raise RouterError(needed, f"none in {', '.join(lacking)}", f"{remedy}, or drop them.")
 
 
-def _read_index(path: Path, key: Trust) -> PoolIndex:
+def read_index(path: Path, require_key: Trust) -> PoolIndex:
     """The index, read once: what is parsed is what was signed, where a signature is asked for."""
     content = read_pool_file(path)
-    if (keys := trusted_keys(key)) is not None:
+    if (keys := trusted_keys(require_key)) is not None:
         require_signature(content, path, keys)
     return parsed_index(content, path / POOL_FILE)
 

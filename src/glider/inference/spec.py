@@ -101,7 +101,12 @@ class ModelSpec(BaseSpec):
         default=None, description="Form of a prompt. Default: the one the experts know."
     )
 
-    @field_validator("pool", "expert_dtype", mode="before")
+    require_key: str | None = Field(
+        default=None,
+        description="File of public keys (PEM), one of which must have signed the pool. Default: $GLIDER_TRUSTED_KEYS.",
+    )
+
+    @field_validator("pool", "expert_dtype", "require_key", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return (
@@ -154,6 +159,10 @@ class ModelSpec(BaseSpec):
 
         return load_describer(self.describer, **({} if self.base_url is None else {"base_url": self.base_url}))
 
+    def open_pool(self) -> "Pool":
+        """The pool, as the owner of a required key signed it; raises `PoolError` where nobody of them did."""
+        return open_pool(self.pool, self.require_key)
+
     def load(self) -> "RoutedModel":
         """Load the base model, open and verify the pool, and attach it.
 
@@ -161,7 +170,7 @@ class ModelSpec(BaseSpec):
         """
         from glider.routing.preparation import prepare
 
-        storage, pool, method, writer = self.storage, open_pool(self.pool), self.method, self.writer
+        storage, pool, method, writer = self.storage, self.open_pool(), self.method, self.writer
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
         pool.verify(adapters=storage.expert_memory is None)
         base = self.load_base(base_of(pool))
@@ -174,7 +183,7 @@ class ModelSpec(BaseSpec):
         """
         from glider.routing.preparation import prepare
 
-        pool = open_pool(self.pool) if pool is None else pool
+        pool = self.open_pool() if pool is None else pool
         method = self.method
         return self._attached(base, pool, method, prepare(method, pool), self.writer)
 
@@ -188,7 +197,7 @@ class ModelSpec(BaseSpec):
         from glider.inference.model import RoutedModel
         from glider.routing.preparation import prepare
 
-        storage, pool, method, writer = self.storage, open_pool(self.pool), self.method, self.writer
+        storage, pool, method, writer = self.storage, self.open_pool(), self.method, self.writer
         prepared = prepare(method, pool)
         pool.verify(adapters=storage.expert_memory is None)
         require_same_base(pool.index.base, model.base.identity, f"the pool {pool.path}")
@@ -269,15 +278,20 @@ def device_of(name: str) -> "torch.device":
         raise ConfigError("a device such as cpu or cuda", name, "Check the spelling.") from fault
 
 
-def open_pool(pool: str | Path) -> "Pool":
-    """Open a pool by path, or the embedded one by the name "demo"."""
+def open_pool(pool: str | Path, require_key: str | Path | None = None) -> "Pool":
+    """Open a pool by path, or the embedded one by the name "demo", which came with the package and needs no signature.
+
+    With `require_key`, a file of public keys (by default that of `$GLIDER_TRUSTED_KEYS`), the owner of one of them must
+    have signed the pool.
+    """
     from glider.experts.pool import Pool
 
     if str(pool) == "demo":
         from glider.demo.pool import DEMO_POOL
+        from glider.experts.trust import UNSIGNED
 
-        pool = DEMO_POOL
-    return Pool.open(pool)
+        return Pool.open(DEMO_POOL, UNSIGNED)
+    return Pool.open(pool, None if require_key is None else Path(require_key))
 
 
 def base_of(pool: "Pool") -> str:

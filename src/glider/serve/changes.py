@@ -146,6 +146,7 @@ def _alone(pool: ServedPool, directory: Path, name: str) -> Alone:
     """The adapter in a directory, copied and checked, and made an expert without gates where it was none."""
     from glider.contribute.adopt import import_adapter
 
+    pool.model.pool.refuse_unsigned(name)
     if (directory / CARD_FILE).is_file():
         expert = Expert.open(directory).renamed(name)
         require_same_base(expert.card.base, pool.model.base.identity, f"the expert {name}")

@@ -23,16 +23,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from pydantic import ValidationError
 
 import glider
-from glider.config import faults
 from glider.errors import ExpertError, PoolError
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.pool import POOL_FILE, Pool, PoolIndex
+from glider.experts.pool import POOL_FILE, Pool, read_index
 from glider.files.disk import new_directory
 from glider.sharing.model_card import expert_model_card, pool_model_card
-from glider.sharing.signature import SIGNATURE_FILE, verify_signature
+from glider.sharing.signature import SIGNATURE_FILE
 
 MODEL_CARD_FILE = "README.md"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -88,23 +86,24 @@ def pull_pool(
     out: Path | str,
     revision: str | None = None,
     token: str | None = None,
-    public_key_file: Path | None = None,
+    require_key: Path | None = None,
 ) -> Pool:
     """Download a pool to the new directory `out`, verified before it appears there.
 
-    With a public key the signature is checked before any expert is fetched. Raises `PoolError` or `ExpertError`.
+    With `require_key`, a file of public keys (default: `$GLIDER_TRUSTED_KEYS`), the signature of one of their owners is
+    checked before any expert is fetched. Raises `PoolError` or `ExpertError`.
     """
     out = _vacant(out, PoolError)
     api = _client(token)
     commit = _resolve(api, repo_id, revision, PoolError)
     with new_directory(out) as partial, _named_after(repo_id, partial):
         _fetch(api, repo_id, commit, (POOL_FILE,), partial, PoolError, optional=(SIGNATURE_FILE,))
-        if public_key_file is not None:
-            verify_signature(partial, public_key_file)
-        homes = _expert_homes(partial / POOL_FILE)
+        homes = [
+            record.home for record in read_index(partial, require_key).experts
+        ]  # none leaves the pool, by its format
         _fetch(api, repo_id, commit, [f"{home}/{file}" for home in homes for file in EXPERT_FILES], partial, PoolError)
-        Pool.open(partial).verify()
-    return Pool.open(out)
+        Pool.open(partial, require_key).verify()
+    return Pool.open(out, require_key)
 
 
 def _client(token: str | None) -> HfApi:
@@ -179,15 +178,6 @@ def _fetch(
                 raise error(f"the file {name} in {repo_id}", got, "Ask its author; glider cannot use it.")
             (target / name).parent.mkdir(exist_ok=True)
             source.replace(target / name)
-
-
-def _expert_homes(pool_file: Path) -> list[str]:
-    """The directories of a pulled pool's experts; the format of `pool.json` allows none that leaves the pool."""
-    try:
-        index = PoolIndex.model_validate_json(pool_file.read_bytes())
-    except ValidationError as fault:
-        raise PoolError(f"a pool of format 1 in {pool_file}", faults(fault), "Ask its author.") from fault
-    return [record.home for record in index.experts]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The requests were written for this project (`reproduce/background`). They are co
 that some can be judged by a background that has not seen their kind.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from safetensors.torch import load
 
 from glider.errors import PoolError
 from glider.files.disk import save_tensors, write_file
+from glider.files.opening import read_bytes
 from glider.instructions.inputs import ngrams
 from glider.shapes import Int, Tensor
 
@@ -103,13 +105,16 @@ class Background:
         write_file(path, lambda partial: save_tensors(tensors, partial, {}))
 
     @classmethod
-    def open(cls, path: Path) -> "Background":
-        """Read it; raises `PoolError` for a file that is none."""
+    def open(cls, path: Path, sha256: str | None = None) -> "Background":
+        """Read it, the content of this digest where one is given; raises `PoolError` for a file that is none."""
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise _broken(path, f"{path.stat().st_size} bytes")
-            tensors = load(path.read_bytes())
-        except (OSError, SafetensorError) as fault:
+            content = read_bytes(path, MOST_BYTES)
+            if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+                raise PoolError(f"the pool's background in {path}", "another file", "Calibrate the pool again.")
+            tensors = load(content)
+        except FileNotFoundError:
+            raise PoolError(f"the pool's background in {path}", "no such file", "Calibrate the pool again.") from None
+        except (OSError, ValueError, SafetensorError) as fault:
             raise _broken(path, str(fault)) from fault
         if fault := _misfit(tensors):
             raise _broken(path, fault)
