@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from glider.printable import printable
+from glider.terminal import console
+
 Step = TypeVar("Step")
 _PATIENCE = 2.0  # seconds: what looks like taking less draws nothing
 
@@ -16,10 +19,9 @@ class Bars:
     """
 
     def __init__(self, *, stay: bool = False):
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console(stderr=True, wrap=False)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -39,8 +41,9 @@ class Bars:
 
     def update(self, name: str, share: float | None, text: str = "") -> None:
         """Show what is done now, and the share of it that is done (None: unknown)."""
+        text = printable(text)
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=1.0 if share is not None else None, text=text)
+            self._tasks[name] = self._bar.add_task(printable(name), total=1.0 if share is not None else None, text=text)
         total = None if share is None else 1.0
         self._bar.update(self._tasks[name], total=total, completed=share or 0.0, text=text)
 
@@ -52,11 +55,11 @@ class Bars:
     def say(self, line: str) -> None:
         """Print a line where no bars are shown."""
         if not self._console.is_terminal:
-            self._console.print(line, markup=False)
+            self._console.print(line)
 
     def note(self, line: str) -> None:
         """Print a line above the bars, or by itself."""
-        self._console.print(line, markup=False)
+        self._console.print(line)
 
 
 def counter(bars: Bars, name: str) -> Callable[[int, int], None]:

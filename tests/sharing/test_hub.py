@@ -339,7 +339,7 @@ def test_model_card_says_what_the_card_says(pool: Pool) -> None:
     data = ModelCard(text).data.to_dict()
     assert (data["library_name"], data["base_model"], data["license"]) == ("peft", "maker/base-1b", "apache-2.0")
     assert {"glider", "lora"} <= set(data["tags"])
-    assert "Answers &lt;b>questions&lt;/b> \\| about tables." in text
+    assert "Answers &lt;b&gt;questions&lt;/b&gt; \\| about tables." in text
     assert "| lora.best_loss | 1.235 |" in text and "| rows | 12 |" in text and "| rougeL | 0.5 |" in text
     assert "ab" * 7 not in text and "curve" not in text
     assert f'AutoModelForCausalLM.from_pretrained("maker/base-1b"), "{REPO}")' in text

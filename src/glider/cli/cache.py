@@ -1,11 +1,11 @@
 """`glider cache`: what is remembered of descriptions, embeddings and spectra."""
 
-import json
 from dataclasses import asdict
 
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.terminal import say, say_json
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -24,11 +24,11 @@ def info(as_json: JsonOption = False) -> None:
     size = sum(file.stat().st_size for file in files)
     if as_json:
         spectra = {"path": str(spectra_directory()), "experts": len(files), "bytes": size}
-        print(json.dumps({**asdict(told), "spectra": spectra}, indent=2))
+        say_json({**asdict(told), "spectra": spectra})
         return
     held = ", ".join(f"{count} {kind}s" for kind, count in told.entries.items()) or "empty"
-    print(f"{told.path}: {held}; {told.bytes / 1e6:.1f} of {told.limit / 1e6:g} MB")
-    print(f"{spectra_directory()}: spectra of {len(files)} experts; {size / 1e6:.1f} MB")
+    say(f"{told.path}: {held}; {told.bytes / 1e6:.1f} of {told.limit / 1e6:g} MB")
+    say(f"{spectra_directory()}: spectra of {len(files)} experts; {size / 1e6:.1f} MB")
 
 
 def clear(as_json: JsonOption = False) -> None:
@@ -39,7 +39,7 @@ def clear(as_json: JsonOption = False) -> None:
     store = cache()
     count, spectra = store.clear(), clear_spectra()
     if as_json:
-        print(json.dumps({"path": str(store.path), "cleared": count, "spectra": spectra}))
+        say_json({"path": str(store.path), "cleared": count, "spectra": spectra}, indent=None)
         return
-    print(f"{store.path}: {count} entries gone")
-    print(f"{spectra_directory()}: spectra of {spectra} experts gone")
+    say(f"{store.path}: {count} entries gone")
+    say(f"{spectra_directory()}: spectra of {spectra} experts gone")

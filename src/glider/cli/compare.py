@@ -1,6 +1,5 @@
 """`glider compare`: several routers on a user's own rows."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, Key
 from glider.cli.options import with_settings
 from glider.config import Config
 from glider.inference.spec import BaseSpec
+from glider.terminal import console, say_json
 
 if TYPE_CHECKING:
     from glider.data.rows import Row
@@ -83,7 +83,7 @@ def compare(
         )
     if as_json:
         head = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": config.seed}
-        print(json.dumps({**head, "entries": [asdict(entry) for entry in entries]}, indent=2))
+        say_json({**head, "entries": [asdict(entry) for entry in entries]})
     else:
         _print_table(entries, len(chosen))
 
@@ -110,9 +110,7 @@ def _bars(rows: int) -> Iterator[Callable[[str, int], None]]:
 
 
 def _print_table(entries: list["Entry"], rows: int) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from glider.evaluation.harm import shares_text
 
@@ -124,11 +122,11 @@ def _print_table(entries: list["Entry"], rows: int) -> None:
         p_value = "" if entry.p_value is None else f"{entry.p_value:.3f}"
         interval = f"{100 * entry.low:.1f}-{100 * entry.high:.1f}"
         costs = (f"{entry.tokens_per_second:.0f}", f"{entry.expert_megabytes:.1f}")
-        table.add_row(Text(entry.router), f"{100 * entry.score:.1f}", interval, *exact, p_value, *costs, entry.note)
-    console = Console(highlight=False)
-    console.print(f"{rows} rows")
-    console.print(table)
+        table.add_row(entry.router, f"{100 * entry.score:.1f}", interval, *exact, p_value, *costs, entry.note)
+    shown = console()
+    shown.print(f"{rows} rows")
+    shown.print(table)
     for entry in entries:
         if entry.harm is not None:
             verdicts = f"; {shares_text(entry.verdicts)}" if entry.verdicts else ""
-            console.print(Text(f"{entry.router} beside base: {entry.harm.text}{verdicts}"))
+            shown.print(f"{entry.router} beside base: {entry.harm.text}{verdicts}")

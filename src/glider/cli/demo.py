@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.terminal import console
+
 if TYPE_CHECKING:
     from glider.demo.prompts import DemoPrompt
     from glider.inference.answers import Answer
@@ -23,7 +25,6 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
 ) -> None:
     """Answer a dozen prompts of different tasks in one mixed batch, and show which experts did it."""
-    from rich.console import Console
 
     from glider.cli.terminal import quiet_libraries
 
@@ -32,19 +33,19 @@ def demo(
     from glider.inference.spec import load
     from glider.report.heatmap import draw_heatmap
 
-    console = Console(highlight=False, soft_wrap=True)
-    with Console(stderr=True).status("Loading the base model, the embedder and the pool ..."):
+    shown = console(wrap=False)
+    with console(stderr=True).status("Loading the base model, the embedder and the pool ..."):
         model = load()
-    console.print(
+    shown.print(
         f"{len(model.experts)} experts ({', '.join(model.experts)}) on {model.pool.index.base.model_id}; "
         f"{len(PROMPTS)} prompts in one batch."
     )
     answers, trace = _answer(model, [prompt.text for prompt in PROMPTS], max_new_tokens)
     for number, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True), start=1):
-        _show(console, number, prompt, answer)
+        _show(shown, number, prompt, answer)
     titles = [f"{p.task}" + ("" if p.expert else " (no expert)") for p in PROMPTS]
     written = draw_heatmap(trace, picture, titles, range(len(PROMPTS)), [prompt.expert for prompt in PROMPTS])
-    console.print(f"\nRouting heatmap (sites x experts): {written.resolve()}", soft_wrap=True)
+    shown.print(f"\nRouting heatmap (sites x experts): {written.resolve()}")
 
 
 def _answer(model: "RoutedModel", texts: list[str], max_new_tokens: int) -> tuple[list["Answer"], Any]:
@@ -64,21 +65,22 @@ def _answer(model: "RoutedModel", texts: list[str], max_new_tokens: int) -> tupl
         return model.generate_traced(texts, max_new_tokens=max_new_tokens, on_piece=progress)
 
 
-def _show(console: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> None:
-    from rich.markup import escape
+def _show(shown: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> None:
+    from rich.text import Text
 
     question = " ".join(prompt.text.split())
     question = question if len(question) <= 100 else question[:48] + " ... " + question[-48:]
     told = "its expert: " + prompt.expert if prompt.expert else "no expert in the pool"
-    console.print(f"\n[bold]{number:2d}  {prompt.task}[/bold] [dim]({told})[/dim]")
-    console.print(f"    {escape(question)}", style="dim")
-    console.print(f"    [green]{escape(' '.join(answer.text.split()))}[/green]")
+    shown.print()
+    shown.print(Text.assemble((f"{number:2d}  {prompt.task}", "bold"), " ", (f"({told})", "dim")))
+    shown.print(f"    {question}", style="dim")
+    shown.print(f"    {' '.join(answer.text.split())}", style="green")
     ranked = sorted(answer.global_scores.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]
     scores = "  ".join(f"{name} {score:.2f}" for name, score in ranked)
     verdict = "stranger: the base model alone" if answer.verdict == "stranger" else answer.verdict
-    console.print(f"    {verdict}   global {scores}")
+    shown.print(f"    {verdict}   global {scores}")
     for name, share in sorted(answer.usage.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
-        console.print(f"    {name:>16} [cyan]{bar_of(share)}[/cyan] {share:.2f}")
+        shown.print(Text.assemble(f"    {name:>16} ", (bar_of(share), "cyan"), f" {share:.2f}"))
 
 
 def bar_of(share: float) -> str:

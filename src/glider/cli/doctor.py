@@ -1,6 +1,5 @@
 """`glider doctor`: what runs here, and why."""
 
-import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +8,7 @@ from typing import Any
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.terminal import console, say_json
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "safetensors")
 
@@ -21,9 +21,8 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show versions, threads, the kernels there are, and which one runs."""
     found = diagnosis()
     if as_json:
-        print(json.dumps(found, indent=2))
+        say_json(found)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "", box=None, pad_edge=False, show_header=False)
@@ -36,7 +35,7 @@ def doctor(as_json: JsonOption = False) -> None:
     if found["instruction_sets"]:
         table.add_row("instruction set", f"{found['instruction_set']} (of {', '.join(found['instruction_sets'])})")
     table.add_row("runs", f"{found['runs']}: {found['why']}")
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def diagnosis() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`glider evaluate`: routers x tasks of a run file, resumable."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glider.cli.arguments import JsonOption, KeyOption
+from glider.terminal import console, say, say_json
 
 if TYPE_CHECKING:
     from glider.evaluation.run_table import Entry
@@ -62,10 +62,10 @@ def evaluate(
             for result in failed
             for cell in [result.job]
         ]
-        print(json.dumps({"entries": [asdict(entry) for entry in entries], "failed": faults}, indent=2))
+        say_json({"entries": [asdict(entry) for entry in entries], "failed": faults})
     else:
         _print_table(entries)
-        print(", ".join(f"{count} {status}" for status, count in Counter(r.status for r in results).items()))
+        say(", ".join(f"{count} {status}" for status, count in Counter(r.status for r in results).items()))
     if failed:
         raise typer.Exit(1)
 
@@ -87,25 +87,22 @@ def _run(run: "Run", workers: int) -> "list[JobResult]":
 
 
 def _print_table(entries: "list[Entry]") -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
     from glider.evaluation.harm import shares_text
 
     routers = list(dict.fromkeys(entry.router for entry in entries))
     sets = list(dict.fromkeys(entry.set for entry in entries))
-    shown = Table("router", *map(escape, sets), box=None, pad_edge=False)
+    shown = Table("router", *sets, box=None, pad_edge=False)
     at = {(entry.router, entry.set): entry for entry in entries}
     for router in routers:
-        shown.add_row(Text(router), *(_text(at[router, name]) for name in sets))
-    console = Console(highlight=False)
-    console.print(shown)
+        shown.add_row(router, *(_text(at[router, name]) for name in sets))
+    terminal = console()
+    terminal.print(shown)
     for entry in entries:
         if entry.harm is not None:
             verdicts = f"; {shares_text(entry.verdicts)}" if entry.verdicts else ""
-            console.print(f"{escape(entry.router)} on {escape(entry.set)} beside base: {entry.harm.text}{verdicts}")
+            terminal.print(f"{entry.router} on {entry.set} beside base: {entry.harm.text}{verdicts}")
 
 
 def _text(entry: "Entry") -> str:

@@ -14,6 +14,7 @@ from glider.cli.options import with_settings
 from glider.config import EMBEDDED_EMBEDDER
 from glider.contribute.settings import TrainConfig
 from glider.inference.spec import BaseSpec
+from glider.terminal import say
 
 if TYPE_CHECKING:
     from glider.contribute.loop import Progress
@@ -63,7 +64,7 @@ def train(
         )
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
-    print(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
+    say(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
 
 
 def import_(
@@ -96,7 +97,7 @@ def import_(
         )  # fmt: skip
     gates = sum(site.has_gate for site in expert.sites.values())
     parts = [f"{gates} gates" if gates else "no gates", "described" if expert.card.description else "no description"]
-    print(f"{expert.directory}: {len(expert.sites)} sites, {', '.join(parts)}")
+    say(f"{expert.directory}: {len(expert.sites)} sites, {', '.join(parts)}")
 
 
 def gates(
@@ -119,7 +120,7 @@ def gates(
     with _progress() as report:
         made = make_gates(expert, data, spec, config, report, how)
     told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
-    print(f"{made.directory}: {len(made.sites)} gates, {told}")
+    say(f"{made.directory}: {len(made.sites)} gates, {told}")
 
 
 def describe(
@@ -157,14 +158,14 @@ def describe(
         from glider.contribute.adopt import describe as give
 
         made = give(expert, description or "", embedder, prefix)
-        print(f"{made.directory}: described")
+        say(f"{made.directory}: described")
         return
     from glider.contribute.describing import describe_expert
     from glider.instructions.cache import cache
 
     made, told = describe_expert(expert, writer, embedder, prefix, data=data, rows=rows, seed=seed, cache=cache())
     spent = "from the cache" if told.cached else f"{told.tokens_in} tokens read, {told.tokens_out} written"
-    print(f"{made.directory}: {told.text} ({told.source}, prompt {told.prompt}, {spent})")
+    say(f"{made.directory}: {told.text} ({told.source}, prompt {told.prompt}, {spent})")
 
 
 def profile(
@@ -184,7 +185,7 @@ def profile(
     made = make_profile(expert, data, spec, config).profile
     assert made is not None
     embedded = "with" if made.inputs is not None else "without"
-    print(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")
+    say(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")
 
 
 def _best(record: dict[str, Any]) -> str:

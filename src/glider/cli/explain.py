@@ -1,6 +1,5 @@
 """`glider explain`: token by token, which experts, with which weights, at which sites."""
 
-import json
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, Truncat
 from glider.cli.options import with_settings
 from glider.errors import QueryError, RouterError
 from glider.inference.spec import ModelSpec
+from glider.terminal import console, say_json
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
@@ -45,7 +45,7 @@ def explain(
     if not kept:
         raise QueryError("sites that fit " + sites, "none", f"Sites look like {trace.sites[0]}.")
     if as_json:
-        print(json.dumps(_as_json(model, text, tokens, trace, kept), ensure_ascii=False))
+        say_json(_as_json(model, text, tokens, trace, kept), indent=None)
     else:
         _print_table(model, tokens, trace, kept)
 
@@ -78,11 +78,9 @@ def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
 
 def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites: list[str]) -> None:
     import torch
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console()
+    terminal = console()
     calls = [call for call in trace.calls if call.site in sites and len(call.decision.experts) == len(tokens)]
     if not calls:
         raise QueryError("sites that see the prompt's tokens", f"only others in {sites[0]} ...", "Widen --sites.")
@@ -90,11 +88,11 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
     told = _global(model, trace)
     if told["alpha"] is not None:
         ranked = sorted(told["global_scores"].items(), key=lambda item: -item[1])
-        console.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked), highlight=False)
-        console.print(f"alpha   {told['alpha']:g}", highlight=False)
+        terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))
+        terminal.print(f"alpha   {told['alpha']:g}")
     table = Table("token", f"experts over {len(calls)} sites (share of weight)", box=None, pad_edge=False)
     for token, share in zip(tokens, shares, strict=True):
         order = share.argsort(descending=True)[:4].tolist()
         shown = "  ".join(f"{trace.experts[i]} {share[i]:.2f}" for i in order if share[i] >= 0.05)
-        table.add_row(Text(repr(token)), shown)
-    console.print(table)
+        table.add_row(repr(token), shown)
+    terminal.print(table)

@@ -1,6 +1,5 @@
 """`glider generate`: a prompt in, text out."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
+from glider.terminal import say, say_json, say_piece
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -42,8 +42,12 @@ def generate(
     query = Query(text, description)
     if stream:
         for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, seed=seed, **sampling):
-            print(piece, end="", flush=True)
-        print()
+            say_piece(piece)
+        say()
         return
     (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, trace=as_json, **sampling)
-    print(json.dumps({"prompt": text, **asdict(answer)}, indent=2, ensure_ascii=False) if as_json else answer.text)
+    if as_json:
+        say_json({"prompt": text, **asdict(answer)})
+    else:
+        say_piece(answer.text)
+        say()

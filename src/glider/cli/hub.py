@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from glider.cli.arguments import KeyOption
+from glider.terminal import say
 
 Repo = Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")]
 Out = Annotated[Path, typer.Option("--out", help="The new directory.")]
@@ -24,7 +25,7 @@ def push_expert(
     from glider.experts.expert import Expert
     from glider.sharing import hub
 
-    print(hub.push_expert(Expert.open(path), repo, private=private, revision=revision))
+    say(hub.push_expert(Expert.open(path), repo, private=private, revision=revision))
 
 
 def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
@@ -32,7 +33,7 @@ def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
     from glider.sharing import hub
 
     expert = hub.pull_expert(repo, out, revision=revision)
-    print(f"{out}: {expert.name}, {len(expert.sites)} sites, for {expert.card.base.model_id}")
+    say(f"{out}: {expert.name}, {len(expert.sites)} sites, for {expert.card.base.model_id}")
 
 
 def push_pool(
@@ -46,7 +47,7 @@ def push_pool(
     from glider.experts.pool import Pool
     from glider.sharing import hub
 
-    print(hub.push_pool(Pool.open(path, key), repo, private=private, revision=revision))
+    say(hub.push_pool(Pool.open(path, key), repo, private=private, revision=revision))
 
 
 def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: KeyOption = None) -> None:
@@ -54,4 +55,4 @@ def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: KeyOption = 
     from glider.sharing import hub
 
     pool = hub.pull_pool(repo, out, revision=revision, require_key=key)
-    print(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")
+    say(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glider.terminal import say
+
 if TYPE_CHECKING:
     from glider.contribute.published_import import OfficialBase
 
@@ -89,7 +91,7 @@ def import_official(
         )
     kinds = "/".join(sorted({expert.card.training["gates"] for expert in made}))
     embedded = "with" if vectors else "without"
-    print(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {kinds} gates, {embedded} instructions")
+    say(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {kinds} gates, {embedded} instructions")
 
 
 def _names(order: str) -> list[str]:

@@ -1,12 +1,12 @@
 """`glider lm-eval-tasks`: JSON Lines as tasks of lm-evaluation-harness."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.terminal import say, say_json
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -34,4 +34,7 @@ def lm_eval_tasks(
     if metric not in TEXT_METRICS:
         raise ConfigError(f"a metric of {', '.join(TEXT_METRICS)}", metric, "Check the spelling.")
     names = write_tasks(files, out, split=split, rows=rows, seed=seed, metric=cast(TextMetric, metric))
-    print(json.dumps({"include_path": str(out), "tasks": names}) if as_json else "\n".join(names))
+    if as_json:
+        say_json({"include_path": str(out), "tasks": names}, indent=None)
+    else:
+        say("\n".join(names))

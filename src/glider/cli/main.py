@@ -50,7 +50,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     noun = next((argument for argument in arguments if not argument.startswith("-")), None)
     from glider.errors import GliderError
+    from glider.terminal import take_any_character
 
+    take_any_character()
     try:
         build(noun)(arguments)
     except GliderError as fault:
@@ -70,7 +72,9 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     line = " ".join(message.split())
-    print(f"glider: {line}", file=sys.stderr)
+    from glider.terminal import say
+
+    say(f"glider: {line}", error=True)
     raise SystemExit(code)
 
 

@@ -1,7 +1,5 @@
 """`glider pool`: make, look at and check pools."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
 from glider.cli.signature import keygen, sign
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
+from glider.terminal import console, say, say_json
 
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
@@ -42,11 +41,9 @@ def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
     pool = Pool.open(path, key)
     rows = [_row(pool, name) for name in pool.names]
     if as_json:
-        print(json.dumps({"base": pool.index.base.model_id, "experts": rows}, indent=2))
+        say_json({"base": pool.index.base.model_id, "experts": rows})
         return
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
     for row in rows:
@@ -56,11 +53,11 @@ def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
             str(row["sites"]),
             str(row["gates"]),
             f"{row['mb']:.1f}",
-            Text(row["description"] or "-"),
+            row["description"] or "-",
         )
-    console = Console()
-    console.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})", highlight=False)
-    console.print(table)
+    shown = console()
+    shown.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})")
+    shown.print(table)
 
 
 def show(
@@ -73,7 +70,7 @@ def show(
 
     pool = Pool.open(path, key)
     shown = pool.index if name is None else pool[name].card
-    print(json.dumps(shown.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    say_json(shown.model_dump(mode="json"))
 
 
 def verify(path: PoolPath, key: KeyOption = None) -> None:
@@ -84,10 +81,10 @@ def verify(path: PoolPath, key: KeyOption = None) -> None:
 
     pool = Pool.open(path, key)
     if (keys := trusted_keys(key)) is not None:
-        print(f"{path}: signed by the owner of {keys}")
+        say(f"{path}: signed by the owner of {keys}")
     for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})
-    print(f"{path}: {len(pool)} experts are as they were when they joined")
+    say(f"{path}: {len(pool)} experts are as they were when they joined")
 
 
 def add(
@@ -108,7 +105,7 @@ def add(
         key = None
     for name in names:
         Pool.put(path, name, key if name == names[0] and key is not None else UNSIGNED)
-    print(f"{path}: {len(_settled(path))} experts")
+    say(f"{path}: {len(_settled(path))} experts")
 
 
 def remove(
@@ -119,7 +116,7 @@ def remove(
     from glider.experts.trust import UNSIGNED
 
     Pool.discard(path, name, UNSIGNED if key is None else key)
-    print(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
+    say(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
 
 
 def rename(
@@ -134,7 +131,7 @@ def rename(
 
     Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
     _settled(path)
-    print(f"{path}: {name} is now {new}")
+    say(f"{path}: {name} is now {new}")
 
 
 def build(
@@ -165,13 +162,13 @@ def build(
             bars.finish(result.job.name, result.status)
             results.append(result)
     if json_:
-        print(json.dumps(as_json(results), indent=2))
+        say_json(as_json(results))
     else:
         for row in as_json(results):
-            print(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
+            say(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
     failed = names_of(results, "failed")
     if failed:
-        print(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", file=sys.stderr)
+        say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
     if (out / POOL_FILE).exists():
         _settled(out)
     if failed:
@@ -215,14 +212,14 @@ def calibrate(
     assert verdicts is not None
     if as_json:
         constants = {} if stored is None else stored.model_dump(mode="json")
-        print(json.dumps({**constants, "verdicts": verdicts.model_dump(mode="json")}, indent=2))
+        say_json({**constants, "verdicts": verdicts.model_dump(mode="json")})
         return
     if stored is not None:
         quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
         constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
-        print(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
+        say(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
     for line in _expected(verdicts):
-        print(line)
+        say(line)
 
 
 def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":
@@ -231,7 +228,7 @@ def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Ca
     from glider.progress import Bars, counter
 
     if len(pool) == 1:
-        print(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", file=sys.stderr)
+        say(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", error=True)
         return pool, None
     with Bars() as bars:
         stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))

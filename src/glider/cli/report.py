@@ -1,6 +1,5 @@
 """`glider report`: what a pool and its evaluations look like, as figures and pages."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from glider.cli.arguments import SKIPPED, GlobalOption, JsonOption, KeyOption, PoolOption, load_model
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
+from glider.terminal import say, say_json
 
 DataOption = Annotated[
     list[str] | None, typer.Option("--data", help="Rows of a task (JSON Lines), or several by a wildcard; repeatable.")
@@ -38,18 +38,17 @@ def paper(
     as_json: JsonOption = False,
 ) -> None:
     """The tables and figures of an evaluation, from its JSON: Markdown, LaTeX and one self-contained HTML page."""
-    from rich.console import Console
-
+    from glider.progress import Bars
     from glider.report import paper as pages
 
     place = out or results / "report"
-    with Console(stderr=True).status("Reading ...") as status:
-        report = pages.write_report(results, place, plan, tick=status.update)
+    with Bars() as bars:
+        report = pages.write_report(results, place, plan, tick=lambda text: bars.update("Report", None, text))
     if as_json:
-        print(json.dumps(pages.as_json(report), indent=2))
+        say_json(pages.as_json(report))
         return
     missing = f"; {len(report.lacks)} results are missing" if report.lacks else ""
-    print(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
+    say(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
 
 
 def scores(
@@ -99,9 +98,9 @@ def scores(
     elif out is not None:
         draw_scores(result, out)
     if as_json:
-        print(json.dumps(numbers, indent=2))
+        say_json(numbers)
     else:
-        print(f"{out}: {len(result.tasks)} tasks x {len(result.experts)} experts, {result.signal}, p = {result.p:g}")
+        say(f"{out}: {len(result.tasks)} tasks x {len(result.experts)} experts, {result.signal}, p = {result.p:g}")
 
 
 def routing(
@@ -116,9 +115,9 @@ def routing(
     seed: SeedOption = 0,
 ) -> None:
     """Which experts every site uses on each task, the task's own expert marked: the paper's Figure 2."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from itertools import count
 
+    from glider.progress import Bars
     from glider.report.style import require_format
 
     require_format(out, ".json")
@@ -129,9 +128,8 @@ def routing(
     files = task_files(data)
     described = read_descriptions(descriptions) if descriptions else None
     model = load_model(spec)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("Routing", total=len(files))
+    with Bars() as bars:
+        done = count(1)
         result = routing_map(
             model,
             str(spec.router),
@@ -140,12 +138,10 @@ def routing(
             split=split,
             rows=rows,
             seed=seed,
-            tick=lambda name: bar.update(task, advance=1, description=name),
+            tick=lambda name: bars.update("Routing", next(done) / len(files), name),
         )
     if out.suffix == ".json":
         result.write(out)
     else:
         result.draw(out)
-    print(
-        f"{out}: {len(result.tasks)} tasks x {len(result.sites)} sites x {len(result.experts)} experts, {spec.router}"
-    )
+    say(f"{out}: {len(result.tasks)} tasks x {len(result.sites)} sites x {len(result.experts)} experts, {spec.router}")

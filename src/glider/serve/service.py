@@ -1,7 +1,6 @@
 """What the routes share: pools, the engine, limits, keys, metrics, the log."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import Request
 
 from glider.inference.queries import Query
+from glider.printable import dump_json
 from glider.serve.errors import ApiError
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
@@ -117,4 +117,4 @@ class Service:
         if self.settings.log_prompts:
             line["prompts"] = [prompt.text for prompt in exchange.prompts]
             line["answers"] = [choice.text for choice in exchange.choices]
-        access.info(json.dumps(line, ensure_ascii=False))
+        access.info(dump_json(line, indent=None))

@@ -1,5 +1,9 @@
-"""The model card of an expert or a pool on the hub: a README written from what the cards say."""
+"""The model card of an expert or a pool on the hub: a README written from what the cards say.
 
+What a card says is a stranger's. It stands here as text: it makes no heading, no list, no link, no code and no HTML.
+"""
+
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -12,9 +16,12 @@ from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import ExpertCard
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptKind
+from glider.printable import printable
 
 LIBRARY = "peft"
 TAGS = ("glider", "lora")
+_LONGEST_TEXT = 2000  # characters of a description
+_LONGEST_NAME = 96
 _HASH_SHOWN = 12  # characters of a digest in the training table
 
 
@@ -25,7 +32,7 @@ def expert_model_card(card: ExpertCard, repo_id: str) -> str:
         _metadata(card.base, card.licence, card.name, card.prompt.kind),
         f"# {card.name}",
         _text(card.description or f"A LoRA expert for the task {card.task}."),
-        f"Task `{card.task}`, base model `{base}` (fingerprint `{card.base.hash}`).",
+        f"Task {_code(card.task)}, base model `{base}` (fingerprint `{card.base.hash}`).",
         *_table("Training", card.training),
         *_table("Metrics", card.metrics),
         "## Use",
@@ -68,7 +75,7 @@ def _metadata(base: BaseIdentity, licence: str | None, name: str, kind: PromptKi
         library_name=LIBRARY,
         base_model=base.model_id if _on_hub(base.model_id) else None,
         tags=list(TAGS),
-        license=licence.lower() if licence else None,  # the hub writes SPDX names in small letters
+        license=printable(licence).lower() if licence else None,  # the hub writes SPDX names in small letters
         model_name=name,
         pipeline_tag=None if kind == "encoder-decoder" else "text-generation",
     )
@@ -88,7 +95,10 @@ def _on_hub(model_id: str) -> bool:
 
 
 def _base_name(base: BaseIdentity) -> str:
-    return base.model_id if _on_hub(base.model_id) else PurePath(base.model_id).name
+    """The id on the hub, or the last part of a directory's name, fit for a line of code."""
+    if _on_hub(base.model_id):
+        return base.model_id
+    return re.sub(r"[^A-Za-z0-9._-]", "_", PurePath(base.model_id).name)[:_LONGEST_NAME] or "BASE_MODEL"
 
 
 def _peft_example(kind: PromptKind, base: str, repo_id: str, subfolder: str | None = None) -> str:
@@ -124,5 +134,13 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: str) -> str:
-    """A card's own words on one line of Markdown, where they cannot end a table or start HTML."""
-    return " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """A card's own words on one line of Markdown, where they are words and nothing else."""
+    line = printable(value, _LONGEST_TEXT).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*\[\]|~$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
+    line = re.sub(r"^(\d*)([.)+-])(?=\s|$)", r"\1\\\2", line)  # a list
+    return re.sub(r"^(?=#|[-=]+[-= ]*$)", r"\\", line)  # a heading, or a line
+
+
+def _code(value: str) -> str:
+    """A card's own words as code within a line."""
+    return "`" + (printable(value).replace("`", "'") or "-") + "`"

@@ -1,0 +1,138 @@
+"""Nothing that a stranger wrote does anything to a terminal, a page or a log but stand there."""
+
+import ast
+import io
+import json
+import shutil
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glider.cli.main import main
+from glider.errors import ExpertError, GliderWarning
+from glider.printable import STRUCK, dump_json, piece, printable, struck, visible
+from glider.terminal import console, say, say_json
+
+SOURCE = Path(__file__).parents[1] / "src" / "glider"
+HOSTILE = {
+    "colour": "\x1b[31mred\x1b[0m",
+    "title": "\x1b]0;owned\x07",
+    "link": "\x1b]8;;http://example.org\x1b\\here\x1b]8;;\x1b\\",
+    "C1": "\x9b31mred\x9d0;owned\x9c",
+    "device control": "\x1bP$q\x1b\\\x90\x9c",
+    "cursor": "\x1b7\x1b[2J\x1b[1;1H\x1bc\x08\x08\r",
+    "direction": "abc\u202edcba\u2066x\u2069",
+    "invisible": "a\u200bb\ufeffc\u2028d\x00e\x7f\U000e0041",
+    "markup": "[/x] [bold]b[/bold] [link=http://example.org]l[/link] :smile: [red",
+    "half": "\ud800 half",
+}
+SIGNS = frozenset("\x1b\x07\x9b\x9d\x9c\x90\x08\r\x00\x7f\u202e\u2066\u2069\u200b\ufeff\u2028\U000e0041\ud800")
+
+
+def harmless(text: str) -> bool:
+    return all(letter == "\n" or unicodedata.category(letter)[0] != "C" for letter in text) and not set(text) & SIGNS
+
+
+@given(st.text(alphabet=st.characters(codec=None, exclude_categories=()), max_size=80))
+def test_what_is_made_printable_is(text: str) -> None:
+    assert harmless(visible(text)) and visible(visible(text)) == visible(text)
+    assert harmless(printable(text)) and "\n" not in printable(text)
+    assert harmless(piece(text).replace("\t", ""))
+    assert harmless(dump_json(text)) and json.loads(dump_json({text: [text]})) == {text: [text]}
+
+
+@pytest.mark.parametrize("text", ["plain", "Grüße, 世界 🎉", "two\nlines", "العربية עברית"])
+def test_ordinary_text_of_any_language_stays(text: str) -> None:
+    assert visible(text) == text
+
+
+def test_what_is_long_is_cut() -> None:
+    assert printable("x" * 10_000_000) == "x" * 200 + " ..."
+    assert len(str(ExpertError("w" * 10_000_000, "g" * 10_000_000, "r" * 10_000_000))) < 6100
+    assert printable("\x1b[0m" * 1_000_000 + "x") == " ..."  # cut before it is cleaned
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_errors_and_warnings_are_printable(text: str) -> None:
+    assert harmless(str(ExpertError(text, text, text))) and harmless(str(GliderWarning(text)))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_tables_lines_and_json_are_printable(text: str, capsys: pytest.CaptureFixture) -> None:
+    from rich.table import Table
+
+    table = Table(text)
+    table.add_row(text)
+    console().print(table)
+    console().print(text)
+    say(text)
+    say_json({"text": text})
+    shown = capsys.readouterr().out
+    assert harmless(shown)
+    if "[/x]" in text:
+        assert shown.count("[bold]b[/bold]") == 5
+
+
+@pytest.mark.parametrize("text", [text for name, text in HOSTILE.items() if name != "half"])
+def test_no_command_passes_on_what_a_pool_says(
+    text: str, make_pool, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pool = Path(shutil.copytree(make_pool(llama_directory).path, tmp_path / "hostile"))
+    for file in (pool / "pool.json", *pool.glob("*/card.json")):
+        told = json.loads(file.read_text("utf8"))
+        told["base"]["model_id"] = text
+        if file.name == "card.json":
+            told |= {"task": text, "description": text, "licence": text, "training": {text: text}}
+        file.write_text(json.dumps(told), "utf8")
+    index = json.loads((pool / "pool.json").read_text("utf8"))
+    for record in index["experts"]:
+        record["files"]["card.json"]["size"] = (pool / record["name"] / "card.json").stat().st_size
+    (pool / "pool.json").write_text(json.dumps(index), "utf8")
+    for command in (["ls"], ["ls", "--json"], ["show"], ["show", "e0"], ["verify"], ["show", text]):
+        monkeypatch.setattr(sys, "argv", ["glider", "pool", command[0], str(pool), *command[1:]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code in (0, None, 2) and harmless(told.out + told.err), (command, told)
+    (pool / "e0" / "card.json").write_text(json.dumps({text: text}), "utf8")
+    monkeypatch.setattr(sys, "argv", ["glider", "pool", "ls", str(pool)])
+    with pytest.raises(SystemExit):
+        main()
+    assert harmless(capsys.readouterr().err)
+
+
+def test_an_output_of_few_characters_gets_the_others_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from glider.terminal import take_any_character
+
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    take_any_character()
+    say("世界")
+    out.flush()
+    assert out.buffer.getvalue() == b"\\u4e16\\u754c\n"
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_only_one_module_prints(path: Path) -> None:
+    """A new command that printed by itself would be a new way out."""
+    if path.name == "terminal.py" and path.parent == SOURCE:
+        return
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        name = node.func if isinstance(node, ast.Call) else None
+        told = name.id if isinstance(name, ast.Name) else name.attr if isinstance(name, ast.Attribute) else None
+        assert told not in ("Console", "from_markup", "echo", "secho"), ast.unparse(node)
+        if isinstance(name, ast.Name) and told == "print":
+            assert ast.unparse(node) == "print(__version__)"
+
+
+@pytest.mark.parametrize("secret", ["sk-abc/123+x", 'quo"te\\d', "spaced key"])
+def test_a_secret_is_struck_in_every_form_that_echoes_it(secret: str) -> None:
+    from urllib.parse import quote, quote_plus
+
+    for form in (secret, secret.upper(), quote(secret, safe=""), quote_plus(secret), json.dumps(secret), repr(secret)):
+        told = struck(f"before {form} after", [secret, None, ""])
+        assert STRUCK in told and secret not in told
