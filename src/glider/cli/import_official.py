@@ -1,6 +1,5 @@
 """`glider expert import-official`: the published checkpoints of GLIDER and PHATGOOSE in, a pool out."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -9,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glider.files.json_text import read_json
+from glider.files.opening import read_text
+from glider.files.yaml_text import LARGEST_YAML
 from glider.terminal import say
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def import_official(
 def _names(order: str) -> list[str]:
     """Names from a comma-separated list, or from a file with one a line."""
     file = Path(order)
-    given = file.read_text("utf8").split() if "," not in order and file.is_file() else order.split(",")
+    given = read_text(file, LARGEST_YAML).split() if "," not in order and file.is_file() else order.split(",")
     return [name.strip() for name in given if name.strip()]
 
 
@@ -105,7 +107,7 @@ def _sentences(path: Path) -> dict[str, str]:
     from glider.errors import DataError
 
     try:
-        read = json.loads(path.read_text("utf8"))
+        read = read_json(path)
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"descriptions at {path}", "no such file", "Check the path.") from None
     except (ValueError, RecursionError) as fault:

@@ -15,6 +15,7 @@ from glider.errors import ConfigError, ExpertError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import canonical_json, sha256, write_json
+from glider.files.yaml_text import read_yaml
 from glider.inference.spec import BaseSpec
 from glider.jobs.base import Executor, JobResult, Report, Resources, Status, silent
 from glider.jobs.run import only_writer, run_jobs
@@ -44,17 +45,14 @@ class PoolPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "PoolPlan":
         """Read a plan; every fault of it is reported together, as a `ConfigError`."""
-        import yaml
-
         try:
-            content = yaml.safe_load(path.read_text("utf8"))
-            plan = cls.model_validate(content)
+            plan = cls.model_validate(read_yaml(path))
         except FileNotFoundError:
             raise ConfigError(f"a plan at {path}", "no such file", "Check the path.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"YAML in {path}", " ".join(str(fault).split()), "Mend the file.") from fault
         except ValidationError as fault:
             raise ConfigError(f"a plan in {path}", faults(fault), "See docs/experts.md for the form.") from fault
+        except (OSError, ValueError) as fault:
+            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
         plan.jobs(path.parent, path.parent)  # settings of every expert are checked now, not an hour later
         return plan
 

@@ -11,9 +11,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
 from glider.errors import DataError
+from glider.files.json_text import parse_json
 from glider.files.opening import UnfitFile, opened
 
 _LONGEST_LINE = 16 << 20  # bytes of a row
+_LONG_LINE, _MOST_MEMBERS = 1 << 16, 50_000
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 
 
@@ -98,6 +100,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _parse_row(line: str, where: str) -> Row:
     try:
+        if len(line) > _LONG_LINE:
+            parse_json(line.encode(), _MOST_MEMBERS)  # what is built of millions of members is told before it is
         return Row.model_validate_json(line)
     except ValidationError as fault:
         raise DataError(f"a row with `input` and `output` at {where}", faults(fault), "Mend the row.") from fault
+    except ValueError as fault:
+        raise DataError(f"a row with `input` and `output` at {where}", str(fault), "Mend the row.") from fault

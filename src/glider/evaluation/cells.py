@@ -1,6 +1,5 @@
 """One router on one task: a job, and the file of its result."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from glider.errors import ConfigError
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
 from glider.evaluation.task_rows import score_rows_of, summary_of
 from glider.files.disk import write_json
+from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
 from glider.inference.spec import BaseSpec, ModelSpec, open_pool
@@ -173,7 +173,7 @@ class Cell:
         """The finished result of this very cell; None where there is none, or one of other settings, or a fault, or one
         that an earlier version wrote without what guessing gives."""
         try:
-            content = json.loads(self.path.read_text("utf8"))
+            content = read_json(self.path, LARGEST_RESULT, MOST_OF_RESULT)
         except (OSError, ValueError):
             return None
         return content if content.get("key") == self.key and "guess" in content else None

@@ -18,7 +18,7 @@ from transformers import StoppingCriteria
 
 from glider.errors import ConfigError, MissingDependency, QueryError
 from glider.evaluation.cells import versions
-from glider.evaluation.run_plan import pool_hash
+from glider.evaluation.run_plan import pool_hash, read_descriptions
 from glider.experts.prompt_format import PromptFormat, render_chat
 from glider.inference.likelihood import Likelihood, likelihoods
 from glider.inference.model import RoutedModel
@@ -89,7 +89,7 @@ class GliderLM(LM):
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
         self.routed.encoder.context = self.max_length = max_length or _limit(self.routed)
         self.encoder_decoder: bool = self.routed.model.config.is_encoder_decoder
-        self._descriptions: dict[str, str] = {} if descriptions is None else json.loads(Path(descriptions).read_text())
+        self._descriptions: dict[str, str] = {} if descriptions is None else read_descriptions(Path(descriptions))
         self._device = self.routed.model.device
 
     def get_model_info(self) -> dict[str, Any]:

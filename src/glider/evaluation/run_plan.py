@@ -1,7 +1,6 @@
 """What a run evaluates: routers x tasks, read from one YAML file and checked before anything is loaded."""
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.pool import POOL_FILE, Pool
 from glider.files.disk import canonical_json, sha256
+from glider.files.json_text import read_json
+from glider.files.yaml_text import read_yaml
 from glider.routing.completed import fitted, needs_results, outside
 from glider.routing.specification import router_from
 
@@ -106,16 +107,14 @@ class RunPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "RunPlan":
         """Read a run file; every fault of its form is reported together, as a `ConfigError`."""
-        import yaml
-
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text("utf8")))
+            return cls.model_validate(read_yaml(path))
         except FileNotFoundError:
             raise ConfigError(f"a run file at {path}", "no such file", "Check the path.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"YAML in {path}", " ".join(str(fault).split()), "Mend the file.") from fault
         except ValidationError as fault:
             raise ConfigError(f"a run in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
+        except (OSError, ValueError) as fault:
+            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
     def key_file(self, root: Path) -> str | None:
         """The file of the keys that are required, or None for those of the environment."""
@@ -267,7 +266,7 @@ def router_hashes(router: str) -> dict[str, str]:
 def read_descriptions(path: Path) -> dict[str, str]:
     """One sentence a task, from a JSON file; raises `ConfigError` for anything else."""
     try:
-        told = json.loads(path.read_text("utf8"))
+        told = read_json(path)
     except (OSError, ValueError) as fault:
         raise ConfigError(f"JSON of task -> sentence at {path}", str(fault), "Check the file.") from fault
     if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):

@@ -14,6 +14,8 @@ from glider.files.opening import UnfitFile, read_bytes
 LARGEST_JSON = 64 << 20  # bytes of the largest of our files, the index of a pool of some 4,000 experts
 MOST_MEMBERS = 500_000  # values of objects and arrays, over a whole file
 DEEPEST = 64
+LARGEST_RESULT = 256 << 20  # bytes of the result of an evaluation, with a record of each row
+MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")

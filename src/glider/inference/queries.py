@@ -3,6 +3,7 @@
 A query whose description or embedding fails keeps the local term alone: its global scores are zero, its alpha is beta.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from glider.errors import DescriberError, EndpointError, GliderWarning
+from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
 from glider.instructions.cache import Cache, cache, key_of
 from glider.instructions.describers import Describer, Task, describe
@@ -23,6 +24,7 @@ from glider.shapes import Tensor
 from glider.verdicts.judge import Judge, Override, override_of
 
 _KIND = "embedding"
+_HALF = re.compile("[\ud800-\udfff]")  # of a character outside the basic plane: no tokenizer takes it
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Query:
 
     def __post_init__(self) -> None:
         override_of(self.verdict)
+        for text in (self.text, self.description or "", *chain.from_iterable(self.examples)):
+            if not text.isascii() and (half := _HALF.search(text)):
+                raise QueryError(
+                    "text of whole characters", f"half of one at place {half.start()}", "Mend its encoding (UTF-8)."
+                )
 
     @classmethod
     def of(cls, prompt: "str | Query") -> "Query":

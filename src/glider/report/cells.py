@@ -1,6 +1,5 @@
 """The results of an evaluation as they lie on disk: one JSON for each router and task."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 
 from glider.errors import DataError
 from glider.evaluation.run_plan import FORMAT
+from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 
 Place = tuple[str, str]  # set and task of the run
 _PARTS = {"format", "key", "router", "set", "task", "config", "hashes"}
@@ -137,7 +137,7 @@ def _record(path: Path) -> dict[str, Any] | None:
     if path.name.startswith("."):
         return None
     try:
-        record = json.loads(path.read_text("utf8"))
+        record = read_json(path, LARGEST_RESULT, MOST_OF_RESULT)
     except ValueError as fault:
         raise DataError(f"JSON in {path}", str(fault), "Evaluate that cell anew, or move the file away.") from fault
     if not isinstance(record, dict) or not record.keys() >= _PARTS:

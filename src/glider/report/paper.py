@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from glider.config import Config, faults
 from glider.errors import ConfigError
 from glider.files.disk import write_file, write_json
+from glider.files.json_text import LARGEST_JSON
+from glider.files.opening import read_bytes
 from glider.report.by_task import by_task, lacks
 from glider.report.cells import Results
 from glider.report.contents import Picture, Report
@@ -115,11 +117,13 @@ def _drawing(kind: str, path: Path) -> tuple[Callable[[Path, Dress], object], st
 
 def _read(kind: type[_Read], path: Path) -> _Read:
     try:
-        return kind.model_validate_json(path.read_text("utf8"))
+        return kind.model_validate_json(read_bytes(path, LARGEST_JSON))
     except ValidationError as fault:
         raise ConfigError(
             f"the JSON of `glider report` in {path}", faults(fault)[:200], "Make the file anew."
         ) from fault
+    except ValueError as fault:
+        raise ConfigError(f"the JSON of `glider report` in {path}", str(fault), "Make the file anew.") from fault
 
 
 def _made_with(plan: ReportPlan, results: Results) -> dict[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from glider.config import Config, faults
 from glider.errors import ConfigError
+from glider.files.yaml_text import read_yaml
 from glider.report.cells import Place, Results
 
 FILE = "report.yaml"
@@ -127,16 +128,14 @@ class ReportPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "ReportPlan":
         """Read a report file; raises `ConfigError` naming every fault of its form."""
-        import yaml
-
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text("utf8")) or {})
+            return cls.model_validate(read_yaml(path) or {})
         except FileNotFoundError:
             raise ConfigError(f"a report file at {path}", "no such file", "Check the path.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"YAML in {path}", " ".join(str(fault).split()), "Mend the file.") from fault
         except ValidationError as fault:
             raise ConfigError(f"a report in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
+        except (OSError, ValueError) as fault:
+            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
     def settled(self, results: Results, directory: Path) -> "ReportPlan":
         """With the defaults in place, checked against the results; names that fit nothing are told together."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
 from glider.errors import ConfigError
+from glider.files.json_text import read_json
 from glider.serve.errors import ApiError
 
 Right = Literal["ask", "trace", "change", "metrics"]
@@ -52,7 +52,7 @@ class Keys:
         if path is None:
             return cls(None)
         try:
-            keys = KeyFile.model_validate(json.loads(Path(path).read_text("utf8"))).keys
+            keys = KeyFile.model_validate(read_json(Path(path))).keys
         except ValidationError as fault:
             raise ConfigError(f"keys in {path}", faults(fault), "Mend the file; docs/serving.md shows one.") from fault
         except (OSError, ValueError) as fault:
