@@ -20,6 +20,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from glider.cli.main import main
+from glider.contribute import build
 from glider.contribute.build import ExpertJob, PoolPlan, build_pool
 from glider.errors import ConfigError
 from glider.experts.expert import EXPERT_FILES, Expert
@@ -328,7 +329,7 @@ def test_a_job_that_stopped_before_the_end_goes_on(
     entry["both"] = {**entry["data"], **entry["adapter"]}
     draft.plan["experts"] = [{"name": "ex", **entry[kind]}]
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(build, "put_directory", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             draft.build()
     assert not (draft.pool / "ex").exists()
@@ -345,7 +346,7 @@ def test_a_stopped_job_is_not_taken_for_another_one(
     """What a stopped job left must not become the expert of a plan that was changed since."""
     draft.plan["experts"] = [{"name": "ex", **({"data": "one.jsonl"} if change == "settings" else {"adapter": "lora"})}]
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(build, "put_directory", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             draft.build()
     if change == "settings":
@@ -370,7 +371,7 @@ def test_an_expert_lost_in_the_moment_of_its_replacement_comes_back(draft: Draft
     draft.build()
     draft.plan["experts"][1]["config"] = {"rank": 3}
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(build, "put_directory", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             draft.build()
     assert draft.build() == {"one": "unchanged", "two": "done"}

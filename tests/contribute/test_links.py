@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from glider.contribute.adopt import describe, make_gates
+from glider.contribute.build import PoolPlan, build_pool
 from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
-from glider.errors import ExpertError, GliderError, PoolError
+from glider.errors import ConfigError, ExpertError, GliderError, PoolError
 from glider.experts.pool import Pool
+from glider.jobs.local import LocalExecutor
 
 QUICK = TrainConfig(rank=2, steps=1, gate_steps=1, batch_size=2, validation=2)
 
@@ -120,3 +122,50 @@ def test_a_linked_pool_directory_of_an_expert_is_replaced_not_written_into(
         Pool.open(pool.path)
     describe(home, "Say something else.", "all-MiniLM-L6-v2")
     assert {file.name: file.read_bytes() for file in outside.iterdir()} == before and not home.is_symlink()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_build_does_not_work_in_a_link(
+    make_pool: Any, llama_directory: Path, treasure: Path, tmp_path: Path, depth: int
+) -> None:
+    """It deleted the directories that `.making/NAME` led to."""
+    pool = make_pool(llama_directory, experts=1)
+    (treasure / "hoard").mkdir()
+    (treasure / "hoard" / "coin").write_text("gold")
+    entry = {"name": "new", "adapter": str(pool["e0"].directory)}
+    plan = PoolPlan.model_validate({"base": str(llama_directory), "experts": [entry]})
+    (job,) = plan.jobs(tmp_path, pool.path)
+    link = (job.work.parents[2], job.work.parents[1], job.work.parent, job.work)[depth]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(treasure)
+    (result,) = build_pool(plan, tmp_path, pool.path, LocalExecutor())
+    assert result.status == "failed" and "a link" in result.message
+    assert (treasure / "hoard" / "coin").read_text() == "gold" and len(list(treasure.iterdir())) == 6
+    assert Pool.open(pool.path).names == ["e0"]
+    link.unlink()
+    (result,) = build_pool(plan, tmp_path, pool.path, LocalExecutor())
+    assert result.status == "done" and Pool.open(pool.path).names == ["e0", "new"]
+
+
+def test_a_link_beside_what_a_build_makes_is_removed_and_not_followed(
+    make_pool: Any, llama_directory: Path, treasure: Path, tmp_path: Path
+) -> None:
+    pool = make_pool(llama_directory, experts=1)
+    entry = {"name": "new", "adapter": str(pool["e0"].directory)}
+    plan = PoolPlan.model_validate({"base": str(llama_directory), "experts": [entry]})
+    (job,) = plan.jobs(tmp_path, pool.path)
+    job.work.parents[1].mkdir(parents=True)
+    (job.work.parents[1] / "other").symlink_to(treasure)
+    (result,) = build_pool(plan, tmp_path, pool.path, LocalExecutor())
+    assert result.status == "done" and untouched(treasure) and not (pool.path / ".making").exists()
+
+
+def test_the_lock_of_a_build_is_no_link(make_pool: Any, llama_directory: Path, treasure: Path, tmp_path: Path) -> None:
+    pool = make_pool(llama_directory, experts=1)
+    (pool.path / ".writer.lock").unlink(missing_ok=True)
+    (pool.path / ".writer.lock").symlink_to(treasure / "card.json")
+    entry = {"name": "new", "adapter": str(pool["e0"].directory)}
+    plan = PoolPlan.model_validate({"base": str(llama_directory), "experts": [entry]})
+    with pytest.raises(ConfigError, match="a link"):
+        list(build_pool(plan, tmp_path, pool.path, LocalExecutor()))
+    assert untouched(treasure)

@@ -1,6 +1,7 @@
 """Many experts at once: a declarative plan, one self-contained, retryable, idempotent job per expert."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from glider.contribute.settings import TrainConfig
 from glider.errors import ConfigError, ExpertError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from glider.files.disk import canonical_json, sha256, write_json
+from glider.files.disk import canonical_json, own_directory, sha256, write_json
+from glider.files.replacing import is_directory, put_directory, remove_entry
 from glider.files.yaml_text import read_yaml
 from glider.inference.spec import BaseSpec
 from glider.jobs.base import Executor, JobResult, Report, Resources, Status, silent
@@ -154,10 +156,14 @@ class ExpertJob:
                 "one made by hand",
                 "Remove it, or give the plan's expert another name.",
             )
-        work = self.work  # what another plan left is not this expert
-        for other in work.parent.parent.glob("*"):
+        work = self.work
+        for directory in (work.parents[2], work.parents[1], work.parent):  # a link would lead what is made elsewhere
+            own_directory(directory)
+        for other in sorted(work.parents[1].iterdir()):  # what another plan left is not this expert
             if other != work.parent:
-                shutil.rmtree(other)
+                remove_entry(other)
+        if os.path.lexists(work):
+            own_directory(work)
 
         def report_stage(stage: str, progress: Any, steps: int) -> None:
             report(self.name, f"{stage} {progress.step}/{steps}  loss {progress.loss:.3f}", progress.step / steps)
@@ -196,10 +202,18 @@ class ExpertJob:
 
     def store(self, result: Path) -> None:
         """Put the finished directory into its place and the expert into the pool; an older expert is replaced."""
-        if self.out.exists():
-            self.out.rename(result.parent / "replaced")
-        result.rename(self.out)
-        shutil.rmtree(result.parent.parent)
+        put_directory(result, self.out)
+        self.clear()
+        self.join()
+
+    def clear(self) -> None:
+        """Remove what was left where the expert was made."""
+        if is_directory(home := self.work.parents[1]):
+            shutil.rmtree(home)
+
+    def renew(self) -> None:
+        """What is to be done for an expert that is there already."""
+        self.clear()
         self.join()
 
     def join(self) -> None:
@@ -235,9 +249,9 @@ def build_pool(
     """
     jobs = plan.jobs(root, pool, base)
     with only_writer(pool):
-        yield from run_jobs(jobs, executor, report, unchanged=lambda job: job.join())
+        yield from run_jobs(jobs, executor, report, unchanged=lambda job: job.renew())
         making = pool / MAKING
-        if making.exists() and not any(making.iterdir()):
+        if is_directory(making) and not any(making.iterdir()):
             making.rmdir()
 
 

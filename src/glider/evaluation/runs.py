@@ -10,6 +10,7 @@ from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell
 from glider.evaluation.run_plan import RouterPlan, RunPlan, Task, pool_hash, router_hashes, without_place
 from glider.experts.pool import Pool
 from glider.files.disk import sha256
+from glider.files.replacing import sweep
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec, base_of, device_of, dtype_of, open_pool
 from glider.jobs.base import Executor, JobResult, Report, silent
@@ -71,6 +72,8 @@ class Run:
         """
         executor = executor or LocalExecutor()
         with only_writer(self.out):
+            for folder in {cell.path.parent for cell in self.cells.values()}:
+                sweep(folder)  # what killed runs left
             try:
                 for of_results in (False, True):
                     cells = [cell for cell in self.cells.values() if cell.plan.of_results == of_results]

@@ -25,7 +25,7 @@ from glider.experts.index import (
 from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
 from glider.files.opening import sha256
-from glider.files.replacing import recover
+from glider.files.replacing import is_place_of_lock, recover, sweep
 from glider.verdicts.background import BACKGROUND_FILE, Background
 from glider.verdicts.thresholds import Thresholds
 
@@ -284,11 +284,12 @@ class Pool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a pool's lock. A link in place of its file would make another file, or empty one."""
+    """Hold a pool's lock; what dead processes left is swept."""
     lock = path / LOCK_FILE
-    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
+    if not is_place_of_lock(lock):
         raise PoolError(f"the lock {lock} of the pool, a file", "a link or no regular file", "Remove it.")
     with FileLock(lock):
+        sweep(path)
         yield
 
 

@@ -56,6 +56,28 @@ def replace_directory(new: Path, place: Path) -> None:
     flush_directory(place.parent)
 
 
+def put_directory(new: Path, place: Path) -> None:
+    """Put the complete directory `new` from anywhere on the same file system into `place`; what was there goes."""
+    if not os.path.lexists(place):
+        os.rename(new, place)  # noqa: PTH104
+        flush_directory(place.parent)
+    elif exchange(new, place):
+        flush_directory(place.parent)
+        remove_entry(new)
+    else:
+        with work_beside(place) as work:
+            os.rename(new, work / place.name)  # noqa: PTH104
+            replace_directory(work / place.name, place)
+
+
+def remove_entry(entry: Path) -> None:
+    """Remove a directory and all in it, or a file; of a link the link alone."""
+    if is_directory(entry):
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Let two names change places in one step; False where the system or the file system cannot."""
     rename = _renameat2()
@@ -172,6 +194,14 @@ def _renameat2() -> Any:
         return None
     rename.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     return rename
+
+
+def is_place_of_lock(path: Path) -> bool:
+    """Whether a lock may lie there: in place of a link another file would be made, or emptied."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return True  # nothing is there
 
 
 def is_directory(path: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from glider.errors import ConfigError, GliderError
+from glider.files.replacing import is_place_of_lock
 from glider.jobs.base import Executor, Fault, JobResult, Report, silent
 
 LOCK_FILE = ".writer.lock"
@@ -17,6 +18,9 @@ LOCK_FILE = ".writer.lock"
 def only_writer(folder: Path) -> Iterator[None]:
     """Be the one process that stores results in a folder; raises `ConfigError` while there is another."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not is_place_of_lock(folder / LOCK_FILE):
+        wanted = f"the lock {folder / LOCK_FILE}, a file"
+        raise ConfigError(wanted, "a link or no regular file", "Remove it.")
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
