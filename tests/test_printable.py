@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import shutil
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_an_output_of_few_characters_gets_the_others_escaped(monkeypatch: pytest
     say("世界")
     out.flush()
     assert out.buffer.getvalue() == b"\\u4e16\\u754c\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    pool = str(Path(__file__).parent / "fixtures" / "v0.1" / "pool")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "glider", "pool", "show", pool]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("glider: wanted to use standard output; got: No space") and ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))

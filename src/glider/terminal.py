@@ -12,17 +12,17 @@ from glider.printable import dump_json, piece, visible
 
 def say(text: str = "", *, error: bool = False) -> None:
     """Print a text on lines of its own; an `error` on stderr."""
-    print(visible(text), file=sys.stderr if error else sys.stdout)
+    _write(visible(text) + "\n", error)
 
 
 def say_json(value: Any, indent: int | None = 2) -> None:
     """Print a value as JSON: the same value to whoever parses it, with invisible characters escaped."""
-    print(dump_json(value, indent))
+    _write(dump_json(value, indent) + "\n")
 
 
 def say_piece(text: str) -> None:
     """Print a part of an answer as it comes, without a line break of our own."""
-    print(piece(text), end="", flush=True)
+    _write(piece(text))
 
 
 def console(*, stderr: bool = False, wrap: bool = True) -> Any:
@@ -35,6 +35,16 @@ def console(*, stderr: bool = False, wrap: bool = True) -> Any:
             return super().render_str(visible(text), **how)
 
     return PrintableConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=not wrap)
+
+
+def _write(text: str, error: bool = False) -> None:
+    """Write at once, so that a full disk behind a redirection is told as what it is."""
+    try:
+        print(text, end="", flush=True, file=sys.stderr if error else sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, "standard error" if error else "standard output") from fault
 
 
 def take_any_character() -> None:
