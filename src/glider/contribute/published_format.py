@@ -11,6 +11,7 @@ Both may carry copies of the base's `embed_tokens`. The files are pickles, and t
 any: by `torch.load(weights_only=True)`, which builds tensors and plain containers and runs nothing.
 """
 
+import errno
 import os
 import pickle
 import re
@@ -268,8 +269,12 @@ def _load(path: Path) -> Any:
         raise ExpertError(f"a published checkpoint at {path}", "no such file", "Check the path.") from None
     except UnfitFile as fault:
         raise ExpertError(f"a published checkpoint at {path}", str(fault), "Give a file or a directory.") from fault
-    except (OSError, MemoryError, ExpertError):
+    except ExpertError:
         raise
+    except OSError as fault:
+        if fault.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine's fault, not the file's
+        raise ExpertError(f"a checkpoint saved by torch in {path}", fault.strerror or str(fault), again) from fault
     except pickle.UnpicklingError as fault:  # torch's advice to turn the protection off stays out of sight
         named = re.search(r"GLOBAL ([\w.]+)", str(fault))
         got = f"a pickle that holds {named[1]}" if named else "another content"

@@ -55,7 +55,10 @@ def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
                 rows.append(_parse_row(line, f"{path}:{number}"))
     except FileNotFoundError:
         raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, UnfitFile) as fault:
+    except (OSError, UnfitFile) as fault:
+        got = fault.strerror or str(fault) if isinstance(fault, OSError) else str(fault)
+        raise DataError(f"JSON Lines in {path}", got, "Give a text file, or one compressed by gzip.") from fault
+    except (zlib.error, EOFError, UnicodeDecodeError) as fault:
         raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
     chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not chosen:

@@ -18,6 +18,7 @@ LARGEST_RESULT = 256 << 20  # bytes of the result of an evaluation, with a recor
 MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_LONG_NUMBER = re.compile(rb"[0-9]{4000}")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -35,6 +36,8 @@ def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     members = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
     if members > most:
         raise UnfitFile(f"more than {most} members")
+    if _LONG_NUMBER.search(plain):
+        raise UnfitFile("a number of thousands of digits")  # slow to read, and beyond what Python turns back into text
     if _depth(plain) > DEEPEST:
         raise UnfitFile("too deep nesting")
     value = json.loads(content.decode("utf8"), object_pairs_hook=_unique, parse_constant=_refuse)

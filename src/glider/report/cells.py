@@ -138,7 +138,7 @@ def _record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path, LARGEST_RESULT, MOST_OF_RESULT)
-    except ValueError as fault:
+    except (OSError, ValueError) as fault:
         raise DataError(f"JSON in {path}", str(fault), "Evaluate that cell anew, or move the file away.") from fault
     if not isinstance(record, dict) or not record.keys() >= _PARTS:
         return None

@@ -1,0 +1,336 @@
+"""Kill every command at every event of the file system, and see that what it changes is as before or as after.
+
+    python tests/hostile/kills.py --out DIR [--every 1] [COMMAND ...]
+
+A hook of the interpreter counts events below the directory that a command works in: files opened to write, renamed,
+linked, removed, directories made and removed. A process is forked for each of them and killed there. Then whatever was
+there before opens, old or new; the same command, run again, ends as if nothing had been; nothing is left lying about.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import glider.cli.evaluate
+import glider.cli.expert
+import glider.cli.pool
+import glider.contribute.adopt
+import glider.contribute.build
+import glider.contribute.protocol
+import glider.evaluation.runs
+import glider.sharing.signature
+from glider.cli.main import main as command_line
+from glider.contribute.settings import TrainConfig
+from glider.errors import GliderError
+from glider.experts.expert import Expert
+from glider.experts.pool import POOL_FILE, Pool
+from glider.instructions.embedders import load_embedder
+
+V01 = Path(__file__).parents[1] / "fixtures" / "v0.1"
+EVENTS = {"os.rename": 2, "os.link": 2, "os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "os.symlink": 2, "os.truncate": 1}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+TRAINING = ("--rank", "2", "--steps", "2", "--gate-steps", "2", "--batch-size", "4", "--validation", "4")
+# what a process that is gone may leave: locks, which say nothing, and the state that the same command goes on from
+LEFT = (".lock", ".training", ".making")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Arguments of the command line, and what is to be the same: `{root}` is the directory it works in."""
+
+    arguments: tuple[str, ...]
+    state: Callable[[Path], object]
+    again: bool = True  # whether it may be run again once it was done
+    finishes: bool = True  # whether it may be run again after a part of it: keys are never overwritten
+
+
+def pool_state(root: Path) -> object:
+    """All of a pool that its owner cares for."""
+    path = root / "pool"
+    if not (path / POOL_FILE).exists():
+        return None
+    pool = Pool.open(path)
+    pool.verify()
+    return {
+        "experts": {expert.name: expert_digest(expert) for expert in pool},
+        "calibrations": sorted(pool.index.calibrations),
+    }
+
+
+def expert_state(root: Path, name: str = "reviews") -> object:
+    """All of an expert, or None where there is none."""
+    try:
+        expert = Expert.open(root / "pool" / name)
+    except GliderError as fault:
+        if "without it" not in str(fault):  # no directory at all is the state before
+            raise
+        return None
+    expert.verify()
+    return expert_digest(expert)
+
+
+def expert_digest(expert: Expert) -> str:
+    card = expert.card.model_dump(mode="json")
+    told = {"description": card["description"], "gates": "gates" in card["training"], "examples": card["examples"]}
+    content = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(expert.vectors.items()):
+        content.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    for site in expert.sites:
+        for factor in expert.factors(site):
+            content.update(factor.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def file_state(*names: str) -> Callable[[Path], object]:
+    """Which of these files there are; what they hold is random, and must be whole."""
+
+    def state(root: Path) -> object:
+        for name in names:
+            assert not (root / name).exists() or (root / name).read_text().endswith("\n"), name
+        return [name for name in names if (root / name).exists()]
+
+    return state
+
+
+def new_state(root: Path) -> object:
+    return expert_state(root, "new")
+
+
+def results_state(root: Path) -> object:
+    return {str(file.relative_to(root)): json.loads(file.read_text())["score"] for file in root.glob("out/*/*/*.json")}
+
+
+BASE = ("--base", "{root}/base")
+COMMANDS = {
+    "pool add": Command(("pool", "add", "{root}/pool", "extra"), pool_state),
+    "pool remove": Command(("pool", "remove", "{root}/pool", "places"), pool_state, again=False),
+    "pool rename": Command(("pool", "rename", "{root}/pool", "places", "sites"), pool_state, again=False),
+    "pool calibrate": Command(("pool", "calibrate", "{root}/pool"), pool_state),
+    "pool sign": Command(("pool", "sign", "{root}/pool", "--key", "{root}/key"), file_state("pool/pool.json.sig")),
+    "pool keygen": Command(("pool", "keygen", "{root}/k"), file_state("k", "k.pub"), False, False),
+    "expert describe": Command(("expert", "describe", "{root}/pool/reviews", "Judge films."), expert_state),
+    "expert gates": Command(
+        ("expert", "gates", "{root}/pool/reviews", "{root}/rows.jsonl", "--how", "mean", *BASE, "--validation", "4"),
+        expert_state,
+    ),
+    "expert profile": Command(
+        ("expert", "profile", "{root}/pool/reviews", "{root}/rows.jsonl", *BASE, "--validation", "4"), expert_state
+    ),
+    "expert import": Command(
+        ("expert", "import", "{root}/pool/reviews", "--out", "{root}/pool/new", *BASE), new_state, again=False
+    ),
+    "expert train": Command(
+        ("expert", "train", "{root}/rows.jsonl", "--out", "{root}/pool/new", *BASE, *TRAINING, "--sites", "all-linear"),
+        new_state,
+        again=False,
+    ),
+    "pool build": Command(("pool", "build", "{root}/plan.yaml", "--out", "{root}/pool"), pool_state),
+    "evaluate": Command(("evaluate", "{root}/run.yaml", "--out", "{root}/out"), results_state),
+}
+
+
+def make_root(root: Path) -> None:
+    """A base model, a pool of two experts and one beside it, rows, a plan, a run, a key."""
+    shutil.copytree(V01 / "base", root / "base")
+    _byte_tokenizer().save_pretrained(root / "base")
+    shutil.copytree(V01 / "pool", root / "pool")
+    shutil.copytree(V01 / "pool" / "reviews", root / "pool" / "extra")
+    card = root / "pool" / "extra" / "card.json"
+    card.write_text(card.read_text("utf8").replace('"name": "reviews"', '"name": "extra"'), "utf8")
+    rows = [
+        {"input": f"say {i} words", "output": "x", "choices": ["x", "y"], "split": "train" if i < 16 else "val"}
+        for i in range(36)
+    ]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
+    for name in ("reviews", "trivia"):  # of more rows than the fixture's
+        settings = TrainConfig(validation=20)
+        glider.contribute.adopt.make_profile(root / "pool" / name, root / "rows.jsonl", str(root / "base"), settings)
+        Pool.put(root / "pool", name)
+    plan = {
+        "base": str(root / "base"),
+        "experts": [{"name": "made", "adapter": "pool/trivia", "description": "Name places."}],
+    }
+    (root / "plan.yaml").write_text(json.dumps(plan), "utf8")
+    run = {"pool": "pool", "base": str(root / "base"), "split": None, "routers": ["base", "phatgoose"]}
+    (root / "run.yaml").write_text(json.dumps({**run, "sets": {"s": {"tasks": ["rows.jsonl"]}}}), "utf8")
+    glider.sharing.signature.generate_keys(root / "key", root / "key.pub")
+
+
+def _byte_tokenizer() -> Any:
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended: its exit status, how many events there were, what it printed."""
+
+    code: int
+    events: int
+    log: str
+
+
+def run(command: Command, root: Path, kill_at: int | None = None, full: bool = False) -> Ran:
+    """Run a command in a forked process, killed at an event, or on a disk that is `full`: no file takes a byte."""
+    events, log = os.pipe(), os.pipe()
+    if (process := os.fork()) == 0:
+        code = 3
+        try:
+            for descriptor in (1, 2):
+                os.dup2(log[1], descriptor)
+            sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+            code = _child(command, root, kill_at, full, events[1])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(events[1])
+    os.close(log[1])
+    with os.fdopen(log[0], errors="replace") as pipe:
+        text = pipe.read()
+    with os.fdopen(events[0]) as pipe:
+        count = int(pipe.read() or -1)
+    return Ran(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), count, text)
+
+
+def _child(command: Command, root: Path, kill_at: int | None, full: bool, write: int) -> int:
+    if full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    torch.set_num_threads(1)  # its pool is made anew now, and not by several threads at once
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+        if not writing and event not in EVENTS:
+            return
+        places = arguments[: EVENTS.get(event, 1)]
+        texts = [os.fsdecode(place) for place in places if isinstance(place, str | bytes | os.PathLike)]
+        if not any(text.startswith(str(root)) for text in texts):
+            return
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    sys.addaudithook(hook)
+    sys.argv = ["glider", *(part.replace("{root}", str(root)) for part in command.arguments)]
+    code = 0
+    try:
+        command_line()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    os.write(write, str(count).encode())
+    return code
+
+
+def sweep(name: str, out: Path, every: int = 1) -> tuple[int, list[str]]:
+    """Kill a command at its events; how many kills there were, and what was wrong after them."""
+    command, fresh, root = COMMANDS[name], out / "fresh", out / "root"
+    if not fresh.exists():
+        make_root(fresh)
+    _renew(fresh, root)
+    old = command.state(root)
+    whole = run(command, root)
+    if whole.code:
+        raise SystemExit(f"{name} fails by itself: {whole.log}")
+    new = command.state(root)
+    assert new != old, f"{name} changes nothing that is looked at"
+    faults, kills = [], 0
+    for event in range(0, whole.events, every):
+        _renew(fresh, root)
+        if run(command, root, event).code != -signal.SIGKILL:
+            break  # there are fewer events this time
+        kills += 1
+        where = f"{name}, killed at event {event} of {whole.events}"
+        try:
+            state = command.state(root)
+            if state != old and state != new and not _between(state, old, new):
+                faults.append(f"{where}: neither old nor new")
+            if command.finishes and (command.again or state != new):
+                again = run(command, root)
+                if again.code or command.state(root) != new:
+                    faults.append(f"{where}, run again: exit code {again.code}: {again.log[-500:]}")
+                if left := _left(root):
+                    faults.append(f"{where}: {left} left")
+        except (Exception, SystemExit) as fault:
+            faults.append(f"{where}: {type(fault).__name__}: {fault}")
+    return kills, [*faults, *_full_disk(name, command, fresh, root, old)]
+
+
+def _full_disk(name: str, command: Command, fresh: Path, root: Path, old: object) -> list[str]:
+    """What is wrong after a command on a full disk: it tells one line with a file of the directory, and leaves all."""
+    _renew(fresh, root)
+    ran = run(command, root, full=True)
+    lines = [line for line in ran.log.splitlines() if line.startswith("glider: ")]
+    told = len(lines) == 1 and str(root) in ran.log and ".partial" not in ran.log and "Traceback" not in ran.log
+    faults = [] if ran.code in (1, 2) and told else [f"{name} on a full disk: exit code {ran.code}: {ran.log[-2000:]}"]
+    if command.state(root) != old or _left(root):
+        faults.append(f"{name} on a full disk: something changed, or {_left(root)} left")
+    return faults
+
+
+def _between(state: object, old: object, new: object) -> bool:
+    """Whether a state is of whole parts, each old or new: files one after another."""
+    if isinstance(state, list) and isinstance(new, list):
+        return set(state) <= set(new)
+    if isinstance(state, dict) and isinstance(new, dict) and isinstance(old, dict) and "calibrations" in state:
+        return state["experts"] in (old["experts"], new["experts"])  # calibrated after the experts came
+    return isinstance(state, dict) and isinstance(new, dict) and state.items() <= new.items()
+
+
+def _left(root: Path) -> list[str]:
+    return [str(file.relative_to(root)) for file in root.rglob(".*") if not file.name.endswith(LEFT)]
+
+
+def _renew(fresh: Path, root: Path) -> None:
+    """The first state, by paths that the run files name."""
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(fresh, root)
+    for file in ("plan.yaml", "run.yaml"):
+        (root / file).write_text((root / file).read_text("utf8").replace(str(fresh), str(root)), "utf8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--every", type=int, default=1, help="Kill at every so manieth event.")
+    parser.add_argument("commands", nargs="*", default=list(COMMANDS), metavar="COMMAND")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    load_embedder().embed(["read before the fork"])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    all_kills, all_faults = 0, []
+    for name in arguments.commands:
+        kills, faults = sweep(name, arguments.out.resolve(), arguments.every)
+        print(f"{kills:5d} kills of {name}: {len(faults)} faults", flush=True)
+        for fault in faults:
+            print(f"      {fault}", flush=True)
+        all_kills, all_faults = all_kills + kills, [*all_faults, *faults]
+    print(f"{all_kills} kills, {len(all_faults)} faults")
+    return int(bool(all_faults))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
