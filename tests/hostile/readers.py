@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from glider.contribute.build import PoolPlan
 from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.data.rows import read_rows
+from glider.errors import RouterError
 from glider.evaluation.run_plan import RunPlan, read_descriptions
 from glider.experts.card import ExpertCard
 from glider.experts.expert import Expert
@@ -27,6 +29,7 @@ from glider.files.tensor_file import TensorFile
 from glider.layers.attach import Storage, attach
 from glider.report.cells import Results
 from glider.report.report_plan import ReportPlan
+from glider.routing.signals.base import signals
 from glider.routing.specification import router_from
 from glider.sharing.signature import generate_keys, sign_pool
 
@@ -60,6 +63,9 @@ def readers(seeds: Path) -> dict[str, Reader]:
     def opened(path: Path, chance: random.Random) -> None:
         made = Pool.open(path)
         made.verify(adapters=chance.random() < 0.7)
+        for name in ("examples", "hidden", "ensemble", "instruction"):
+            with suppress(RouterError):
+                signals.create(name).prepare(made)
         if chance.random() < _ROUTED:
             _route(base, made, chance)
 

@@ -1,5 +1,6 @@
 """Global signals: the paper's cosine, words, and both."""
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -109,3 +110,30 @@ def test_an_expert_without_profile_is_named(make_pool, llama_directory, name: st
 def test_an_unknown_signal_lists_the_known() -> None:
     with pytest.raises(RouterError, match="ensemble, examples, hidden, instruction"):
         signals.create("smell")
+
+
+@pytest.mark.parametrize("name", ["examples", "ensemble"])
+def test_profiles_without_words_are_named(pool_with_profiles, name: str) -> None:
+    """It was an index out of bounds, by a stranger's profile."""
+    pool = pool_with_profiles()
+    for expert in pool:
+        expert.__dict__["profile"] = replace(expert.profile, counts=torch.zeros_like(expert.profile.counts))
+    with pytest.raises(RouterError, match="n-grams of training inputs"):
+        signals.create(name).prepare(pool)
+
+
+@pytest.mark.parametrize("value", [0.0, 6e4, 3e38])
+def test_states_that_cannot_be_told_apart_are_refused(pool_with_profiles, value: float) -> None:
+    """It was a singular matrix."""
+    pool = pool_with_profiles()
+    for expert in pool:
+        alike = torch.full(expert.profile.held_back_hidden.shape, value)
+        expert.__dict__["profile"] = replace(expert.profile, held_back_hidden=alike)
+    with pytest.raises(RouterError, match="held-back hidden states that differ"):
+        signals.create("hidden").prepare(pool)
+
+
+def test_states_of_another_width_than_the_bases_are_refused(pool_with_profiles) -> None:
+    scores = signals.create("hidden").prepare(pool_with_profiles())
+    with pytest.raises(RouterError, match=r"as wide as the base's \(7\)"):
+        scores.of(QueryFeatures(1, hidden=torch.ones(1, 7)))

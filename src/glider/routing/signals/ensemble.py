@@ -8,7 +8,7 @@ from glider.experts.pool import Pool
 from glider.routing.base import Need, QueryFeatures
 from glider.routing.scores import cosine
 from glider.routing.signals.base import absent, lead, profiles, signal
-from glider.routing.signals.examples import THRESHOLD, Likelihoods
+from glider.routing.signals.examples import THRESHOLD, Likelihoods, profiles_with_words
 from glider.routing.signals.instruction import unit_instructions
 from glider.shapes import Float, Tensor
 
@@ -54,6 +54,7 @@ class Ensemble:
     """
 
     def prepare(self, pool: Pool) -> Mixture:
+        profiles_with_words(pool)
         found = profiles(pool, inputs=True)
         inputs = torch.stack([profile.inputs.float() for profile in found if profile.inputs is not None])
         described = all(expert.instruction is not None for expert in pool)

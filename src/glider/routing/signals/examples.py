@@ -6,6 +6,7 @@ from math import log
 
 import torch
 
+from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.experts.profile import Profile
 from glider.routing.base import Need, QueryFeatures
@@ -97,7 +98,20 @@ class Examples:
     """
 
     def prepare(self, pool: Pool) -> Likelihoods:
-        return Likelihoods.of_profiles(profiles(pool))
+        return Likelihoods.of_profiles(profiles_with_words(pool))
 
     def threshold(self, pool: Pool) -> float | None:
         return THRESHOLD
+
+
+def profiles_with_words(pool: Pool) -> list[Profile]:
+    """The experts' profiles; raises `RouterError` naming those that have none, or one of no n-grams."""
+    known = list(profiles(pool))
+    empty = [expert.name for expert, profile in zip(pool, known, strict=True) if not bool((profile.counts > 0).any())]
+    if empty:
+        raise RouterError(
+            "n-grams of training inputs in the profile of every expert",
+            f"none in {', '.join(empty[:8])}",
+            "Make the profiles again with `glider expert profile`.",
+        )
+    return known

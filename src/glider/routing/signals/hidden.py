@@ -34,11 +34,24 @@ class States:
         covariance = within.T @ within / max(1, len(within) - len(rows))
         variance = covariance.trace() / len(covariance)
         shrunk = covariance + SHRINKAGE * variance * torch.eye(len(covariance), dtype=torch.float64)
-        directions = torch.linalg.solve(shrunk, means.T).T
-        return cls(directions.float(), ((means * directions).sum(dim=-1) / 2).float())
+        directions, info = torch.linalg.solve_ex(shrunk, means.T)
+        made = cls(directions.T.float(), ((means.T * directions).sum(dim=0) / 2).float())
+        if info.item() or not (made.directions.isfinite().all() and made.offsets.isfinite().all()):
+            raise RouterError(
+                "held-back hidden states that differ, in numbers that can be reckoned with",
+                "states without variance, or too large",
+                "Make the profiles again with `glider expert profile`.",
+            )
+        return made
 
     def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
         assert features.hidden is not None
+        if features.hidden.shape[-1] != self.directions.shape[-1]:
+            raise RouterError(
+                f"profiles with hidden states as wide as the base's ({features.hidden.shape[-1]})",
+                f"width {self.directions.shape[-1]}",
+                "Make the profiles again with `glider expert profile`, or choose another global signal.",
+            )
         scores = features.hidden.float() @ self.directions.T - self.offsets
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
