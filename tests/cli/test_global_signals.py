@@ -40,9 +40,11 @@ def test_calibrate_stores_and_prints_the_constants(glider, pool_with_profiles) -
     code, out, _ = glider("pool", "calibrate", pool.path, "--signal", "examples", "--json")
     index = pool.reload().index
     assert code == 0 and index.signal == "examples"
-    assert json.loads(out) == index.calibrations["examples"].model_dump(mode="json")
+    assert index.verdicts is not None
+    stored = index.calibrations["examples"].model_dump(mode="json")
+    assert json.loads(out) == {**stored, "verdicts": index.verdicts.model_dump(mode="json")}
     code, out, _ = glider("pool", "calibrate", pool.path, "--signal", "hidden", "--no-default")
-    assert code == 0 and "hidden, p = " in out
+    assert code == 0 and "hidden, p = " in out and "of everyday requests" in out
     assert pool.reload().index.signal == "examples"
 
 
@@ -62,8 +64,9 @@ def test_an_expert_that_goes_and_comes_back_changes_the_calibration(glider, pool
     glider("pool", "calibrate", pool.path)
     first = pool.reload().index.calibrations["examples"]
     assert glider("pool", "remove", pool.path, "e2")[0] == 0
-    second = pool.reload().index.calibrations["examples"]
+    second, verdicts = pool.reload().index.calibrations["examples"], pool.reload().index.verdicts
     assert second.experts == ("e0", "e1") and second.queries == 48
+    assert verdicts is not None and verdicts.names == ("e0", "e1") and verdicts.queries == 48
     assert glider("pool", "add", pool.path, "e2")[0] == 0
     assert pool.reload().index.calibrations["examples"] == first
 
