@@ -14,7 +14,7 @@ from pathlib import Path
 
 from glider.files.disk import write_file
 
-ROW = ("id", "place", "score", "expert", "alpha")
+ROW = ("id", "place", "score", "expert", "alpha", "verdict")
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         task = told["config"]["task"]
         if task["description"] is not None:
             task["description"] = "sha256:" + hashlib.sha256(task["description"].encode()).hexdigest()[:16]
-        told["results"] = [{name: row[name] for name in ROW} for row in told.get("results", ())]
+        told["results"] = [{name: row[name] for name in ROW if name in row} for row in told.get("results", ())]
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_file(arguments.out / file.relative_to(arguments.results), partial(_write, text=text))
         kept += 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glider.calibration.verdict import choose_thresholds, renewed_thresholds
-from glider.errors import PoolError, QueryError, RouterError
+from glider.errors import GliderWarning, PoolError, QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.queries import Query
@@ -197,6 +197,14 @@ def test_a_pool_that_is_not_calibrated_routes_as_before_and_abstains_not(llama_d
     model.detach()
     with pytest.raises(RouterError, match="glider pool calibrate"):
         ModelSpec(signal="examples", abstain=True).over(base, pool)
+
+
+def test_a_pool_without_a_profile_says_so(llama_directory: Path, make_pool) -> None:
+    pool = make_pool(llama_directory, 2)
+    with pytest.warns(GliderWarning, match="no expert of the pool.*glider expert profile"):
+        load(str(llama_directory), pool.path, signal="instruction")
+    load(str(llama_directory), pool.path, signal="instruction", abstain=False)
+    load(str(llama_directory), pool.path, router="phatgoose")
 
 
 def test_folding_is_refused_where_queries_may_be_the_bases(llama_directory: Path, calibrated) -> None:

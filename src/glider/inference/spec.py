@@ -2,13 +2,14 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize, Field, TypeAdapter, field_validator
 
 from glider.config import EMBEDDED_BASE, Config
-from glider.errors import ConfigError, PoolError, RouterError
+from glider.errors import ConfigError, GliderWarning, PoolError, RouterError
 from glider.experts.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ class ModelSpec(BaseSpec):
         storage, pool, method, writer = self.storage, self.open_pool(), self.method, self.writer
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
         pool.verify(adapters=storage.expert_memory is None)
+        if self.abstain is not False and getattr(method, "abstains", False):
+            _warn_without_profiles(pool)
         base = self.load_base(base_of(pool))
         return self._attached(base, pool, method, prepared, writer)
 
@@ -236,6 +239,18 @@ def load(base: str | None = None, pool: str | Path = "demo", **settings: Any) ->
     rest = {name: value for name, value in settings.items() if name not in fields}
     router_settings = {**fields.pop("settings", {}), **rest}
     return ModelSpec.parse(base=base, pool=pool, settings=router_settings, **fields).load()
+
+
+def _warn_without_profiles(pool: "Pool") -> None:
+    """Say that a pool of experts without profiles cannot tell what it is not for."""
+    if len(pool) and pool.index.verdicts is None and all(expert.profile is None for expert in pool):
+        warnings.warn(
+            f"no expert of the pool {pool.path} has a profile: it cannot tell what no expert suits, and answers "
+            "that worse than the base alone. Make profiles of training rows, `glider expert profile EXPERT ROWS`, then "
+            "`glider pool add` and `glider pool calibrate`.",
+            GliderWarning,
+            stacklevel=3,
+        )
 
 
 def memory_limit(limit: str | int | None) -> int | None:
