@@ -75,7 +75,6 @@ def test_settings_as_peft_saves_them_are_accepted(tmp_path: Path, settings: dict
         ("modules_to_save", ["lm_head"]),
         ("bias", "all"),
         ("bias", "lora_only"),
-        ("fan_in_fan_out", True),
         ("trainable_token_indices", [1]),
         ("layer_replication", [[0, 1]]),
         ("target_parameters", ["mlp.experts"]),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from glider.config import EMBEDDED_BASE
+from glider.contribute.adapter_files import TEXT_FILES, prompt_of, tell_oddities, without_base_weights
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
@@ -19,7 +20,7 @@ from glider.errors import DataError, ExpertError
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, DescriptionOrigin, ExpertCard
 from glider.experts.expert import Expert
-from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, base_name
+from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, base_name, read_layout
 from glider.experts.profile import EMBEDDED, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
@@ -27,6 +28,7 @@ from glider.files.disk import copy_file, copy_tree, new_directory, refuse_links_
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
+from glider.layers.widths import linear_widths
 from glider.shapes import Tensor
 
 GateMaking = Literal["trained", "mean"]
@@ -63,7 +65,7 @@ def adopt(
     Raises: as `import_adapter`, `make_gates`, `describe` and `make_profile` do.
     """
     out, directory = Path(out), _adapter_directory(source)
-    if out.exists() and any(_digest(out / file) != _digest(directory / file) for file in ADAPTER_FILES):
+    if out.exists() and not _is_of(out, directory):
         require_new(out)
     loaded = _base_for(directory, base)
     if not out.exists():
@@ -93,7 +95,9 @@ def import_adapter(
 
     Without a `base` it is the one that the adapter's settings name.
     Raises `ExpertError` for anything that is more or less than plain LoRA on linear layers of the base: DoRA, biases,
-    `modules_to_save`, sites the base does not have, pickled weights, values that are not finite.
+    `modules_to_save`, sites the base does not have, pickled weights, values that are not finite. What is allowed and
+    seldom meant is a `GliderWarning`: another base than the settings name, unknown settings, a B of zeros, target
+    modules without a pair, a chat template and tokens of the adapter's own. The template goes into the card.
     """
     out = Path(out)
     require_new(out)
@@ -102,19 +106,25 @@ def import_adapter(
     with new_directory(out) as partial:
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
+        read_layout(partial)  # what is no plain LoRA is told as that
+        left_out = without_base_weights(partial / ADAPTER_WEIGHTS_FILE, directory, loaded)
+        origin = {"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)}
+        if left_out:
+            origin |= {"left_out": left_out, "adapter_sha256": sha256(directory / ADAPTER_WEIGHTS_FILE)}
         card = ExpertCard(
             name=out.name,
             task=task or out.name,
             licence=licence,
             base=loaded.identity,
-            prompt=prompt or PromptFormat.of(loaded.model, loaded.tokenizer),
-            training={"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)},
+            prompt=prompt or prompt_of(directory, loaded),
+            training=origin,
         )
         save_tensors({}, partial / GLIDER_WEIGHTS_FILE, {"format": "pt"})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
         expert = Expert.open(partial)
         _require_sites(expert, loaded)
         expert.verify()
+        tell_oddities(directory, expert, loaded)
     return Expert.open(out)
 
 
@@ -260,11 +270,21 @@ def _download(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(ADAPTER_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=[*ADAPTER_FILES, *TEXT_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as fault:
         raise ExpertError(
             f"a directory or a hub repository {repository}", str(fault).splitlines()[0], "Check the path or the id."
         ) from fault
+
+
+def _is_of(out: Path, directory: Path) -> bool:
+    """Whether an expert was imported from an adapter, as far as the files tell."""
+    if _digest(out / ADAPTER_CONFIG_FILE) != _digest(directory / ADAPTER_CONFIG_FILE):
+        return False
+    source = _digest(directory / ADAPTER_WEIGHTS_FILE)
+    if _digest(out / ADAPTER_WEIGHTS_FILE) == source:
+        return True
+    return (out / CARD_FILE).exists() and ExpertCard.read(out).training.get("adapter_sha256", "") == source
 
 
 def _digest(file: Path) -> str | None:
@@ -287,10 +307,11 @@ def _require_sites(expert: Expert, loaded: BaseModel) -> None:
             module = loaded.model.get_submodule(name)
         except AttributeError:
             module = None
-        got = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        got = linear_widths(module)
         if got != (site.in_features, site.out_features):
+            widths = "" if got is None else f" {got[0]} -> {got[1]}"
             raise ExpertError(
                 f"a linear module {site.in_features} -> {site.out_features} at {name} of {loaded.identity.model_id}",
-                "no such module" if module is None else f"{type(module).__name__} {got[0]} -> {got[1]}",
+                "no such module" if module is None else f"{type(module).__name__}{widths}",
                 "The adapter is for another base model.",
             )

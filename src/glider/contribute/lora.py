@@ -8,6 +8,7 @@ from torch import nn
 
 from glider.errors import ConfigError
 from glider.experts.expert import Expert
+from glider.layers.widths import is_transposed, linear_widths
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], seed: int) -> Any:
@@ -24,6 +25,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], 
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT divides by r, and a fraction is as good
         target_modules=sites,
         lora_dropout=0.0,
+        fan_in_fan_out=_transposed(model),
         task_type=_task_type(model),
     )
     _require_linear(model, sites)
@@ -49,6 +51,7 @@ def lora_config(expert: Expert, model: Any) -> Any:
         alpha_pattern={exactly(site): alpha for site, alpha in alphas.items() if alpha != layout.alpha},  # pyright: ignore
         lora_dropout=0.0,
         inference_mode=True,
+        fan_in_fan_out=any(is_transposed(model.get_submodule(site)) for site in expert.sites),
         task_type=_task_type(model),
     )
 
@@ -56,6 +59,11 @@ def lora_config(expert: Expert, model: Any) -> Any:
 def lora_parameters(peft_model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable factors by name."""
     return {name: value for name, value in peft_model.named_parameters() if value.requires_grad}
+
+
+def _transposed(model: nn.Module) -> bool:
+    """Whether the model's linear layers hold their weights as (in, out): GPT-2's do, and PEFT wants to be told."""
+    return any(is_transposed(module) for module in model.modules())
 
 
 def _task_type(model: Any) -> Any:
@@ -67,9 +75,9 @@ def _require_linear(model: nn.Module, sites: str | list[str]) -> None:
     if sites == "all-linear":
         return
     chosen = [(name, module) for name, module in model.named_modules() if name and _fits(name, sites)]
-    other = [f"{name} ({type(module).__name__})" for name, module in chosen if not hasattr(module, "in_features")]
+    other = [f"{name} ({type(module).__name__})" for name, module in chosen if linear_widths(module) is None]
     if not chosen or other:
-        linear = next(name for name, module in model.named_modules() if hasattr(module, "in_features"))
+        linear = next(name for name, module in model.named_modules() if linear_widths(module) is not None)
         raise ConfigError(
             f"sites that are linear layers, such as {linear}",
             f"{', '.join(other[:3])}" if other else f"nothing that fits {sites}",

@@ -32,11 +32,25 @@ _PLAIN = {
     "modules_to_save": _NONE,
     "bias": ("none", *_NONE),
     "lora_bias": _NONE,
-    "fan_in_fan_out": _NONE,
     "trainable_token_indices": _NONE,
     "layer_replication": _NONE,
     "target_parameters": _NONE,
     "alora_invocation_tokens": _NONE,
+}
+# PEFT's other settings: they choose modules, or matter while training alone
+_IRRELEVANT = frozenset(
+    (
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
+        *("use_rslora", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+        *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    )
+)
+_REMEDIES = {
+    "use_dora": "DoRA scales the base's output too, by a norm that the pair B A is part of, so that it is no B A x that "
+    "could be weighed per token; retrain with use_dora=False.",
+    "target_parameters": "LoRA on the experts inside MoE blocks is not taken yet; retrain without target_parameters{}.",
 }
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # PEFT changes the base's weights with these
 
@@ -123,6 +137,17 @@ def parsed_layout(content: bytes, path: Path) -> LoraLayout:
     )
 
 
+def unknown_settings(directory: Path) -> list[str]:
+    """Settings of an adapter that this glider does not know and that are not empty or false."""
+    config = read_json(directory / ADAPTER_CONFIG_FILE)
+    known = _PLAIN.keys() | _IRRELEVANT
+    return sorted(f"{name}={value!r}"[:80] for name, value in config.items() if name not in known and not _empty(value))
+
+
+def _empty(value: object) -> bool:
+    return value in _NONE or value == 0
+
+
 def parse_key(key: str) -> tuple[str, str] | None:
     """`(site, "A" or "B")` of a PEFT tensor name, or None for a name that is not a LoRA factor."""
     match = _KEY.match(key)
@@ -143,8 +168,16 @@ def _refuse_unsupported(config: object, path: Path) -> None:
             raise ExpertError(
                 f"a plain LoRA adapter in {path}",
                 f"{setting}={value!r}"[:200],
-                "Such an adapter is more than B A x and cannot be routed; retrain it without.",
+                _remedy(setting, config),
             )
+
+
+def _remedy(setting: str, config: dict[str, Any]) -> str:
+    remedy = _REMEDIES.get(setting, "Such an adapter is more than B A x and cannot be routed; retrain it without.")
+    targets = config.get("target_modules")
+    names = ", ".join(sorted(map(str, targets))) if isinstance(targets, list) else ""
+    works = f": its target_modules ({names[:200]}) work" if names else ", on target_modules that are linear layers"
+    return remedy.format(works)
 
 
 def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

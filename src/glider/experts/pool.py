@@ -24,6 +24,7 @@ from glider.experts.index import (
 )
 from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
+from glider.files.disk import within_hub_cache
 from glider.files.opening import sha256
 from glider.files.replacing import is_place_of_lock, recover, sweep
 from glider.verdicts.background import BACKGROUND_FILE, Background
@@ -331,7 +332,9 @@ def _check_files(pool: Path, record: ExpertRecord) -> None:
             "Build the pool again.",
         )
     for place in (home, *(home / name for name in EXPERT_FILES)):
-        if place.is_symlink() and not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(pool)):
+        target = Path(os.path.realpath(place))
+        outside = place.is_symlink() and not target.is_relative_to(os.path.realpath(pool))
+        if outside and not (place != home and within_hub_cache(place.parent, target)):
             raise PoolError(
                 f"files of expert {record.name} inside the pool", f"{place}, a link to elsewhere", "Copy the files."
             )

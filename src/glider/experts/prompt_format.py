@@ -2,12 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from glider.config import Config
 from glider.errors import GliderWarning
 
 _TEXT = "TEXT"  # stands for a prompt's own text
+LONGEST_TEMPLATE = 1 << 17  # characters of a chat template that a card may bring
 PromptKind = Literal["chat", "plain", "encoder-decoder", "raw"]
 
 
@@ -21,6 +24,7 @@ class PromptFormat(Config):
 
     kind: PromptKind
     system: str | None = None  # a system turn of one's own; None leaves the template's default
+    template: Annotated[str, Field(max_length=LONGEST_TEMPLATE)] | None = None  # of chats; None: the tokenizer's own
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> "PromptFormat":
@@ -32,12 +36,17 @@ class PromptFormat(Config):
     def prompt_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of a prompt, ready to be answered."""
         if self.kind == "chat":
-            turns = [] if self.system is None else [{"role": "system", "content": self.system}]
-            turns.append({"role": "user", "content": text})
-            rendered = render_chat(tokenizer, turns, add_generation_prompt=True)
-            return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            return self.chat_ids(tokenizer, [{"role": "user", "content": text}])
         begun = self.kind == "raw" and tokenizer.bos_token and text.startswith(tokenizer.bos_token)
         return tokenizer(text + "\n" if self.kind == "plain" else text, add_special_tokens=not begun)["input_ids"]
+
+    def chat_ids(self, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of the turns of a chat, ready to be answered, by this format's template or the tokenizer's."""
+        if self.system is not None and not any(turn["role"] == "system" for turn in turns):
+            turns = [{"role": "system", "content": self.system}, *turns]
+        template = {} if self.template is None else {"chat_template": self.template}
+        rendered = render_chat(tokenizer, turns, add_generation_prompt=True, **template)
+        return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def input_of(self, tokenizer: Any, ids: list[int]) -> str:
         """The text that a prompt in tokens was made of; what is not of this form is read as it stands.

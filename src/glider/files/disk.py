@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import itertools
 import json
 import os
 import re
@@ -22,11 +23,27 @@ from glider.files.replacing import flush_directory, is_directory, replace_direct
 
 
 def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
-    """Raise `ExpertError` for a file that is a link out of its directory."""
+    """Raise `ExpertError` for a file that is a link out of its directory, or of the hub cache that it lies in."""
     for file in files:
         place = directory / file
-        if place.is_symlink() and os.path.realpath(place.parent) != str(Path(os.path.realpath(place)).parent):
+        if not place.is_symlink():
+            continue
+        target = Path(os.path.realpath(place))
+        if os.path.realpath(place.parent) != str(target.parent) and not within_hub_cache(place.parent, target):
             raise ExpertError(f"the file {place} itself", "a link out of the directory", "Copy the file.")
+
+
+def within_hub_cache(directory: Path, target: Path) -> bool:
+    """Whether a link of a directory leads to a file of the hub repository's cache that both lie in.
+
+    There everything is a link: `models--NAME/snapshots/COMMIT/FILE` to `models--NAME/blobs/HASH`.
+    """
+    real = Path(os.path.realpath(directory))
+    lineage = [real, *real.parents]
+    for snapshots, repository in itertools.pairwise(lineage):
+        if snapshots.name == "snapshots" and repository.name.startswith("models--"):
+            return target.parent == repository / "blobs"
+    return False
 
 
 def canonical_json(value: Any) -> str:

@@ -19,6 +19,7 @@ class BaseModel:
     model: Any
     tokenizer: Any
     identity: BaseIdentity
+    source: str | None = None  # the path or id that it was loaded from
 
 
 def load_base(base: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> BaseModel:
@@ -51,7 +52,7 @@ def load_base(base: str, *, dtype: torch.dtype = torch.float32, device: str | to
     model.eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return BaseModel(model, tokenizer, identify(model, model_id))
+    return BaseModel(model, tokenizer, identify(model, model_id), source)
 
 
 def _locate(base: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import transformers
 
 from glider.errors import BatchingError, QueryError
 from glider.layers.attach import Attached
+from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import support_of
 
 REQUESTS = 32  # at once, where the caller does not say
@@ -40,6 +41,9 @@ def refusal(attached: Attached) -> BatchingError | None:
     if layers:
         got = f"{type(model).__name__}, whose layers of {', '.join(sorted(layers))} keep another cache"
         return BatchingError("a model whose attention takes a paged cache", got, "Use generate().", fixable=False)
+    if isinstance(model.get_output_embeddings(), RoutedLinear):
+        got = "an expert of the output layer, which sees the last token of each prompt alone"
+        return BatchingError("sites that see every token of a pass", got, "Use generate().", fixable=False)
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:
         remedy = "Call destroy_cached_continuous_batching_manager() on the model."
         return BatchingError("a model free for a run of its own", "one that keeps a manager of another run", remedy)

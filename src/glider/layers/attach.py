@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.routed_site import RoutedSite
 from glider.layers.trace import Recorder
+from glider.layers.widths import linear_widths
 from glider.routing.base import Prepared, Router
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare, ungated
@@ -282,7 +282,7 @@ class Attached:
         require_unfolded(module, name)
         if isinstance(module, RoutedLinear):
             raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
-        got: Any = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        got = linear_widths(module) or (None, None)
         if got != (wanted.in_features, wanted.out_features):
             raise PoolError(
                 f"a linear module {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",

@@ -8,6 +8,7 @@ from torch import nn
 
 from glider.errors import PoolError, RouterError
 from glider.experts.expert import ExpertLike
+from glider.layers.widths import is_transposed
 from glider.routing.base import Prepared
 
 _FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
@@ -28,7 +29,8 @@ def require_foldable(model: nn.Module, originals: Mapping[str, nn.Module], prepa
     owners = _owners(model)
     for site, module in originals.items():
         weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Linear) or weight is None or not weight.is_floating_point():
+        plain = isinstance(module, nn.Linear) or is_transposed(module)
+        if not plain or weight is None or not weight.is_floating_point():
             got = f"{type(module).__name__} at {site}"
             raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
         if len(owners[weight.data_ptr()]) > 1:
@@ -43,7 +45,8 @@ def fold_into(module: nn.Module, site: str, expert: ExpertLike) -> torch.Tensor:
     before = weight.detach().clone()
     a, b = (factor.to(weight.device).float() for factor in expert.factors(site))
     with torch.no_grad():
-        weight += (expert.scaling(site) * (b @ a)).to(weight.dtype)
+        added = (expert.scaling(site) * (b @ a)).to(weight.dtype)
+        weight += added.mT if is_transposed(module) else added
     module.register_buffer(_FOLDED, torch.empty(0), persistent=False)
     return before
 

@@ -1,0 +1,161 @@
+"""What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights, a
+prompt form of its own; and what a reader should know of it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from glider.errors import ExpertError, GliderWarning
+from glider.experts.expert import Expert
+from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
+from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
+from glider.files.disk import read_json, save_tensors
+from glider.files.headers import read_header
+from glider.inference.base_model import BaseModel
+from glider.layers.widths import linear_widths
+
+TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE = "chat_template.jinja", "tokenizer_config.json", "added_tokens.json"
+TEXT_FILES = (TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE)
+_PREFIX = "base_model.model."
+
+
+def warn(text: str) -> None:
+    """Tell what an adapter is imported in spite of."""
+    warnings.warn(text, GliderWarning, stacklevel=4)
+
+
+def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[str]:
+    """Leave out of an adapter's file the weights that are the base's own; returns their names.
+
+    PEFT saves an embedding or output layer whole beside its pair (`save_embedding_layers`). Raises `ExpertError` where
+    they are not the base's: trained, or of a vocabulary that was resized. `source` is what messages call the file.
+    """
+    header = read_header(path)
+    copies = [name for name in header.shapes if parse_key(name) is None and _owner(name, loaded.model) is not None]
+    if not copies:
+        return []
+    file = source / ADAPTER_WEIGHTS_FILE
+    with safe_open(path, framework="pt") as tensors:
+        for name in copies:
+            _require_equal(name, tensors.get_tensor(name), _owner(name, loaded.model), file)
+        kept = {name: tensors.get_tensor(name) for name in header.shapes if name not in copies}
+    path.unlink()
+    save_tensors(kept, path, {"format": "pt"})
+    return copies
+
+
+def prompt_of(directory: Path, loaded: BaseModel) -> PromptFormat:
+    """The base's natural prompt, or the one by the chat template that the adapter brings.
+
+    What the adapter's tokenizer has and the base's lacks is told.
+    """
+    natural, settings = PromptFormat.of(loaded.model, loaded.tokenizer), _json(directory / TOKENIZER_FILE)
+    template = settings.get("chat_template")
+    if (directory / TEMPLATE_FILE).is_file() and (directory / TEMPLATE_FILE).stat().st_size <= LONGEST_TEMPLATE:
+        template = (directory / TEMPLATE_FILE).read_text("utf8", errors="replace")
+    known = loaded.tokenizer.get_vocab()
+    added = _json(directory / TOKENS_FILE).keys() | {
+        token.get("content")
+        for token in _dict(settings.get("added_tokens_decoder")).values()
+        if isinstance(token, dict)
+    }
+    unknown = sorted(str(token) for token in added if isinstance(token, str) and token not in known)
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5]))[:200]
+        warn(f"{directory} brings tokens that the base's tokenizer lacks, which are read as plain text: {shown}")
+    if not isinstance(template, str) or template == loaded.tokenizer.chat_template:
+        return natural
+    if natural.kind == "encoder-decoder" or len(template) > LONGEST_TEMPLATE:
+        warn(f"{directory} brings a chat template that is not used")
+        return natural
+    warn(f"{directory} brings a chat template other than the base's: it is kept in the card, and used")
+    return PromptFormat(kind="chat", template=template)
+
+
+def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
+    """Warn of what is allowed and seldom meant: another base, settings nobody knows, parts that do nothing."""
+    config = read_json(directory / ADAPTER_CONFIG_FILE)
+    named = config.get("base_model_name_or_path")
+    got = loaded.identity.model_id
+    if isinstance(named, str) and named and _short(named) not in (_short(got), _short(str(loaded.source or ""))):
+        warn(f"{directory} names the base {named[:100]!r}, and is imported for {got}: is it the same model?")
+    if settings := unknown_settings(directory):
+        warn(f"{directory} has settings that this glider does not know, and leaves out: {', '.join(settings)[:300]}")
+    silent = [site for site in expert.sites if not bool(expert.factors(site)[1].any())]
+    if silent:
+        warn(f"{directory} changes nothing at {_some(silent, len(expert.sites))}: B is zero there")
+    if config.get("layers_to_transform") is None and isinstance(config.get("target_modules"), list):
+        lacking = _without_pair(loaded.model, config["target_modules"], config.get("exclude_modules"), expert)
+        if lacking:
+            warn(f"{directory} has no pair for {_some(lacking)}, which its target_modules name")
+
+
+def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert: Expert) -> list[str]:
+    """Linear modules that a list of targets names and the expert has no pair for; names that fit nothing."""
+    names = [name for name in targets if isinstance(name, str)]
+    left_out = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
+    if isinstance(excluded, str):
+        return []  # a stranger's regular expression is not run
+    linear = [name for name, module in model.named_modules() if linear_widths(module) is not None]
+    adapted = [site for site in linear if _fits(site, names) and not _fits(site, left_out)]
+    absent = [name for name in names if not any(_fits(site, [name]) for site in expert.sites)]
+    return absent or [site for site in adapted if site not in expert.sites]
+
+
+def _fits(site: str, names: list[str]) -> bool:
+    return any(site == name or site.endswith(f".{name}") for name in names)
+
+
+def _owner(name: str, model: nn.Module) -> torch.Tensor | None:
+    """The base's weight of which a tensor of an adapter may be a copy."""
+    if not name.startswith(_PREFIX):
+        return None
+    place = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    outer = {id(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None}  # pyright: ignore
+    module, _, part = place.rpartition(".")
+    try:
+        owner = model.get_submodule(module)
+    except AttributeError:
+        return None
+    return getattr(owner, part, None) if id(owner) in outer and part in ("weight", "bias") else None
+
+
+def _require_equal(name: str, got: torch.Tensor, wanted: Any, file: Path) -> None:
+    if got.shape != wanted.shape:
+        raise ExpertError(
+            f"{name} of {list(wanted.shape)} in {file}, as the base has it",
+            f"{list(got.shape)}: the adapter was trained with another number of tokens",
+            "New tokens need embeddings of their own, which cannot be weighed per token; train without resizing.",
+        )
+    own = wanted.detach().to("cpu", got.dtype).float()
+    if not torch.allclose(got.float(), own, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7):
+        raise ExpertError(
+            f"the base's own weight as {name} in {file}",
+            "other values: it was trained, or is another base's",
+            "A trained embedding is more than B A x and cannot be routed; train LoRA pairs alone.",
+        )
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def _some(names: list[str], of: int | None = None) -> str:
+    shown = ", ".join(names[:3])[:200] + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} sites ({shown})" if of is None else f"{len(names)} of {of} sites ({shown})"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file beside an adapter says; nothing where there is none that can be read."""
+    try:
+        return _dict(read_json(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,20 @@
+"""How wide a linear module is, whatever holds its weight."""
+
+from typing import Any
+
+
+def linear_widths(module: Any) -> tuple[int, int] | None:
+    """(in, out) of a module that maps (..., in) to (..., out); None for one that is not linear.
+
+    GPT-2's `Conv1D` is a linear layer whose weight lies transposed, (in, out).
+    """
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        width, out = module.weight.shape
+        return int(width), int(out)
+    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return widths if all(isinstance(width, int) for width in widths) else None  # pyright: ignore[reportReturnType]
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether the weight lies as (in, out)."""
+    return type(module).__name__ == "Conv1D"
