@@ -219,7 +219,7 @@ def test_a_file_that_vanished_after_opening_is_named(directory: Path):
     unsound(expert, "card.json", {"card.json": "0" * 64})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38, -3e38])
 @pytest.mark.parametrize(
     ("file", "key"),
     [("adapter_model.safetensors", B), ("glider.safetensors", f"{Q}.gate"), ("glider.safetensors", "instruction")],

@@ -276,6 +276,14 @@ def test_an_expert_that_is_not_finite_cannot_be_added(path: Path, edit_tensors: 
     refused_member(path, ExpertError, "ex2", file)
 
 
+@pytest.mark.parametrize("changed", [{"gamma": float("nan")}, {"gamma": 1e39}, {"beta": -1e39}, {"p": float("inf")}])
+def test_constants_out_of_bounds_are_refused(path: Path, edit_json: Edit, changed: dict):
+    stored = {"p": 0.5, "source": "held back", **changed}
+    edit_json(path / "pool.json", calibrations={"examples": stored})
+    with pytest.raises(PoolError, match=next(iter(changed))):
+        Pool.open(path)
+
+
 @pytest.mark.parametrize("file", EXPERT_FILES)
 def test_an_incomplete_expert_cannot_be_added(path: Path, file: str):
     (path / "ex2" / file).unlink()

@@ -69,3 +69,9 @@ def test_a_setting_without_name_or_value_or_given_twice_is_refused(text: str) ->
 def test_a_value_of_another_type_is_refused_by_name(text: str, told: str) -> None:
     with pytest.raises(RouterError, match=told):
         router_from(*parsed(text))
+
+
+@pytest.mark.parametrize("setting", ["gamma=1e39", "gamma=NaN", "beta=-Infinity", "p=NaN"])
+def test_constants_that_arithmetic_does_not_bear_are_refused(setting: str):
+    with pytest.raises(RouterError, match=setting.partition("=")[0]):
+        router_from(*parsed(f"glider({setting})"))

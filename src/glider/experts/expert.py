@@ -25,7 +25,7 @@ from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION, ExpertS
 from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha256, write_json
 from glider.files.headers import Header
 from glider.files.replacing import recover
-from glider.files.tensor_file import TensorFile
+from glider.files.tensor_file import LARGEST_VALUE, TensorFile, sane
 from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
@@ -121,7 +121,7 @@ class Expert:
         a, b = self._file(ADAPTER_WEIGHTS_FILE).read(names)
         if self._finite_due:
             for name, factor in zip(names, (a, b), strict=True):
-                if not torch.isfinite(factor.float()).all():
+                if not sane(factor):
                     raise self._not_finite(ADAPTER_WEIGHTS_FILE, name)
         return a, b
 
@@ -208,7 +208,7 @@ class Expert:
     def _not_finite(self, file: str, key: str) -> ExpertError:
         return ExpertError(
             f"finite weights in {self.directory / file} of expert {self.name}",
-            f"NaN or infinity in {key}",
+            f"NaN or infinity (or a value beyond {LARGEST_VALUE:g}) in {key}",
             "The expert is broken; train it again or leave it out.",
         )
 

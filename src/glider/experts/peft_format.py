@@ -48,7 +48,7 @@ _IRRELEVANT = frozenset(
     )
 )
 _REMEDIES = {
-    "use_dora": "DoRA scales the base's output too, by a norm that the pair B A is part of, so that it is no B A x that "
+    "use_dora": "DoRA scales the base's output too, by a norm that the pair B A is part of: it is no B A x that "
     "could be weighed per token; retrain with use_dora=False.",
     "target_parameters": "LoRA on the experts inside MoE blocks is not taken yet; retrain without target_parameters{}.",
 }

@@ -1,7 +1,7 @@
 """How a row becomes tokens: the same at training and at use, recorded in the card."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -40,7 +40,7 @@ class PromptFormat(Config):
         begun = self.kind == "raw" and tokenizer.bos_token and text.startswith(tokenizer.bos_token)
         return tokenizer(text + "\n" if self.kind == "plain" else text, add_special_tokens=not begun)["input_ids"]
 
-    def chat_ids(self, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> list[int]:
+    def chat_ids(self, tokenizer: Any, turns: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of the turns of a chat, ready to be answered, by this format's template or the tokenizer's."""
         if self.system is not None and not any(turn["role"] == "system" for turn in turns):
             turns = [{"role": "system", "content": self.system}, *turns]
@@ -67,7 +67,7 @@ class PromptFormat(Config):
         return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
 
 
-def render_chat(tokenizer: Any, turns: Sequence[dict[str, Any]], **settings: Any) -> str:
+def render_chat(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **settings: Any) -> str:
     """Turns of a chat by the tokenizer's own template; a system turn that it refuses is left out, with a warning."""
     from jinja2.exceptions import TemplateError
 

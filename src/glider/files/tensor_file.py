@@ -22,6 +22,7 @@ from glider.shapes import Tensor
 DIGEST_BYTES = 16  # of SHA-256: nobody finds another tensor with the same
 _TOGETHER = 8 << 20  # bytes that a pass over the whole file reads at once
 _AGAIN = "Get the file anew, or remove the expert and add it again if you changed it on purpose."
+LARGEST_VALUE = 1e9  # of what an expert holds
 
 
 class TensorFile:
@@ -130,12 +131,12 @@ class TensorFile:
             first, end = self.header.places[run[0]][0] - begin, sum(self.header.places[run[-1]]) - begin
             dtype = self.header.dtypes[run[0]]
             bounds = _values(content, dtype, first, end).aminmax()  # both are NaN where a value is
-            if all(bound.float().isfinite() for bound in bounds):  # what is computed is float32 or narrower
+            if all(map(sane, bounds)):  # what is computed is float32 or narrower
                 continue
             for name in run:
                 at = self.header.places[name][0] - begin
                 values = _values(content, dtype, at, at + self.header.places[name][1])
-                if not torch.isfinite(values.float()).all():
+                if not sane(values):
                     return name
         return None
 
@@ -192,3 +193,8 @@ def _values(content: bytearray, dtype: torch.dtype, begin: int = 0, end: int | N
     if begin % dtype.itemsize:
         content, begin, end = content[begin:end], 0, end - begin
     return torch.frombuffer(content, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)
+
+
+def sane(values: Tensor) -> bool:
+    """Whether arithmetic with these values stays finite: no trained weight comes near the bound."""
+    return bool((values.float().abs() <= LARGEST_VALUE).all())

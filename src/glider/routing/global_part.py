@@ -8,6 +8,7 @@ from glider.routing.base import GlobalTerm
 from glider.routing.signals.base import signals
 
 GAMMA, BETA = 100.0, 3.0
+LARGEST_CONSTANT = 1e9
 DESCRIPTIONS = "instruction"  # the signal that compares descriptions
 
 
@@ -24,6 +25,13 @@ class GlobalPart:
     p: float | None = None
     gamma: float | None = None
     beta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("gamma", self.gamma), ("beta", self.beta), ("p", self.p)):
+            fits = value is None or (value == value if name == "p" else abs(value) <= LARGEST_CONSTANT)
+            if not fits:
+                wanted = "a number" if name == "p" else f"a number within {LARGEST_CONSTANT:g}"
+                raise RouterError(f"{name} as {wanted}", f"{value:g}", "Mend the router's setting.")
 
     def prepare(self, pool: Pool) -> GlobalTerm:
         return self._term(pool, self.signal or pool.index.signal or DESCRIPTIONS, self.p)

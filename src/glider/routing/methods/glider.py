@@ -52,6 +52,7 @@ class Glider(Composed):
 
     def __post_init__(self) -> None:
         self.local_score()  # refuses bad settings now, not at the first token
+        self.global_part()  # and so does this
 
     @cached_property
     def _local_score(self) -> LocalScore:
