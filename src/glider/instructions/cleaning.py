@@ -17,7 +17,16 @@ _FEWEST_LETTERS = 8
 
 _PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml)\b", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+# how models set their thoughts apart: <think> and its kin, [THINK], Kimi's triangles, Gemma's channel
+_TAGS = r"(?:think|thinking|thought|reasoning|reflection|seed:think)"
+_OPENS = rf"<{_TAGS}>|\[think\]|\u25c1think\u25b7|<\|channel>thought"
+_CLOSES = rf"</{_TAGS}>|\[/think\]|\u25c1/think\u25b7|<channel\|>"
+_THOUGHT = re.compile(rf"(?:{_OPENS}).*?(?:{_CLOSES})", re.DOTALL | re.IGNORECASE)
+_OPEN, _CLOSE = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
+# Harmony writes channels, of which the last is for the user; some servers strip the marks and leave the names
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+).{0,80}?<\|message\|>")
+_HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
+_BARE_HARMONY = re.compile(r"analysis.*?assistant\s*final", re.DOTALL)
 _LINE_MARK = re.compile(r"^(?:[#>*+\-\u2022\s]+|\d{1,2}[.)]\s+)+")
 _EMPHASIS = re.compile(r"\*\*|__|`+")
 _LABEL = re.compile(
@@ -67,11 +76,23 @@ def _after_echo(reply: str, prompt: str) -> str:
 
 
 def _without_thought(text: str) -> str:
+    text = _final_channel(text)
     text = _THOUGHT.sub("", text)
-    text = text.rpartition("</think>")[2]  # some templates open the thought within the prompt
-    if "<think>" in text.lower():
+    text = _CLOSE.split(text)[-1]  # some templates open the thought within the prompt
+    if _OPEN.search(text):
         raise Nonsense("a thought without an end")
     return text
+
+
+def _final_channel(text: str) -> str:
+    channels = list(_CHANNEL.finditer(text))
+    if not channels:
+        bare = _BARE_HARMONY.match(text.lstrip())
+        return text if bare is None else text.lstrip()[bare.end() :]
+    final = next((channel for channel in reversed(channels) if channel[1] == "final"), None)
+    if final is None:
+        raise Nonsense("a thought without an end")
+    return _HARMONY_END.split(text[final.end() :])[0]
 
 
 def _plain(line: str) -> str:

@@ -185,9 +185,24 @@ class Endpoint(Config):
             got = f"a broken reply ({type(fault).__name__}: {self._told(str(fault))})"
             raise _TryAgain(self._fault(got, "Is it running?", passing=True)) from None
         try:
-            return _parse(body, self.shown)
+            return self._answered(_parse(body, self.shown))
         except EndpointError as fault:
-            raise _TryAgain(fault) from None
+            if fault.passing:
+                raise _TryAgain(fault) from None
+            raise
+
+    def _answered(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """The reply; raises for an error that came with the status of success, as routers of many models send it."""
+        error = reply.get("error")
+        if not error or reply.get("choices") or reply.get("data"):
+            return reply
+        code = error.get("code") if isinstance(error, dict) else None
+        message = error.get("message") if isinstance(error, dict) else error
+        status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 4) else None
+        told = f": {self._told(message)}" if isinstance(message, str) else ""
+        passing = status is not None and (status in _PASSING or status >= 500)
+        remedy = "Wait, or look at your quota." if status == 429 else "Check the model's name and the address."
+        raise self._fault(f"an error in place of an answer{told}", remedy, passing=passing, down=status in _BATCH_WIDE)
 
     def _refused(self, fault: Any) -> Exception:
         status, code = fault.status_code, str(getattr(fault, "code", None) or "")

@@ -1,5 +1,6 @@
 """The describer `openai`: any endpoint that speaks OpenAI's chat protocol."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from glider.instructions.endpoint import Endpoint
 
 _LONGEST = 1_000_000  # bytes of a reply
 _MILLION = 1_000_000
+_SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s|$)""")
 
 
 @describer("openai")
@@ -54,9 +56,14 @@ class OpenAIDescriber(Endpoint):
         usage = reply.get("usage")
         read, wrote = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
         cost = (read * self.price_in + wrote * self.price_out) / _MILLION
-        text = _content(reply)
+        text, finish = _content(reply), _finish(reply)
         text = None if text is None else self.strike(text)
         fault = None if text is not None else f"{self.name} sent no message"
+        if text is not None and finish == "content_filter":
+            text, fault = None, f"{self.name} sent a reply that its filter cut"
+        elif text is not None and finish == "length":
+            text = _whole_sentences(text)
+            fault = None if text else f"{self.name} was cut after {self.max_tokens} tokens: raise max_tokens"
         return Written(text, fault, read, wrote, cost)
 
 
@@ -65,7 +72,22 @@ def _content(reply: dict[str, Any]) -> str | None:
         content = reply["choices"][0]["message"]["content"]
     except (LookupError, TypeError):
         return None
+    if isinstance(content, list):  # parts, of which thoughts are not meant for the user
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str)) if texts else None
     return content if isinstance(content, str) else None
+
+
+def _finish(reply: dict[str, Any]) -> object:
+    """Why the reply ends; it has a message."""
+    choice = reply["choices"][0]
+    return choice.get("finish_reason") if isinstance(choice, dict) else None
+
+
+def _whole_sentences(text: str) -> str | None:
+    """A reply that was cut, up to the last sentence that it ends."""
+    ends = list(_SENTENCE_END.finditer(text))
+    return text[: ends[-1].end()] if ends else None
 
 
 def _count(usage: Any, name: str) -> int:
