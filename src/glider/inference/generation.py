@@ -13,6 +13,7 @@ from glider.errors import QueryError
 from glider.inference.answers import Answer
 from glider.inference.engine import request_processors
 from glider.inference.forward import accepts
+from glider.inference.queries import Prompt
 from glider.inference.sharing import Sharing
 from glider.inference.streaming import Decoder, Piece, PieceStreamer, decoded
 from glider.layers.attach import Generation
@@ -20,7 +21,6 @@ from glider.layers.trace import Trace
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
-    from glider.inference.queries import Query
 
 NEW_TOKENS = 64  # of an answer, where nobody says how many
 _REMEDY = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
@@ -113,7 +113,7 @@ OnPiece = Callable[[Piece], None]
 
 def generate_rows(
     model: "RoutedModel",
-    prompts: Sequence["str | Query"],
+    prompts: Sequence[Prompt],
     rows: Sequence[list[int]],
     settings: GenerateSettings,
     held: Generation,
@@ -153,7 +153,7 @@ def _numbered(on_piece: OnPiece, group: Sequence[int]) -> OnPiece:
 
 def _generate(
     model: "RoutedModel",
-    prompts: Sequence["str | Query"],
+    prompts: Sequence[Prompt],
     rows: Sequence[list[int]],
     settings: GenerateSettings,
     held: Generation,

@@ -18,7 +18,7 @@ from glider.inference.likelihood import likelihoods
 from glider.inference.padded_engine import PaddedEngine
 from glider.inference.prompt_states import prompt_states
 from glider.inference.prompts import PromptEncoder
-from glider.inference.queries import Query, QueryReader
+from glider.inference.queries import Message, Prompt, Query, QueryReader, is_one, require_text
 from glider.inference.streaming import Piece
 from glider.instructions.describers import Describer
 from glider.layers.attach import Attached, Generation, Storage
@@ -111,12 +111,12 @@ class RoutedModel:
         self.attached.replace(router, prepared, self._storage)
         self.pool = pool
 
-    def condition(self, queries: Sequence["str | Query"]) -> Condition:
+    def condition(self, queries: Sequence[Prompt]) -> Condition:
         """The condition of a batch of queries: their global term, where the router has one."""
         return self._condition(queries, self.attached.generation)
 
     def condition_of(
-        self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor], generation: Generation | None = None
+        self, queries: Sequence[Prompt], inputs: dict[str, torch.Tensor], generation: Generation | None = None
     ) -> Condition:
         """`condition`, or for a router that observes the prompt what it makes of a first pass over it.
 
@@ -125,12 +125,12 @@ class RoutedModel:
         return self._condition_of(queries, inputs, generation or self.attached.generation)
 
     @contextmanager
-    def routing(self, queries: "str | Query | Sequence[str | Query]") -> Iterator[None]:
+    def routing(self, queries: "Prompt | Sequence[Prompt]") -> Iterator[None]:
         """Route calls of `model` itself inside the block by these queries, a row for each, in this thread.
 
         Outside such a block the model reads its queries from the token ids.
         """
-        asked = [queries] if isinstance(queries, str | Query) else list(queries)
+        asked: Any = [queries] if is_one(queries) else queries
         with self.attached.hold() as held:
             condition = self._condition_of_rows(asked, self.encoder.rows(asked, True, 0), held)
             with self.attached.routing(condition, generation=held):
@@ -146,12 +146,12 @@ class RoutedModel:
         """What reads queries for the global signals."""
         return QueryReader(self.pool.index.embedder, self.describer, self.read, self.strict)
 
-    def _condition(self, queries: Sequence["str | Query"], generation: Generation) -> Condition:
+    def _condition(self, queries: Sequence[Prompt], generation: Generation) -> Condition:
         asked = [Query.of(query) for query in queries]
         return self.reader.condition(asked, generation.router, generation.prepared)
 
     def _condition_of(
-        self, queries: Sequence["str | Query"], inputs: dict[str, torch.Tensor], generation: Generation
+        self, queries: Sequence[Prompt], inputs: dict[str, torch.Tensor], generation: Generation
     ) -> Condition:
         if not isinstance(generation.router, Observer):
             return self._condition(queries, generation)
@@ -163,7 +163,7 @@ class RoutedModel:
 
     def generate(
         self,
-        prompts: Sequence["str | Query"],
+        prompts: Sequence[Prompt],
         *,
         max_new_tokens: int | None = None,
         truncate: bool = False,
@@ -174,7 +174,7 @@ class RoutedModel:
         """Answer a batch that may mix tasks; each prompt has its own global term.
 
         Arguments:
-            prompts: Texts or queries.
+            prompts: Texts, queries, or chats (each a list of `{"role": ..., "content": ...}`).
             max_new_tokens: Longest answer, in tokens (default: that of a `generation_config`, or 64).
             truncate: Keep the end of a prompt that is too long.
             trace: Let the answers carry the experts' usage.
@@ -192,7 +192,7 @@ class RoutedModel:
 
     def generate_traced(
         self,
-        prompts: Sequence["str | Query"],
+        prompts: Sequence[Prompt],
         *,
         max_new_tokens: int | None = None,
         truncate: bool = False,
@@ -206,7 +206,7 @@ class RoutedModel:
 
     def generate_batch(
         self,
-        prompts: Sequence["str | Query"],
+        prompts: Sequence[Prompt],
         *,
         max_new_tokens: int | None = None,
         truncate: bool = False,
@@ -256,7 +256,7 @@ class RoutedModel:
         return open_engine(self, batching, ())
 
     def _condition_of_rows(
-        self, prompts: Sequence["str | Query"], rows: Sequence[list[int]], generation: Generation
+        self, prompts: Sequence[Prompt], rows: Sequence[list[int]], generation: Generation
     ) -> Condition:
         """`condition_of`; a router that observes the prompts sees a few at a time."""
         if not isinstance(generation.router, Observer):
@@ -269,7 +269,9 @@ class RoutedModel:
     @overload
     def stream(self, prompts: "str | Query", **settings: Any) -> Iterator[str]: ...
     @overload
-    def stream(self, prompts: Sequence["str | Query"], **settings: Any) -> Iterator[Piece]: ...
+    def stream(self, prompts: Sequence[Message], **settings: Any) -> Iterator[str]: ...
+    @overload
+    def stream(self, prompts: Sequence[Prompt], **settings: Any) -> Iterator[Piece]: ...
     def stream(
         self, prompts: Any, *, max_new_tokens: int | None = None, truncate: bool = False, **generation: Any
     ) -> Any:
@@ -278,15 +280,13 @@ class RoutedModel:
         Takes the settings of `generate_batch`. Leaving the iteration early stops the model. Raises `QueryError` for
         settings that cannot be applied; `generate(..., on_piece=...)` takes all of transformers'.
         """
-        single = isinstance(prompts, str | Query)
+        single = is_one(prompts)
         batch = [prompts] if single else list(prompts)
         settings = EngineSettings.of(self, max_new_tokens, generation)  # faults show here
         pieces = self._pieces(batch, self.encoder.rows(batch, truncate, settings.max_new_tokens), settings)
         return (piece.text for piece in pieces) if single else pieces
 
-    def _pieces(
-        self, batch: Sequence["str | Query"], rows: list[list[int]], settings: EngineSettings
-    ) -> Iterator[Piece]:
+    def _pieces(self, batch: Sequence[Prompt], rows: list[list[int]], settings: EngineSettings) -> Iterator[Piece]:
         with self.attached.hold() as held:
             condition = self._condition_of_rows(batch, rows, held)
             engine = PaddedEngine(self.attached, self.encoder.pad_id, rows=len(rows))
@@ -297,12 +297,12 @@ class RoutedModel:
             finally:
                 engine.close()
 
-    def score(self, prompt: "str | Query", choices: Sequence[str], *, truncate: bool = False) -> list[ChoiceScore]:
+    def score(self, prompt: Prompt, choices: Sequence[str], *, truncate: bool = False) -> list[ChoiceScore]:
         """Log-likelihood of each choice as the answer; the prompt is computed once for all of them."""
         return self.score_many([prompt], [choices], truncate=truncate)[0][0]
 
     def score_many(
-        self, prompts: Sequence["str | Query"], choices: Sequence[Sequence[str]], *, truncate: bool = False
+        self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], *, truncate: bool = False
     ) -> tuple[list[list[ChoiceScore]], Condition]:
         """`score` of several prompts, each with its own choices, as one batch; with the batch's condition.
 
@@ -312,6 +312,8 @@ class RoutedModel:
             raise QueryError("a list of choices", "one string", "Write [choice, ...].")
         if not all(choices):
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
+        for choice in (choice for texts in choices for choice in texts):
+            require_text(choice, "a choice")
         targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
         longest = max(len(ids) for row in targets for ids in row)
         inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, longest))
@@ -325,7 +327,7 @@ class RoutedModel:
         ]
         return scores, condition
 
-    def trace(self, prompt: "str | Query", *, truncate: bool = False) -> tuple[list[str], Trace]:
+    def trace(self, prompt: Prompt, *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
         inputs = self.encoder.batch(self.encoder.rows([prompt], truncate, 0))
         with self.attached.hold() as held:
@@ -337,7 +339,7 @@ class RoutedModel:
 
     def _generate(
         self,
-        prompts: Sequence["str | Query"],
+        prompts: Sequence[Prompt],
         max_new_tokens: int | None,
         truncate: bool,
         traced: bool,

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 
 from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.forward import padded, positions, start_token
-from glider.inference.queries import Query
+from glider.inference.queries import Prompt, Query, is_one
 
 
 class PromptEncoder:
@@ -21,12 +22,12 @@ class PromptEncoder:
         self.prompt, self.tokenizer, self.model = prompt, tokenizer, model
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    def rows(self, prompts: Sequence["str | Query"], truncate: bool, new_tokens: int) -> list[list[int]]:
+    def rows(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int) -> list[list[int]]:
         """Each prompt's token ids, with room for so many new tokens.
 
         Raises `QueryError` for an empty prompt, and for one that is too long unless its end is kept (`truncate`).
         """
-        if isinstance(prompts, str | Query):
+        if is_one(prompts):
             raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
         if not prompts:
             raise QueryError("at least one prompt", "none", "Give a prompt.")
@@ -34,8 +35,23 @@ class PromptEncoder:
         for number, query in enumerate(map(Query.of, prompts), start=1):
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
-            rows.append(self._fit(self.prompt.prompt_ids(self.tokenizer, query.text), truncate, new_tokens, number))
+            rows.append(self._fit(self._ids(query), truncate, new_tokens, number))
         return rows
+
+    def _ids(self, query: Query) -> list[int]:
+        """A prompt's tokens: a chat by its template, a text in the pool's form."""
+        form = self.prompt
+        if not query.messages:
+            return form.prompt_ids(self.tokenizer, query.text)
+        if form.template is not None or getattr(self.tokenizer, "chat_template", None):
+            try:
+                return form.chat_ids(self.tokenizer, query.messages)
+            except TemplateError as fault:
+                raise QueryError("turns that the chat template takes", str(fault)[:200], "Mend the chat.") from fault
+        if len(query.messages) > 1:
+            wanted, got = "one turn, of the user, for a base without a chat template", f"{len(query.messages)} turns"
+            raise QueryError(wanted, got, "Write them as one text.")
+        return form.prompt_ids(self.tokenizer, query.text)
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""

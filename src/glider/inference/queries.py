@@ -5,9 +5,10 @@ A query whose description or embedding fails keeps the local term alone: its glo
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +26,7 @@ from glider.verdicts.judge import Judge, Override, override_of
 
 _KIND = "embedding"
 _HALF = re.compile("[\ud800-\udfff]")  # of a character outside the basic plane: no tokenizer takes it
+Message = Mapping[str, Any]  # a turn of a chat: its role and its content
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,86 @@ class Query:
 
     `description`, one sentence naming the task, is embedded in place of the text where given. `examples`, input and
     output pairs of the same task, are for a describer to read. `verdict` overrides the pool's: "route" uses the experts
-    by the router's own rule, "base" none.
+    by the router's own rule, "base" none. `messages` are the turns of a chat, rendered by the base's chat template; the
+    text is then what the user says in them. Raises `QueryError` for what is no text, or no chat.
     """
 
     text: str
     description: str | None = None
     examples: tuple[Pair, ...] = ()
     verdict: str | None = None
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         override_of(self.verdict)
         for text in (self.text, self.description or "", *chain.from_iterable(self.examples)):
-            if not text.isascii() and (half := _HALF.search(text)):
-                raise QueryError(
-                    "text of whole characters", f"half of one at place {half.start()}", "Mend its encoding (UTF-8)."
-                )
+            require_text(text, "a query's text")
+        if self.messages:
+            object.__setattr__(self, "messages", turns_of(self.messages))
 
     @classmethod
-    def of(cls, prompt: "str | Query") -> "Query":
+    def of(cls, prompt: "Prompt") -> "Query":
         """A prompt as a query."""
-        return cls(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, Query):
+            return prompt
+        return cls.chat(prompt) if is_chat(prompt) else cls(prompt)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def chat(cls, messages: Sequence[Message], **known: Any) -> "Query":
+        """The turns of a chat as a query; `known` are the other fields."""
+        turns = turns_of(messages)
+        asked = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+        return cls(asked, messages=turns, **known)
+
+
+if TYPE_CHECKING:
+    Prompt = str | Query | Sequence[Message]
+else:
+    Prompt = Any  # what is none of these is a `QueryError`
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt is given as the turns of a chat."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(turn, Mapping) for turn in prompt)
+
+
+def is_one(prompts: Any) -> bool:
+    """Whether this is one prompt rather than several."""
+    return isinstance(prompts, str | Query) or is_chat(prompts)
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
+    """Turns as a chat template takes them: role and text. The last one is the user's, to be answered.
+
+    Raises `QueryError` for turns of another form.
+    """
+    wanted, remedy = "turns {'role': ..., 'content': ...} that end with the user's", "Mend the chat."
+    if not is_chat(messages):
+        raise QueryError(wanted, repr(messages)[:80], remedy)
+    turns = []
+    for number, turn in enumerate(messages, start=1):
+        role, content = turn.get("role"), turn.get("content")
+        if isinstance(content, list) and all(_is_text_part(part) for part in content):
+            content = "".join(part["text"] for part in content)
+        if not isinstance(role, str) or not role or not isinstance(content, str) or turn.keys() - {"role", "content"}:
+            raise QueryError(wanted, f"{dict(turn)!r}"[:120] + f" (turn {number})", remedy)
+        turns.append({"role": role, "content": require_text(content, f"the text of turn {number}")})
+    if turns[-1]["role"] != "user":
+        raise QueryError(wanted, f"a last turn of {turns[-1]['role']!r}", remedy)
+    return tuple(turns)
+
+
+def require_text(text: Any, what: str) -> str:
+    """The text; raises `QueryError` for what is none, or has half of a character in it."""
+    if not isinstance(text, str):
+        raise QueryError(f"{what} as a string", f"{type(text).__name__} ({text!r})"[:80], "Give a string.")
+    if not text.isascii() and (half := _HALF.search(text)):
+        raise QueryError(f"{what} of whole characters", f"half of one at place {half.start()}", "Mend its encoding (UTF-8).")
+    return text
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 @dataclass(frozen=True)
