@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 from pydantic_core import PydanticUndefined
@@ -21,7 +21,11 @@ def with_settings(
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != name]
-        fields = {field: info for field, info in settings.model_fields.items() if field not in skip}
+        fields = {
+            field: info
+            for field, info in settings.model_fields.items()
+            if field not in skip and get_origin(info.annotation) is not dict
+        }
         options = [_option(field, info) for field, info in fields.items()]
 
         def run(**arguments: Any) -> Any:

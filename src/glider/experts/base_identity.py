@@ -15,18 +15,22 @@ _ARCHITECTURE_FIELDS = (
     *("d_model", "d_ff", "d_kv", "num_layers", "num_decoder_layers", "num_heads"),
 )
 _SAMPLED_VALUES = 4096
+_KEPT_VALUES = 16  # of a weight, as they are
+_TOLERANCE, _SMALLEST = 2**-8, 1e-7  # of bfloat16's rounding, and what float16 cannot tell from zero
 
 
 class BaseIdentity(Config):
     """A base model's id with a fingerprint of its architecture and of a few of its weights.
 
     The weights are sampled after rounding to bfloat16, so that one model stored in float32 or in bfloat16 has one
-    identity; quantised weights are left out of a comparison, since their values are another encoding.
+    identity; quantised weights are left out of a comparison, since their values are another encoding. Where the hashes
+    differ a few values are compared within the precision of 16 bits: float16 rounds otherwise.
     """
 
     model_id: str
     config_hash: str
     weight_hashes: dict[str, str]
+    samples: dict[str, tuple[float, ...]] = {}  # a few values of the same weights, for what rounding changes
 
     @property
     def hash(self) -> str:
@@ -37,30 +41,49 @@ class BaseIdentity(Config):
 
 def identify(model: Any, model_id: str) -> BaseIdentity:
     """Fingerprint a transformers model (not yet attached to anything)."""
-    config = model.config.to_dict()
+    config, weights = model.config.to_dict(), _named_weights(model)
     architecture = {field: config[field] for field in _ARCHITECTURE_FIELDS if config.get(field) is not None}
     return BaseIdentity(
         model_id=model_id,
         config_hash=hashlib.sha256(canonical_json(architecture).encode()).hexdigest()[:16],
-        weight_hashes={name: _fingerprint(weight) for name, weight in _named_weights(model).items()},
+        weight_hashes={name: _fingerprint(weight) for name, weight in weights.items()},
+        samples={name: _sampled(weight) for name, weight in weights.items()},
     )
 
 
 def require_same_base(wanted: BaseIdentity, got: BaseIdentity, owner: str) -> None:
     """Raise `BaseModelError` unless `got` is the base that `owner` (an expert or a pool) was made for."""
-    differing = [
-        name
-        for name, digest in wanted.weight_hashes.items()
-        if name in got.weight_hashes and got.weight_hashes[name] != digest
-    ]
-    shared = wanted.weight_hashes.keys() & got.weight_hashes.keys()
-    if wanted.config_hash != got.config_hash or differing or not shared:
+    if not same_base(wanted, got):
         what = "another architecture" if wanted.config_hash != got.config_hash else "other weights"
         raise BaseModelError(
             f"the base model {wanted.model_id} ({wanted.hash}) that {owner} was made for",
             f"{got.model_id} ({got.hash}), which has {what}",
             f"Give --base {wanted.model_id}, or a pool made for {got.model_id}.",
         )
+
+
+def same_base(one: BaseIdentity, other: BaseIdentity) -> bool:
+    """Whether two identities are of one base model, under whatever id."""
+    shared = one.weight_hashes.keys() & other.weight_hashes.keys()
+    return (
+        one.config_hash == other.config_hash
+        and bool(shared)
+        and all(one.weight_hashes[name] == other.weight_hashes[name] or _close(one, other, name) for name in shared)
+    )
+
+
+def _close(one: BaseIdentity, other: BaseIdentity, name: str) -> bool:
+    ours, theirs = one.samples.get(name, ()), other.samples.get(name, ())
+    return (
+        bool(ours)
+        and len(ours) == len(theirs)
+        and all(abs(a - b) <= _TOLERANCE * max(abs(a), abs(b)) + _SMALLEST for a, b in zip(ours, theirs, strict=True))
+    )
+
+
+def _sampled(weight: torch.Tensor) -> tuple[float, ...]:
+    flat = weight.detach().reshape(-1)
+    return tuple(flat[:: max(1, flat.numel() // _KEPT_VALUES)][:_KEPT_VALUES].float().cpu().tolist())
 
 
 def _named_weights(model: Any) -> dict[str, torch.Tensor]:

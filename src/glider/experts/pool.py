@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from glider.errors import GliderError, PoolError, RouterError
-from glider.experts.base_identity import BaseIdentity
+from glider.experts.base_identity import BaseIdentity, same_base
 from glider.experts.card import CARD_FILE, NAME
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import (
@@ -357,7 +357,7 @@ def _check_member(index: PoolIndex, expert: Expert) -> None:
         raise PoolError(
             f"the card of {home} in {expert.directory}", f"that of {expert.card.name}", "Rename the directory."
         )
-    if expert.card.base.hash != index.base.hash:
+    if not same_base(index.base, expert.card.base):
         raise PoolError(
             f"experts for the pool's base model {index.base.model_id} ({index.base.hash})",
             f"{name}, made for {expert.card.base.model_id} ({expert.card.base.hash}) by its {CARD_FILE}",

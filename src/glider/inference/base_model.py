@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
-from glider.errors import BaseModelError
+from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 
 
@@ -22,34 +22,68 @@ class BaseModel:
     source: str | None = None  # the path or id that it was loaded from
 
 
-def load_base(base: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> BaseModel:
+def load_base(
+    base: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **arguments: Any
+) -> BaseModel:
     """Load a base model by hub id, by local path, or by the name `smollm2-135m` (the embedded one).
 
     The identity's id is the hub id, the directory's own name for a path (a path says nothing on another machine).
-    Raises `BaseModelError` where there is no such model.
+    `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, revision, ...
+    With a device_map or quantised weights the model stays where they put it. Raises `BaseModelError` where there is no
+    such model, and `ConfigError` for `trust_remote_code`.
     """
+    if arguments.get("trust_remote_code"):
+        raise ConfigError("a model that transformers knows", "trust_remote_code", "Leave it out: no foreign code runs.")
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     source, model_id = _locate(base)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **_where(arguments))
         architecture = _architecture(config)
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
         try:
-            model = architecture.from_pretrained(source, dtype=dtype)
+            model = architecture.from_pretrained(source, dtype=dtype, **arguments)
         finally:
             if shown:
                 logging.enable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_where(arguments))
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
         raise BaseModelError(
             f"a transformers model at {base}",
             (str(fault).splitlines() or [type(fault).__name__])[0],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
-    model.eval().to(device)
+    if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    return _completed(model, tokenizer, model_id, source)
+
+
+def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
+    """A base model of one that is loaded already; it is put into evaluation mode and stays where it is.
+
+    Without a tokenizer it is the one beside the model's own weights. Raises `BaseModelError` for what is no model of
+    transformers, and where there is no such tokenizer.
+    """
+    from transformers import AutoTokenizer, PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        got = type(model).__name__
+        raise BaseModelError("a path, a hub id or a transformers model", got, "Give one of them as the base.")
+    source = str(model.name_or_path or "")
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as fault:
+            wanted, got = "a tokenizer for the model", f"none at {source!r}"
+            raise BaseModelError(wanted, got, "Give tokenizer=.") from fault
+    model_id = Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__
+    return _completed(model, tokenizer, model_id, source)
+
+
+def _completed(model: Any, tokenizer: Any, model_id: str, source: str) -> BaseModel:
+    model.eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return BaseModel(model, tokenizer, identify(model, model_id), source)
@@ -66,7 +100,17 @@ def _locate(base: str) -> tuple[str, str]:
     return base, base
 
 
-def _architecture(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+def _where(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What of `from_pretrained`'s arguments tells where files lie: configurations and tokenizers take no others."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+    return {name: arguments[name] for name in names if name in arguments}
 
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+def _architecture(config: Any) -> Any:
+    """The auto class of a family: an encoder-decoder's, a language model's, or that of images and text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+    plain = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if type(config) not in plain._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return plain

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from glider.errors import QueryError
+from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
@@ -21,7 +21,7 @@ from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Message, Prompt, Query, QueryReader, is_one, require_text
 from glider.inference.streaming import Piece
 from glider.instructions.describers import Describer
-from glider.layers.attach import Attached, Generation, Storage
+from glider.layers.attach import Attached, Generation, Storage, attach
 from glider.layers.trace import Trace
 from glider.routing.base import Observer, Router, support_of
 from glider.routing.condition import Condition
@@ -59,6 +59,36 @@ class RoutedModel:
     def prompt(self) -> PromptFormat:
         """How prompts and answers are written."""
         return self.encoder.prompt
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        wanted, got = "a bare model to copy or to pickle", "a routed one"
+        raise RouterError(wanted, got, "Load it anew (glider.load), or detach() and copy the base.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base model's arithmetic."""
+        return self.model.dtype
+
+    def to(self, *where: Any, **settings: Any) -> "RoutedModel":
+        """Move the base model to a device or dtype, as torch does, and attach the experts there anew.
+
+        Waits for the queries in flight. Raises `RouterError` where an expert is folded, or inside a `routing` block.
+        """
+        generation = self.attached.generation
+        if self.attached.folded:
+            raise RouterError("experts beside the base's weights", "folded ones", "Call unfold() first.")
+        self.attached.detach()
+        try:
+            self.model.to(*where, **settings)
+        finally:
+            self.attached = attach(self.model, self.pool, generation.router, self._storage, generation.prepared)
+            InputConditions(self).install()
+        return self
 
     @property
     def router(self) -> Router:

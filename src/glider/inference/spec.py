@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from glider.layers.attach import Storage
     from glider.routing.base import Router
 
+FROM_PRETRAINED = (  # of transformers' arguments those that no router has
+    *("device_map", "attn_implementation", "experts_implementation", "quantization_config", "max_memory", "revision"),
+    *("offload_folder", "offload_state_dict", "low_cpu_mem_usage", "tp_plan", "cache_dir", "token", "subfolder"),
+    *("local_files_only", "force_download", "variant", "use_safetensors", "trust_remote_code"),
+)
 MEMORY_VARIABLE = "GLIDER_EXPERT_MEMORY"
 
 
@@ -31,6 +36,8 @@ class BaseSpec(Config):
     base: str | None = Field(default=None, description="Hub id or path of the base model. Default: the one that fits.")
     dtype: str = Field(default="float32", description="Storage and arithmetic of the base: float32, bfloat16, float16.")
     device: str = Field(default="cpu", description="Where the model runs: cpu, cuda, cuda:1, ...")
+
+    arguments: dict[str, Any] = Field(default={}, description="Further arguments of transformers' from_pretrained.")
 
     @field_validator("dtype", "device", mode="before")
     @classmethod
@@ -51,7 +58,7 @@ class BaseSpec(Config):
         """The base model, by default the embedded one. Raises `BaseModelError` where there is no such model."""
         from glider.inference.base_model import load_base
 
-        return load_base(self.base or default, dtype=self.torch_dtype, device=device_of(self.device))
+        return load_base(self.base or default, dtype=self.torch_dtype, device=device_of(self.device), **self.arguments)
 
 
 class ModelSpec(BaseSpec):
@@ -164,8 +171,8 @@ class ModelSpec(BaseSpec):
         """The pool, as the owner of a required key signed it; raises `PoolError` where nobody of them did."""
         return open_pool(self.pool, self.require_key)
 
-    def load(self) -> "RoutedModel":
-        """Load the base model, open and verify the pool, and attach it.
+    def load(self, base: "BaseModel | None" = None) -> "RoutedModel":
+        """Load the base model, or take one that is loaded, open and verify the pool, and attach it.
 
         Raises the `GliderError` of whatever does not fit, before anything is attached.
         """
@@ -176,7 +183,7 @@ class ModelSpec(BaseSpec):
         pool.verify(adapters=storage.expert_memory is None)
         if self.abstain is not False and getattr(method, "abstains", False):
             _warn_without_profiles(pool)
-        base = self.load_base(base_of(pool))
+        base = self.load_base(base_of(pool)) if base is None else base
         return self._attached(base, pool, method, prepared, writer)
 
     def over(self, base: "BaseModel", pool: "Pool | None" = None) -> "RoutedModel":
@@ -221,14 +228,17 @@ class ModelSpec(BaseSpec):
         return RoutedModel(base, pool, attached, prompt, writer, self.strict, self.storage)
 
 
-def load(base: str | None = None, pool: str | Path = "demo", **settings: Any) -> "RoutedModel":
+def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, **settings: Any) -> "RoutedModel":
     """Load a base model, open and verify a pool, and attach it.
 
     Arguments:
-        base: Hub id, path or "smollm2-135m"; by default the model the pool was made for.
+        base: Hub id, path or "smollm2-135m", or a transformers model that is loaded; by default the model the pool was
+            made for.
         pool: Directory of the pool, or "demo" for the embedded one.
-        settings: Further fields of `ModelSpec` (`router`, `signal`, `dtype`, `device`, ...); whatever is none of them
-            is a setting of the router, such as `p` or `gamma`.
+        tokenizer: Of a model that is loaded; by default the one beside its weights.
+        settings: Further fields of `ModelSpec` (`router`, `signal`, `dtype`, `device`, ...) and arguments of transformers'
+            `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...); whatever is neither is a
+            setting of the router, such as `p` or `gamma`.
 
     Returns: the routed model.
 
@@ -237,8 +247,21 @@ def load(base: str | None = None, pool: str | Path = "demo", **settings: Any) ->
     """
     fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
     rest = {name: value for name, value in settings.items() if name not in fields}
+    arguments = {**fields.pop("arguments", {}), **{name: rest.pop(name) for name in FROM_PRETRAINED if name in rest}}
     router_settings = {**fields.pop("settings", {}), **rest}
-    return ModelSpec.parse(base=base, pool=pool, settings=router_settings, **fields).load()
+    loaded = base is not None and not isinstance(base, str | Path)
+    named = None if base is None or loaded else str(base)
+    spec = ModelSpec.parse(base=named, pool=pool, settings=router_settings, arguments=arguments, **fields)
+    if tokenizer is not None and not loaded:
+        raise ConfigError("a tokenizer beside a model that is loaded", "a base to load", "Leave tokenizer out.")
+    if not loaded:
+        return spec.load()
+    if arguments or {"dtype", "device"} & fields.keys():
+        got = ", ".join([*arguments, *({"dtype", "device"} & fields.keys())])
+        raise ConfigError("a loaded model as it is", got, "Load it so, and leave these out.")
+    from glider.inference.base_model import base_of_loaded
+
+    return spec.load(base_of_loaded(base, tokenizer))
 
 
 def _warn_without_profiles(pool: "Pool") -> None:

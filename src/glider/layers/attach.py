@@ -4,11 +4,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from glider.errors import PoolError, RouterError
+from glider.experts.base_identity import identify, require_same_base
 from glider.experts.pool import Pool
 from glider.layers.bank import Bank, storage
 from glider.layers.context import Batch, RoutingContext
@@ -21,6 +23,7 @@ from glider.layers.widths import linear_widths
 from glider.routing.base import Prepared, Router
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare, ungated
+from glider.routing.specification import parsed, router_from
 from glider.shapes import Int, Tensor
 
 
@@ -91,6 +94,11 @@ class Attached:
     def attached(self) -> bool:
         """Whether the pool is still on the model."""
         return self.context.current in self._generations
+
+    @property
+    def folded(self) -> bool:
+        """Whether an expert is in the base's own weights."""
+        return bool(self._unfolded)
 
     @property
     def expert_memory(self) -> ExpertMemory | None:
@@ -293,14 +301,18 @@ class Attached:
 
 
 def attach(
-    model: nn.Module, pool: Pool, router: Router, storage: Storage | None = None, prepared: Prepared | None = None
+    model: nn.Module,
+    pool: Pool | str | Path,
+    router: Router | str = "glider",
+    storage: Storage | None = None,
+    prepared: Prepared | None = None,
 ) -> Attached:
     """Replace every site of a pool by a routed one, all of them or none.
 
     Arguments:
         model: A transformers model, on its device.
-        pool: The opened pool.
-        router: The method, with its settings.
+        pool: The opened pool, or its directory, which is then verified.
+        router: The method, with its settings, or its name: "glider", "merge(method=ties)".
         storage: How the experts are held and computed.
         prepared: What the router made of this pool before, where that exists.
 
@@ -310,6 +322,13 @@ def attach(
     have, or has with other widths, `RouterError` where the pool cannot serve the router, and `KernelError` for a kernel
     that is not there.
     """
+    if not isinstance(pool, Pool):
+        pool = Pool.open(pool)
+        require_same_base(pool.index.base, identify(model, getattr(model, "name_or_path", "")), f"the pool {pool.path}")
+        pool.verify()
+    if isinstance(router, str):
+        name, settings = parsed(router)
+        router = router_from(name, settings)
     attached = Attached(model)
     attached.replace(router, prepared or prepare(router, pool), storage or Storage())
     return attached

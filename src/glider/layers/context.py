@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from glider.errors import QueryError
+from glider.errors import QueryError, RouterError
 from glider.layers.trace import Recorder
 from glider.routing.base import Decision
 from glider.routing.condition import Condition
@@ -191,6 +192,10 @@ class RoutingContext:
         self.expects_query = False
         self._thread = threading.local()
         self._default = (Segment(0),)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        wanted, got = "a bare model to copy or to pickle", "one with a pool attached"
+        raise RouterError(wanted, got, "Call detach() first, or load it anew.")
 
     @property
     def batch(self) -> Batch | None:
