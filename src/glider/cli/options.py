@@ -10,7 +10,12 @@ from pydantic_core import PydanticUndefined
 from glider.config import Config
 
 Settings = TypeVar("Settings", bound=Config)
-_FLAGS = {"abstain": "--abstain/--no-abstain", "signal": "--global", "require_key": "--key"}  # where names differ
+_FLAGS = {  # where an option's name is not its field's
+    "abstain": "--abstain/--no-abstain",
+    "signal": "--global",
+    "require_key": "--key",
+    "columns": "--map",
+}
 _TEXT: dict[Any, Any] = {Any: str | None, str | int | None: str | None}  # how the command line takes what Python may
 
 

@@ -2,6 +2,8 @@
 prompt form of its own; and what a reader should know of it."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ from glider.layers.widths import linear_widths
 TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE = "chat_template.jinja", "tokenizer_config.json", "added_tokens.json"
 TEXT_FILES = (TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE)
 _PREFIX = "base_model.model."
+
+
+@contextmanager
+def named_as(partial: Path, directory: Path) -> Iterator[None]:
+    """Let faults of the files in a directory that vanishes name those that the user gave."""
+    try:
+        yield
+    except ExpertError as fault:
+        parts = (text.replace(str(partial), str(directory)) for text in (fault.wanted, fault.got, fault.remedy))
+        raise ExpertError(*parts) from fault
 
 
 def warn(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from glider.config import EMBEDDED_BASE
-from glider.contribute.adapter_files import TEXT_FILES, prompt_of, tell_oddities, without_base_weights
+from glider.contribute.adapter_files import TEXT_FILES, named_as, prompt_of, tell_oddities, without_base_weights
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
@@ -103,7 +103,7 @@ def import_adapter(
     require_new(out)
     directory = _adapter_directory(source)
     loaded = _base_for(directory, base)
-    with new_directory(out) as partial:
+    with new_directory(out) as partial, named_as(partial, directory):
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
         read_layout(partial)  # what is no plain LoRA is told as that

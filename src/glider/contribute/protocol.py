@@ -19,6 +19,7 @@ from glider.contribute.loop import Loop, Progress
 from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.profile import profile_of
 from glider.contribute.settings import TrainConfig
+from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
@@ -125,7 +126,7 @@ class TaskData:
 
 def read_task(data: Path | str, config: TrainConfig) -> TaskData:
     """Read and split a task's rows."""
-    train, validation = split_rows(read_rows(data), config.validation, config.seed)
+    train, validation = split_rows(read_rows(data, columns=columns_of(config.columns)), config.validation, config.seed)
     return TaskData(sha256(Path(data)), train, validation)
 
 

@@ -34,6 +34,7 @@ class TrainConfig(Config):
 
     rank: int = Field(16, gt=0, description="LoRA rank.")
     alpha: float = Field(1.0, gt=0, description="LoRA alpha; the scaling is alpha / rank.")
+    columns: str = Field("", description="Columns of the rows, as input=question,output=answer.")
     sites: str = Field("all-linear", description="PEFT target modules: all-linear, a regex, or comma-separated names.")
     steps: int = Field(1000, gt=0, description="LoRA steps.")
     gate_steps: int = Field(100, gt=0, description="Gate steps.")

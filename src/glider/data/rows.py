@@ -1,15 +1,18 @@
 """Rows of a task: read from files, and split."""
 
 import gzip
+import json
 import os
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
+from glider.data.records import FORMS, as_row, is_table, records
 from glider.errors import DataError
 from glider.files.json_text import parse_json
 from glider.files.opening import UnfitFile, opened
@@ -42,17 +45,22 @@ class Row(BaseModel):
         return self.references or (self.output,)
 
 
-def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
-    """Read JSON Lines (also gzipped), the rows of one split only if given; a file that names no splits is all of it.
+def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
+    """Read rows, those of one split only if given; a file that names no splits is all of it.
 
-    Raises `DataError` with the file and line number for a row that is not JSON or lacks `input` or `output`.
+    JSON Lines, a JSON array, CSV, TSV (all also gzipped) or Parquet; with `input` and `output`, `prompt` and
+    `completion` or `messages`, or the `columns` by part of a row. Raises `DataError` with the file and line number for a row that
+    cannot be read, or lacks its input or output.
     """
-    path = Path(path)
+    path, columns = Path(path), columns or {}
     rows = []
     try:
+        if is_table(path):
+            rows = [_row(record, columns, where) for where, record in records(path)]
+            return _of_split(rows, split, path)
         for number, line in enumerate(_lines(path), start=1):
             if line.strip():
-                rows.append(_parse_row(line, f"{path}:{number}"))
+                rows.append(_parse_row(line, columns, f"{path}:{number}"))
     except FileNotFoundError:
         raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
     except (OSError, UnfitFile) as fault:
@@ -60,6 +68,10 @@ def read_rows(path: Path | str, split: str | None = None) -> list[Row]:
         raise DataError(f"JSON Lines in {path}", got, "Give a text file, or one compressed by gzip.") from fault
     except (zlib.error, EOFError, UnicodeDecodeError) as fault:
         raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
+    return _of_split(rows, split, path)
+
+
+def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
     chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not chosen:
         of_split = f" of split {split}" if split else ""
@@ -101,12 +113,24 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.decode("utf8")
 
 
-def _parse_row(line: str, where: str) -> Row:
+def _parse_row(line: str, columns: Mapping[str, str], where: str) -> Row:
     try:
         if len(line) > _LONG_LINE:
             parse_json(line.encode(), _MOST_MEMBERS)  # what is built of millions of members is told before it is
-        return Row.model_validate_json(line)
+        record = json.loads(line)
+    except (ValueError, RecursionError) as fault:
+        raise DataError(f"a row with `input` and `output` at {where}", f"no JSON ({fault})", "Mend the row.") from fault
+    if not isinstance(record, dict):
+        got = f"{type(record).__name__}: Input should be an object"
+        raise DataError(f"a row with `input` and `output` at {where}", got, "Mend the row.")
+    return _row(record, columns, where)
+
+
+def _row(record: dict[str, Any], columns: Mapping[str, str], where: str) -> Row:
+    try:
+        return Row.model_validate_json(json.dumps(as_row(record, columns)))
     except ValidationError as fault:
-        raise DataError(f"a row with `input` and `output` at {where}", faults(fault), "Mend the row.") from fault
-    except ValueError as fault:
-        raise DataError(f"a row with `input` and `output` at {where}", str(fault), "Mend the row.") from fault
+        wanted = f"a row with `input` and `output` at {where}"
+        raise DataError(wanted, faults(fault), f"Mend the row. Rows have {FORMS}.") from fault
+    except (ValueError, TypeError) as fault:
+        raise DataError(f"a row at {where}", str(fault), f"Mend the row. Rows have {FORMS}.") from fault

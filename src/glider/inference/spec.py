@@ -236,9 +236,9 @@ def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, 
             made for.
         pool: Directory of the pool, or "demo" for the embedded one.
         tokenizer: Of a model that is loaded; by default the one beside its weights.
-        settings: Further fields of `ModelSpec` (`router`, `signal`, `dtype`, `device`, ...) and arguments of transformers'
-            `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...); whatever is neither is a
-            setting of the router, such as `p` or `gamma`.
+        settings: Further fields of `ModelSpec` (`router`, `signal`, `dtype`, `device`, ...) and arguments of
+            transformers' `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...); whatever
+            is neither is a setting of the router, such as `p` or `gamma`.
 
     Returns: the routed model.
 

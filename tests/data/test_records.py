@@ -1,0 +1,107 @@
+"""Rows as people keep them."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glider.data.records import columns_of
+from glider.data.rows import read_rows
+from glider.errors import DataError
+
+PAIRS = [("What, then?", 'a "quoted"\nanswer'), ("two", "b")]
+
+
+def pairs(path: Path, **settings: Any) -> list[tuple[str, str]]:
+    return [(row.input, row.output) for row in read_rows(path, **settings)]
+
+
+def records(question: str = "input", answer: str = "output") -> list[dict[str, str]]:
+    return [{question: one, answer: other} for one, other in PAIRS]
+
+
+def write(path: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    if kind in ("csv", "tsv"):
+        cut = "," if kind == "csv" else "\t"
+        quoted = [['"' + str(cell).replace('"', '""') + '"' for cell in row.values()] for row in rows]
+        text = "\n".join(cut.join(cells) for cells in [list(rows[0]), *quoted]) + "\n"
+    else:
+        text = json.dumps(rows, indent=1) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, "utf8") if path.suffix != ".gz" else path.write_bytes(gzip.compress(text.encode()))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_form_of_file_gives_the_same_rows(tmp_path: Path, kind: str):
+    assert pairs(write(tmp_path / f"rows.{kind}", kind, records())) == PAIRS
+    named = write(tmp_path / f"named.{kind}", kind, records("question", "answer"))
+    assert pairs(named, columns=columns_of("input=question, output=answer")) == PAIRS
+    with pytest.raises(DataError, match="no column text"):
+        read_rows(named, columns={"input": "text"})
+    if kind != "parquet":
+        assert pairs(write(tmp_path / f"rows.{kind}.gz", kind, records())) == PAIRS
+
+
+def test_lines_that_are_named_json_are_lines(tmp_path: Path):
+    assert pairs(write(tmp_path / "rows.json", "jsonl", records())) == PAIRS
+
+
+def test_prompts_with_completions_and_chats_are_rows(tmp_path: Path):
+    chats = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": other}]}
+        for one, other in PAIRS
+    ]
+    turns = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in chats]
+    for rows in (records("prompt", "completion"), chats, turns):
+        assert pairs(write(tmp_path / "rows.jsonl", "jsonl", rows)) == PAIRS
+    system = {"role": "system", "content": "Be brief."}
+    told = [{"messages": [system, *chats[0]["messages"]]}]
+    assert pairs(write(tmp_path / "rows.jsonl", "jsonl", told)) == [(f"Be brief.\n\n{PAIRS[0][0]}", PAIRS[0][1])]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "x"}]},
+        {"messages": [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]},
+        {"messages": "x"},
+        {"messages": [{"role": "user"}]},
+        {"prompt": "x"},
+        {"question": "x", "answer": "y"},
+        {"input": "x"},
+        {"input": "x", "output": float("nan")},
+        [1],
+    ],
+    ids=str,
+)
+def test_what_is_no_row_is_refused_with_its_place(tmp_path: Path, row: Any):
+    path = write(tmp_path / "rows.jsonl", "jsonl", [{"input": "a", "output": "b"}, row])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2"):
+        read_rows(path)
+
+
+def test_cells_of_a_table_may_be_lists_and_faults_name_the_line(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text('input,output,choices,split\na,b,"[""b"", ""c""]",train\n"x\ny",c,,val\n')
+    first, second = read_rows(path)
+    assert (first.choices, first.split, second.input, second.choices) == (("b", "c"), "train", "x\ny", None)
+    assert pairs(path, split="val") == [("x\ny", "c")]
+    path.write_text("input,output\na,b\nc\n")
+    with pytest.raises(DataError, match=r"rows\.csv:3"):
+        read_rows(path)
+    path.with_suffix(".parquet").write_bytes(b"nothing of the kind")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match="Parquet"):
+        read_rows(path.with_suffix(".parquet"))
+
+
+@pytest.mark.parametrize("text", ["input", "input=", "what=x", "input=a,input=b"])
+def test_columns_of_another_form_are_refused(text: str):
+    with pytest.raises(DataError, match="input=question"):
+        columns_of(text)
