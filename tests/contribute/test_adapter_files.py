@@ -258,6 +258,14 @@ def test_a_pool_in_a_hub_cache_is_taken(adapter: Path, llama_directory: Path, tm
     assert cached.names == ["ex"]
 
 
+def test_refusals_name_the_files_that_were_given(adapter: Path, llama_directory: Path, edit_json: Edit):
+    edit_json(adapter / "adapter_config.json", r=3)
+    with pytest.raises(ExpertError) as raised:
+        import_adapter(adapter, str(llama_directory), adapter.parent / "ex")
+    assert f"{adapter / 'adapter_config.json'} says" in str(raised.value)
+    assert ".ex." not in str(raised.value)
+
+
 def test_refusals_of_variants_say_what_would_work(adapter: Path, llama_directory: Path, edit_json: Edit):
     config = adapter / "adapter_config.json"
     edit_json(config, target_parameters=["mlp.experts.gate_up_proj"])

@@ -160,3 +160,15 @@ def test_logits_that_are_not_finite_are_an_error(llama: RoutedModel, value: floa
         llama.generate_batch(PROMPTS, max_new_tokens=3)
     with pytest.raises(QueryError, match="finite logits"):
         "".join(llama.stream(PROMPTS[0], max_new_tokens=3))
+
+
+def test_an_end_that_is_forced_at_the_longest_length_is_forced_everywhere(llama: RoutedModel) -> None:
+    """BART's configuration asks for it; only the padded way knew where the longest length is."""
+    llama.model.generation_config.forced_eos_token_id = 1
+    free = llama.generate(["What?"], max_new_tokens=4, forced_eos_token_id=None, eos_token_id=250)
+    (alone,) = llama.generate(["What?"], max_new_tokens=4, eos_token_id=[1, 250])
+    assert alone.token_ids[-1] == 1
+    assert free[0].token_ids[:3] == alone.token_ids[:3]
+    (packed,) = llama.generate_batch(["What?"], max_new_tokens=4, eos_token_id=[1, 250])
+    assert packed.token_ids == alone.token_ids
+    assert "".join(llama.stream("What?", max_new_tokens=4, eos_token_id=[1, 250])).strip() == alone.text

@@ -134,7 +134,8 @@ def test_copies_and_pickles_are_refused_in_one_line(pool: Pool, llama_directory:
 
 def test_a_model_of_images_and_text_routes_its_language_model(tmp_path: Path):
     torch.manual_seed(0)
-    text: Any = dict(vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    text: Any = dict(  # noqa: C408
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1, pad_token_id=0, bos_token_id=None,
                 rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
                 initializer_range=0.3)  # fmt: skip

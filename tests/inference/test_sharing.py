@@ -133,3 +133,11 @@ def test_a_decoder_begins_as_generate_has_it(tmp_path: Path, make_pool) -> None:
         got, labels = target_logits(load_base(str(base)).model, rows, 0, torch.device("cpu"))
     loss = torch.nn.functional.cross_entropy(got[0], labels[0], ignore_index=-100, reduction="sum")
     assert -loss.item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_configuration_may_map_numbers_to_numbers(routed: Callable[[str], RoutedModel]) -> None:
+    """Aria's maps sizes of pictures; looking for the names of windows in it failed every padded batch."""
+    model = routed("llama")
+    model.model.config.patch_to_query = {1225: 128, 4900: 256}
+    alone = [model.generate([prompt], max_new_tokens=4)[0] for prompt in ("a", "a longer one")]
+    assert model.generate(["a", "a longer one"], max_new_tokens=4) == alone

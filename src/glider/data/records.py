@@ -118,8 +118,8 @@ class _Lines:
 
 
 def _text(path: Path) -> _Lines:
-    opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else None
-    return _Lines(opened or path.open(encoding="utf-8-sig", newline=""))
+    opened = gzip.open if path.suffix == ".gz" else open
+    return _Lines(opened(path, "rt", encoding="utf-8-sig", newline=""))
 
 
 def _kind(path: Path) -> str:

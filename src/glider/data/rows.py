@@ -49,8 +49,8 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
     """Read rows, those of one split only if given; a file that names no splits is all of it.
 
     JSON Lines, a JSON array, CSV, TSV (all also gzipped) or Parquet; with `input` and `output`, `prompt` and
-    `completion` or `messages`, or the `columns` by part of a row. Raises `DataError` with the file and line number for a row that
-    cannot be read, or lacks its input or output.
+    `completion` or `messages`, or the `columns` by part of a row. Raises `DataError` with the file and line number for
+    a row that cannot be read, or lacks its input or output.
     """
     path, columns = Path(path), columns or {}
     rows = []

@@ -28,7 +28,7 @@ def load_base(
     """Load a base model by hub id, by local path, or by the name `smollm2-135m` (the embedded one).
 
     The identity's id is the hub id, the directory's own name for a path (a path says nothing on another machine).
-    `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, revision, ...
+    `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, ...
     With a device_map or quantised weights the model stays where they put it. Raises `BaseModelError` where there is no
     such model, and `ConfigError` for `trust_remote_code`.
     """

@@ -3,6 +3,7 @@
 It knows nothing of text. `RoutedModel` and the server are the text around it.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -179,6 +180,9 @@ def request_processors(
     ids = torch.tensor([list(prompt)], device=model.device)
     length = 1 if model.config.is_encoder_decoder else len(prompt)  # of what the answer continues
     more = LogitsProcessorList(own)
+    if settings.forced_eos_token_id is not None:  # of the last token, which `generate` tells by the longest length
+        settings = copy.copy(settings)
+        settings.max_length = length + settings.max_new_tokens
     try:
         return tuple(model._get_logits_processor(settings, length, encoder_input_ids=ids, logits_processor=more))
     except (TypeError, ValueError) as fault:

@@ -267,8 +267,8 @@ def _ordinary_tokens(model: Any) -> Int[Tensor, " N"]:
     return torch.tensor([token for token in range(size) if token not in special] or [0])
 
 
-def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield config
+def _parts(config: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    yield {name: value for name, value in config.items() if isinstance(name, str)}  # Aria maps numbers to numbers
     for value in config.values():
         if isinstance(value, dict):
             yield from _parts(value)
