@@ -1,0 +1,278 @@
+"""Every text family that the installed transformers can build tiny, tried from import to streaming.
+
+`python -m tests.families.sweep [SECONDS] [FAMILY ...]` prints the table of docs/models.md.
+"""
+
+import copy
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from glider.contribute.adopt import import_adapter
+from glider.errors import GliderError
+from glider.experts.pool import Pool
+from glider.experts.prompt_format import PromptFormat
+from glider.inference.base_model import load_base
+from glider.inference.spec import load
+
+from ..conftest import byte_tokenizer
+
+KINDS = {
+    "causal": ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "seq2seq": ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    "image-text": ("AutoModelForImageTextToText", modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+}
+CHECKS = ("import", "all-linear", "PEFT", "batch", "scores", "packed", "stream")
+PROMPTS = ["a short one", "and another that is quite a bit longer"]
+# sizes by the names that configurations give them; what a family lacks is left out
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "encoder_hidden_size", "decoder_hidden_size"), 32),
+    **dict.fromkeys(("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner"), 48),
+    **dict.fromkeys(("moe_intermediate_size", "intermediate_size_mlp", "shared_intermediate_size"), 48),
+    "ffn_hidden_size": 48,
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 4),
+    **dict.fromkeys(("head_dim", "d_kv", "rotary_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 512),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token"), 2),
+    "vocab_size": 259, "qk_rope_head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16, "n_group": 1, "topk_group": 1,
+    "layer_types": None, "mlp_layer_types": None, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
+    "decoder_start_token_id": 0, "initializer_range": 0.3, "init_std": 0.3, "dropout": 0.0, "attention_dropout": 0.0,
+    "activation_dropout": 0.0, "hidden_dropout": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "is_decoder": True,
+    "embed_dim": 32, "depth": 2, "patch_size": 4, "num_channels": 3, "image_size": 16, "word_embed_proj_dim": 32,
+    "image_token_id": 250, "image_token_index": 250, "video_token_id": 251, "audio_token_id": 252,
+}  # fmt: skip
+
+
+@dataclass
+class Result:
+    """What became of a family: its checks by name ("yes", or the error's name), or why it was not tried."""
+
+    family: str
+    kind: str
+    checks: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    wrong: list[str] = field(default_factory=list)  # values that differ without a word, and foreign errors
+
+
+def families() -> list[tuple[str, str]]:
+    """Each family once, with the kind that it is loaded as."""
+    found: dict[str, str] = {}
+    for kind, (_, names) in KINDS.items():
+        for family in names:
+            if family in transformers.CONFIG_MAPPING:
+                found.setdefault(family, kind)
+    return sorted(found.items())
+
+
+def tiny(family: str, kind: str) -> Any:
+    """A random model of a family, small enough to try."""
+    config_class = transformers.CONFIG_MAPPING[family]
+    config = config_class(**_fitting(config_class()))
+    for part in ("text_config", "vision_config", "audio_config"):
+        if getattr(config, part, None) is not None and not isinstance(getattr(config, part), dict):
+            inner = type(getattr(config, part))
+            setattr(config, part, inner(**_fitting(inner())))
+    if kind == "causal" and hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    make = getattr(transformers, KINDS[kind][0]).from_config
+    with torch.device("meta"):  # what is large by its defaults is not even made
+        if sum(weight.numel() for weight in make(copy.deepcopy(config)).parameters()) > 20_000_000:
+            raise ValueError("too large by its defaults")
+    torch.manual_seed(0)
+    model = make(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.3)
+    tokens = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    for name, token in {**tokens, **({"decoder_start_token_id": 0} if model.config.is_encoder_decoder else {})}.items():
+        setattr(model.generation_config, name, token)
+    return model.eval()
+
+
+def _fitting(default: Any) -> dict[str, Any]:
+    known = default.to_dict()
+    rope = known.get("rope_parameters") or known.get("rope_scaling")
+    taken = {name: value for name, value in _SIZES.items() if name in known}
+    if "num_key_value_heads" in known and known.get("num_key_value_heads") is None:
+        taken.pop("num_key_value_heads")
+    if isinstance(rope, dict) and rope.get("mrope_section"):
+        taken["rope_parameters"] = {**rope, "mrope_section": [1, 1, 2]}
+    return taken
+
+
+def sweep(family: str, kind: str) -> Result:
+    """Try one family."""
+    result = Result(family, kind)
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        directory = Path(name)
+        try:
+            base = directory / family
+            tiny(family, kind).save_pretrained(base)
+            byte_tokenizer(chat=False).save_pretrained(base)
+            load_base(str(base)).model(**_inputs(load_base(str(base)).model))
+        except Exception as fault:  # a family that cannot be built so is no fault of ours
+            result.note = f"not built: {type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:90]
+            return result
+        _attempt(result, base, directory)
+    return result
+
+
+def _attempt(result: Result, base: Path, directory: Path) -> None:
+    model = None
+    for check, targets in (("import", None), ("all-linear", "all-linear")):
+        try:
+            adapter, wanted = _adapter(base, directory / check, targets)
+        except Exception as fault:
+            result.checks[check] = "none by PEFT"
+            result.note = result.note or f"PEFT: {type(fault).__name__}"
+            continue
+        model = _told(result, check, lambda a=adapter, c=check: _pool(base, a, directory / f"pool-{c}")) or model
+        if model is not None and result.checks[check] == "yes":
+            _told(result, "PEFT", lambda m=model, w=wanted: _same_as_peft(m, w))
+    if model is None:
+        return
+    for check, ask in (("batch", _batch), ("scores", _scores), ("packed", _packed), ("stream", _stream)):
+        _told(result, check, lambda a=ask: a(model))
+
+
+def _told(result: Result, check: str, ask: Any) -> Any:
+    try:
+        value = ask()
+        result.checks.setdefault(check, "yes")
+        return value
+    except GliderError as fault:
+        result.checks[check] = "refused"
+        result.note = result.note or str(fault)[:160]
+    except AssertionError as fault:
+        result.checks[check] = "WRONG"
+        result.wrong.append(f"{check}: {str(fault).splitlines()[0] if str(fault) else ''}"[:120])
+    except Exception as fault:
+        result.checks[check] = type(fault).__name__
+        result.wrong.append(
+            f"{check}: {type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:160]
+        )
+    return None
+
+
+def _inputs(model: Any) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 240, (1, 9), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, **({"decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else {})}
+
+
+def _adapter(base: Path, directory: Path, targets: Any) -> tuple[Path, torch.Tensor]:
+    """A PEFT adapter with its logits; by default on a few linear layers of the language model."""
+    loaded = load_base(str(base)).model
+    if targets is None:
+        linear = [n for n, m in loaded.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+        inner = [n for n in linear if "." in n and "vision" not in n and "visual" not in n and "lm_head" not in n]
+        targets = inner[:3]
+    task = "SEQ_2_SEQ_LM" if loaded.config.is_encoder_decoder else "CAUSAL_LM"
+    peft = get_peft_model(loaded, LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type=task))
+    draw = torch.Generator().manual_seed(1)
+    for name, value in peft.named_parameters():
+        if "lora_" in name:
+            value.data = 0.5 * torch.randn(value.shape, generator=draw) / value.shape[-1] ** 0.5
+    peft.save_pretrained(str(directory), save_embedding_layers=False)
+    again = PeftModel.from_pretrained(load_base(str(base)).model, str(directory)).eval()
+    with torch.no_grad():
+        return directory, again(**_inputs(again)).logits
+
+
+def _pool(base: Path, adapter: Path, directory: Path) -> Any:
+    pool = Pool.create(directory, load_base(str(base)).identity)
+    import_adapter(adapter, str(base), pool.path / "ex")
+    pool.add("ex")
+    return load(str(base), pool.path, router="single:ex", prompt=PromptFormat(kind="raw"))
+
+
+def _same_as_peft(model: Any, wanted: torch.Tensor) -> None:
+    with torch.no_grad(), model.routing("x"):
+        got = model.model(**_inputs(model.model)).logits
+    assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-3), f"{(got - wanted).abs().max():.3g} off PEFT's logits"
+
+
+def _batch(model: Any) -> None:
+    alone = [model.generate([prompt], max_new_tokens=5)[0].token_ids for prompt in PROMPTS]
+    together = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
+    assert together == alone, f"{together} in a batch, {alone} alone"
+
+
+def _scores(model: Any) -> None:
+    choices = ["yes", "no, not at all"]
+    (rows, _) = model.score_many(PROMPTS, [choices] * 2)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        for choice, score in zip(choices, row, strict=True):
+            (ids,), target = model.encoder.rows([prompt], False, 0), model.prompt.target_ids(model.tokenizer, choice)
+            wanted = _plain(model, ids, target, prompt)
+            assert abs(score.log_likelihood - wanted) < 2e-3, f"{score.log_likelihood:.4f}, plainly {wanted:.4f}"
+
+
+@torch.no_grad()
+def _plain(model: Any, ids: list[int], target: list[int], prompt: str) -> float:
+    with model.routing(prompt):
+        if model.model.config.is_encoder_decoder:
+            from glider.inference.forward import start_token
+
+            fed = torch.tensor([[start_token(model.model), *target[:-1]]])
+            logits = model.model(input_ids=torch.tensor([ids]), decoder_input_ids=fed).logits[0]
+        else:
+            logits = model.model(input_ids=torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1]
+    return float(logits.log_softmax(-1)[range(len(target)), target].sum())
+
+
+def _packed(model: Any) -> None:
+    wanted = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
+    got = [answer.token_ids for answer in model.generate_batch(PROMPTS, max_new_tokens=5)]
+    assert got == wanted, f"{got}, generate {wanted}"
+
+
+def _stream(model: Any) -> None:
+    wanted = model.generate(PROMPTS[:1], max_new_tokens=5)[0].text
+    got = "".join(model.stream(PROMPTS[0], max_new_tokens=5))
+    assert got.strip() == wanted, f"{got!r}, generate {wanted!r}"  # answers have no space around them
+
+
+def table(results: list[Result]) -> str:
+    """The families that were tried, as Markdown; then those that were not, in a line."""
+    lines = [f"| family | as | {' | '.join(CHECKS)} | |", f"|---|---|{'---|' * len(CHECKS)}---|"]
+    for one in results:
+        if one.checks:
+            cells = " | ".join(one.checks.get(check, "") for check in CHECKS)
+            note = "; ".join(one.wrong) or one.note
+            lines.append(f"| {one.family} | {one.kind} | {cells} | {note.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    limit = float(sys.argv[1]) if len(sys.argv) > 1 else 1e9
+    named, began, results = sys.argv[2:], time.monotonic(), []
+    for family, kind in families():
+        if (named and family not in named) or time.monotonic() - began > limit:
+            continue
+        results.append(sweep(family, kind))
+        one = results[-1]
+        print(family, kind, one.checks or "", one.wrong or one.note, file=sys.stderr, flush=True)
+    print(table(results))
+    print("\nNot built:", ", ".join(one.family for one in results if not one.checks))
+
+
+if __name__ == "__main__":
+    main()
