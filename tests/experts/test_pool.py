@@ -280,7 +280,7 @@ def test_an_expert_that_is_not_finite_cannot_be_added(path: Path, edit_tensors: 
 def test_constants_out_of_bounds_are_refused(path: Path, edit_json: Edit, changed: dict):
     stored = {"p": 0.5, "source": "held back", **changed}
     edit_json(path / "pool.json", calibrations={"examples": stored})
-    with pytest.raises(PoolError, match=next(iter(changed))):
+    with pytest.raises(PoolError, match=rf"{next(iter(changed))}|no JSON"):  # NaN and infinity are none
         Pool.open(path)
 
 

@@ -6,21 +6,7 @@ from .sweep import Result, families, sweep, table
 
 # of every kind of attention, cache, position and layer one that builds in seconds; the module has all of them
 CHOSEN = (
-    *(
-        "llama",
-        "qwen3",
-        "gemma2",
-        "phi3",
-        "gpt2",
-        "gpt_neox",
-        "gptj",
-        "falcon",
-        "bloom",
-        "opt",
-        "mpt",
-        "mamba",
-        "jamba",
-    ),
+    *("llama", "qwen3", "gemma2", "phi3", "gpt2", "gptj", "falcon", "bloom", "opt", "mpt", "mamba", "lfm2"),
     *("mixtral", "t5", "bart", "mbart", "smolvlm", "aria"),
 )
 

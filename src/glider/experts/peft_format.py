@@ -139,7 +139,7 @@ def parsed_layout(content: bytes, path: Path) -> LoraLayout:
 
 def unknown_settings(directory: Path) -> list[str]:
     """Settings of an adapter that this glider does not know and that are not empty or false."""
-    config = read_json(directory / ADAPTER_CONFIG_FILE)
+    config = parse_json(read_config(directory), MOST_MEMBERS)
     known = _PLAIN.keys() | _IRRELEVANT
     return sorted(f"{name}={value!r}"[:80] for name, value in config.items() if name not in known and not _empty(value))
 

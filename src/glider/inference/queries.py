@@ -109,7 +109,9 @@ def require_text(text: Any, what: str) -> str:
     if not isinstance(text, str):
         raise QueryError(f"{what} as a string", f"{type(text).__name__} ({text!r})"[:80], "Give a string.")
     if not text.isascii() and (half := _HALF.search(text)):
-        raise QueryError(f"{what} of whole characters", f"half of one at place {half.start()}", "Mend its encoding (UTF-8).")
+        raise QueryError(
+            f"{what} of whole characters", f"half of one at place {half.start()}", "Mend its encoding (UTF-8)."
+        )
     return text
 
 

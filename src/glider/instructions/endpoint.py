@@ -198,7 +198,11 @@ class Endpoint(Config):
             return reply
         code = error.get("code") if isinstance(error, dict) else None
         message = error.get("message") if isinstance(error, dict) else error
-        status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 4) else None
+        status = (
+            int(code)
+            if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 4)
+            else None
+        )
         told = f": {self._told(message)}" if isinstance(message, str) else ""
         passing = status is not None and (status in _PASSING or status >= 500)
         remedy = "Wait, or look at your quota." if status == 429 else "Check the model's name and the address."
