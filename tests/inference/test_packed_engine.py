@@ -153,12 +153,12 @@ def test_an_end_token_ends_a_request_and_answers_come_as_they_end(model: RoutedM
 
 def test_the_model_is_left_as_it_was(model: RoutedModel) -> None:
     threads = threading.active_count()
+    hooks = [list(each) for each in (model.model._forward_pre_hooks, model.model._forward_hooks)]
     model.model.set_attn_implementation("eager")
     wanted = model.generate(QUERIES[:2], max_new_tokens=4)
     assert tokens(model.generate_batch(QUERIES[:2], max_new_tokens=4)) == tokens(wanted)
     assert model.model.config._attn_implementation == "eager"
-    assert not model.model._forward_pre_hooks
-    assert not model.model._forward_hooks
+    assert [list(each) for each in (model.model._forward_pre_hooks, model.model._forward_hooks)] == hooks
     assert threading.active_count() == threads
 
 

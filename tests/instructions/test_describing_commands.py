@@ -105,7 +105,8 @@ def test_a_failing_describer_is_one_line_on_stderr(pool: Pool, llama_directory: 
     command = [sys.executable, "-c", script, *arguments, "--describer", "local:/no/such", "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
     assert ran.returncode == 0, ran.stderr
-    (line,) = [line for line in ran.stderr.splitlines() if line]
+    unprofiled, line = [line for line in ran.stderr.splitlines() if line]
+    assert "no expert of the pool" in unprofiled and "glider expert profile" in unprofiled
     assert line.startswith("glider: the query routed by the local term alone: local:/no/such: ")
     answer = json.loads(ran.stdout)
     assert answer["alpha"] == 3.0 and answer["fault"] in line

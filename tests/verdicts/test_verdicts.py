@@ -171,6 +171,21 @@ def test_a_description_that_an_expert_has_fits_whatever_the_words(llama_director
     assert prepared.judge.judged(condition, features, term=term).verdicts == ("stranger",)
 
 
+def test_a_chat_is_asked_by_its_last_subject(llama_directory: Path, calibrated) -> None:
+    model = load(str(llama_directory), calibrated(llama_directory).path)
+
+    def verdict(*turns: str, system: str = "") -> str:
+        chat = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(turns)]
+        head = [{"role": "system", "content": system}] if system else []
+        return model.condition([Query.chat([*head, *chat])]).verdicts[0]
+
+    assert verdict(own_query(0), "yes", STRANGER) == "stranger"
+    assert verdict(STRANGER, "no", own_query(1)) == "fits"
+    assert verdict(own_query(0), "yes", "Why?") == "fits"
+    assert verdict("Say it for me, please, as you know how.", system=own_query(2)) == "fits"
+    assert verdict(STRANGER, system="You are a helpful assistant.") == "stranger"
+
+
 def test_a_pool_of_one_expert_is_judged_by_its_margin(llama_directory: Path, calibrated) -> None:
     model = load(str(llama_directory), calibrated(llama_directory, 1).path, signal="examples")
     answers = model.generate([own_query(0), STRANGER], max_new_tokens=2)

@@ -119,7 +119,8 @@ def _parse_row(line: str, columns: Mapping[str, str], where: str) -> Row:
             parse_json(line.encode(), _MOST_MEMBERS)  # what is built of millions of members is told before it is
         record = json.loads(line)
     except (ValueError, RecursionError) as fault:
-        raise DataError(f"a row with `input` and `output` at {where}", f"no JSON ({fault})", "Mend the row.") from fault
+        got = str(fault) if isinstance(fault, UnfitFile) else f"no JSON ({fault})"
+        raise DataError(f"a row with `input` and `output` at {where}", got, "Mend the row.") from fault
     if not isinstance(record, dict):
         got = f"{type(record).__name__}: Input should be an object"
         raise DataError(f"a row with `input` and `output` at {where}", got, "Mend the row.")

@@ -14,6 +14,7 @@ import torch
 
 from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
+from glider.inference.conversation import asked_text
 from glider.instructions.cache import Cache, cache, key_of
 from glider.instructions.describers import Describer, Task, describe
 from glider.instructions.embedders import load_for
@@ -36,7 +37,7 @@ class Query:
     `description`, one sentence naming the task, is embedded in place of the text where given. `examples`, input and
     output pairs of the same task, are for a describer to read. `verdict` overrides the pool's: "route" uses the experts
     by the router's own rule, "base" none. `messages` are the turns of a chat, rendered by the base's chat template; the
-    text is then what the user says in them. Raises `QueryError` for what is no text, or no chat.
+    text is then what `conversation.asked_text` takes of them. Raises `QueryError` for what is no text, or no chat.
     """
 
     text: str
@@ -63,8 +64,7 @@ class Query:
     def chat(cls, messages: Sequence[Message], **known: Any) -> "Query":
         """The turns of a chat as a query; `known` are the other fields."""
         turns = turns_of(messages)
-        asked = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
-        return cls(asked, messages=turns, **known)
+        return cls(asked_text([(turn["role"], turn["content"]) for turn in turns]), messages=turns, **known)
 
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class QueryReader:
         where there is one; a description that cannot be used is a fault of the row, and the query is asked as if it had
         none. Raises `EmbedderError` if the installed embedder is not the pool's.
         """
+        queries = [self._asked(query, router, prepared) for query in queries]
         by_description = prepared.described_term is not None
         groups = [
             [i for i, query in enumerate(queries) if (by_description and self._brings_description(query)) is described]
@@ -153,6 +154,17 @@ class QueryReader:
         ]
         order = torch.tensor([i for rows in groups for i in rows])
         return Condition.cat(parts).rows(order.argsort()) if len(parts) > 1 else parts[0]
+
+    def _asked(self, query: Query, router: Router, prepared: Prepared) -> Query:
+        """A chat whose system prompt may name its task, with the text that is asked."""
+        turns = [(turn["role"], turn["content"]) for turn in query.messages]
+        if prepared.judge is None or not any(role == "system" for role, _ in turns):
+            return query
+
+        def fits(text: str) -> bool:
+            return self.condition([replace(query, text=text, messages=())], router, prepared).verdicts == ("fits",)
+
+        return replace(query, text=asked_text(turns, fits))
 
     def features(
         self, queries: Sequence[Query], needs: Collection[Need]

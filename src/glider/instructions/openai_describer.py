@@ -56,7 +56,8 @@ class OpenAIDescriber(Endpoint):
         usage = reply.get("usage")
         read, wrote = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
         cost = (read * self.price_in + wrote * self.price_out) / _MILLION
-        text, finish = _content(reply), _finish(reply)
+        text = _content(reply)
+        finish = None if text is None else _finish(reply)
         text = None if text is None else self.strike(text)
         fault = None if text is not None else f"{self.name} sent no message"
         if text is not None and finish == "content_filter":
