@@ -25,7 +25,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
     for command in (ls, show, verify, add, remove, rename):
         nouns.command()(command)
-    for command in (build, calibrate):
+    for command in (build, calibrate, check):
         nouns.command()(with_settings(BaseSpec, "spec")(command))
     nouns.command("push")(push_pool)
     nouns.command("pull")(pull_pool)
@@ -220,6 +220,54 @@ def calibrate(
         say(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
     for line in _expected(verdicts):
         say(line)
+
+
+def check(
+    path: PoolPath,
+    spec: BaseSpec,
+    data: Annotated[str, typer.Option("--data", help="Rows of each expert's task ({name}).")],
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each task, drawn by --seed.")] = 24,
+    seed: Annotated[int, typer.Option("--seed", help="For --rows.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each expert gains on its own task, and which experts pull the rows of others down.
+
+    The rows are scored by the base, by each one's own expert, and by the pool.
+    """
+    import random
+    from dataclasses import asdict
+
+    from glider.cli.terminal import quiet_libraries
+    from glider.data.rows import read_rows
+    from glider.errors import ConfigError
+    from glider.evaluation.pool_check import check_pool
+    from glider.experts.pool import Pool
+    from glider.inference.spec import base_of
+    from glider.progress import Bars
+
+    if "{name}" not in data:
+        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    pool = Pool.open(path)
+    drawn = {}
+    for name in pool.names:
+        every = read_rows(data.replace("{name}", name), split)
+        drawn[name] = random.Random(seed).sample(every, min(rows, len(every)))
+    quiet_libraries()
+    pool.verify()
+    base, total = spec.load_base(base_of(pool)), sum(map(len, drawn.values()))
+    with Bars() as bars:
+        tick = lambda router, done: bars.update(router, done / total, f"{done}/{total} rows")  # noqa: E731
+        checks = check_pool(pool, base, drawn, max_new_tokens, tick)
+    if as_json:
+        say_json([{**asdict(one), "hurts": one.hurts} for one in checks])
+        return
+    for one in checks:
+        lent = f"; lent to {one.lent_rows} rows of others: {one.lent.text}" if one.lent is not None else ""
+        say(f"{one.expert}: base {100 * one.base:.1f}, alone {one.gain.text}; in the pool {one.routed.text}{lent}")
+    hurting = [one.expert for one in checks if one.hurts]
+    say(f"beyond chance worse than without: {', '.join(hurting) or 'none'}")
 
 
 def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":

@@ -1,0 +1,110 @@
+"""Experts that earn their place: what each gains on its own task, and what it does to the rows of others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from glider.data.rows import Row
+from glider.errors import DataError
+from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.harm import Harm, verdict_shares
+from glider.evaluation.task_rows import RowResult, score_rows_of
+from glider.experts.pool import Pool
+from glider.inference.base_model import BaseModel
+from glider.inference.spec import ModelSpec
+
+Tick = Callable[[str, int], None]  # router, rows done
+
+
+@dataclass(frozen=True)
+class ExpertCheck:
+    """One expert on its own rows, and on the rows of other tasks that were nearest to it.
+
+    `gain` is the expert alone beside the base, `routed` the pool beside the base, on its own rows. `lent` is the pool
+    beside each row's own expert, on rows of other tasks whose best expert was this one: below zero it pulls them down.
+    """
+
+    expert: str
+    metric: str
+    rows: int
+    base: float
+    gain: Harm
+    routed: Harm
+    verdicts: dict[str, float]  # of its own rows
+    lent_rows: int
+    lent: Harm | None
+
+    @property
+    def hurts(self) -> bool:
+        """Whether it is worse than the base on its own task, or pulls others' rows down, beyond chance."""
+        return self.gain.high < 0 or (self.lent is not None and self.lent.high < 0)
+
+
+def check_pool(
+    pool: Pool,
+    base: BaseModel,
+    rows: Mapping[str, Sequence[Row]],
+    max_new_tokens: int = 32,
+    tick: Tick = lambda router, done: None,
+) -> list[ExpertCheck]:
+    """Score each expert's rows by the base, by the expert alone and by the pool (`glider`).
+
+    Three passes over the rows, whatever the number of experts. Raises `DataError` where there are rows of no expert.
+    """
+    names = [name for name in pool.names if rows.get(name)]
+    if not names:
+        raise DataError("rows of the experts' tasks", "none", "Give --data with {name} in the path.")
+    chosen = {name: ChosenRows.of(rows[name]) for name in names}
+    bare = _scored("base", ["base"] * len(names), pool, base, chosen, max_new_tokens, tick)
+    alone = _scored("alone", [f"single:{name}" for name in names], pool, base, chosen, max_new_tokens, tick)
+    routed = _scored("glider", ["glider"] * len(names), pool, base, chosen, max_new_tokens, tick)
+    return [_check(name, chosen, bare, alone, routed) for name in names]
+
+
+def _scored(
+    label: str,
+    routers: Sequence[str],
+    pool: Pool,
+    base: BaseModel,
+    chosen: Mapping[str, ChosenRows],
+    max_new_tokens: int,
+    tick: Tick,
+) -> dict[str, list[RowResult]]:
+    results: dict[str, list[RowResult]] = {}
+    done = 0
+    for name, router in zip(chosen, routers, strict=True):
+        model = ModelSpec(router=router).over(base, pool)
+        try:
+            results[name] = score_rows_of(model, chosen[name], None, max_new_tokens)
+        finally:
+            model.detach()
+        done += len(results[name])
+        tick(label, done)
+    return results
+
+
+def _check(
+    name: str,
+    chosen: Mapping[str, ChosenRows],
+    bare: Mapping[str, list[RowResult]],
+    alone: Mapping[str, list[RowResult]],
+    routed: Mapping[str, list[RowResult]],
+) -> ExpertCheck:
+    base = [result.score for result in bare[name]]
+    lent = [
+        (before.score, after.score)
+        for task in chosen
+        if task != name
+        for before, after in zip(alone[task], routed[task], strict=True)
+        if after.expert == name and after.verdict != "stranger"
+    ]
+    return ExpertCheck(
+        expert=name,
+        metric=str(chosen[name].metric),
+        rows=len(base),
+        base=sum(base) / len(base),
+        gain=Harm.of([base], [[result.score for result in alone[name]]]),
+        routed=Harm.of([base], [[result.score for result in routed[name]]]),
+        verdicts=verdict_shares([result.verdict for result in routed[name]]),
+        lent_rows=len(lent),
+        lent=Harm.of([[before for before, _ in lent]], [[after for _, after in lent]]) if lent else None,
+    )
