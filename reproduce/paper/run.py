@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             print_plan(plan, assumed)
         return 0
-    from fullrun.tiny import made_up, tiny_plan
+    from fullrun.tiny import made_up, made_up_prompts, tiny_plan
     from fullrun.workspace import Workspace
     from glider.cli.terminal import quiet_libraries
 
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
-            told = Workspace(root, downloads, made_up, say=say).run(plan)
+            told = Workspace(root, downloads, made_up, made_up_prompts, say=say).run(plan)
         else:
             told = Workspace(root, downloads, dtype=arguments.dtype, device=arguments.device, say=say).run(plan)
     if arguments.json:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fullrun.plan import BbhSource, BigBenchSource, Lengths, P3Source, StoryClozeSource, TaskSet, TaskSource
+from fullrun.plan import BbhSource, BigBenchSource, Lengths, P3Source, TaskSet, TaskSource
 from fullrun.published_scores import published_score
-from fullrun.sources import HubRow, from_hub, task_rows
-from fullrun.story_prompts import STORY_PROMPTS
+from fullrun.readers import HubRow
+from fullrun.sources import from_hub, task_rows
 from glider.errors import DataError
 
 COMMON: dict[str, Any] = {"split": ("validation",), "available": 10, "assumed": Lengths(input=1, target=1)}
@@ -104,17 +104,10 @@ def test_bigbench_fields() -> None:
     assert one["references"] == ["b", "bb"]
 
 
-def test_bbh_and_story_cloze_fields() -> None:
+def test_bbh_fields() -> None:
     bbh = BbhSource(**{**COMMON, "train": None}, source="bbh", name="web", choices=("Yes", "No"), metrics=("accuracy",))
     (one,) = of(rows(bbh, {("web", "validation"): [{"input": "lies?", "target": "No"}] * 2}))
     assert (one["input"], one["output"], one["choices"]) == ("lies?\nAnswer:", "No", ["Yes", "No"])
-    story = {f"input_sentence_{i}": f"S{i}." for i in range(1, 5)}
-    story |= {"sentence_quiz1": "E1.", "sentence_quiz2": "E2.", "answer_right_ending": 2}
-    source = StoryClozeSource(**{**COMMON, "train": None}, source="story_cloze", hub="h", metrics=("accuracy",))
-    found = of(rows(source, {("h", "validation"): [story] * 2}))
-    assert len(found) == len(STORY_PROMPTS) == 5 and len({row["id"] for row in found}) == 5
-    assert all(row["output"] == "E2." and "S1.\nS2.\nS3.\nS4." in row["input"] for row in found)
-    assert all(row["input"].endswith("\n- E1.\n- E2.") for row in found)
 
 
 def test_a_changed_data_set_is_a_fault_that_names_it() -> None:
@@ -157,6 +150,22 @@ def test_the_hub_is_asked_through_datasets(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked[0] == (("bigscience/P3", "rte"), {"split": "train", "streaming": True})
     with pytest.raises(DataError, match="bigscience/P3 \\(gone\\), split test"):
         from_hub("bigscience/P3", "gone", "test")
+
+
+def test_a_data_set_kept_as_a_script_is_read_from_the_hubs_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(name: str, config: str | None, revision: str | None = None, **kwargs: Any) -> Any:
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found quoref.py")
+        assert revision == "refs/convert/parquet"
+        return [{"i": 7}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert from_hub("allenai/quoref", None, "validation") == [{"i": 7}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no memory")))
+    with pytest.raises(DataError, match="no memory"):
+        from_hub("allenai/quoref", None, "validation")
 
 
 def test_scores_are_the_published_mean_of_metrics() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from fullrun.plan import Plan, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
-from fullrun.tiny import made_up, tiny_plan
+from fullrun.tiny import made_up, made_up_prompts, tiny_plan
 from fullrun.workspace import Workspace
 from glider.contribute.published_format import NOMIC
 from glider.errors import DataError, EmbedderError, PoolError
@@ -21,7 +21,9 @@ from run import main
 
 def rehearse(root: Path, plan: Plan, say: list[str] | None = None) -> list[dict[str, Any]]:
     said = [] if say is None else say
-    return Workspace(root, root / "downloads", made_up, say=said.append).run(tiny_plan(plan, root / "downloads"))
+    return Workspace(root, root / "downloads", made_up, made_up_prompts, say=said.append).run(
+        tiny_plan(plan, root / "downloads")
+    )
 
 
 def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     assert told["missing"] == [] and set(told["tasks"]) == {"bbconlangtranslation"}
     assert 0 <= told["score"] <= 100 and told["score"] == pytest.approx(sum(told["tasks"].values()), abs=0.01)
     pool = Pool.open(tmp_path / "pools" / "t0")
-    assert len(pool) == 5 and "p3cose" not in pool.names
+    assert len(pool) == 8 and "p3cose" not in pool.names
     folder = tmp_path / "results" / "table1" / "glider" / "t0"
     assert json.loads((folder / "summary.json").read_text())["glider/bbl"] == told
     result = json.loads((folder / "glider" / "bbl" / "bbconlangtranslation.json").read_text())
@@ -61,7 +63,7 @@ def test_an_interrupted_download_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up)
+    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up, made_up_prompts)
     with pytest.raises(KeyboardInterrupt):
         space.download("phatgoose/best.pt")
     assert [space.download("phatgoose/best.pt") for _ in range(2)] == [tmp_path / "downloads" / "phatgoose/best.pt"] * 2
@@ -70,7 +72,7 @@ def test_an_interrupted_download_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up)
+    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up, made_up_prompts)
     with pytest.raises(DataError, match="MoE-UNC/phatgoose from the hub"):
         space.download("phatgoose/best.pt")
 
@@ -80,7 +82,8 @@ def test_a_task_without_its_own_expert_leaves_the_oracle_without_a_score(tmp_pat
     source = plan.pools["t0"]
     lost = next(iter(plan.sets["t0-heldin"].tasks))
     fewer = source.model_copy(update={"without": (*source.without, lost), "experts": source.experts - 1})
-    (told,) = Workspace(tmp_path, tmp_path, made_up).run(replace(plan, pools={**plan.pools, "t0": fewer}))
+    changed = replace(plan, pools={**plan.pools, "t0": fewer})
+    (told,) = Workspace(tmp_path, tmp_path, made_up, made_up_prompts).run(changed)
     assert told["score"] is None and told["missing"] == [lost]
 
 
@@ -103,8 +106,8 @@ def test_the_command_takes_a_relative_place_and_rehearses_beside_what_is_there(
 def test_another_count_of_experts_is_refused(tmp_path: Path) -> None:
     plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
     (tmp_path / "p3-lora-checkpoints" / "p3socialiqa_best.pt").unlink()
-    with pytest.raises(PoolError, match=r"wanted 5 experts .* got 4"):
-        Workspace(tmp_path, tmp_path, made_up).run(plan)
+    with pytest.raises(PoolError, match=r"wanted 8 experts .* got 7"):
+        Workspace(tmp_path, tmp_path, made_up, made_up_prompts).run(plan)
 
 
 def test_published_queries_stand_for_their_embedder(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ time from a throughput that the user gives.
 import math
 from dataclasses import dataclass
 
-from fullrun.plan import FEWSHOT, Cell, P3Source, PoolSource, StoryClozeSource, TaskSet, TaskSource
-from fullrun.story_prompts import STORY_PROMPTS
+from fullrun.plan import FEWSHOT, Cell, P3Source, PoolSource, PromptedSource, TaskSet, TaskSource
 from glider.config import Config
 
 GB = 1e9
@@ -125,6 +124,4 @@ def hours_of(tokens: float, assumed: Assumptions) -> float | None:
 
 
 def _templates(task: TaskSource) -> int:
-    if isinstance(task, P3Source):
-        return len(task.templates)
-    return len(STORY_PROMPTS) if isinstance(task, StoryClozeSource) else 1
+    return len(task.templates) if isinstance(task, P3Source | PromptedSource) else 1

@@ -53,6 +53,7 @@ class TaskSource(Config):
     max_input: int | None = 512  # tokens, end token counted; a longer prompt keeps its beginning
     last: int | None = None  # only so many rows at the end of the split
     train: str | None = "train"  # where few-shot rows come from; None: rows set apart from the split
+    left_out: float = Field(default=0.05, ge=0, lt=1)  # share of rows that may lack their answer among the choices
 
     @property
     def metric(self) -> Metric:
@@ -88,14 +89,27 @@ class BbhSource(TaskSource):
     choices: tuple[str, ...] = ()
 
 
-class StoryClozeSource(TaskSource):
-    """Story Cloze, which P3 does not hold: the hub's rows, and prompts of promptsource."""
+class PromptedSource(TaskSource):
+    """A data set of the hub as its authors made it, rendered by templates of promptsource: for what P3 lacks, or keeps
+    less of than the published evaluation reads."""
 
-    source: Literal["story_cloze"]
+    source: Literal["prompted"]
+    hub: str  # the data set
+    config: str | None = None
+    prompts: str  # its directory in promptsource, such as `hotpot_qa/fullwiki`
+    templates: tuple[str, ...] = Field(min_length=1)  # promptsource's names
+    answers: tuple[str, ...] = ()  # the way to all right answers of a row, such as [answers, text]; none: the rendered
+
+
+class TrecSource(TaskSource):
+    """TREC's questions under the published evaluation's own prompt, with the fine labels for choices."""
+
+    source: Literal["trec"]
     hub: str
+    labels: tuple[str, ...] = Field(min_length=2)  # in the order of the data set's `fine_label`
 
 
-Source = Annotated[P3Source | BigBenchSource | BbhSource | StoryClozeSource, Field(discriminator="source")]
+Source = Annotated[P3Source | BigBenchSource | BbhSource | PromptedSource | TrecSource, Field(discriminator="source")]
 
 
 class TaskSet(Config):

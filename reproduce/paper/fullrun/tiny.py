@@ -5,13 +5,16 @@ Nothing here says anything about quality. It shows that import, rows, every rout
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fullrun.plan import Method, Plan, StoryClozeSource, TaskSet, TaskSource
-from fullrun.sources import BBH, BIG_BENCH, P3, HubRow
+from fullrun.plan import Method, Plan, PromptedSource, TaskSet, TaskSource
+from fullrun.prompts import Prompt
+from fullrun.readers import HubRow
+from fullrun.sources import BBH, BIG_BENCH, P3
 
 _ROWS = 8  # of every made-up split
 _MOST = 3  # that are evaluated
@@ -43,7 +46,23 @@ def tiny_plan(plan: Plan, downloads: Path) -> Plan:
 def made_up(name: str, config: str | None, split: str, most: int | None) -> Sequence[HubRow]:
     """Rows in the documented fields of the data set `name`, the same at every call."""
     chance = random.Random(f"{name} {config} {split}")
-    return [_ROW[name if name in _ROW else "story_cloze"](chance) for _ in range(_ROWS if most is None else most)]
+    return [_ROW[name](chance) for _ in range(_ROWS if most is None else most)]
+
+
+def made_up_prompts(directory: str) -> Mapping[str, Prompt]:
+    """Any template of a data set: it shows the fields that promptsource's show, in words of its own."""
+    jinja, choices = _PROMPTS[directory]
+    return _AnyName({"": Prompt("", jinja, choices)})
+
+
+class _AnyName(dict[str, Prompt]):
+    """The same template under every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Prompt:
+        return replace(self[""], name=name)
 
 
 def _p3(chance: random.Random) -> HubRow:
@@ -72,12 +91,58 @@ def _bbh(chance: random.Random) -> HubRow:
     return {"input": _text(chance), "target": "True"}
 
 
+def _trec(chance: random.Random) -> HubRow:
+    return {"text": _text(chance), "coarse_label": chance.randrange(6), "fine_label": chance.randrange(50)}
+
+
 def _story(chance: random.Random) -> HubRow:
     sentences = {f"input_sentence_{i}": _text(chance) for i in range(1, 5)}
     return {**sentences, "sentence_quiz1": "It rained.", "sentence_quiz2": "It snowed.", "answer_right_ending": 2}
 
 
-_ROW = {P3: _p3, BIG_BENCH: _bigbench, BBH: _bbh, "story_cloze": _story}
+def _commonsense(chance: random.Random) -> HubRow:
+    choices = {"label": list("ABCDE"), "text": chance.sample(_WORDS, 5)}
+    return {"id": "1", "question": _text(chance), "question_concept": "it", "choices": choices, "answerKey": "B"}
+
+
+def _passage(chance: random.Random) -> HubRow:
+    """Of ropes, quoref and adversarial_qa."""
+    texts = {name: _text(chance) for name in ("background", "situation", "context", "question", "title")}
+    return {**texts, "answers": {"text": chance.sample(_WORDS, 2), "answer_start": [0, 4]}}
+
+
+def _plot(chance: random.Random) -> HubRow:
+    known = chance.random() < 0.5
+    texts = {name: _text(chance) for name in ("plot", "title", "question")}
+    return {**texts, "answers": chance.sample(_WORDS, 2) if known else [], "no_answer": not known}
+
+
+def _hotpot(chance: random.Random) -> HubRow:
+    context = {"title": ["one", "two"], "sentences": [[_text(chance)], [_text(chance)]]}
+    facts = {"title": ["one"], "sent_id": [0]}
+    return {"question": _text(chance), "answer": chance.choice(_WORDS), "supporting_facts": facts, "context": context}
+
+
+_ROW = {P3: _p3, BIG_BENCH: _bigbench, BBH: _bbh, "CogComp/trec": _trec, "MoE-UNC/story_cloze": _story}
+_ROW |= {"tau/commonsense_qa": _commonsense, "ibm-research/duorc": _plot, "hotpotqa/hotpot_qa": _hotpot}
+_ROW |= dict.fromkeys(("allenai/ropes", "allenai/quoref", "UCLNLP/adversarial_qa"), _passage)
+_PASSAGE = "{{ question }} {{ situation }} {{ context }} ||| {{ answers.text | choice }}"
+_PROMPTS: dict[str, tuple[str, str | None]] = {
+    "story_cloze/2016": (
+        "{{ input_sentence_1 }} {{ answer_choices | join(' or ') }} ||| {{ answer_choices[answer_right_ending - 1] }}",
+        "{{ sentence_quiz1 }} ||| {{ sentence_quiz2 }}",
+    ),
+    "commonsense_qa": (
+        "{{ question }} ||| {{ answer_choices[choices['label'].index(answerKey)] }}",
+        "{{ choices.text | join('|||') }}",
+    ),
+    "duorc/ParaphraseRC": (
+        "{{ question }} {{ plot }} ||| {% if no_answer %}None{% else %}{{ answers | choice }}{% endif %}",
+        None,
+    ),
+    "hotpot_qa/fullwiki": ("{{ question }} {{ context.sentences[0][0] }} ||| {{ answer }}", None),
+    **dict.fromkeys(("ropes", "quoref", "adversarial_qa/adversarialQA"), (_PASSAGE, None)),
+}
 
 
 def _text(chance: random.Random) -> str:
@@ -102,7 +167,7 @@ def _smaller(task: TaskSource) -> TaskSource:
     update: dict[str, Any] = {"max_length": 6} if task.max_length else {}
     if hasattr(task, "templates"):
         update["templates"] = task.templates[:2]  # pyright: ignore
-    if isinstance(task, StoryClozeSource):
+    if isinstance(task, PromptedSource):
         update["max_input"] = 64
     return task.model_copy(update=update)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
+from fullrun.prompts import read_prompts
 from fullrun.published_queries import read_queries
 from fullrun.published_scores import published_score
-from fullrun.sources import FEWSHOT_SPLIT, Fetch, from_hub, task_rows
+from fullrun.sources import FEWSHOT_SPLIT, Fetch, Prompts, from_hub, task_rows
 from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.contribute.published_import import OfficialBase, import_checkpoint
 from glider.errors import DataError, MissingDependency, PoolError
@@ -28,11 +29,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Workspace:
-    """A directory of work, and where rows come from."""
+    """A directory of work, and where rows and templates come from."""
 
     root: Path
     downloads: Path
     fetch: Fetch = from_hub
+    prompts: Prompts = read_prompts
     dtype: str = "float32"
     device: str = "cpu"
     say: Say = field(default=lambda line: None)
@@ -165,7 +167,7 @@ class Workspace:
                 continue
             self.say(f"rows of {name}/{task}")
             tokenizer = tokenizer or _tokenizer(base)
-            found = task_rows(source, tasks, self.fetch, partial(_shortened, tokenizer))
+            found = task_rows(source, tasks, self.fetch, partial(_shortened, tokenizer), prompts=self.prompts)
             lines = "".join(json.dumps({"task": task, **row}, ensure_ascii=False) + "\n" for row in found)
             write_file(file, lambda place, lines=lines: place.write_text(lines, "utf8"))
             write_json(beside, wanted)
