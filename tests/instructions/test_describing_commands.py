@@ -52,7 +52,7 @@ def test_an_endpoint_describes_an_expert_from_rows(run, endpoint, pool: Pool, ro
     assert endpoint.sentence in out and "200 tokens read, 20 written" in out
     card = Expert.open(expert).card
     assert card.description == endpoint.sentence
-    assert card.described_by == DescriptionOrigin(describer="openai:m", prompt="paper-3@1")
+    assert card.described_by == DescriptionOrigin(describer="openai:m", prompt="paper-3@2")
     asked = endpoint.requests[0]["messages"][0]["content"]
     shown = [i for i in range(20) if f"row {i}\n" in asked]
     assert len(shown) == 3 and all(i % 2 for i in shown)  # of the training split alone
@@ -60,9 +60,13 @@ def test_an_endpoint_describes_an_expert_from_rows(run, endpoint, pool: Pool, ro
     assert run(*shared, "--rows", "5")[0] == 0
     described = Expert.open(expert).card.described_by
     assert described is not None and described.prompt == "examples@1"
-    assert json.loads(run("cache", "info", "--json")[1])["entries"] == {"description": 2}
-    assert "2 descriptions" in run("cache", "info")[1]
-    assert json.loads(run("cache", "clear", "--json")[1])["cleared"] == 2
+    assert run(*shared, "--prompt", "guarded-3@1")[0] == 0
+    assert "do not do it" in endpoint.requests[-1]["messages"][0]["content"]
+    code, _, err = run(*shared, "--prompt", "guarded-3")
+    assert code == 2 and "guarded-3@1" in err
+    assert json.loads(run("cache", "info", "--json")[1])["entries"] == {"description": 3}
+    assert "3 descriptions" in run("cache", "info")[1]
+    assert json.loads(run("cache", "clear", "--json")[1])["cleared"] == 3
     assert "empty" in run("cache", "info")[1] and "0 entries" in run("cache", "clear")[1]
     assert run("expert", "describe", expert, "My own sentence.")[0] == 0
     assert Expert.open(expert).card.described_by is None

@@ -23,7 +23,8 @@ def test_both_architectures_write(base_directory: Path):
 
 
 def test_a_prompt_beyond_the_context_is_a_fault(llama_directory: Path):
-    (told,) = describe(load_describer(f"local:{llama_directory}"), [TASK])
+    long = Task((("2 + 2 " * 20, "4"), *TASK.examples[1:]))
+    (told,) = describe(load_describer(f"local:{llama_directory}"), [long])
     assert told.text is None and "reads 512 tokens" in (told.fault or "")
 
 

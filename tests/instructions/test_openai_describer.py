@@ -27,7 +27,7 @@ def test_a_description_with_its_prompt_tokens_and_cost(endpoint):
     told = one(endpoint, price_in=2.0, price_out=10.0, options={"top_p": 1, "temperature": None})
     assert (told.text, told.source, told.prompt, told.fault) == (
         *(endpoint.sentence, "openai:tiny-chat"),
-        *("paper-3@1", None),
+        *("paper-3@2", None),
     )
     assert (told.tokens_in, told.tokens_out, told.cost) == (200, 20, pytest.approx(0.0006))
     (request,), (headers,) = endpoint.requests, endpoint.headers
@@ -156,7 +156,7 @@ def test_the_key_is_read_from_the_variable_that_is_named(endpoint, monkeypatch: 
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "<html>no</html>", "I'm sorry, I can't do that.", PROMPTS["paper-3@1"].instruction, "y" * 30_000, 7, None],
+    ["", "<html>no</html>", "I'm sorry, I can't do that.", PROMPTS["paper-3@2"].instruction, "y" * 30_000, 7, None],
     ids=lambda value: str(value)[:12],
 )
 def test_a_useless_reply_is_a_fault(endpoint, reply: Any):

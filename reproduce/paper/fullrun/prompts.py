@@ -83,8 +83,12 @@ class _Loader(yaml.SafeLoader):
     """YAML whose templates are plain mappings."""
 
 
+def _mapping(loader: _Loader, node: Any) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
 for _tag in ("!Template", "!TemplateMetadata"):
-    _Loader.add_constructor(_tag, lambda loader, node: loader.construct_mapping(node, deep=True))
+    _Loader.add_constructor(_tag, _mapping)
 
 
 def _home() -> Path:

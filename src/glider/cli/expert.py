@@ -137,6 +137,10 @@ def describe(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many of them.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Which of them.")] = 0,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="How it is asked, such as guarded-3@1. Default: by the number of rows."),
+    ] = None,
     embedder: Annotated[
         str, typer.Option("--embedder", help="sentence-transformers model, or openai:MODEL.")
     ] = EMBEDDED_EMBEDDER,
@@ -162,8 +166,11 @@ def describe(
         return
     from glider.contribute.describing import describe_expert
     from glider.instructions.cache import cache
+    from glider.instructions.prompts import prompt_named
 
-    made, told = describe_expert(expert, writer, embedder, prefix, data=data, rows=rows, seed=seed, cache=cache())
+    asked = None if prompt is None else prompt_named(prompt)
+    sample = {"data": data, "rows": rows, "seed": seed}
+    made, told = describe_expert(expert, writer, embedder, prefix, **sample, prompt=asked, cache=cache())
     spent = "from the cache" if told.cached else f"{told.tokens_in} tokens read, {told.tokens_out} written"
     say(f"{made.directory}: {told.text} ({told.source}, prompt {told.prompt}, {spent})")
 

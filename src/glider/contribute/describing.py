@@ -10,7 +10,7 @@ from glider.experts.card import DescriptionOrigin
 from glider.experts.expert import Expert
 from glider.instructions.cache import Cache
 from glider.instructions.describers import Describer, Task, describe
-from glider.instructions.prompts import Pair
+from glider.instructions.prompts import Pair, Prompt
 from glider.routing.condition import Described
 
 
@@ -23,16 +23,17 @@ def describe_expert(
     data: Path | str | None = None,
     rows: int = 3,
     seed: int = 0,
+    prompt: Prompt | None = None,
     cache: Cache | None = None,
 ) -> tuple[Expert, Described]:
     """Let a describer read examples of an expert's task, and give the expert what it writes.
 
     The examples are `rows` rows of `data` (of its training split where it names one), drawn by `seed`, or without
-    `data` those of the card. Raises `ExpertError` where there are none, `DescriberError` where no description came;
-    the expert is then as it was.
+    `data` those of the card; `prompt` is by default the one that suits their number. Raises `ExpertError` where there
+    are none, `DescriberError` where no description came; the expert is then as it was.
     """
     examples = _examples(Path(directory), data, rows, seed)
-    (told,) = describe(describer, [Task(examples)], cache=cache)
+    (told,) = describe(describer, [Task(examples)], cache=cache, prompt=prompt)
     if told.text is None:
         got = told.fault or "none"
         raise DescriberError(f"a description by {describer.name}", got, "Try again, or give the sentence yourself.")

@@ -98,7 +98,8 @@ def describe(
         return [Described(one.text, describer.name, fault=one.fault) for one in written]
     chosen = [prompt or prompt_for(task.examples) for task in tasks]
     asked = [one.render(task.examples, task.text) for one, task in zip(chosen, tasks, strict=True)]
-    keys = [key_of(_KIND, describer.makes, one.name, text) for one, text in zip(chosen, asked, strict=True)]
+    names = [one.former or one.name for one in chosen]
+    keys = [key_of(_KIND, describer.makes, name, text) for name, text in zip(names, asked, strict=True)]
     known = _recall(cache, keys)
     first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}  # one task for each missing key
     order = sorted(first.values())
