@@ -20,7 +20,7 @@ from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
 from glider.files.yaml_text import read_yaml
 from glider.routing.completed import fitted, needs_results, outside
-from glider.routing.specification import router_from
+from glider.routing.specification import known_settings, router_from
 
 FORMAT = 1  # of a result file; another number makes every cell new
 MOST_LEFT_OUT = 0.05  # share of a task's rows that may lack choices by a fault of the source
@@ -245,8 +245,10 @@ def pool_hash(pool: Pool) -> str:
 
 
 def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
-    """The hash by which a finished cell is known again."""
-    return hashlib.sha256(canonical_json([FORMAT, config, hashes]).encode()).hexdigest()
+    """The hash by which a finished cell is known again; a default that changed makes another one."""
+    router = config["router"]
+    known = {**config, "router": {**router, "settings": known_settings(router["router"], router["settings"])}}
+    return hashlib.sha256(canonical_json([FORMAT, known, hashes]).encode()).hexdigest()
 
 
 def without_place(router: str) -> str:

@@ -1,13 +1,13 @@
 """Sums of the products s B A of a pool's experts, as factors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from glider.errors import RouterError
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
-from glider.shapes import Float, Tensor
+from glider.shapes import Float, Int, Tensor
 
 Pair = tuple[Float[Tensor, "R D"], Float[Tensor, "O R"]]
 ShortPair = tuple[Float[Tensor, "r D"], Float[Tensor, "O r"]]  # of another rank than the pair it is made from
@@ -60,3 +60,36 @@ def factored(dense: Float[Tensor, "O D"], rank: int | None) -> Pair:
         return (dense, torch.eye(out)) if out <= width else (torch.eye(width), dense)
     u, s, vt = torch.linalg.svd(dense, full_matrices=False)
     return vt[:rank].contiguous(), u[:, :rank] * s[:rank]
+
+
+def nth_largest(matrices: Callable[[], Iterable[Float[Tensor, "_ _"]]], n: int) -> float:
+    """The n-th largest magnitude among the entries of many float32 matrices, exactly; made twice, one at a time.
+
+    The bits of a float that is not negative order as an integer does: the first pass counts their upper halves, the
+    second the lower halves of those that share the upper half looked for. Of fewer than n entries the smallest.
+    """
+    upper = torch.zeros(_HALF, dtype=torch.long)
+    for matrix in matrices():
+        upper += torch.bincount(_bits(matrix) >> 16, minlength=_HALF)
+    high, above = _place(upper, n)
+    lower = torch.zeros(_HALF, dtype=torch.long)
+    for matrix in matrices():
+        bits = _bits(matrix)
+        lower += torch.bincount(bits[bits >> 16 == high] & (_HALF - 1), minlength=_HALF)
+    low, _ = _place(lower, n - above)
+    return torch.tensor((high << 16) + low, dtype=torch.int32).view(torch.float32).item()
+
+
+_HALF = 1 << 16
+
+
+def _bits(matrix: Float[Tensor, "_ _"]) -> Int[Tensor, " N"]:
+    return matrix.float().abs().flatten().view(torch.int32)
+
+
+def _place(counts: Int[Tensor, " N"], n: int) -> tuple[int, int]:
+    """The highest place at which n have been counted from above, or the lowest with any, and how many lie above it."""
+    passed = counts.flip(0).cumsum(0)
+    reached = int((passed >= min(n, int(passed[-1]))).nonzero()[0])
+    place = len(counts) - 1 - reached
+    return place, int(passed[reached] - counts[place])

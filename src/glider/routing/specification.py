@@ -47,6 +47,16 @@ def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
     return routers.create(name, select=select, **plain)
 
 
+def known_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which a result is known: those given, and the defaults that an earlier version had otherwise.
+
+    A router whose default changed names it in `renewed`, so that a result made by the old one is not taken for its own.
+    """
+    head = name.partition(":")[0]
+    renewed = next((getattr(entry.make, "renewed", None) for entry in routers if entry.name == head), None)
+    return {**(renewed(settings) if renewed is not None else {}), **settings}
+
+
 def listed(text: str) -> list[str]:
     """The routers of a comma-separated list; a comma within parentheses belongs to a router's settings."""
     return [name for part in re.split(r",(?![^()]*\))", text) if (name := part.strip())]

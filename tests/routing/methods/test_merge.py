@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from glider.errors import RouterError
+from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.layers.attach import attach
 from glider.routing.base import Router, routers
 from glider.routing.methods.merge import Merge
-from glider.routing.products import factored, product, truncated
+from glider.routing.products import factored, nth_largest, product, truncated
 
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
 Q_SITES = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
@@ -63,7 +64,9 @@ def test_the_merge_computes_what_merged_weights_compute(base_directory: Path, ma
 
 
 @pytest.mark.parametrize(
-    "router", [Merge(rank=3), Merge("ties"), Merge("ties", rank=4), Merge("dare", seed=3)], ids=str
+    "router",
+    [Merge(rank=3), Merge("ties"), Merge("ties", rank=4), Merge("ties", trim="site"), Merge("dare", seed=3)],
+    ids=str,
 )
 def test_folding_changes_no_merge(base_directory: Path, make_pool, grow_pool, router: Merge) -> None:
     pool, model = uneven_pool(make_pool, grow_pool, base_directory), load_base(str(base_directory)).model
@@ -102,8 +105,8 @@ def test_rank_is_that_of_the_result(llama_directory: Path, make_pool) -> None:
 
 PEFT_TYPES = [
     (Merge(rank=6), "svd", 1 / 3),
-    (Merge("ties", density=0.3, rank=6), "ties_svd", 1.0),
-    (Merge("ties", density=0.3), "ties_svd", 1.0),
+    (Merge("ties", density=0.3, rank=6, trim="site"), "ties_svd", 1.0),
+    (Merge("ties", density=0.3, trim="site"), "ties_svd", 1.0),
     (Merge("dare", density=0.4, seed=11, rank=6), "dare_linear_svd", 1 / 3),
     (Merge("dare", density=0.4, seed=11), "dare_linear_svd", 1 / 3),
 ]
@@ -134,6 +137,67 @@ def test_merges_equal_peft_on_products(
     for site in Q_SITES:
         delta = adapted.base_model.model.get_submodule(site).get_delta_weight("merged")  # pyright: ignore
         torch.testing.assert_close(product(merged, site), delta, atol=2e-5, rtol=1e-4)
+
+
+def by_the_paper(pool: Pool, density: float) -> dict[str, torch.Tensor]:
+    """TIES of whole vectors (arXiv 2306.01708, algorithm 1), in the plainest way."""
+    sizes = {site: product(pool.experts[0], site).shape for site in pool.sites}
+    vectors = torch.stack([torch.cat([product(e, site).flatten() for site in pool.sites]) for e in pool])  # (E, N)
+    for vector in vectors:
+        least = vector.abs().sort(descending=True).values[int(density * len(vector)) - 1]
+        vector[vector.abs() < least] = 0
+    elected = vectors.sum(dim=0).sign()
+    agree = vectors.sign() == elected
+    merged = (vectors * agree).sum(dim=0) / (agree & (vectors != 0)).sum(dim=0).clamp(min=1)
+    parts = merged.split([size.numel() for size in sizes.values()])
+    return {site: part.view(size) for (site, size), part in zip(sizes.items(), parts, strict=True)}
+
+
+def with_unlike_sites(pool: Pool, edit_tensors) -> Pool:
+    """The pool with a hundredth of the first site's values."""
+
+    def shrink(tensors: dict[str, torch.Tensor]) -> None:
+        for key in tensors:
+            if Q_SITES[0] in key and "lora_B" in key:
+                tensors[key] = tensors[key] / 100
+
+    for expert in pool:
+        edit_tensors(expert.directory / ADAPTER_WEIGHTS_FILE, shrink)
+        Pool.put(pool.path, expert.name)
+    return Pool.open(pool.path)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.7])
+def test_ties_trims_the_whole_vector(llama_directory: Path, make_pool, edit_tensors, density: float) -> None:
+    """Each site was trimmed by itself: of two sites of unlike magnitude both kept the same share."""
+    pool = with_unlike_sites(make_pool(llama_directory, 3, sites=Q_SITES), edit_tensors)
+    merged = Merge("ties", density=density).expert(pool)
+    for site, wanted in by_the_paper(pool, density).items():
+        torch.testing.assert_close(product(merged, site), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_site_of_small_products_loses_all_where_each_by_itself_keeps_its_share(
+    llama_directory: Path, make_pool, edit_tensors
+) -> None:
+    pool = with_unlike_sites(make_pool(llama_directory, 3, sites=Q_SITES), edit_tensors)
+
+    def shares(router: Merge) -> list[float]:
+        merged = router.expert(pool)
+        return [(product(merged, site) != 0).float().mean().item() for site in Q_SITES]
+
+    small, large = shares(Merge("ties"))
+    assert small < 0.01 and large > 0.6
+    assert all(0.35 < share < 0.55 for share in shares(Merge("ties", trim="site")))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 60), st.integers(0, 999))
+def test_the_nth_largest_is_exact(heights: list[int], n: int, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    matrices = [torch.randn(height, 3, generator=chance) * 10.0 ** (4 * i) for i, height in enumerate(heights)]
+    matrices[0][0] = torch.tensor([0.0, -0.0, 1e-42])  # equal ones, and one without a leading bit
+    every = torch.cat([matrix.flatten() for matrix in matrices]).abs().sort(descending=True).values
+    assert nth_largest(lambda: iter(matrices), n) == every[min(n, len(every)) - 1].item()
 
 
 def test_ties_and_dare_pass_over_absent_experts(base_directory: Path, make_pool, grow_pool) -> None:
@@ -185,6 +249,8 @@ def unchecked(made: type, **changes: Any) -> None:
         ({"density": 0.5}, "no density for the mean"),
         ({"method": "ties", "density": 1.0}, r"density in \(0, 1\)"),
         ({"method": "dare", "density": float("nan")}, r"density in \(0, 1\)"),
+        ({"method": "ties", "trim": "layer"}, "trim of vector, site"),
+        ({"method": "dare", "trim": "site"}, "for the method ties"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
