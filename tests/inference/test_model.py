@@ -127,7 +127,7 @@ def test_leaving_a_stream_early_stops_the_model(model: RoutedModel, batch: bool)
     stream: Any = model.stream(asked, max_new_tokens=400, suppress_tokens=unreadable(model))
     next(stream)
     stream.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert 0 < len(steps) < 400
     assert model.attached.context.batch is None
 
@@ -135,7 +135,7 @@ def test_leaving_a_stream_early_stops_the_model(model: RoutedModel, batch: bool)
 def test_a_stream_never_begun_starts_no_thread(model: RoutedModel) -> None:
     before = threading.active_count()
     model.stream(PROMPTS, max_new_tokens=400)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_a_fault_inside_a_stream_reaches_its_reader(model: RoutedModel) -> None:

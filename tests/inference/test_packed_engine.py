@@ -159,7 +159,7 @@ def test_the_model_is_left_as_it_was(model: RoutedModel) -> None:
     assert tokens(model.generate_batch(QUERIES[:2], max_new_tokens=4)) == tokens(wanted)
     assert model.model.config._attn_implementation == "eager"
     assert [list(each) for each in (model.model._forward_pre_hooks, model.model._forward_hooks)] == hooks
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_other_threads_keep_their_own_queries(model: RoutedModel) -> None:
@@ -217,7 +217,7 @@ def test_a_reader_that_fails_stops_the_run(model: RoutedModel) -> None:
 
     with pytest.raises(KeyError):
         model.generate_batch(QUERIES, max_new_tokens=4, on_answer=fail)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert len(model.generate_batch(QUERIES[:1], max_new_tokens=4)) == 1
 
 
