@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 24
 _SHOWN_EXPERTS = 3
+_LEAST_SHOWN = 0.005
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -79,7 +80,8 @@ def _show(shown: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> No
     scores = "  ".join(f"{name} {score:.2f}" for name, score in ranked)
     verdict = "stranger: the base model alone" if answer.verdict == "stranger" else answer.verdict
     shown.print(f"    {verdict}   global {scores}")
-    for name, share in sorted(answer.usage.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
+    used = {name: share for name, share in answer.usage.items() if share >= _LEAST_SHOWN}
+    for name, share in sorted(used.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
         shown.print(Text.assemble(f"    {name:>16} ", (bar_of(share), "cyan"), f" {share:.2f}"))
 
 

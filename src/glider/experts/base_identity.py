@@ -65,7 +65,7 @@ def require_same_base(wanted: BaseIdentity, got: BaseIdentity, owner: str) -> No
 def same_base(one: BaseIdentity, other: BaseIdentity) -> bool:
     """Whether two identities are of one base model, under whatever id."""
     shared = one.weight_hashes.keys() & other.weight_hashes.keys()
-    return (
+    return one.hash == other.hash or (
         one.config_hash == other.config_hash
         and bool(shared)
         and all(one.weight_hashes[name] == other.weight_hashes[name] or _close(one, other, name) for name in shared)
