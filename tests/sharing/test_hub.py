@@ -20,6 +20,8 @@ from glider.inference.base_model import BaseModel, load_base
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.model_card import expert_model_card
 from glider.sharing.signature import SIGNATURE_FILE, generate_keys, sign_pool
+from glider.verdicts.background import BACKGROUND_FILE, Background, shipped
+from glider.verdicts.thresholds import Thresholds
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's, of its HTTP library
 
@@ -136,6 +138,15 @@ def test_pool_round_trip_gives_identical_files(hub, pool: Pool, target: Path) ->
     pulled = pull_pool(REPO, target)
     assert content(target) == content(pool.path)
     assert pulled.names == ["e0", "e1"] and [path.name for path in target.parent.iterdir()] == ["thing"]
+
+
+def test_a_pools_own_background_goes_along(hub, pool: Pool, target: Path) -> None:
+    background = shipped().joined(Background.of([["a request of ours", "another one"]], judged=2))
+    pool = pool.set_verdicts(Thresholds(stranger=0.4, fits=0.8, names=tuple(pool.names)), background)
+    push_pool(pool, REPO)
+    pulled = pull_pool(REPO, target)
+    assert pulled.background is not None and pulled.index.verdicts == pool.index.verdicts
+    assert (target / BACKGROUND_FILE).read_bytes() == (pool.path / BACKGROUND_FILE).read_bytes()
 
 
 def test_a_renamed_expert_travels_in_the_directory_it_has(hub, pool: Pool, target: Path) -> None:

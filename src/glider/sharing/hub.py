@@ -31,6 +31,7 @@ from glider.experts.pool import POOL_FILE, Pool, read_index
 from glider.files.disk import new_directory
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
+from glider.verdicts.background import BACKGROUND_FILE
 
 MODEL_CARD_FILE = "README.md"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,11 +72,14 @@ def pull_expert(repo_id: str, out: Path | str, revision: str | None = None, toke
 def push_pool(
     pool: Pool, repo_id: str, private: bool = False, token: str | None = None, revision: str | None = None
 ) -> str:
-    """Upload a pool, its experts, its signature if there is one, and a model card in one commit; as `push_expert`."""
+    """Upload a pool, its experts, its own background and its signature if there are some, and a model card in one
+    commit; as `push_expert`."""
     pool.verify()
     names = [POOL_FILE, *(f"{record.home}/{file}" for record in pool.index.experts for file in EXPERT_FILES)]
     if (pool.path / SIGNATURE_FILE).exists():
         names.append(SIGNATURE_FILE)
+    if pool.background is not None:
+        names.append(BACKGROUND_FILE)
     files = {name: pool.path / name for name in names}
     message = f"Upload a pool of {len(pool)} experts"
     return _push(files, pool_model_card(pool, repo_id), repo_id, private, token, revision, message, PoolError)
@@ -98,10 +102,11 @@ def pull_pool(
     commit = _resolve(api, repo_id, revision, PoolError)
     with new_directory(out) as partial, _named_after(repo_id, partial):
         _fetch(api, repo_id, commit, (POOL_FILE,), partial, PoolError, optional=(SIGNATURE_FILE,))
-        homes = [
-            record.home for record in read_index(partial, require_key).experts
-        ]  # none leaves the pool, by its format
-        _fetch(api, repo_id, commit, [f"{home}/{file}" for home in homes for file in EXPERT_FILES], partial, PoolError)
+        index = read_index(partial, require_key)
+        names = [f"{record.home}/{file}" for record in index.experts for file in EXPERT_FILES]  # none leaves the pool
+        if index.verdicts is not None and index.verdicts.background is not None:
+            names.append(BACKGROUND_FILE)
+        _fetch(api, repo_id, commit, names, partial, PoolError)
         Pool.open(partial, require_key).verify()
     return Pool.open(out, require_key)
 
