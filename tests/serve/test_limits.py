@@ -76,10 +76,12 @@ def test_a_client_that_hangs_up_frees_its_place(serve: Serve, stream: bool) -> N
                 assert load(served) == 1
         else:
             with pytest.raises(httpx.TimeoutException):
-                link.post(f"{served.url}/v1/chat/completions", json=waiting, timeout=0.3)
+                link.post(f"{served.url}/v1/chat/completions", json=waiting, timeout=1.0)
     until(lambda: load(served) == 0)
     assert served.client().chat.completions.create(**ASK, max_tokens=2).usage.completion_tokens <= 2
-    assert 'finished_reason="abort",model_name="tiny"}' in httpx.get(f"{served.url}/metrics").text
+    text = httpx.get(f"{served.url}/metrics").text
+    begun = 'finished_reason="abort",model_name="tiny"}' in text
+    assert begun or (not stream and 'code="client_closed_request"' in text)  # or it was still waiting
 
 
 def test_one_that_takes_too_long_is_ended(serve: Serve) -> None:
