@@ -214,6 +214,17 @@ def test_a_pool_that_is_not_calibrated_routes_as_before_and_abstains_not(llama_d
         ModelSpec(signal="examples", abstain=True).over(base, pool)
 
 
+def test_thresholds_without_a_profile_left_make_no_strangers(llama_directory: Path, calibrated, make_pool) -> None:
+    stored = calibrated(llama_directory).index.verdicts
+    pool = make_pool(llama_directory, 2, name="bare").set_verdicts(stored)
+    base = load_base(str(llama_directory))
+    model = ModelSpec(signal="instruction").over(base, pool)
+    assert model.attached.prepared.judge is None
+    model.detach()
+    with pytest.raises(RouterError, match="Make profiles where there are none"):
+        ModelSpec(signal="instruction", abstain=True).over(base, pool)
+
+
 def test_a_pool_without_a_profile_says_so(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 2)
     with pytest.warns(GliderWarning, match="no expert of the pool.*glider expert profile"):

@@ -266,7 +266,7 @@ def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, 
 
 def _warn_without_profiles(pool: "Pool") -> None:
     """Say that a pool of experts without profiles cannot tell what it is not for."""
-    if len(pool) and pool.index.verdicts is None and all(expert.profile is None for expert in pool):
+    if len(pool) and all(expert.profile is None for expert in pool):
         warnings.warn(
             f"no expert of the pool {pool.path} has a profile: it cannot tell what no expert suits, and answers "
             "that worse than the base alone. Make profiles of training rows, `glider expert profile EXPERT ROWS`, then "

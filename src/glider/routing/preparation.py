@@ -50,17 +50,19 @@ def prepare(router: Router, pool: Pool) -> Prepared:
         raise RouterError(f"{fault.wanted} (router {name_of(method)})", fault.got, fault.remedy) from fault
     abstain = router.abstain if isinstance(router, Gated) else None
     by_itself = bool(getattr(method, "abstains", False))
-    thresholds = pool.index.verdicts
+    profiles = [expert.profile for expert in pool]
+    known = any(profile is not None for profile in profiles)  # else every query would be a stranger
+    thresholds = pool.index.verdicts if known else None
     if abstain is False or (abstain is None and not (by_itself and thresholds is not None)):
         return prepared
     if thresholds is None:
-        remedy = f"Calibrate it: `glider pool calibrate {pool.path}`."
+        remedy = f"Make profiles where there are none, and calibrate it: `glider pool calibrate {pool.path}`."
         raise RouterError("a pool that is calibrated for verdicts", f"{pool.path}, which is not", remedy)
     from glider.verdicts.background import shipped
     from glider.verdicts.contest import Contest
     from glider.verdicts.judge import Judge
 
-    contest = Contest.of([expert.profile for expert in pool], pool.background or shipped())
+    contest = Contest.of(profiles, pool.background or shipped())
     term = None if prepared.global_term is not None else _term(pool)
     return replace(prepared, judge=Judge(contest, thresholds, settles=by_itself, term=term))
 
