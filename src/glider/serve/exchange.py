@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from anyio import fail_after
+
 from glider.inference.conversation import Turn
 from glider.inference.engine import Ended, Event, Failed, NewToken
 from glider.inference.queries import Query
@@ -124,9 +126,9 @@ class Exchange:
         draw = await service.runner.prepare(self._prepare, logprobs)
         waited = time.monotonic()
         try:
-            place = service.places.enter(count, self.key.name, self.key.max_streams)
-            self._places = await asyncio.wait_for(place, self._left())
-        except asyncio.TimeoutError:
+            with fail_after(self._left()):
+                self._places = await service.places.enter(count, self.key.name, self.key.max_streams)
+        except TimeoutError:
             raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
         service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
         for number in range(count):
@@ -170,8 +172,9 @@ class Exchange:
                 yield Delta(choice.index, finish_reason="length")
         while self._names:
             try:
-                event = await asyncio.wait_for(self._events.get(), self._left())
-            except asyncio.TimeoutError:
+                with fail_after(self._left()):  # not wait_for, which before Python 3.12 can lose a cancellation
+                    event = await self._events.get()
+            except TimeoutError:
                 raise ApiError(504, "the answer took too long", code="timeout") from None
             if event.request not in self._names:
                 continue  # ended by a stop string

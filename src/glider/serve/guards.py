@@ -1,12 +1,12 @@
 """What stands before every route: the host and origin, the size and the form of a body, and a request's id."""
 
-import asyncio
 import ipaddress
 import re
 import secrets
 from collections.abc import Collection
 from typing import Any
 
+from anyio import fail_after
 from starlette.exceptions import HTTPException
 
 from glider.serve.errors import ApiError
@@ -84,8 +84,9 @@ class _Body:
         if self._whole:
             return await self._receive()  # waits for the client to hang up
         try:
-            message = await asyncio.wait_for(self._receive(), self._settings.body_timeout)
-        except asyncio.TimeoutError:
+            with fail_after(self._settings.body_timeout):
+                message = await self._receive()
+        except TimeoutError:
             raise HTTPException(408, "the body did not arrive in time") from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
