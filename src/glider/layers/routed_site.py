@@ -57,9 +57,12 @@ class RoutedSite(nn.Module):
             return self._added(y, x.reshape(-1, self.in_features), segment, None, watch)
         if not x.is_contiguous():
             x = x.contiguous()
-        if not bound.decides or segment.settled is not None or watch is not None:
+        if watch is None and segment.settled is not None and self.bank.whole:
+            bound.apply(y, x, segment.settled)
+        elif watch is None and segment.settled is None and bound.decides:
+            bound.route(y, x, segment.term, segment.query_of)
+        else:
             return self._added(y, x.view(-1, self.in_features), segment, bound, watch)
-        bound.route(y, x, segment.term, segment.query_of)
         return y
 
     def _added(

@@ -137,10 +137,14 @@ class NativeSite:
 
     def apply(self, y: Float[Tensor, "*N O"], x: Float[Tensor, "*M D"], decision: Decision) -> None:
         """Add the outputs of a decision's experts to y, in place. x and y contiguous, in float32."""
-        experts, weights = decision.experts.long().contiguous(), decision.weights.float().contiguous()
+        experts, weights = decision.experts, decision.weights
+        if experts.dtype is not torch.long or not experts.is_contiguous():  # in decoding each call of PyTorch counts
+            experts = experts.long().contiguous()
+        if weights.dtype is not torch.float32 or not weights.is_contiguous():
+            weights = weights.float().contiguous()
         tokens = x.numel() // self._width
         self._apply(
-            *(self._site, x.data_ptr(), y.data_ptr(), tokens, experts.data_ptr(), weights.data_ptr()), experts.shape[1]
+            self._site, x.data_ptr(), y.data_ptr(), tokens, experts.data_ptr(), weights.data_ptr(), experts.shape[1]
         )
 
     def decide(
