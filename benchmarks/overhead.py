@@ -188,7 +188,7 @@ def random_experts(model: Any, count: int, share: bool) -> Prepared:
             in_features=module.in_features,
             out_features=module.out_features,
             has_gate=True,
-            dtype=torch.bfloat16,
+            stored="BF16",
         )
         for name, module in linears.items()
     }

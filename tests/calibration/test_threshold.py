@@ -7,7 +7,8 @@ import torch
 
 from glider.calibration.threshold import best_threshold, calibrate, recalibrated
 from glider.errors import GliderWarning, PoolError, RouterError
-from glider.experts.pool import Calibration, Pool
+from glider.experts.membership import remove_expert
+from glider.experts.pool import Calibration
 from glider.routing.base import QueryFeatures
 from glider.routing.methods.glider import Glider
 
@@ -69,7 +70,7 @@ def test_a_pool_that_grew_is_recalibrated_from_the_profiles(pool_with_profiles) 
     pool = pool_with_profiles()
     pool = pool.calibrate("examples", calibrate(pool, "examples"))
     assert recalibrated(pool) is pool
-    Pool.discard(pool.path, "e2")
+    remove_expert(pool.path, "e2")
     smaller = pool.reload()
     again = recalibrated(smaller)
     assert again.index.calibrations["examples"].experts == ("e0", "e1")

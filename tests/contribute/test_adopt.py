@@ -13,10 +13,20 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from glider.contribute.adopt import describe, import_adapter, make_gates
+from glider.cli.main import main
+from glider.contribute.adopt import adopt, describe, import_adapter, make_gates, make_profile
 from glider.contribute.lora import lora_config
+from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
-from glider.errors import BaseModelError, DataError, EmbedderError, ExpertError, GliderError, RouterError
+from glider.errors import (
+    BaseModelError,
+    DataError,
+    EmbedderError,
+    ExpertError,
+    GliderError,
+    GliderWarning,
+    RouterError,
+)
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
@@ -408,3 +418,55 @@ def test_other_files_of_the_directory_stay(expert: Expert):
     (expert.directory / "README.md").write_text("mine")
     describe(expert.directory, "Say something.", "all-MiniLM-L6-v2")
     assert (expert.directory / "README.md").read_text() == "mine"
+
+
+def test_an_import_reads_no_weights_that_it_does_not_need(
+    adapter: Path, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = import_adapter(adapter, load_base(str(llama_directory)), tmp_path / "whole" / "ex")
+    monkeypatch.setattr("glider.inference.base_model.load_base", None)
+    lean = import_adapter(adapter, str(llama_directory), tmp_path / "lean" / "ex")
+    files = (*ADAPTER_FILES, "card.json", "glider.safetensors")
+    assert content(lean.directory, files) == content(whole.directory, files)
+
+
+def test_gates_over_gates_say_so(
+    expert: Expert, llama_directory: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    command = ["glider", "expert", "gates", str(expert.directory), str(data), "--base", str(llama_directory)]
+    for said in (False, True):
+        monkeypatch.setattr(sys, "argv", [*command, "--how", "mean"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        assert ended.value.code in (0, None), captured.err
+        assert ("has 4 gates, which are replaced" in captured.err) == said
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_description_is_refused(adapter: Path, expert: Expert, llama_directory: Path, data: Path, text: str):
+    before = content(expert.directory, ("card.json", "glider.safetensors"))
+    out = expert.directory.with_name("new")
+    for call in (
+        lambda: describe(expert.directory, text, "all-minilm-l6-v2"),
+        lambda: adopt(adapter, str(llama_directory), out, quick(), description=text),
+        lambda: train_expert(data, str(llama_directory), out, quick(), description=text),
+    ):
+        with pytest.raises(ExpertError, match="an empty one"):
+            call()
+    assert content(expert.directory, ("card.json", "glider.safetensors")) == before
+    assert not out.exists()
+
+
+def test_a_profile_without_validation_rows_holds_some_back(expert: Expert, llama_directory: Path, data: Path):
+    with pytest.warns(GliderWarning, match="8 rows are held back, where a pool is calibrated on 16"):
+        profile = make_profile(expert.directory, data, str(llama_directory), quick(validation=0)).profile
+    assert profile is not None
+    assert len(profile.queries) == 8
+    assert len(profile.known[0]) > 0
+
+
+def test_a_profile_says_how_many_rows_it_needs(expert: Expert, llama_directory: Path, tmp_path: Path):
+    (tmp_path / "two.jsonl").write_text('{"input": "a", "output": "b"}\n' * 2, "utf8")
+    with pytest.raises(DataError, match=r"at least 3 rows.*48 are enough.*got 2"):
+        make_profile(expert.directory, tmp_path / "two.jsonl", str(llama_directory), quick())

@@ -13,6 +13,7 @@ from glider.contribute.build import PoolPlan, build_pool
 from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
 from glider.errors import ConfigError, ExpertError, GliderError, PoolError
+from glider.experts.membership import add_expert, remove_expert
 from glider.experts.pool import Pool
 from glider.jobs.local import LocalExecutor
 
@@ -104,7 +105,8 @@ def test_a_lock_that_is_no_file_is_refused(make_pool: Any, llama_directory: Path
         os.mkfifo(lock)
     else:
         lock.symlink_to(treasure / (".pool.lock" if kind == "link" else "new"))
-    for change in (lambda: pool.remove("e0"), lambda: Pool.put(pool.path, "e0"), lambda: Pool.discard(pool.path, "e0")):
+    changes = (lambda: pool.remove("e0"), lambda: add_expert(pool.path, "e0"), lambda: remove_expert(pool.path, "e0"))
+    for change in changes:
         with pytest.raises(PoolError, match="a link or no regular file"):
             change()
     assert untouched(treasure)

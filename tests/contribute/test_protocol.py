@@ -311,3 +311,12 @@ def test_bfloat16_arithmetic_trains_too(llama_directory: Path, data: Path, tmp_p
     report: Callable[..., None] = lambda stage, now, total: losses.append(now.loss)  # noqa: E731
     train_expert(no_definition(data), str(llama_directory), tmp_path / "e", chosen, report=report).verify()
     assert sum(losses[9:12]) < 0.8 * sum(losses[:3])
+
+
+def test_a_run_that_is_complete_says_so(llama_directory: Path, data: Path, tmp_path: Path):
+    """Killed after its last write the same command finds nothing to do."""
+    train_expert(data, str(llama_directory), tmp_path / "ex", config())
+    with pytest.raises(ExpertError, match="a complete one, of these rows and settings"):
+        train_expert(data, str(llama_directory), tmp_path / "ex", config())
+    with pytest.raises(ExpertError, match="an existing one"):
+        train_expert(data, str(llama_directory), tmp_path / "ex", config(seed=5))

@@ -105,3 +105,42 @@ def test_cells_of_a_table_may_be_lists_and_faults_name_the_line(tmp_path: Path):
 def test_columns_of_another_form_are_refused(text: str):
     with pytest.raises(DataError, match="input=question"):
         columns_of(text)
+
+
+def test_a_small_file_that_becomes_enormous_is_refused(tmp_path: Path):
+    """Each form is bounded while it is read: these would be gigabytes."""
+    import gzip
+
+    line = b"x" * (1 << 20)
+    with gzip.open(tmp_path / "rows.csv.gz", "wb") as file:
+        file.write(b"input,output\n")
+        for _ in range(400):
+            file.write(line + b"," + b"y\n")
+    with gzip.open(tmp_path / "endless.csv.gz", "wb") as file:
+        file.write(b"input,output\n")
+        for _ in range(64):
+            file.write(line)
+    with gzip.open(tmp_path / "rows.json.gz", "wb") as file:
+        file.write(b"[")
+        for _ in range(400):
+            file.write(line)
+    for name in ("rows.csv.gz", "endless.csv.gz", "rows.json.gz"):
+        assert (tmp_path / name).stat().st_size < 1 << 20
+        with pytest.raises(DataError, match=r"once expanded|a line of more than|field larger"):
+            read_rows(tmp_path / name)
+
+
+def test_a_parquet_file_that_becomes_enormous_is_refused(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"input": ["x" * (1 << 20)] * 2000, "output": ["y"] * 2000})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    assert (tmp_path / "rows.parquet").stat().st_size < 1 << 20
+    with pytest.raises(DataError, match="once expanded"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_a_json_array_of_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("glider.data.records.MOST_MEMBERS", 1000)
+    (tmp_path / "rows.json").write_text('[{"input": [' + "0," * 2000 + "0]}]", "utf8")
+    with pytest.raises(DataError, match="more than 1000 members"):
+        read_rows(tmp_path / "rows.json")

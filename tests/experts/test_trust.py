@@ -19,11 +19,13 @@ from glider.evaluation.compare import compare
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.expert import EXPERT_FILES
+from glider.experts.index import BACKGROUND_FILE
+from glider.experts.membership import add_expert, remove_expert
 from glider.experts.pool import Pool
 from glider.experts.trust import SIGNATURE_FILE, TRUSTED_KEYS_VARIABLE, UNSIGNED
 from glider.inference.spec import ModelSpec, open_pool
 from glider.sharing.signature import generate_keys, sign_pool
-from glider.verdicts.background import BACKGROUND_FILE, Background
+from glider.verdicts.background import Background
 from glider.verdicts.thresholds import Thresholds
 
 pytest.importorskip("cryptography")
@@ -68,8 +70,8 @@ WAYS: dict[str, Callable[[Path, Path, Path], object]] = {
         compare(pool, read_rows(data), ["phatgoose"], base=base_beside(data), require_key=key)
     ),
     "evaluate": evaluated,
-    "put": lambda pool, key, data: Pool.put(pool, "e0", key),
-    "discard": lambda pool, key, data: Pool.discard(pool, "e0", key),
+    "put": lambda pool, key, data: add_expert(pool, "e0", require_key=key),
+    "discard": lambda pool, key, data: remove_expert(pool, "e0", require_key=key),
 }
 
 

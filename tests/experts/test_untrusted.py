@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from glider.errors import ExpertError, GliderError, PoolError
 from glider.experts.card import EmbedderIdentity, ExpertCard
 from glider.experts.expert import EXPERT_FILES, Expert
+from glider.experts.membership import add_expert
 from glider.experts.peft_format import read_layout
 from glider.experts.pool import Pool
 from glider.files.headers import LARGEST_HEADER, read_header
@@ -305,7 +306,7 @@ def test_a_deep_card_that_opens_can_be_written_again(pool: Path, edit_json: Call
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "x" * 10_000, "a\n", "a\0", "/etc", "-rf", "é"])
 def test_a_bad_name_never_reaches_the_disk(pool: Path, name: str):
     before = sorted(pool.parent.rglob("*"))
-    for change in (lambda: Pool.open(pool).add(name), lambda: Pool.put(pool, name)):
+    for change in (lambda: Pool.open(pool).add(name), lambda: add_expert(pool, name)):
         refused(change)
     assert sorted(pool.parent.rglob("*")) == before
     assert Pool.open(pool).names == ["a", "b"]

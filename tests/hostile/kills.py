@@ -38,6 +38,7 @@ from glider.cli.main import main as command_line
 from glider.contribute.settings import TrainConfig
 from glider.errors import GliderError
 from glider.experts.expert import Expert
+from glider.experts.membership import add_expert
 from glider.experts.pool import POOL_FILE, Pool
 from glider.instructions.embedders import load_embedder
 
@@ -160,7 +161,7 @@ def make_root(root: Path) -> None:
     for name in ("reviews", "trivia"):  # of more rows than the fixture's
         settings = TrainConfig(validation=20)
         glider.contribute.adopt.make_profile(root / "pool" / name, root / "rows.jsonl", str(root / "base"), settings)
-        Pool.put(root / "pool", name)
+        add_expert(root / "pool", name)
     plan = {
         "base": str(root / "base"),
         "experts": [{"name": "made", "adapter": "pool/trivia", "description": "Name places."}],

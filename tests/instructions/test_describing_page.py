@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import glider
 from glider.cli.main import main
+from glider.experts.membership import add_expert
 from glider.instructions.describers import Task, describe, describers, load_describer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "describing.md").read_text("utf8")
@@ -31,7 +31,7 @@ def test_the_page_runs(endpoint, make_pool, llama_directory: Path, tmp_path: Pat
             main()
         assert ended.value.code in (0, None), (line, capsys.readouterr().err)
         if words[1:3] == ["expert", "describe"]:
-            glider.Pool.put(tmp_path / "pool", "e0")
+            add_expert(tmp_path / "pool", "e0")
     first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     first = first.replace("http://127.0.0.1:8000/v1", endpoint.base_url)
     exec(first.replace('glider.load(pool="pool"', f'glider.load({str(llama_directory)!r}, "pool"'), {})

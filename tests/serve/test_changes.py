@@ -9,6 +9,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from glider.experts.membership import remove_expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import ModelSpec
@@ -97,7 +98,7 @@ def test_requests_in_flight_keep_their_generation(served: Served, own_pool: Path
     outcome: list[Any] = []
     asking = threading.Thread(target=lambda: outcome.append(ask(served, max_tokens=300, logit_bias={"1": -100})))
     asking.start()
-    Pool.discard(own_pool, "e1")
+    remove_expert(own_pool, "e1")
     numbers = [post(served, PATHS[0]).json()["generation"] for _ in range(3)]
     asking.join()
     assert numbers == sorted(numbers)

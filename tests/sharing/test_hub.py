@@ -15,12 +15,13 @@ from safetensors.torch import load, save
 from glider.errors import ConfigError, ExpertError, GliderError, PoolError
 from glider.experts.card import ExpertCard
 from glider.experts.expert import EXPERT_FILES, Expert
+from glider.experts.index import BACKGROUND_FILE
 from glider.experts.pool import POOL_FILE, Pool
 from glider.inference.base_model import BaseModel, load_base
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.model_card import expert_model_card
 from glider.sharing.signature import SIGNATURE_FILE, generate_keys, sign_pool
-from glider.verdicts.background import BACKGROUND_FILE, Background, shipped
+from glider.verdicts.background import Background, shipped
 from glider.verdicts.thresholds import Thresholds
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's, of its HTTP library
@@ -390,3 +391,38 @@ def test_commands(hub, pool: Pool, target: Path, tmp_path: Path, capsys: pytest.
     assert "signed by the owner of" in printed
     with pytest.raises(ConfigError, match="never overwritten"):
         signature.keygen(tmp_path / "key")
+
+
+def test_a_folder_is_shared_as_a_repository_is(pool: Pool, tmp_path: Path) -> None:
+    folder = tmp_path / "shared" / "ours"
+    assert push_pool(pool, str(folder)) == str(folder)
+    assert set(content(folder)) - {"README.md"} == set(content(pool.path))
+    assert str(tmp_path) not in (folder / "README.md").read_text("utf8")
+    assert pull_pool(str(folder), tmp_path / "thing").names == pool.names
+    assert content(tmp_path / "thing") == content(pool.path)
+    push_expert(pool["e0"], str(tmp_path / "one"))
+    assert pull_expert(str(tmp_path / "one"), tmp_path / "e0").name == "e0"
+
+
+def test_a_folder_is_distrusted_as_a_repository_is(pool: Pool, tmp_path: Path) -> None:
+    folder = tmp_path / "ours"
+    push_pool(pool, str(folder))
+    before = content(folder)
+    with pytest.raises(PoolError, match="an existing one"):
+        push_pool(pool, str(folder))
+    assert content(folder) == before
+    for change in (lambda: push_pool(pool, "./new", revision="main"), lambda: pull_pool(str(folder), "new", "main")):
+        with pytest.raises(PoolError, match="revision"):
+            change()
+    weights = folder / "e0" / "adapter_model.safetensors"
+    weights.rename(tmp_path / "weights")
+    with pytest.raises(PoolError, match="none"):
+        pull_pool(str(folder), tmp_path / "thing")
+    weights.symlink_to(tmp_path / "weights")
+    with pytest.raises(PoolError, match="a link"):
+        pull_pool(str(folder), tmp_path / "thing")
+    weights.unlink()
+    weights.write_bytes((tmp_path / "weights").read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises((PoolError, ExpertError)):
+        pull_pool(str(folder), tmp_path / "thing")
+    assert not (tmp_path / "thing").exists()

@@ -251,7 +251,8 @@ def test_thresholds_keep_what_they_promise(llama_directory: Path, calibrated) ->
 
 
 def test_a_pools_own_background_is_kept_with_it(llama_directory: Path, calibrated) -> None:
-    from glider.verdicts.background import BACKGROUND_FILE, Background, shipped
+    from glider.experts.index import BACKGROUND_FILE
+    from glider.verdicts.background import Background, shipped
 
     pool: Pool = calibrated(llama_directory)
     strange = [own_query(0) + " today", own_query(0) + " tomorrow"] * 8

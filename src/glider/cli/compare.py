@@ -28,6 +28,7 @@ class CompareConfig(Config):
         description="Comma-separated, with settings as in merge(method=ties); the others are tested against the first.",
     )
     split: str | None = Field(default=None, description="Use the rows of this split only.")
+    columns: str = Field(default="", description="Columns of the rows, as input=question,output=answer.")
     rows: int | None = Field(default=None, ge=1, description="Use so many rows, drawn by --seed.")
     seed: int = Field(default=0, description="For --rows.")
     fewshot: Path | None = Field(default=None, description="Rows of the training split, for routers fitted on some.")
@@ -55,6 +56,7 @@ def compare(
     Rows with choices are scored by length-normalised rank classification, rows without by ROUGE-L and exact match.
     """
     from glider.cli.terminal import quiet_libraries
+    from glider.data.records import columns_of
     from glider.data.rows import read_rows
     from glider.errors import ConfigError
     from glider.evaluation.compare import compare as run
@@ -63,8 +65,10 @@ def compare(
     names = listed(config.routers)
     if not names:
         raise ConfigError("at least one router in --routers", "none", "Write --routers base,glider.")
-    chosen = _drawn(read_rows(data, config.split), config.rows, config.seed)
-    shots = [] if config.fewshot is None else _fewshot(read_rows(config.fewshot), chosen)[: config.fewshot_rows]
+    columns = columns_of(config.columns)
+    chosen = _drawn(read_rows(data, config.split, columns), config.rows, config.seed)
+    others = [] if config.fewshot is None else read_rows(config.fewshot, columns=columns)
+    shots = _fewshot(others, chosen)[: config.fewshot_rows]
     writer = make_describer(describer, base_url)
     quiet_libraries()
     with _bars(len(chosen)) as tick:

@@ -115,8 +115,11 @@ def gates(
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import make_gates
+    from glider.experts.expert import Expert
 
     quiet_libraries()
+    if before := sum(site.has_gate for site in Expert.open(expert).sites.values()):
+        say(f"glider: {expert} has {before} gates, which are replaced when the new ones are made", error=True)
     with _progress() as report:
         made = make_gates(expert, data, spec, config, report, how)
     told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"

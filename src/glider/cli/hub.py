@@ -8,7 +8,7 @@ import typer
 from glider.cli.arguments import KeyOption
 from glider.terminal import say
 
-Repo = Annotated[str, typer.Argument(help="Repository on the hub: owner/name.")]
+Repo = Annotated[str, typer.Argument(help="Repository on the hub, owner/name, or a folder: ./path.")]
 Out = Annotated[Path, typer.Option("--out", help="The new directory.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made now.")]
 Branch = Annotated[str | None, typer.Option("--revision", help="Branch to push to; made if there is none.")]

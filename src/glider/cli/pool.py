@@ -9,10 +9,12 @@ from glider.cli.arguments import KeyOption
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
 from glider.cli.signature import keygen, sign
+from glider.errors import ConfigError, GliderError
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
 from glider.terminal import console, say, say_json
 
 if TYPE_CHECKING:
+    from glider.experts.index import ExpertRecord
     from glider.experts.pool import Calibration, Pool
     from glider.verdicts.background import Background
     from glider.verdicts.thresholds import Thresholds
@@ -35,14 +37,23 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
-    """List the experts of a pool."""
-    from glider.experts.pool import Pool
+    """List the experts of a pool; exit code 2 where one is broken, which is told."""
+    from glider.experts.membership import read_index
 
-    pool = Pool.open(path, key)
-    rows = [_row(pool, name) for name in pool.names]
+    index = read_index(path, key)
+    rows = [_row(path, key, record) for record in index.experts]
     if as_json:
-        say_json({"base": pool.index.base.model_id, "experts": rows})
-        return
+        say_json({"base": index.base.model_id, "experts": rows})
+    else:
+        _print_experts(rows, f"{len(rows)} experts for {index.base.model_id} ({index.base.hash})")
+    for row in rows:
+        if row["fault"] is not None:
+            say(f"glider: {row['name']}: {row['fault']}", error=True)
+    if any(row["fault"] is not None for row in rows):
+        raise typer.Exit(2)
+
+
+def _print_experts(rows: list[dict[str, Any]], title: str) -> None:
     from rich.table import Table
 
     table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
@@ -56,7 +67,7 @@ def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
             row["description"] or "-",
         )
     shown = console()
-    shown.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})")
+    shown.print(title)
     shown.print(table)
 
 
@@ -66,10 +77,10 @@ def show(
     key: KeyOption = None,
 ) -> None:
     """Print pool.json, or the card of one expert."""
+    from glider.experts.membership import read_index
     from glider.experts.pool import Pool
 
-    pool = Pool.open(path, key)
-    shown = pool.index if name is None else pool[name].card
+    shown = read_index(path, key) if name is None else Pool.open(path, key, only=[name])[name].card
     say_json(shown.model_dump(mode="json"))
 
 
@@ -89,22 +100,31 @@ def verify(path: PoolPath, key: KeyOption = None) -> None:
 
 def add(
     path: PoolPath,
-    names: Annotated[list[str], typer.Argument(help="Directories of experts inside the pool.")],
+    directories: Annotated[
+        list[str], typer.Argument(help="Directories of experts inside the pool, or elsewhere: those are copied in.")
+    ],
+    name: Annotated[str | None, typer.Option("--as", help="What the expert is called in this pool.")] = None,
     key: KeyOption = None,
 ) -> None:
-    """Take up experts that lie in the pool's directory, also ones that changed; the first one makes the pool.
+    """Take up experts, also ones that lie in the pool and changed; the first one makes the pool.
 
     With --key the pool must be as its owner signed it; changed, it is to be signed anew.
     """
     from glider.experts.expert import Expert
+    from glider.experts.membership import add_expert
     from glider.experts.pool import POOL_FILE, Pool
     from glider.experts.trust import UNSIGNED
 
+    if name is not None and len(directories) > 1:
+        raise ConfigError("--as with one expert", f"{len(directories)} experts", "Add them one by one.")
     if not (path / POOL_FILE).exists():
-        Pool.create(path, Expert.open(path / names[0]).card.base)
+        inside = path / directories[0]
+        Pool.create(path, Expert.open(inside if inside.is_dir() else directories[0]).card.base)
         key = None
-    for name in names:
-        Pool.put(path, name, key if name == names[0] and key is not None else UNSIGNED)
+    trust = UNSIGNED if key is None else key
+    for directory in directories:
+        add_expert(path, directory, name, require_key=trust)
+        trust = UNSIGNED  # it is not as it was signed any more
     say(f"{path}: {len(_settled(path))} experts")
 
 
@@ -112,10 +132,10 @@ def remove(
     path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")], key: KeyOption = None
 ) -> None:
     """Take an expert out of the pool; its directory stays where it is."""
-    from glider.experts.pool import Pool
+    from glider.experts.membership import remove_expert
     from glider.experts.trust import UNSIGNED
 
-    Pool.discard(path, name, UNSIGNED if key is None else key)
+    remove_expert(path, name, UNSIGNED if key is None else key)
     say(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
 
 
@@ -334,15 +354,17 @@ def _settled(path: Path) -> "Pool":
     return renewed_thresholds(recalibrated(pool))
 
 
-def _row(pool: "Pool", name: str) -> dict[str, Any]:
-    expert = pool[name]
+def _row(path: Path, key: Path | None, record: "ExpertRecord") -> dict[str, Any]:
+    """An expert as `ls` tells it; one that cannot be opened by its fault."""
+    from glider.experts.pool import Pool
+
+    row: dict[str, Any] = {"name": record.name, "rank": "-", "sites": 0, "gates": 0}
+    row |= {"mb": sum(file.size for file in record.files.values()) / 1e6, "description": None, "fault": None}
+    try:
+        expert = Pool.open(path, key, only=[record.name])[record.name]
+    except GliderError as fault:
+        return {**row, "fault": str(fault)}
     ranks = sorted({site.rank for site in expert.sites.values()})
-    record = next(record for record in pool.index.experts if record.name == name)
-    return {
-        "name": name,
-        "rank": "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))),
-        "sites": len(expert.sites),
-        "gates": sum(site.has_gate for site in expert.sites.values()),
-        "mb": sum(file.size for file in record.files.values()) / 1e6,
-        "description": expert.card.description,
-    }
+    row["rank"] = "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1])))
+    row |= {"sites": len(expert.sites), "gates": sum(site.has_gate for site in expert.sites.values())}
+    return {**row, "description": expert.card.description}

@@ -3,29 +3,48 @@
 Nothing is retrained and the adapter's own files stay as they are, to the byte.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from glider.calibration.threshold import MINIMUM_QUERIES
 from glider.config import EMBEDDED_BASE
 from glider.contribute.adapter_files import TEXT_FILES, named_as, prompt_of, tell_oddities, without_base_weights
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
-from glider.contribute.protocol import EncodedTask, Report, read_task, require_new, run_stage, training_state, versions
+from glider.contribute.protocol import (
+    EncodedTask,
+    Report,
+    read_task,
+    require_new,
+    require_text,
+    run_stage,
+    training_state,
+    versions,
+)
 from glider.contribute.settings import TrainConfig
 from glider.demo.base import BASE_ID
-from glider.errors import DataError, ExpertError
+from glider.errors import DataError, ExpertError, GliderWarning
 from glider.experts.base_identity import require_same_base
 from glider.experts.card import CARD_FILE, DescriptionOrigin, ExpertCard
 from glider.experts.expert import Expert
-from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, base_name, read_layout
-from glider.experts.profile import EMBEDDED, PREFIX
+from glider.experts.peft_format import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    base_name,
+    parse_key,
+    read_layout,
+)
+from glider.experts.profile import EMBEDDED, HELD_BACK, PREFIX
 from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
 from glider.files.disk import copy_file, copy_tree, new_directory, refuse_links_out, save_tensors, sha256, write_json
+from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
+from glider.inference.base_outline import outline_base
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
 from glider.layers.widths import linear_widths
@@ -67,17 +86,22 @@ def adopt(
     out, directory = Path(out), _adapter_directory(source)
     if out.exists() and not _is_of(out, directory):
         require_new(out)
-    loaded = _base_for(directory, base)
+    if description is not None:
+        require_text(description)
+    loaded = base if data is None else _base_for(directory, base)
     if not out.exists():
         import_adapter(source, loaded, out, task=task, licence=licence)
     expert = Expert.open(out)
-    if data is not None and "gates" not in expert.card.training:
+    if data is None:
+        return expert if description is None else describe(out, description, config.embedder, config.embedder_prefix)
+    assert isinstance(loaded, BaseModel)
+    if "gates" not in expert.card.training:
         expert = make_gates(out, data, loaded, config, report)
-    if description is None and data is not None:
+    if description is None:
         description = read_task(data, config).definition
     if description is not None:
         expert = describe(out, description, config.embedder, config.embedder_prefix)
-    if data is not None and config.validation:
+    if config.validation:
         expert = make_profile(out, data, loaded, config)
     return expert
 
@@ -102,7 +126,7 @@ def import_adapter(
     out = Path(out)
     require_new(out)
     directory = _adapter_directory(source)
-    loaded = _base_for(directory, base)
+    loaded = _base_of_import(directory, base)
     with new_directory(out) as partial, named_as(partial, directory):
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
@@ -187,6 +211,7 @@ def describe(
     Embeddings in its profile that another embedder made go.
     """
     expert = Expert.open(directory)
+    require_text(description)
     embedding = load_embedder(embedder, prefix)
     card = expert.card.model_copy(
         update={"description": description, "described_by": origin, "embedder": embedding.identity}
@@ -201,17 +226,24 @@ def make_profile(
 ) -> Expert:
     """Give an expert its profile, from rows of its task; everything else stays.
 
-    Its embeddings are by the expert's own embedder; without one the profile has none. Raises `DataError` where
-    the rows leave none held back.
+    Its embeddings are by the expert's own embedder; without one the profile has none. Where no rows validate (few of
+    them, or `validation` 0) a third of the training rows is held back, 24 at most. Raises `DataError` for fewer than 3.
     """
     expert = Expert.open(directory)
     task = read_task(data, config)
+    training, held_back = task.train, task.validation or task.train[: min(HELD_BACK, len(task.train) // 3)]
+    if not held_back:
+        wanted = f"at least 3 rows, a third held back to calibrate a pool on ({3 * MINIMUM_QUERIES} are enough)"
+        raise DataError(wanted, f"{len(task.train)} in {data}", "Give more rows.")
     if not task.validation:
-        raise DataError("rows held back, to calibrate a pool on", "none", "Raise --validation, or give more rows.")
+        training = training[len(held_back) :]
+    if not task.validation and len(held_back) < MINIMUM_QUERIES:
+        text = f"{len(held_back)} rows are held back, where a pool is calibrated on {MINIMUM_QUERIES} of each expert"
+        warnings.warn(f"{text}: it has no part in the threshold then. Give more rows.", GliderWarning, stacklevel=2)
     embedder = load_for(expert.card.embedder) if expert.card.embedder else None
     loaded = _loaded(base)
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
-    profile = profile_of(task.train, task.validation, embedder, loaded, config.seed)
+    profile = profile_of(training, held_back, embedder, loaded, config.seed)
     vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}
     return _replace(expert, expert.card, {**vectors, **profile.tensors()})
 
@@ -235,13 +267,29 @@ def _loaded(base: str | BaseSpec | BaseModel) -> BaseModel:
 
 def _base_for(adapter: Path, base: str | BaseSpec | BaseModel | None) -> BaseModel:
     """The base model given, or the one that an adapter's settings name."""
+    return base if isinstance(base, BaseModel) else _named_base(adapter, base).load_base()
+
+
+def _base_of_import(adapter: Path, base: str | BaseSpec | BaseModel | None) -> BaseModel:
+    """The same for an import, which compares weights only where the adapter has copies of some."""
     if isinstance(base, BaseModel):
         return base
+    spec = _named_base(adapter, base)
+    plain = spec.base is not None and spec == BaseSpec(base=spec.base)
+    outline = outline_base(spec.base) if plain and spec.base is not None and _pairs_alone(adapter) else None
+    return outline or spec.load_base()
+
+
+def _named_base(adapter: Path, base: str | BaseSpec | None) -> BaseSpec:
     spec = BaseSpec.of(base)
-    if spec.base is None:
-        named = base_name(adapter)
-        spec = spec.model_copy(update={"base": EMBEDDED_BASE if named == BASE_ID else named})
-    return spec.load_base()
+    if spec.base is not None:
+        return spec
+    named = base_name(adapter)
+    return spec.model_copy(update={"base": EMBEDDED_BASE if named == BASE_ID else named})
+
+
+def _pairs_alone(adapter: Path) -> bool:
+    return all(parse_key(name) is not None for name in read_header(adapter / ADAPTER_WEIGHTS_FILE).shapes)
 
 
 def _adapter_directory(source: Path | str) -> Path:

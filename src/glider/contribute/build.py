@@ -14,6 +14,7 @@ from glider.config import EMBEDDED_BASE, Config, faults
 from glider.contribute.settings import TrainConfig
 from glider.errors import ConfigError, ExpertError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
+from glider.experts.membership import add_expert, is_unchanged
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import canonical_json, own_directory, sha256, write_json
 from glider.files.replacing import is_directory, put_directory, remove_entry
@@ -140,11 +141,10 @@ class ExpertJob:
     @property
     def finished(self) -> bool:
         """Whether the expert lies there, made by this very job."""
-        from glider.experts.pool import Pool
 
         if not self.out.exists() or ExpertCard.read(self.out).training.get("job") != self.key:
             return False
-        return Pool.unchanged(self.out.parent, self.name)
+        return is_unchanged(self.out.parent, self.name)
 
     def run(self, report: Report = silent) -> Path:
         """Make the expert in `work`, or go on with one that was begun there; returns that directory."""
@@ -224,7 +224,7 @@ class ExpertJob:
         root = self.out.parent
         if not (root / POOL_FILE).exists():
             Pool.create(root, Expert.open(self.out).card.base)
-        Pool.put(root, self.name)
+        add_expert(root, self.name)
 
 
 def _threads() -> int:

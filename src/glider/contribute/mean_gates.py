@@ -8,6 +8,7 @@ import torch
 from glider.contribute.examples import EncodedRow, collate
 from glider.errors import DataError
 from glider.inference.base_model import BaseModel
+from glider.progress import track
 from glider.shapes import Float, Tensor
 
 
@@ -28,7 +29,7 @@ def mean_gates(base: BaseModel, rows: Sequence[EncodedRow], sites: Iterable[str]
     hooks = [model.get_submodule(site).register_forward_pre_hook(_add_to(sums, counts, site)) for site in sites]
     model.eval()
     try:
-        for row in rows:  # one at a time: no pads, whichever tokens a site sees
+        for row in track(rows, len(rows), "Mean inputs"):  # one at a time: no pads, whichever tokens a site sees
             batch = collate([row], base.tokenizer.pad_token_id, model.config.is_encoder_decoder)
             if not model.config.is_encoder_decoder:
                 del batch["labels"]  # they cover the answer alone, and no loss is wanted

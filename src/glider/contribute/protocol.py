@@ -55,6 +55,10 @@ def train_expert(
     `out` in `.<name>.training`. Raises `DataError` for bad rows, `ExpertError` if `out` exists.
     """
     out = Path(out)
+    if description is not None:
+        require_text(description)
+    if out.exists():
+        _require_incomplete(out, sha256(Path(data)), config)
     require_new(out)
     task_data = read_task(data, config)
     description = description or task_data.definition
@@ -136,6 +140,25 @@ def require_new(out: Path) -> None:
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
     if re.fullmatch(NAME, out.name) is None:
         raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")
+
+
+def _require_incomplete(out: Path, data_sha256: str, config: TrainConfig) -> None:
+    """Raise `ExpertError` that says so where `out` is the very expert that is to be trained."""
+    try:
+        training = ExpertCard.read(out).training
+    except ExpertError:
+        return  # whatever it is, it is in the way
+    if training.get("data_sha256") == data_sha256 and training.get("config") == config.model_dump(mode="json"):
+        wanted, got = f"an expert at {out} that is still to be trained", "a complete one, of these rows and settings"
+        raise ExpertError(wanted, got, "Nothing is left to do; use it, or give another --out.")
+
+
+def require_text(description: str) -> None:
+    """Raise `ExpertError` for a description that says nothing."""
+    if not description.strip():
+        raise ExpertError(
+            "a description: one sentence that names the task", "an empty one", "Write it, or leave it out."
+        )
 
 
 def run_stage(

@@ -3,13 +3,21 @@
 import csv
 import gzip
 import json
+import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from glider.errors import DataError, MissingDependency
+from glider.files.json_text import parse_json
+from glider.files.opening import UnfitFile, opened
 
-LARGEST_FILE = 1 << 30  # bytes of a JSON array, which is read at once
+LARGEST_FILE = 256 << 20  # bytes of a JSON array, which is read at once
+LONGEST_LINE = 16 << 20  # bytes of a row
+MOST_MEMBERS = 20_000_000  # values of a JSON array
+_LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
+_PARQUET_ROWS = 64  # decoded at once
 _PARTS = ("input", "output", "choices", "references", "targets", "definition", "split", "id", "template")
 FORMS = "`input` and `output`, `prompt` and `completion`, or `messages`; --map names other columns"
 
@@ -39,15 +47,15 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif kind == ".json":
         yield from _array(path)
     else:
-        with _text(path) as file:
-            try:
-                for record in csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True):
-                    where = f"{path}:{file.lines}"
-                    if None in record or None in record.values():
-                        raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
-                    yield where, {name: _cell(value) for name, value in record.items() if value != ""}
-            except csv.Error as fault:
-                raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
+        lines = _Counted(lines_of(path))
+        try:
+            for record in csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", strict=True):
+                where = f"{path}:{lines.count}"
+                if None in record or None in record.values():
+                    raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
+                yield where, {name: _cell(value) for name, value in record.items() if value != ""}
+        except csv.Error as fault:
+            raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
 
 
 def as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -96,30 +104,19 @@ def _cell(text: str) -> Any:
     return text
 
 
-class _Lines:
-    """Lines of a text file, counted."""
+class _Counted:
+    """Lines, and how many were read."""
 
-    def __init__(self, file: Any):
-        self._file, self.lines = file, 0
+    def __init__(self, lines: Iterator[str]):
+        self._lines, self.count = lines, 0
 
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
-
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_Counted":
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
-        self.lines += 1
+        line = next(self._lines)
+        self.count += 1
         return line
-
-
-def _text(path: Path) -> _Lines:
-    opened = gzip.open if path.suffix == ".gz" else open
-    return _Lines(opened(path, "rt", encoding="utf-8-sig", newline=""))
 
 
 def _kind(path: Path) -> str:
@@ -128,18 +125,16 @@ def _kind(path: Path) -> str:
 
 def _begins_array(path: Path) -> bool:
     try:
-        with _text(path) as file:
-            return next((line.lstrip()[:1] for line in file if line.strip()), "") == "["
-    except (OSError, UnicodeDecodeError, EOFError):
+        return next((line.lstrip()[:1] for line in _lines(path, LARGEST_FILE) if line.strip()), "") == "["
+    except (OSError, UnfitFile, zlib.error, UnicodeDecodeError, EOFError):
         return False  # whoever reads it says what is wrong
 
 
 def _array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.stat().st_size > LARGEST_FILE:
-        raise DataError(f"a JSON array of at most {LARGEST_FILE} bytes in {path}", "more", "Write JSON Lines.")
     try:
-        with _text(path) as file:
-            values = json.loads("".join(file))
+        values = parse_json("".join(_lines(path, LARGEST_FILE)).encode(), MOST_MEMBERS)
+    except UnfitFile:
+        raise
     except (ValueError, RecursionError) as fault:
         raise DataError(f"JSON in {path}", str(fault), "Mend the file.") from fault
     for number, value in enumerate(values, start=1):
@@ -154,11 +149,38 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise MissingDependency("pyarrow", "read Parquet files", "pip install pyarrow") from None
+    most, read, number = max(_LARGEST_EXPANDED, _MOST_EXPANDED * path.stat().st_size), 0, 0
     try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches():
+        file = ParquetFile(path)
+        declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        for batch in file.iter_batches(_PARQUET_ROWS) if declared <= most else ():
+            read += batch.nbytes
+            if read > most:
+                break
             for value in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", {name: one for name, one in value.items() if one is not None}
-    except ArrowException as fault:
+    except (ArrowException, OSError) as fault:
         raise DataError(f"Parquet in {path}", str(fault).splitlines()[0], "Get the file anew.") from fault
+    if max(declared, read) > most:
+        raise UnfitFile(f"more than {most} bytes, once expanded")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file, compressed or not; `UnfitFile` for one without end, and for a small file that becomes
+    absurdly large."""
+    return _lines(path, LONGEST_LINE)
+
+
+def _lines(path: Path, longest: int) -> Iterator[str]:
+    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:
+        most = max(_LARGEST_EXPANDED, _MOST_EXPANDED * os.fstat(descriptor).st_size)
+        file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
+        size = 0
+        while line := file.readline(longest + 1):
+            size += len(line)
+            if len(line) > longest:
+                raise UnfitFile(f"a line of more than {longest} bytes")
+            if size > most:
+                raise UnfitFile(f"more than {most} bytes, once expanded")
+            yield line.decode("utf8").removeprefix("\ufeff") if size == len(line) else line.decode("utf8")

@@ -1,25 +1,21 @@
 """Rows of a task: read from files, and split."""
 
-import gzip
 import json
-import os
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
-from glider.data.records import FORMS, as_row, is_table, records
+from glider.data.records import FORMS, as_row, is_table, lines_of, records
 from glider.errors import DataError
 from glider.files.json_text import parse_json
-from glider.files.opening import UnfitFile, opened
+from glider.files.opening import UnfitFile
 
-_LONGEST_LINE = 16 << 20  # bytes of a row
 _LONG_LINE, _MOST_MEMBERS = 1 << 16, 50_000
-_LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 
 
 class Row(BaseModel):
@@ -52,13 +48,12 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
     `completion` or `messages`, or the `columns` by part of a row. Raises `DataError` with the file and line number for
     a row that cannot be read, or lacks its input or output.
     """
-    path, columns = Path(path), columns or {}
-    rows = []
+    path, columns, rows = Path(path), columns or {}, []
     try:
         if is_table(path):
             rows = [_row(record, columns, where) for where, record in records(path)]
             return _of_split(rows, split, path)
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
                 rows.append(_parse_row(line, columns, f"{path}:{number}"))
     except FileNotFoundError:
@@ -95,22 +90,6 @@ def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Ro
     if not train:
         raise DataError("rows to train on", "none (no row has the split `train`)", "Name the split, or leave it out.")
     return train, held_back
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, compressed or not; `UnfitFile` for one without end, and for a small file that becomes
-    absurdly large."""
-    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:
-        most = max(_LARGEST_EXPANDED, _MOST_EXPANDED * os.fstat(descriptor).st_size)
-        file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
-        count = 0
-        while line := file.readline(_LONGEST_LINE + 1):
-            count += len(line)
-            if len(line) > _LONGEST_LINE:
-                raise UnfitFile(f"a line of more than {_LONGEST_LINE} bytes")
-            if count > most:
-                raise UnfitFile(f"more than {most} bytes, once expanded")
-            yield line.decode("utf8")
 
 
 def _parse_row(line: str, columns: Mapping[str, str], where: str) -> Row:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from glider.config import Config, faults
+from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
 from glider.evaluation.chosen_rows import ChosenRows
@@ -97,6 +98,7 @@ class RunPlan(Config):
     matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
     device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
     split: str | None = "test"
+    columns: str = ""  # of the rows, as input=question,output=answer
     rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed
     seed: int = 0
     max_new_tokens: int = Field(default=64, ge=1)
@@ -178,6 +180,7 @@ class RunPlan(Config):
             append=plan.append or chosen.append or "",
             max_new_tokens=plan.max_new_tokens or chosen.max_new_tokens or self.max_new_tokens,
             description=description,
+            columns=self.columns,
         )
 
 
@@ -195,6 +198,7 @@ class Task:
     append: str
     max_new_tokens: int
     description: str | None
+    columns: str = ""
 
     def chosen(self) -> ChosenRows:
         """The rows to evaluate: the subset drawn by the seed, in the order of the file.
@@ -202,7 +206,7 @@ class Task:
         A few rows of a choice task that lack choices are left out and counted; raises `DataError` for more of them, and
         for an output that is none of its choices.
         """
-        found = list(enumerate(read_rows(self.path, self.split)))
+        found = list(enumerate(read_rows(self.path, self.split, columns_of(self.columns))))
         by_choice = self.metric in (None, "accuracy") and any(row.choices for _, row in found)
         usable = [(i, row) for i, row in found if row.choices or not by_choice]
         left_out = len(found) - len(usable)
@@ -223,7 +227,7 @@ class Task:
     def fewshot(self, count: int, splits: Sequence[str]) -> list[Row]:
         """Rows of the first of `splits` that has any, none of them evaluated; raises `DataError` without."""
         evaluated = {(row.input, row.output) for row in self.chosen().rows}
-        everything = read_rows(self.path)
+        everything = read_rows(self.path, columns=columns_of(self.columns))
         for split in splits:
             rows = [
                 row.model_copy(update={"input": row.input + self.append}) for row in everything if row.split == split
@@ -236,7 +240,7 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What decides the result, apart from the file's content."""
         names = ("set", "name", "split", "rows", "seed", "metric", "append", "max_new_tokens", "description")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"columns": self.columns} if self.columns else {})
 
 
 def pool_hash(pool: Pool) -> str:

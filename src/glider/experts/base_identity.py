@@ -1,13 +1,17 @@
 """Which base model an expert belongs to, so that a pool never meets another base silently."""
 
-import hashlib
-from typing import Any
+from __future__ import annotations
 
-import torch
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from glider.config import Config
 from glider.errors import BaseModelError
 from glider.files.disk import canonical_json
+
+if TYPE_CHECKING:
+    import torch
 
 _ARCHITECTURE_FIELDS = (
     *("model_type", "vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "head_dim"),
@@ -41,7 +45,12 @@ class BaseIdentity(Config):
 
 def identify(model: Any, model_id: str) -> BaseIdentity:
     """Fingerprint a transformers model (not yet attached to anything)."""
-    config, weights = model.config.to_dict(), _named_weights(model)
+    return identify_by(model, identifying_weights(model), model_id)
+
+
+def identify_by(model: Any, weights: Mapping[str, torch.Tensor], model_id: str) -> BaseIdentity:
+    """The identity of a model whose `identifying_weights` are these; its own may be anywhere."""
+    config = model.config.to_dict()
     architecture = {field: config[field] for field in _ARCHITECTURE_FIELDS if config.get(field) is not None}
     return BaseIdentity(
         model_id=model_id,
@@ -86,7 +95,7 @@ def _sampled(weight: torch.Tensor) -> tuple[float, ...]:
     return tuple(flat[:: max(1, flat.numel() // _KEPT_VALUES)][:_KEPT_VALUES].float().cpu().tolist())
 
 
-def _named_weights(model: Any) -> dict[str, torch.Tensor]:
+def identifying_weights(model: Any) -> dict[str, torch.Tensor]:
     """The input embedding, the first and last matrix, and the first and last vector, by name."""
     floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
     matrices = [name for name, weight in floating.items() if weight.ndim == 2]
@@ -96,6 +105,8 @@ def _named_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _fingerprint(weight: torch.Tensor) -> str:
+    import torch
+
     flat = weight.detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)][:_SAMPLED_VALUES]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().astype("<i2").tobytes()

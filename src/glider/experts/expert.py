@@ -1,14 +1,14 @@
 """An expert on disk and in memory: LoRA pairs, gates, instruction embedding, card."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from glider.errors import ExpertError
 from glider.experts.card import CARD_FILE, ExpertCard, read_card
@@ -26,7 +26,11 @@ from glider.files.disk import new_directory, refuse_links_out, save_tensors, sha
 from glider.files.headers import Header
 from glider.files.replacing import recover
 from glider.files.tensor_file import LARGEST_VALUE, TensorFile, sane
-from glider.shapes import Float, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from glider.shapes import Float, Tensor
 
 EXPERT_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE, CARD_FILE)
 TENSOR_FILES = (ADAPTER_WEIGHTS_FILE, GLIDER_WEIGHTS_FILE)
@@ -82,7 +86,7 @@ class Expert:
         name: str | None = None,
         records: Mapping[str, FileRecord] | None = None,
         signed: bool = False,
-    ) -> "Expert":
+    ) -> Expert:
         """Open and check structure: files, card, adapter settings, tensor names and shapes.
 
         `name` is what the expert is called here, by default as its card says; `records` are what a pool knows of its
@@ -108,7 +112,7 @@ class Expert:
             opened.verify({file: record.sha256 for file, record in records.items()})  # of an older format: whole files
         return opened
 
-    def renamed(self, name: str) -> "Expert":
+    def renamed(self, name: str) -> Expert:
         """The same files under another name."""
         parts = (self.directory, self.card, self.layout, self.sites, self._files, self._records, self._read)
         return Expert(name, *parts)
@@ -220,14 +224,17 @@ def write_expert(
     lora: Mapping[str, Tensor],
     gates: Mapping[str, Float[Tensor, " D"]],
     instruction: Float[Tensor, " G"] | None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     profile: Profile | None = None,
 ) -> Expert:
     """Write a whole expert directory atomically and open it.
 
     `lora` holds PEFT's tensors under PEFT's names, `gates` maps site to gate. LoRA pairs and gates are stored in
-    `dtype`, the instruction embedding in float32 (its cosine decides between near neighbours).
+    `dtype` (default: bfloat16), the instruction embedding in float32 (its cosine decides between near neighbours).
     """
+    import torch
+
+    dtype = dtype or torch.bfloat16
     with new_directory(directory) as partial:
         peft_config.save_pretrained(str(partial))
         _settle_order(partial / ADAPTER_CONFIG_FILE)

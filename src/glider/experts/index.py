@@ -15,6 +15,7 @@ from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, parse_json
 from glider.files.opening import read_bytes
 from glider.verdicts.thresholds import Thresholds
 
+BACKGROUND_FILE = "background.safetensors"  # of a pool that has strangers of its own
 POOL_FILE = "pool.json"
 FORMAT = 2  # since 2 with digests of the single tensors
 _LARGEST_CONSTANT = 1e6

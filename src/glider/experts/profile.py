@@ -5,12 +5,16 @@ one by one, on which a pool is calibrated. Shapes are the same for every expert 
 a large pool's files stay equal.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
+from glider.files.dtypes import FLOATING, WHOLE, torch_dtype
 
-from glider.shapes import Float, Int, Tensor
+if TYPE_CHECKING:
+    from glider.shapes import Float, Int, Tensor
 
 PREFIX = "profile."
 ROWS = 64  # training inputs counted
@@ -21,8 +25,7 @@ EMBEDDED = ("inputs", "held_back_inputs")
 WIDTHS = {"inputs": "inputs", "held_back_inputs": "inputs", "hidden": "hidden", "held_back_hidden": "hidden"}  # alike
 _AXES = {"grams": 1, "counts": 1, "held_back": 2, "inputs": 1, "held_back_inputs": 2}
 _AXES |= {"hidden": 1, "held_back_hidden": 2}
-_DTYPES = {"grams": torch.int32, "counts": torch.uint8, "held_back": torch.int32}
-_WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+_DTYPES = {"grams": "I32", "counts": "U8", "held_back": "I32"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,11 @@ class Profile:
         return {PREFIX + name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Profile":
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Profile:
         """From the tensors of a file, whatever their dtypes there."""
         parts = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        return cls(**{part: tensor.to(_DTYPES.get(part, tensor.dtype)) for part, tensor in parts.items()})
+        wanted = {part: torch_dtype(name) for part, name in _DTYPES.items()}
+        return cls(**{part: tensor.to(wanted.get(part, tensor.dtype)) for part, tensor in parts.items()})
 
     @classmethod
     def of(
@@ -68,8 +72,10 @@ class Profile:
         held_back_inputs: Float[Tensor, "Q G"] | None = None,
         hidden: Float[Tensor, "N H"] | None = None,
         held_back_hidden: Float[Tensor, "Q H"] | None = None,
-    ) -> "Profile":
+    ) -> Profile:
         """Count the n-grams of training inputs; beyond 12,288 distinct ones those of the fewest inputs go."""
+        import torch
+
         grams, counts = torch.cat([torch.zeros(0, dtype=torch.int64), *training]).unique(return_counts=True)
         if len(grams) > MOST_GRAMS:
             kept = counts.sort(descending=True, stable=True).indices[:MOST_GRAMS].sort().values
@@ -89,14 +95,14 @@ class Profile:
         )
 
 
-def misfit(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> str | None:
+def misfit(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> str | None:
     """What keeps tensors of these names and shapes from being a profile; None if nothing does, or if there is none."""
     parts = {name.removeprefix(PREFIX): shape for name, shape in shapes.items() if name.startswith(PREFIX)}
     for part, shape in parts.items():
         if len(shape) != _AXES.get(part) or 0 in shape[-1:]:
             return f"the tensor {PREFIX}{part} of shape {shape}"
         dtype = dtypes[PREFIX + part]
-        if not (dtype in _WHOLE if part in _DTYPES else dtype.is_floating_point):
+        if dtype not in (WHOLE if part in _DTYPES else FLOATING):
             return f"the tensor {PREFIX}{part} of {dtype}"
     if parts and (missing := {"grams", "counts", "held_back"} - parts.keys()):
         return f"a profile without {', '.join(sorted(missing))}"
@@ -113,6 +119,8 @@ def misfit(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dty
 
 
 def _signed(grams: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    import torch
+
     return torch.where(grams >= 1 << 31, grams - (1 << 32), grams).to(torch.int32)
 
 
@@ -121,4 +129,6 @@ def _unsigned(grams: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
 
 
 def _filled(values: Tensor, length: int) -> Tensor:
+    import torch
+
     return torch.cat([values, values.new_zeros(length - len(values))])

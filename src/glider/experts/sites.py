@@ -1,14 +1,19 @@
 """The sites of an expert, told from the names and shapes of its tensors."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE, parse_key
 from glider.experts.profile import PREFIX, misfit
+from glider.files.dtypes import torch_dtype, wider
 from glider.files.headers import Header
+
+if TYPE_CHECKING:
+    import torch
 
 GLIDER_WEIGHTS_FILE = "glider.safetensors"
 GATE = ".gate"
@@ -23,7 +28,12 @@ class ExpertSite:
     in_features: int
     out_features: int
     has_gate: bool
-    dtype: torch.dtype  # of the pair as stored; the wider one where A and B differ
+    stored: str  # the dtype of the pair in the file, by its name there; the wider one where A and B differ
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That dtype in PyTorch."""
+        return torch_dtype(self.stored)
 
 
 class MisfitError(Exception):
@@ -41,13 +51,13 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     Experts of one shape share their headers, and so the result.
     """
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
-    dtypes: dict[str, torch.dtype] = {}
+    dtypes: dict[str, str] = {}
     for key, shape in adapter.shapes.items():
         if (parsed := parse_key(key)) is None:
             raise MisfitError(ADAPTER_WEIGHTS_FILE, "only LoRA pairs on linear layers", f"the tensor {key}")
         site, stored = parsed[0], adapter.dtypes[key]
         pairs.setdefault(site, {})[parsed[1]] = shape
-        dtypes[site] = torch.promote_types(dtypes.get(site, stored), stored)
+        dtypes[site] = wider(dtypes.get(site, stored), stored)
     if not pairs:
         raise MisfitError(ADAPTER_WEIGHTS_FILE, "LoRA pairs", "no tensor")
     sites = {site: _parse_pair(site, pair, extra, dtypes[site]) for site, pair in pairs.items()}
@@ -66,10 +76,10 @@ def parse_sites(adapter: Header, extra: Header) -> Mapping[str, ExpertSite]:
     return sites
 
 
-def _parse_pair(site: str, pair: Mapping[str, tuple[int, ...]], extra: Header, dtype: torch.dtype) -> ExpertSite:
+def _parse_pair(site: str, pair: Mapping[str, tuple[int, ...]], extra: Header, stored: str) -> ExpertSite:
     a, b, gate = pair.get("A"), pair.get("B"), extra.shapes.get(site + GATE)
     if a is None or b is None or len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
         raise MisfitError(ADAPTER_WEIGHTS_FILE, f"a pair A (R, D), B (O, R) for {site}", f"A {a}, B {b}")
     if gate is not None and gate != (a[1],):
         raise MisfitError(GLIDER_WEIGHTS_FILE, f"a gate of shape ({a[1]},) for {site}", f"{gate}")
-    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None, dtype=dtype)
+    return ExpertSite(rank=a[0], in_features=a[1], out_features=b[0], has_gate=gate is not None, stored=stored)

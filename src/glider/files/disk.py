@@ -1,5 +1,7 @@
 """Files that appear whole or not at all."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import os
@@ -8,11 +10,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from glider.errors import ExpertError
 from glider.files.json_text import LARGEST_JSON as LARGEST_JSON
@@ -20,6 +20,9 @@ from glider.files.json_text import read_json as read_json
 from glider.files.opening import opened
 from glider.files.opening import sha256 as sha256
 from glider.files.replacing import flush_directory, is_directory, replace_directory, work_beside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
@@ -78,6 +81,8 @@ def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fres
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file; a full disk is the `OSError` that it is, not a serialisation error."""
+    from safetensors.torch import save_file
+
     with _told_as(path):
         save_file(dict(tensors), path, metadata=metadata)
         path.chmod(0o644)

@@ -15,20 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glider.errors import ExpertError
+from glider.files.dtypes import SIZES
 from glider.files.json_text import parse_json
 from glider.files.opening import UnfitFile, opened, read_exactly
 
 LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth of it
 MOST_TENSORS = 100_000  # an adapter on every expert of 48 layers of 128 has 37,000
 LONGEST_NAME = 512  # characters
-_DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
-    "BOOL": torch.bool,
-}
 _MOST_AXES = 8
 _LARGEST_CACHED = 256 << 10
 
@@ -38,7 +32,7 @@ class Header:
     """The shape, dtype and place of every tensor of a file. Files with the same header give the same object."""
 
     shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
+    dtypes: dict[str, str]  # by their names in the file, of `files.dtypes`
     places: dict[str, tuple[int, int]]  # first byte and length, from the file's beginning
     data_bytes: int
     length: int  # of the header's text
@@ -121,19 +115,19 @@ def _parse(header: bytes) -> Header:
     )
 
 
-def _entry(name: str, value: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
+def _entry(name: str, value: Any) -> tuple[tuple[int, ...], str, int, int]:
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise ValueError(f"a name of {len(name)} characters, {name[:40]!r}")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"an entry {name} without dtype, shape and data_offsets")
     shape, offsets = value["shape"], value["data_offsets"]
-    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
-    if dtype is None:
-        raise ValueError(f"dtype {str(value['dtype'])[:40]!r} in {name}")
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or dtype not in SIZES:
+        raise ValueError(f"dtype {str(dtype)[:40]!r} in {name}")
     if not _naturals(shape) or len(shape) > _MOST_AXES or not _naturals(offsets) or len(offsets) != 2:
         raise ValueError(f"shape {str(shape)[:80]} and offsets {str(offsets)[:80]} in {name}")
-    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{offsets[1] - offsets[0]} bytes for shape {shape} of {value['dtype']} in {name}")
+    if offsets[1] - offsets[0] != math.prod(shape) * SIZES[dtype]:
+        raise ValueError(f"{offsets[1] - offsets[0]} bytes for shape {shape} of {dtype} in {name}")
     return tuple(shape), dtype, offsets[0], offsets[1]
 
 

@@ -4,24 +4,32 @@ A map of the file would be shorter, but what is mapped is another's to change: c
 over it changes tensors that were checked. So bytes are copied by `pread`, and what is handed out is what was checked.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from glider.errors import ExpertError
 from glider.files.descriptors import Descriptor, descriptor_of, hold
+from glider.files.dtypes import FLOATING, torch_dtype
 from glider.files.headers import Header, header_of, reading
 from glider.files.opening import read_exactly
-from glider.shapes import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DIGEST_BYTES = 16  # of SHA-256: nobody finds another tensor with the same
 _TOGETHER = 8 << 20  # bytes that a pass over the whole file reads at once
-_AGAIN = "Get the file anew, or remove the expert and add it again if you changed it on purpose."
+_AGAIN = (
+    "Get the file anew, or take the expert out with `glider pool remove`; if you changed it on purpose, add it again "
+    "with `glider pool add`."
+)
 LARGEST_VALUE = 1e9  # of what an expert holds
 
 
@@ -83,7 +91,7 @@ class TensorFile:
         assert self._digests is not None
         if (got := _digest(content)) != self._digests[name]:
             raise self._changed_tensor(name, self._digests[name], got)
-        return _values(content, self.header.dtypes[name]).view(self.header.shapes[name])
+        return _values(content, torch_dtype(self.header.dtypes[name])).view(self.header.shapes[name])
 
     def _pass(self, finite: bool) -> tuple[dict[str, bytes], str | None]:
         """Read all of the file once: its digests, compared with those that are known, and what is not finite."""
@@ -129,7 +137,7 @@ class TensorFile:
         """Neighbours of one dtype are looked at together."""
         for run in self._runs(names):
             first, end = self.header.places[run[0]][0] - begin, sum(self.header.places[run[-1]]) - begin
-            dtype = self.header.dtypes[run[0]]
+            dtype = torch_dtype(self.header.dtypes[run[0]])
             bounds = _values(content, dtype, first, end).aminmax()  # both are NaN where a value is
             if all(map(sane, bounds)):  # what is computed is float32 or narrower
                 continue
@@ -145,7 +153,7 @@ class TensorFile:
         run: list[str] = []
         for name in names:
             dtype, (begin, length) = self.header.dtypes[name], self.header.places[name]
-            if not dtype.is_floating_point or not length:
+            if dtype not in FLOATING or not length:
                 continue
             if run and self.header.dtypes[run[0]] == dtype and sum(self.header.places[run[-1]]) == begin:
                 run.append(name)
@@ -187,6 +195,8 @@ def _digest(content: bytearray | memoryview) -> bytes:
 
 def _values(content: bytearray, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> Tensor:
     """Bytes as values in a row, copied where they lie at no multiple of their size."""
+    import torch
+
     end = len(content) if end is None else end
     if begin == end:
         return torch.empty(0, dtype=dtype)

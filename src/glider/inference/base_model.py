@@ -37,10 +37,10 @@ def load_base(
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
-    source, model_id = _locate(base)
+    source, model_id = locate(base)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments))
-        architecture = _architecture(config)
+        architecture = architecture_of(config)
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
         try:
@@ -84,12 +84,18 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
 def _completed(model: Any, tokenizer: Any, model_id: str, source: str) -> BaseModel:
     model.eval()
+    return BaseModel(model, completed_tokenizer(tokenizer), identify(model, model_id), source)
+
+
+def completed_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer, which pads by its end token where it has no other."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return BaseModel(model, tokenizer, identify(model, model_id), source)
+    return tokenizer
 
 
-def _locate(base: str) -> tuple[str, str]:
+def locate(base: str) -> tuple[str, str]:
+    """Where transformers finds a base model, and its id."""
     if base == EMBEDDED_BASE:
         from glider.demo.base import BASE_ID, converted_base
 
@@ -106,7 +112,7 @@ def _where(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in names if name in arguments}
 
 
-def _architecture(config: Any) -> Any:
+def architecture_of(config: Any) -> Any:
     """The auto class of a family: an encoder-decoder's, a language model's, or that of images and text."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 

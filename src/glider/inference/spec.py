@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ByteSize, Field, TypeAdapter, field_validator
 
 from glider.config import EMBEDDED_BASE, Config
-from glider.errors import ConfigError, GliderWarning, PoolError, RouterError
+from glider.errors import ConfigError, GliderError, GliderWarning, PoolError, RouterError
 from glider.experts.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import torch
 
     from glider.experts.pool import Pool
@@ -171,6 +173,21 @@ class ModelSpec(BaseSpec):
         """The pool, as the owner of a required key signed it; raises `PoolError` where nobody of them did."""
         return open_pool(self.pool, self.require_key)
 
+    def _verified_pool(self, method: "Router", adapters: bool) -> "Pool":
+        """The pool, its files verified; of a router that names its experts they alone where others are broken."""
+        names = getattr(method, "experts", None)
+        try:
+            pool = self.open_pool()
+            pool.verify(adapters)
+        except GliderError as fault:
+            if names is None:
+                raise
+            pool = open_pool(self.pool, self.require_key, names)
+            pool.verify(adapters)
+            text = f"{', '.join(names)} alone of {self.pool}, which is broken: {fault}"
+            warnings.warn(text, GliderWarning, stacklevel=3)
+        return pool
+
     def load(self, base: "BaseModel | None" = None) -> "RoutedModel":
         """Load the base model, or take one that is loaded, open and verify the pool, and attach it.
 
@@ -178,9 +195,9 @@ class ModelSpec(BaseSpec):
         """
         from glider.routing.preparation import prepare
 
-        storage, pool, method, writer = self.storage, self.open_pool(), self.method, self.writer
+        storage, method, writer = self.storage, self.method, self.writer
+        pool = self._verified_pool(method, adapters=storage.expert_memory is None)
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
-        pool.verify(adapters=storage.expert_memory is None)
         if self.abstain is not False and getattr(method, "abstains", False):
             _warn_without_profiles(pool)
         base = self.load_base(base_of(pool)) if base is None else base
@@ -316,11 +333,11 @@ def device_of(name: str) -> "torch.device":
         raise ConfigError("a device such as cpu or cuda", name, "Check the spelling.") from fault
 
 
-def open_pool(pool: str | Path, require_key: str | Path | None = None) -> "Pool":
+def open_pool(pool: str | Path, require_key: str | Path | None = None, only: "Collection[str] | None" = None) -> "Pool":
     """Open a pool by path, or the embedded one by the name "demo", which came with the package and needs no signature.
 
     With `require_key`, a file of public keys (by default that of `$GLIDER_TRUSTED_KEYS`), the owner of one of them must
-    have signed the pool.
+    have signed the pool. `only` as in `Pool.open`.
     """
     from glider.experts.pool import Pool
 
@@ -328,8 +345,8 @@ def open_pool(pool: str | Path, require_key: str | Path | None = None) -> "Pool"
         from glider.demo.pool import DEMO_POOL
         from glider.experts.trust import UNSIGNED
 
-        return Pool.open(DEMO_POOL, UNSIGNED)
-    return Pool.open(pool, None if require_key is None else Path(require_key))
+        return Pool.open(DEMO_POOL, UNSIGNED, only)
+    return Pool.open(pool, None if require_key is None else Path(require_key), only)
 
 
 def base_of(pool: "Pool") -> str:

@@ -144,7 +144,8 @@ class Router(Protocol):
     """Frozen settings of a method. Every value a router computes is returned; nothing is stored.
 
     A router may have an attribute `support` (`Support`); without one its decisions are right everywhere. One with a
-    true attribute `abstains` uses verdicts where the pool is calibrated for them, unless the caller says otherwise.
+    true attribute `abstains` uses verdicts where the pool is calibrated for them, unless the caller says otherwise. An
+    attribute `experts` names the ones that it needs, where it needs no others: these load from a broken pool.
     """
 
     def prepare(self, pool: Pool) -> Prepared:

@@ -8,6 +8,7 @@ import torch
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
 from glider.experts.sites import ExpertSite
+from glider.files.dtypes import name_of
 from glider.routing.base import Decision, Prepared, QueryFeatures, Site
 from glider.routing.condition import Condition
 from glider.routing.linear import LinearScores, LinearTopK
@@ -24,7 +25,7 @@ class MergedExpert:
     @property
     def sites(self) -> dict[str, ExpertSite]:
         return {
-            site: ExpertSite(a.shape[0], a.shape[1], b.shape[0], False, torch.promote_types(a.dtype, b.dtype))
+            site: ExpertSite(a.shape[0], a.shape[1], b.shape[0], False, name_of(torch.promote_types(a.dtype, b.dtype)))
             for site, (a, b) in self.pairs.items()
         }
 

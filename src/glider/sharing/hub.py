@@ -4,10 +4,11 @@ What is pushed is verified, and is what lies on disk plus a model card. What is 
 an expert or a pool has are fetched, beside the target, and the target appears once they have passed `verify`.
 """
 
+import functools
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,11 +28,12 @@ from huggingface_hub.errors import (
 import glider
 from glider.errors import ExpertError, PoolError
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.pool import POOL_FILE, Pool, read_index
-from glider.files.disk import new_directory
+from glider.experts.index import BACKGROUND_FILE
+from glider.experts.membership import read_index
+from glider.experts.pool import POOL_FILE, Pool
+from glider.files.disk import copy_file, new_directory
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
-from glider.verdicts.background import BACKGROUND_FILE
 
 MODEL_CARD_FILE = "README.md"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,14 +46,15 @@ Error = type[ExpertError] | type[PoolError]
 def push_expert(
     expert: Expert, repo_id: str, private: bool = False, token: str | None = None, revision: str | None = None
 ) -> str:
-    """Upload an expert and its model card in one commit; returns the commit's address.
+    """Upload an expert and its model card in one commit; returns the commit's address. Or copy them into a new folder,
+    where `repo_id` is a path that begins with `.`, `/` or `~`.
 
     The repository is made if there is none (`private` counts only then), and so is the branch `revision`. Raises
     `ExpertError` for a damaged expert and for whatever the hub refuses.
     """
     expert.verify()
     files = {file: expert.directory / file for file in EXPERT_FILES}
-    readme = expert_model_card(expert.card, repo_id)
+    readme = expert_model_card(expert.card, _title(repo_id))
     return _push(files, readme, repo_id, private, token, revision, f"Upload expert {expert.name}", ExpertError)
 
 
@@ -61,10 +64,9 @@ def pull_expert(repo_id: str, out: Path | str, revision: str | None = None, toke
     `revision` is a branch, a tag or, to be sure of the content, a commit. Raises `ExpertError`.
     """
     out = _vacant(out, ExpertError)
-    api = _client(token)
-    commit = _resolve(api, repo_id, revision, ExpertError)
+    fetch = _fetching(repo_id, revision, token, ExpertError)
     with new_directory(out) as partial, _named_after(repo_id, partial):
-        _fetch(api, repo_id, commit, EXPERT_FILES, partial, ExpertError)
+        fetch(EXPERT_FILES, partial)
         Expert.open(partial).verify()
     return Expert.open(out)
 
@@ -82,7 +84,7 @@ def push_pool(
         names.append(BACKGROUND_FILE)
     files = {name: pool.path / name for name in names}
     message = f"Upload a pool of {len(pool)} experts"
-    return _push(files, pool_model_card(pool, repo_id), repo_id, private, token, revision, message, PoolError)
+    return _push(files, pool_model_card(pool, _title(repo_id)), repo_id, private, token, revision, message, PoolError)
 
 
 def pull_pool(
@@ -98,17 +100,65 @@ def pull_pool(
     checked before any expert is fetched. Raises `PoolError` or `ExpertError`.
     """
     out = _vacant(out, PoolError)
-    api = _client(token)
-    commit = _resolve(api, repo_id, revision, PoolError)
+    fetch = _fetching(repo_id, revision, token, PoolError)
     with new_directory(out) as partial, _named_after(repo_id, partial):
-        _fetch(api, repo_id, commit, (POOL_FILE,), partial, PoolError, optional=(SIGNATURE_FILE,))
+        fetch((POOL_FILE,), partial, optional=(SIGNATURE_FILE,))
         index = read_index(partial, require_key)
         names = [f"{record.home}/{file}" for record in index.experts for file in EXPERT_FILES]  # none leaves the pool
         if index.verdicts is not None and index.verdicts.background is not None:
             names.append(BACKGROUND_FILE)
-        _fetch(api, repo_id, commit, names, partial, PoolError)
+        fetch(names, partial)
         Pool.open(partial, require_key).verify()
     return Pool.open(out, require_key)
+
+
+def folder_of(repo_id: str) -> Path | None:
+    """The folder that a target names in place of a repository: a path that begins with `.`, `/` or `~`."""
+    return Path(repo_id).expanduser() if repo_id.startswith((".", "/", "~")) else None
+
+
+def _title(repo_id: str) -> str:
+    """What a model card calls a repository, or a folder, whose path is nobody's business."""
+    folder = folder_of(repo_id)
+    return repo_id if folder is None else folder.resolve().name
+
+
+def _fetching(repo_id: str, revision: str | None, token: str | None, error: Error) -> Callable[..., None]:
+    """Gets files by their names into a directory: from one commit of a repository, or from a folder."""
+    folder = folder_of(repo_id)
+    if folder is None:
+        api = _client(token)
+        return functools.partial(_fetch, api, repo_id, _resolve(api, repo_id, revision, error), error)
+    if revision is not None:
+        raise error("a revision of a repository", f"one of the folder {folder}", "Leave --revision out.")
+    return functools.partial(_copy, folder, error)
+
+
+def _write_folder(files: Mapping[str, Path], readme: str, folder: Path, revision: str | None, error: Error) -> str:
+    """Copy files and the model card into a new folder."""
+    if revision is not None:
+        raise error("a branch of a repository", f"one of the folder {folder}", "Leave --revision out.")
+    if os.path.lexists(folder):
+        raise error(f"a new folder at {folder}", "an existing one", "Remove it or give another one.")
+    with new_directory(folder) as target:
+        for name, path in files.items():
+            (target / name).parent.mkdir(exist_ok=True)
+            copy_file(path, target / name)
+        (target / MODEL_CARD_FILE).write_text(readme, "utf8")
+    return str(folder)
+
+
+def _copy(folder: Path, error: Error, files: Sequence[str], target: Path, optional: Sequence[str] = ()) -> None:
+    """Copy these files and no other out of a folder; raises `error` if one is missing or is no plain file."""
+    for name in (*files, *optional):
+        source = folder / name
+        if name in optional and not os.path.lexists(source):
+            continue
+        if not source.is_file() or source.resolve() != folder.resolve() / name:
+            got = "a link or a directory" if os.path.lexists(source) else "none"
+            raise error(f"the file {name} in {folder}", got, "Ask its author; glider cannot use it.")
+        (target / name).parent.mkdir(exist_ok=True)
+        copy_file(source, target / name)
 
 
 def _client(token: str | None) -> HfApi:
@@ -132,6 +182,8 @@ def _push(
     message: str,
     error: Error,
 ) -> str:
+    if (folder := folder_of(repo_id)) is not None:
+        return _write_folder(files, readme, folder, revision, error)
     api = _client(token)
     additions = [CommitOperationAdd(name, path) for name, path in files.items()]
     additions.append(CommitOperationAdd(MODEL_CARD_FILE, readme.encode()))
@@ -156,9 +208,9 @@ def _fetch(
     api: HfApi,
     repo_id: str,
     commit: str,
+    error: Error,
     files: Sequence[str],
     target: Path,
-    error: Error,
     optional: Sequence[str] = (),
 ) -> None:
     """Download these files and no other into `target`; raises `error` if one is missing or is no plain file."""

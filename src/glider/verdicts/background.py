@@ -20,8 +20,7 @@ from glider.files.opening import read_bytes
 from glider.instructions.inputs import ngrams
 from glider.shapes import Int, Tensor
 
-BACKGROUND_FILE = "background.safetensors"
-SHIPPED = Path(__file__).parent / BACKGROUND_FILE
+SHIPPED = Path(__file__).parent / "background.safetensors"
 MOST_GRAMS = 12288
 MOST_QUERY_GRAMS = 512
 MOST_BYTES = 1 << 24

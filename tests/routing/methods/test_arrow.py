@@ -13,6 +13,7 @@ from peft import ArrowConfig, create_arrow_model
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
 from glider.errors import RouterError
+from glider.experts.membership import add_expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import load
@@ -50,7 +51,7 @@ def steep_pool(base_directory: Path, make_pool, edit_tensors) -> Pool:
 
     for expert in list(pool):
         edit_tensors(expert.directory / "adapter_model.safetensors", steepen)
-        Pool.put(pool.path, expert.name)
+        add_expert(pool.path, expert.name)
     return Pool.open(pool.path)
 
 
@@ -109,7 +110,7 @@ def test_an_adapter_that_does_nothing_scores_zero(llama_directory: Path, make_po
     pool = make_pool(llama_directory, 2, sites=[Q])
     key = f"base_model.model.{Q}.lora_B.weight"
     edit_tensors(pool["e1"].directory / "adapter_model.safetensors", lambda t: t.update({key: 0 * t[key]}))
-    Pool.put(pool.path, "e1")
+    add_expert(pool.path, "e1")
     pool = Pool.open(pool.path)
     scores = ArrowVectors().scores(torch.randn(5, 32), Arrow().prepare(pool).sites[Q])
     assert (scores[:, 1] == 0).all() and (scores[:, 0] > 0).all()

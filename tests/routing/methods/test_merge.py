@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from glider.errors import RouterError
+from glider.experts.membership import add_expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
@@ -163,7 +164,7 @@ def with_unlike_sites(pool: Pool, edit_tensors) -> Pool:
 
     for expert in pool:
         edit_tensors(expert.directory / ADAPTER_WEIGHTS_FILE, shrink)
-        Pool.put(pool.path, expert.name)
+        add_expert(pool.path, expert.name)
     return Pool.open(pool.path)
 
 

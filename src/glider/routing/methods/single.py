@@ -15,5 +15,10 @@ class Single(Static):
 
     argument: str
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """All that it needs of a pool."""
+        return (self.argument,)
+
     def expert(self, pool: Pool) -> Expert:
         return pool[self.argument]

@@ -1,0 +1,71 @@
+"""A base model without its weights: its modules, its tokenizer, and its identity from the few weights that it needs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glider.errors import ExpertError
+from glider.experts.base_identity import identify_by, identifying_weights
+from glider.files.headers import read_header
+from glider.files.json_text import read_json
+from glider.inference.base_model import BaseModel, architecture_of, completed_tokenizer, locate
+
+_ONE, _SEVERAL = "model.safetensors", "model.safetensors.index.json"
+
+
+def outline_base(base: str) -> BaseModel | None:
+    """What `load_base(base)` gives, with the weights left where they are (on the device "meta").
+
+    None where the files do not tell enough: no safetensors on this machine, quantised weights, other names in the files
+    than in the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, model_id = locate(base)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        with torch.device("meta"):
+            model = architecture_of(config).from_config(config)
+        model.tie_weights()
+        weights = _read(source, identifying_weights(model), model.base_model_prefix)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, ExpertError):
+        return None  # loading the whole model tells what is wrong, if anything is
+    if weights is None:
+        return None
+    return BaseModel(model.eval(), completed_tokenizer(tokenizer), identify_by(model, weights, model_id), source)
+
+
+def _read(source: str, wanted: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor] | None:
+    """Weights by their names in the model, from the files that hold them; None where a file has no such weight."""
+    first = _cached(source, _ONE)
+    index = None if first is not None else _cached(source, _SEVERAL)
+    if first is None and index is None:
+        return None
+    homes: dict[str, Any] = {} if index is None else dict(read_json(index)["weight_map"])
+    names = homes.keys() if first is None else read_header(first).shapes.keys()
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in wanted.items():
+        stored = next(
+            (one for one in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}") if one in names), None
+        )
+        file = first if first is not None else stored and _cached(source, str(homes[stored]))
+        if stored is None or not file:
+            return None
+        with safe_open(file, framework="pt") as tensors:
+            weights[name] = tensors.get_tensor(stored).float()
+        if weights[name].shape != weight.shape:
+            return None
+    return weights
+
+
+def _cached(source: str, file: str) -> Path | None:
+    """A file of a model on this machine; nothing is downloaded."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(source, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
