@@ -1,16 +1,17 @@
 """`glider pool`: make, look at and check pools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glider.cli.arguments import KeyOption
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
+from glider.cli.pool_ls import ls
 from glider.cli.signature import keygen, sign
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
-from glider.terminal import console, say, say_json
+from glider.terminal import say, say_json
 
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
@@ -32,32 +33,6 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     for command in (keygen, sign):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
-
-
-def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
-    """List the experts of a pool."""
-    from glider.experts.pool import Pool
-
-    pool = Pool.open(path, key)
-    rows = [_row(pool, name) for name in pool.names]
-    if as_json:
-        say_json({"base": pool.index.base.model_id, "experts": rows})
-        return
-    from rich.table import Table
-
-    table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            row["name"],
-            row["rank"],
-            str(row["sites"]),
-            str(row["gates"]),
-            f"{row['mb']:.1f}",
-            row["description"] or "-",
-        )
-    shown = console()
-    shown.print(f"{len(pool)} experts for {pool.index.base.model_id} ({pool.index.base.hash})")
-    shown.print(table)
 
 
 def show(
@@ -230,6 +205,9 @@ def check(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each task, drawn by --seed.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="For --rows.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 32,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the gains in the pool's gains.json, for `glider pool ls`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what each expert gains on its own task, and which experts pull the rows of others down.
@@ -260,6 +238,10 @@ def check(
     with Bars() as bars:
         tick = lambda router, done: bars.update(router, done / total, f"{done}/{total} rows")  # noqa: E731
         checks = check_pool(pool, base, drawn, max_new_tokens, tick)
+    if store:
+        from glider.experts.gains import store_gains
+
+        store_gains(pool, {one.expert: one.measured for one in checks})
     if as_json:
         say_json([{**asdict(one), "hurts": one.hurts} for one in checks])
         return
@@ -332,17 +314,3 @@ def _settled(path: Path) -> "Pool":
 
     pool = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
     return renewed_thresholds(recalibrated(pool))
-
-
-def _row(pool: "Pool", name: str) -> dict[str, Any]:
-    expert = pool[name]
-    ranks = sorted({site.rank for site in expert.sites.values()})
-    record = next(record for record in pool.index.experts if record.name == name)
-    return {
-        "name": name,
-        "rank": "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))),
-        "sites": len(expert.sites),
-        "gates": sum(site.has_gate for site in expert.sites.values()),
-        "mb": sum(file.size for file in record.files.values()) / 1e6,
-        "description": expert.card.description,
-    }
