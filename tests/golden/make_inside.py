@@ -4,9 +4,9 @@
 
 The whole (4.5 MB) is a tiny random T5 and eight random experts, with what the published GLIDER code computed for them
 (UNITES-Lab/glider, unmodified, on the CPU in float32). Kept are the encoder, its experts and all nine cases' scores at
-its seven sites, and the scores at the decoder's two that read the encoder's output (its keys and values): a score at one
-site depends on what routed experts did at all before it. Left out are the decoder's own sites, so logits and generated
-tokens. No text or data of a task is in either.
+its seven sites, and the scores at the decoder's two that read the encoder's output (its keys and values): a score at
+one site depends on what routed experts did at all before it. Left out are the decoder's own sites, so logits and
+generated tokens. No text or data of a task is in either.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The numbers of the published code, reproduced through this project's own layers.
 
 The files are in the published layout, which the tests read by themselves here: what is tested is the routing. Those in
-the repository are a part of what ../shared/golden holds and describes (`make_inside.py`); both are tested where both are.
+the repository are a part of what ../shared/golden holds and describes (`make_inside.py`); both are tested where both
+are.
 """
 
 import json

@@ -118,7 +118,8 @@ def build(
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
 
-    Unchanged experts are skipped, an interrupted run goes on, and one expert's failure does not stop the others.
+    Unchanged experts are skipped, and one expert's failure does not stop the others. Stopped at any moment, the same
+    command goes on where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
@@ -128,7 +129,7 @@ def build(
 
     read = PoolPlan.read(plan)
     quiet_libraries()
-    with Bars(stay=True) as bars:
+    with Bars(stay=True, resumes=True) as bars:
         for entry in read.experts:
             bars.update(entry.name, 0.0, "waiting")
         results = []

@@ -1,6 +1,5 @@
 """`glider pool ls`: a pool at a glance."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer

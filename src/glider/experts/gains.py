@@ -6,6 +6,7 @@ kept by the content of an adapter, so that they follow one that is renamed and n
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -17,7 +18,6 @@ from glider.files.disk import write_json
 from glider.files.json_text import read_json
 
 GAINS_FILE = "gains.json"
-FORMAT = 1
 
 
 class Gain(Config):
@@ -37,7 +37,7 @@ class Gain(Config):
 
 
 class _Gains(Config):
-    format: int = Field(FORMAT, le=FORMAT)
+    format: Literal[1] = 1
     adapters: dict[str, Gain] = {}  # by the sha256 of the adapter's weights
 
 
