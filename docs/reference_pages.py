@@ -1,4 +1,4 @@
-"""Parts of the reference that are made of the code: `<!-- fields: MODULE:CLASS -->` and `<!-- commands -->` in a page."""
+"""Parts of the reference that are made of the code: `<!-- fields: MODULE:CLASS -->`, `<!-- commands -->` in a page."""
 
 import inspect
 import re
@@ -26,7 +26,10 @@ def fields_table(place: str) -> str:
     model = getattr(import_module(module), name)
     assert issubclass(model, BaseModel), place
     described = any(field.description for field in model.model_fields.values())
-    lines = ["| field | type | default |" + (" what |" if described else ""), "|---|---|---|" + ("---|" if described else "")]
+    lines = [
+        "| field | type | default |" + (" what |" if described else ""),
+        "|---|---|---|" + ("---|" if described else ""),
+    ]
     for field_name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field)
         row = [f"`{field_name}`", f"`{_kind(field.annotation)}`".replace("|", "\\|"), default]
@@ -105,5 +108,3 @@ def _kind(annotation: Any) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-
-

@@ -56,7 +56,11 @@ def _convert(source: Path, target: Path) -> None:
         f"({_CONVERTED} MB in {target.parent}, about half a minute). Nothing is downloaded."
     )
     began = time.monotonic()
-    with _silent(), Bars() as bars, _gguf_tensors(lambda share: bars.update("Converting", _READ * share, "reading the weights")):
+    with (
+        _silent(),
+        Bars() as bars,
+        _gguf_tensors(lambda share: bars.update("Converting", _READ * share, "reading the weights")),
+    ):
         bars.update("Converting", 0.0, "opening the file")
         model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         bars.update("Converting", _READ, "reading the tokenizer")
