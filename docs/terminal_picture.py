@@ -1,7 +1,7 @@
 """Makes terminal.svg of what `glider demo` printed: the prompts that are named by their numbers.
 
 FORCE_COLOR=1 glider demo > demo.ansi
-python docs/terminal_picture.py demo.ansi docs/terminal.svg 3 4 8 12
+python docs/terminal_picture.py demo.ansi docs/terminal.svg 3 4 8 10
 """
 
 import io
