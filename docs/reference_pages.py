@@ -54,7 +54,7 @@ def commands() -> str:
 
 
 def _command(words: str, command: Any, mark: str = "##") -> str:
-    lines = [f"{mark} {words}", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [f"{mark} {words}", "", inspect.getdoc(command.callback) or command.help or "", ""]
     given = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option" and "--help" not in one.opts]
     usage = " ".join([words, *(f"{_metavar(one)}" for one in given), *(["[OPTIONS]"] if options else [])])

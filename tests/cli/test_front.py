@@ -57,7 +57,11 @@ def test_init_writes_a_plan_of_what_is_there_and_says_the_next_command(glider, a
         "trivia": ("adapters/trivia", None),
         "news": (None, "rows/news.csv"),
     }
-    assert "next: glider pool build pool.yaml --out mine" in out and "without gates: trivia" in out
+    assert (
+        "next: glider pool build pool.yaml --out mine" in out
+        and "without gates: trivia" in out
+        and "--router arrow" in out
+    )
 
 
 def test_init_asks_on_a_terminal_for_what_no_option_says(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:

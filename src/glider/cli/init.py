@@ -158,7 +158,10 @@ def _check(out: Path) -> None:
 
 def _say_next(out: Path, experts: list[dict[str, Any]], pool: str) -> None:
     say(f"{out}: {len(experts)} experts")
-    if bare := [expert["name"] for expert in experts if "data" not in expert]:
-        say(f"without rows, so without gates: {', '.join(bare)} (routers arrow and spectr need none; or give --data)")
     say(f"next: glider pool build {out} --out {pool}")
+    if bare := [expert["name"] for expert in experts if "data" not in expert]:
+        say(f"without rows, so without gates: {', '.join(bare)}; give --data for them, or route by the adapters alone:")
+        say(f"then: glider generate --pool {pool} --router arrow 'a prompt'")
+        return
+    say(f"then: glider pool calibrate {pool}")
     say(f"then: glider generate --pool {pool} 'a prompt'")
