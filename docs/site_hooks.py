@@ -23,7 +23,7 @@ AT_ROOT = {
     "SECURITY.md": "reporting.md",
     "CODE_OF_CONDUCT.md": "conduct.md",
 }
-LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<to>(?![a-z]+:|#)[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -47,14 +47,16 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     depth = len(here.parent.parts)
 
     def turned(match: re.Match[str]) -> str:
-        target = _normal(folder / match[1])
-        if target in AT_ROOT:
-            place = AT_ROOT[target]
+        target = _normal(folder / match["to"])
+        if target in AT_ROOT or target == "README.md":
+            place = AT_ROOT.get(target, "index.md")
         elif target.startswith("docs/"):
             place = target.removeprefix("docs/")
+        elif (ROOT / target).exists():  # a program or a configuration, which is no page
+            return match["text"]
         else:
             return match[0]
-        return f"]({'../' * depth}{place}{match[2] or ''})"
+        return f"[{match['text']}]({'../' * depth}{place}{match['anchor'] or ''})"
 
     return filled(LINK.sub(turned, markdown))
 

@@ -54,3 +54,22 @@ def test_a_fault_of_a_workflow_is_found(tmp_path: Path) -> None:
     broken.write_text("on: push\njobs:\n  one:\n    runs-on: ubuntu-latest\n    step: []\n")
     schema = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(broken)]
     assert subprocess.run(schema, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "link", "turned"),
+    [
+        ("verdicts.md", "[notes](../LAB.md#a-part)", "[notes](lab.md#a-part)"),
+        ("guides/code.md", "[serving](../serving.md)", "[serving](../serving.md)"),
+        ("lab.md", "[verdicts](docs/verdicts.md)", "[verdicts](verdicts.md)"),
+        ("contributing.md", "[conduct](CODE_OF_CONDUCT.md)", "[conduct](conduct.md)"),
+        ("verdicts.md", "[a program](../examples/growing_pool.py)", "a program"),
+        ("verdicts.md", "[x](https://example.org) [y](#here) [z](nowhere.md)", None),
+    ],
+)
+def test_links_are_turned(place: str, link: str, turned: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import site_hooks
+
+    page = type("Page", (), {"file": type("File", (), {"src_uri": place})})
+    assert site_hooks.on_page_markdown(link, page=page) == (link if turned is None else turned)
