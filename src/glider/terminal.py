@@ -9,6 +9,14 @@ from typing import Any
 
 from glider.printable import dump_json, piece, visible
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Show no progress from now on, or show it again: `--quiet`. Results, warnings and errors are printed as ever."""
+    global _quiet
+    _quiet = quiet
+
 
 def say(text: str = "", *, error: bool = False) -> None:
     """Print a text on lines of its own; an `error` on stderr."""
@@ -34,7 +42,9 @@ def console(*, stderr: bool = False, wrap: bool = True) -> Any:
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(visible(text), **how)
 
-    return PrintableConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=not wrap)
+    return PrintableConsole(
+        stderr=stderr, quiet=stderr and _quiet, markup=False, emoji=False, highlight=False, soft_wrap=not wrap
+    )
 
 
 def _write(text: str, error: bool = False) -> None:

@@ -14,6 +14,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from glider.cli.main import main
 from glider.inference.base_model import load_base
 
+from ..golden.conftest import inside  # noqa: F401
+
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
 BUDGET = ["--steps", "2", "--gate-steps", "1", "--rank", "2", "--max-tokens", "80"]
 
@@ -23,12 +25,12 @@ def test_every_command_of_the_page_runs(
     llama_directory: Path,
     t5_directory: Path,
     random_expert,
-    shared: Path,
+    inside: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _prepare(llama_directory, t5_directory, random_expert, shared / "golden" / "official_layout")
+    _prepare(llama_directory, t5_directory, random_expert, inside)
     page = PAGE.read_text("utf8")
     (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     plan = plan.replace("smollm2-135m", str(llama_directory)).replace("steps: 60, gate_steps: 30", "steps: 2")

@@ -1,7 +1,8 @@
 """The numbers of the published code, reproduced through this project's own layers.
 
-The files are described in ../shared/golden/README.md. They are in the published layout, which the tests read by
-themselves here: what is tested is the routing.
+The files are in the published layout, which the tests read by themselves here: what is tested is the routing. Those in
+the repository are a part of what ../shared/golden holds and describes (`make_inside.py`); both are tested where both
+are.
 """
 
 import json
@@ -28,13 +29,16 @@ CASES = [
     *("phatgoose_topp0.25", "phatgoose_topp0.5", "phatgoose_topp0.75"),
     *("glider_s3", "glider_s100", "glider_heldout_s3"),
 ]
+INTERPRETED = ("phatgoose_top1", "glider_s100")  # of the subset, where a program for the GPU takes minutes
+CELLS = [
+    (place, name, kernel)
+    for place in ("inside", "whole")
+    for name in CASES
+    for kernel in KERNELS
+    if kernel != "triton" or place == "whole" or name in INTERPRETED
+]
 TOLERANCE = 5e-5
 PREFIX = "base_model.model."
-
-
-@pytest.fixture(scope="module")
-def layout(shared: Path) -> Path:
-    return shared / "golden" / "official_layout"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,7 @@ def experts(layout: Path) -> list[dict[str, torch.Tensor]]:
     return [_read(layout / "p3-lora-checkpoints" / f"{name}_best.pt") for name in order]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("layout", "name", "kernel"), CELLS, indirect=["layout"])
 def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name: str, kernel: str) -> None:
     if kernel == "native" and (absent := why_absent()):
         pytest.skip(f"no native kernel: {absent}")
@@ -60,11 +63,14 @@ def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name:
         logits = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
     with torch.inference_mode(), attached.routing(condition):
         untraced = model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
-        generated = model.generate(**encoder, max_length=8, do_sample=False)
 
     assert set(trace.kernels) == {kernel}
-    torch.testing.assert_close(untraced, wanted["logits"], atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(untraced, logits, atol=TOLERANCE, rtol=0)
+    if "logits" in wanted:  # the subset has no decoder
+        torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
+        with torch.inference_mode(), attached.routing(condition):
+            generated = model.generate(**encoder, max_length=8, do_sample=False)
+        assert torch.equal(generated, wanted["generated"])
     scored = {call.site: call.decision.scores for call in trace.calls}
     compared = 0
     for key, expected in wanted.items():
@@ -73,13 +79,15 @@ def test_golden_case(layout: Path, experts: list[dict[str, torch.Tensor]], name:
             torch.testing.assert_close(got.view(expected.shape), expected, atol=TOLERANCE, rtol=0)  # pyright: ignore
             compared += 1
     assert compared == len(attached.prepared.sites)
-    assert torch.equal(generated, wanted["generated"])
 
 
 def test_base_logits(layout: Path, experts: list[dict[str, torch.Tensor]]) -> None:
     inputs = load_file(layout / "inputs.safetensors")
-    wanted = inputs.pop("base_logits")
     model, attached = _attach(layout, experts, Glider(p=0.8))
+    bare = T5ForConditionalGeneration(model.config).eval()
+    bare.load_state_dict(_read(layout / "base_t5_state_dict.pt"))
+    with torch.inference_mode():
+        wanted = inputs.pop("base_logits") if "base_logits" in inputs else bare(**inputs).logits
     attached.detach()
     with torch.inference_mode():
         torch.testing.assert_close(model(**inputs).logits, wanted, atol=TOLERANCE, rtol=0)

@@ -1,7 +1,6 @@
 """The published layouts, imported by the command and loaded by `glider.load`, give the numbers of the published code.
 
-The files are described in ../shared/golden/README.md. Nothing here knows how they are laid out: what is tested is what
-a user has, the import and the public names.
+Nothing here knows how the files are laid out: what is tested is what a user has, the import and the public names.
 """
 
 import json
@@ -28,11 +27,6 @@ CASES = [
 TOLERANCE = 5e-5
 SCORES = "scores."
 EMBEDDINGS = "gpt-generated-instruction-nomic-embeddings/{}/checkpoints/nomic_instruction_embedding.pt"
-
-
-@pytest.fixture(scope="module")
-def layout(shared: Path) -> Path:
-    return shared / "golden" / "official_layout"
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +77,12 @@ def test_golden_case(layout: Path, base: Path, pool: glider.Pool, name: str) -> 
     trace = glider.Trace(routed.experts, condition, encoder["attention_mask"].bool())
     with torch.inference_mode(), routed.attached.routing(condition, recorder=trace):
         logits = routed.model(**encoder, decoder_input_ids=inputs["decoder_input_ids"]).logits
-    with torch.inference_mode(), routed.attached.routing(condition):
-        generated = routed.model.generate(**encoder, max_length=8, do_sample=False)
 
-    torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
-    assert torch.equal(generated, wanted["generated"])
+    if "logits" in wanted:  # the subset has no decoder
+        torch.testing.assert_close(logits, wanted["logits"], atol=TOLERANCE, rtol=0)
+        with torch.inference_mode(), routed.attached.routing(condition):
+            generated = routed.model.generate(**encoder, max_length=8, do_sample=False)
+        assert torch.equal(generated, wanted["generated"])
     scored = {call.site: call.decision.scores for call in trace.calls}
     expected = {key.removeprefix(SCORES): value for key, value in wanted.items() if key.startswith(SCORES)}
     expected = {key.removeprefix("base_model.model."): value for key, value in expected.items()}

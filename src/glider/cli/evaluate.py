@@ -38,7 +38,7 @@ def evaluate(
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
 
-    The same command goes on after an interruption, and evaluates anew what changed.
+    Stopped at any moment, the same command goes on where it stopped; what changed since is evaluated anew.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.evaluation.run_plan import RunPlan
@@ -76,7 +76,7 @@ def _run(run: "Run", workers: int) -> "list[JobResult]":
     from glider.progress import Bars
 
     results: list[JobResult] = []
-    with Bars() as bars:
+    with Bars(resumes=True) as bars:
         report = lambda name, text, share: bars.update("rows", share, f"{name}, {text}")  # noqa: E731
         for result in run.go(report, LocalExecutor(workers)):
             results.append(result)

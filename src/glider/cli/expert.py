@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Train an expert: LoRA, then gates, then the embedding of its description.
 
-    Killed at any moment, the same command goes on where it stopped.
+    Stopped at any moment, the same command goes on where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.protocol import train_expert
@@ -84,7 +84,7 @@ def import_(
     """Make an expert of a PEFT LoRA adapter, which stays as it is: with --data its gates and profile too.
 
     The base model is by default the one that the adapter names. What is left out here `glider expert gates`,
-    `describe` and `profile` add. Killed at any moment, the same command goes on where it stopped.
+    `describe` and `profile` add. Stopped at any moment, the same command goes on where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import adopt
@@ -208,7 +208,7 @@ def _progress() -> "Iterator[Report]":
     """Shows loss, tokens a second and time left; every tenth step as a plain line where stderr is no terminal."""
     from glider.progress import Bars
 
-    with Bars(stay=True) as bars:
+    with Bars(stay=True, resumes=True) as bars:
 
         def update(stage: str, progress: "Progress", steps: int) -> None:
             left = progress.seconds / progress.step * (steps - progress.step)

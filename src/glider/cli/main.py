@@ -8,12 +8,16 @@ from importlib import import_module
 import typer
 
 COMMANDS = {
+    "init": ("glider.cli.init", "Ask which adapters, base and data you have, and write a pool.yaml."),
     "demo": ("glider.cli.demo", "Answer a dozen prompts of different tasks with the embedded pool."),
     "generate": ("glider.cli.generate", "Answer a prompt with a routed pool."),
     "serve": ("glider.cli.serve", "Serve pools by OpenAI's API, with a page that shows what they do."),
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
-    "evaluate": ("glider.cli.evaluate", "Evaluate routers on sets of tasks, resumable."),
+    "evaluate": (
+        "glider.cli.evaluate",
+        "Evaluate routers on sets of tasks. Stopped at any moment, the same command goes on where it stopped.",
+    ),
     "report": ("glider.cli.report", "Draw figures of a pool, and make the tables of an evaluation."),
     "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool among its models."),
     "lm-eval-tasks": ("glider.cli.lm_eval_tasks", "Make JSON Lines tasks of lm-evaluation-harness."),
@@ -31,7 +35,7 @@ def build(noun: str | None) -> typer.Typer:
         name="glider",
         help="A pool of independently trained LoRA experts, routed per token as one model.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -47,14 +51,15 @@ def build(noun: str | None) -> typer.Typer:
 def main() -> None:
     """Run the command line. A `GliderError` is one line and exit code 2; --debug shows the traceback."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    noun = next((argument for argument in arguments if not argument.startswith("-")), None)
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--quiet")]
+    noun = next((argument for argument in _words(arguments) if not argument.startswith("-")), None)
     from glider.errors import GliderError
-    from glider.terminal import take_any_character
+    from glider.terminal import be_quiet, take_any_character
 
+    be_quiet("--quiet" in sys.argv)
     take_any_character()
     try:
-        build(noun)(arguments)
+        build(noun)(arguments, prog_name="glider")
     except GliderError as fault:
         if debug:
             raise
@@ -68,6 +73,14 @@ def main() -> None:
         place = fault.filename or "a file"
         remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
         _fail(f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place.", 2)
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """The words of the command: a shell that asks for completions puts them into a variable."""
+    if "_GLIDER_COMPLETE" not in os.environ:
+        return arguments
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
+    return typed.split()[1:]
 
 
 def _fail(message: str, code: int) -> None:
@@ -95,6 +108,7 @@ def _global_options(
         False, "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
     ),
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
+    quiet: bool = typer.Option(False, "--quiet", help="Show no progress; results, warnings and errors alone."),
 ) -> None:
     pass
 

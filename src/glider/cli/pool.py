@@ -1,20 +1,20 @@
 """`glider pool`: make, look at and check pools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glider.cli.arguments import KeyOption
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
+from glider.cli.pool_ls import ls
 from glider.cli.signature import keygen, sign
-from glider.errors import ConfigError, GliderError
+from glider.errors import ConfigError
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
-from glider.terminal import console, say, say_json
+from glider.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from glider.experts.index import ExpertRecord
     from glider.experts.pool import Calibration, Pool
     from glider.verdicts.background import Background
     from glider.verdicts.thresholds import Thresholds
@@ -34,41 +34,6 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     for command in (keygen, sign):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
-
-
-def ls(path: PoolPath, key: KeyOption = None, as_json: AsJson = False) -> None:
-    """List the experts of a pool; exit code 2 where one is broken, which is told."""
-    from glider.experts.membership import read_index
-
-    index = read_index(path, key)
-    rows = [_row(path, key, record) for record in index.experts]
-    if as_json:
-        say_json({"base": index.base.model_id, "experts": rows})
-    else:
-        _print_experts(rows, f"{len(rows)} experts for {index.base.model_id} ({index.base.hash})")
-    for row in rows:
-        if row["fault"] is not None:
-            say(f"glider: {row['name']}: {row['fault']}", error=True)
-    if any(row["fault"] is not None for row in rows):
-        raise typer.Exit(2)
-
-
-def _print_experts(rows: list[dict[str, Any]], title: str) -> None:
-    from rich.table import Table
-
-    table = Table("expert", "rank", "sites", "gates", "MB", "description", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            row["name"],
-            row["rank"],
-            str(row["sites"]),
-            str(row["gates"]),
-            f"{row['mb']:.1f}",
-            row["description"] or "-",
-        )
-    shown = console()
-    shown.print(title)
-    shown.print(table)
 
 
 def show(
@@ -163,7 +128,8 @@ def build(
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
 
-    Unchanged experts are skipped, an interrupted run goes on, and one expert's failure does not stop the others.
+    Unchanged experts are skipped, and one expert's failure does not stop the others. Stopped at any moment, the same
+    command goes on where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
@@ -173,7 +139,7 @@ def build(
 
     read = PoolPlan.read(plan)
     quiet_libraries()
-    with Bars(stay=True) as bars:
+    with Bars(stay=True, resumes=True) as bars:
         for entry in read.experts:
             bars.update(entry.name, 0.0, "waiting")
         results = []
@@ -250,6 +216,9 @@ def check(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each task, drawn by --seed.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="For --rows.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 32,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the gains in the pool's gains.json, for `glider pool ls`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what each expert gains on its own task, and which experts pull the rows of others down.
@@ -280,6 +249,10 @@ def check(
     with Bars() as bars:
         tick = lambda router, done: bars.update(router, done / total, f"{done}/{total} rows")  # noqa: E731
         checks = check_pool(pool, base, drawn, max_new_tokens, tick)
+    if store:
+        from glider.experts.gains import store_gains
+
+        store_gains(pool, {one.expert: one.measured for one in checks})
     if as_json:
         say_json([{**asdict(one), "hurts": one.hurts} for one in checks])
         return
@@ -352,19 +325,3 @@ def _settled(path: Path) -> "Pool":
 
     pool = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
     return renewed_thresholds(recalibrated(pool))
-
-
-def _row(path: Path, key: Path | None, record: "ExpertRecord") -> dict[str, Any]:
-    """An expert as `ls` tells it; one that cannot be opened by its fault."""
-    from glider.experts.pool import Pool
-
-    row: dict[str, Any] = {"name": record.name, "rank": "-", "sites": 0, "gates": 0}
-    row |= {"mb": sum(file.size for file in record.files.values()) / 1e6, "description": None, "fault": None}
-    try:
-        expert = Pool.open(path, key, only=[record.name])[record.name]
-    except GliderError as fault:
-        return {**row, "fault": str(fault)}
-    ranks = sorted({site.rank for site in expert.sites.values()})
-    row["rank"] = "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1])))
-    row |= {"sites": len(expert.sites), "gates": sum(site.has_gate for site in expert.sites.values())}
-    return {**row, "description": expert.card.description}

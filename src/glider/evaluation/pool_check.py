@@ -8,6 +8,7 @@ from glider.errors import DataError
 from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.task_rows import RowResult, score_rows_of
+from glider.experts.gains import Gain
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import ModelSpec
@@ -32,6 +33,19 @@ class ExpertCheck:
     verdicts: dict[str, float]  # of its own rows
     lent_rows: int
     lent: Harm | None
+
+    @property
+    def measured(self) -> Gain:
+        """The gain on its own rows, as a pool keeps it."""
+        difference = self.gain
+        return Gain(
+            metric=self.metric,
+            rows=self.rows,
+            base=self.base,
+            alone=min(1.0, max(0.0, self.base + difference.difference)),
+            low=difference.low,
+            high=difference.high,
+        )
 
     @property
     def hurts(self) -> bool:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
+from glider.inference.downloads import tell_of_download
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def load_base(
     from transformers.utils import logging
 
     source, model_id = locate(base)
+    tell_of_download(source)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments))
         architecture = architecture_of(config)

@@ -1,0 +1,1 @@
+"""A router, a signal, an embedder and a describer for glider."""

@@ -1,0 +1,167 @@
+"""`glider init`: what somebody has, as a plan that `glider pool build` carries out."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glider.config import EMBEDDED_BASE
+from glider.errors import ConfigError
+from glider.terminal import say
+
+ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
+HEAD = "# What `glider pool build` makes a pool of. Paths are relative to this file.\n"
+
+
+def register(app: typer.Typer, name: str, text: str) -> None:
+    app.command(name, help=text)(init)
+
+
+def init(
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", help="Directory of a PEFT adapter, of several, or a hub id (repeatable)."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Hub id or path of the base model. Default: what the adapters name.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Rows of a task, or a directory of such files, named as the adapters (repeatable)."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The plan to write.")] = Path("pool.yaml"),
+    pool: Annotated[str, typer.Option("--pool", help="Where the pool shall lie; for the next command.")] = "pool",
+    force: Annotated[bool, typer.Option("--force", help="Write over a plan that is there.")] = False,
+) -> None:
+    """Write a pool.yaml of the adapters, the base and the data you have, and say what to run next.
+
+    On a terminal it asks for what no option says. Rows are matched with adapters by name: `tone.jsonl` belongs to
+    `tone`; rows without an adapter are an expert to be trained.
+    """
+    if out.exists() and not force:
+        raise ConfigError(f"a new file at {out}", "one that is there", "Give another --out, or --force.")
+    if sys.stdin.isatty():
+        adapter = adapter or _ask("PEFT adapters (directories or hub ids, with spaces between; none: train from rows)")
+        data = data or _ask("Rows of their tasks (files or directories; none: experts without gates)")
+    adapters, files = _adapters(adapter or []), _files(data or [])
+    if not adapters and not files:
+        remedy = "Give --adapter DIRECTORY, --data ROWS, or both."
+        raise ConfigError("adapters or rows to make experts of", "neither", remedy)
+    base = base or _named_base(adapters)
+    if sys.stdin.isatty():
+        base = typer.prompt("Base model (hub id or path)", default=base or EMBEDDED_BASE, err=True)
+    experts = _experts(adapters, files, out.absolute().parent)
+    out.write_text(_text({"base": base or EMBEDDED_BASE, "experts": experts}), "utf8")
+    _check(out)
+    _say_next(out, experts, pool)
+
+
+def _ask(question: str) -> list[str]:
+    return typer.prompt(question, default="", show_default=False, err=True).split()
+
+
+def _adapters(given: list[str]) -> dict[str, str]:
+    """Adapters by name; a directory without an adapter of its own stands for those in it."""
+    from glider.experts.peft_format import ADAPTER_CONFIG_FILE
+
+    adapters: dict[str, str] = {}
+    for text in given:
+        place = Path(text).expanduser()
+        single = not place.is_dir() or (place / ADAPTER_CONFIG_FILE).exists()
+        places = [place] if single else sorted(file.parent for file in place.glob(f"*/{ADAPTER_CONFIG_FILE}"))
+        if not places:
+            raise ConfigError(f"PEFT adapters in {place}", f"no {ADAPTER_CONFIG_FILE}", "Check the path.")
+        if single and not place.exists() and text.count("/") != 1:
+            raise ConfigError(
+                f"an adapter at {text}", "no such directory", "Check the path, or give a hub id owner/name."
+            )
+        for one in places:
+            if one.name in adapters:
+                raise ConfigError("adapters of different names", f"{one.name} twice", "Rename one of the directories.")
+            adapters[one.name] = str(one) if one.exists() else text
+    return adapters
+
+
+def _files(given: list[str]) -> dict[str, Path]:
+    """Files of rows by the name of their task."""
+    files: dict[str, Path] = {}
+    for text in given:
+        place = Path(text).expanduser()
+        inside = sorted(file for file in place.iterdir() if file.name.endswith(ROWS)) if place.is_dir() else [place]
+        for file in inside:
+            if not file.is_file():
+                raise ConfigError(f"rows at {file}", "no such file", "Check the path.")
+            files[file.name.removesuffix(".gz").rsplit(".", 1)[0]] = file
+    return files
+
+
+def _named_base(adapters: dict[str, str]) -> str | None:
+    """The base that the adapters name, where they agree and somebody can find it."""
+    from glider.experts.peft_format import ADAPTER_CONFIG_FILE
+    from glider.files.json_text import read_json
+
+    named = set()
+    for place in adapters.values():
+        if (file := Path(place) / ADAPTER_CONFIG_FILE).exists():
+            try:
+                named.add(str(read_json(file).get("base_model_name_or_path") or ""))
+            except (ValueError, AttributeError, RecursionError) as fault:
+                raise ConfigError(f"an adapter's settings in {file}", str(fault), "Mend the file.") from fault
+    named.discard("")
+    if len(named) > 1:
+        told = ", ".join(sorted(named)[:4])
+        raise ConfigError("adapters of one base model", told, "Give --base, and leave out the adapters of others.")
+    return named.pop() if named else None
+
+
+def _experts(adapters: dict[str, str], files: dict[str, Path], root: Path) -> list[dict[str, Any]]:
+    experts = []
+    for name in dict.fromkeys([*adapters, *files]):
+        expert: dict[str, Any] = {"name": name}
+        if name in adapters:
+            expert["adapter"] = _relative(adapters[name], root) if Path(adapters[name]).exists() else adapters[name]
+        if name in files:
+            expert["data"] = _relative(files[name], root)
+        experts.append(expert)
+    return experts
+
+
+def _relative(place: str | Path, root: Path) -> str:
+    path = Path(place).absolute()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _text(plan: dict[str, Any]) -> str:
+    """The plan as YAML whose strings are JSON's, which YAML reads alike."""
+    lines = [HEAD + f"base: {json.dumps(plan['base'])}", "experts:"]
+    for expert in plan["experts"]:
+        fields = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in expert.items()]
+        lines += [f"  - {fields[0]}", *(f"    {field}" for field in fields[1:])]
+        lines.append("    # description: one sentence, what the task is; without it queries are told by their words")
+    return "\n".join(lines) + "\n"
+
+
+def _check(out: Path) -> None:
+    """A plan that cannot be built is not left lying."""
+    from glider.contribute.build import PoolPlan
+
+    try:
+        PoolPlan.read(out)
+    except ConfigError:
+        out.unlink()
+        raise
+
+
+def _say_next(out: Path, experts: list[dict[str, Any]], pool: str) -> None:
+    say(f"{out}: {len(experts)} experts")
+    say(f"next: glider pool build {out} --out {pool}")
+    if bare := [expert["name"] for expert in experts if "data" not in expert]:
+        say(f"without rows, so without gates: {', '.join(bare)}; give --data for them, or route by the adapters alone:")
+        say(f"then: glider generate --pool {pool} --router arrow 'a prompt'")
+        return
+    say(f"then: glider pool calibrate {pool}")
+    say(f"then: glider generate --pool {pool} 'a prompt'")

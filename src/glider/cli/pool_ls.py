@@ -1,0 +1,117 @@
+"""`glider pool ls`: a pool at a glance."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glider.cli.arguments import JsonOption, KeyOption
+from glider.errors import GliderError
+from glider.terminal import console, say, say_json
+
+if TYPE_CHECKING:
+    from glider.experts.gains import Gain
+    from glider.experts.index import ExpertRecord, PoolIndex
+    from glider.experts.trust import Trust
+
+
+def ls(
+    path: Annotated[str, typer.Argument(help="Directory of the pool, or demo for the embedded one.")],
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the experts of a pool with their sizes and what each gains, and the thresholds that the pool decides by.
+
+    Gains are those that `glider pool check --store` measured; an expert without has a dash. Exit code 2 where an expert
+    is broken, which is told.
+    """
+    from glider.demo.pool import DEMO_POOL
+    from glider.experts.membership import read_index
+    from glider.experts.trust import UNSIGNED
+
+    directory, trust = (DEMO_POOL, UNSIGNED) if path == "demo" else (Path(path), key)
+    index = read_index(directory, trust)
+    rows = expert_rows(directory, index, trust)
+    if as_json:
+        say_json({**_facts(index), "experts": rows})
+    else:
+        _print_pool(rows, index, path)
+    for row in rows:
+        if row["fault"] is not None:
+            say(f"glider: {row['name']}: {row['fault']}", error=True)
+    if any(row["fault"] is not None for row in rows):
+        raise typer.Exit(2)
+
+
+def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> None:
+    from rich.table import Table
+
+    shown = console()
+    shown.print(f"{len(rows)} experts for {index.base.model_id} ({index.base.hash})")
+    for line in _thresholds(index):
+        shown.print(line)
+    table = Table("expert", "rank", "sites", "gates", "MB", "base", "alone", "gain", box=None, pad_edge=False)
+    table.add_column("description", ratio=1)
+    for row in rows:
+        sizes = (row["rank"], str(row["sites"]), str(row["gates"]), f"{row['mb']:.1f}")
+        table.add_row(row["name"], *sizes, *_gain_texts(row["gain"]), row["description"] or "-")
+    shown.print(table)
+    shown.print(f"{sum(row['mb'] for row in rows):.1f} MB in {path}")
+
+
+def expert_rows(directory: Path, index: "PoolIndex", trust: "Trust") -> list[dict[str, Any]]:
+    """A row of the table for each expert; of one that cannot be opened its fault."""
+    from glider.experts.gains import read_gains
+
+    gains = read_gains(directory, index)
+    return [_row(directory, trust, record, gains.get(record.name)) for record in index.experts]
+
+
+def _row(directory: Path, trust: "Trust", record: "ExpertRecord", gain: "Gain | None") -> dict[str, Any]:
+    from glider.experts.pool import Pool
+
+    measured = None if gain is None else {**gain.model_dump(mode="json"), "difference": gain.difference}
+    row: dict[str, Any] = {"name": record.name, "rank": "-", "sites": 0, "gates": 0}
+    row |= {"mb": sum(file.size for file in record.files.values()) / 1e6, "gain": measured}
+    row |= {"description": None, "fault": None}
+    try:
+        expert = Pool.open(directory, trust, only=[record.name])[record.name]
+    except GliderError as fault:
+        return {**row, "fault": str(fault)}
+    ranks = sorted({site.rank for site in expert.sites.values()})
+    row["rank"] = "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1])))
+    row |= {"sites": len(expert.sites), "gates": sum(site.has_gate for site in expert.sites.values())}
+    return {**row, "description": expert.card.description}
+
+
+def _gain_texts(gain: dict[str, Any] | None) -> tuple[str, str, str]:
+    if gain is None:
+        return ("-", "-", "-")
+    interval = "" if gain["low"] is None else f" ({100 * gain['low']:+.1f} {100 * gain['high']:+.1f})"
+    return (f"{100 * gain['base']:.1f}", f"{100 * gain['alone']:.1f}", f"{100 * gain['difference']:+.1f}{interval}")
+
+
+def _facts(index: "PoolIndex") -> dict[str, Any]:
+    calibrations = {name: one.model_dump(mode="json") for name, one in index.calibrations.items()}
+    verdicts = None if index.verdicts is None else index.verdicts.model_dump(mode="json")
+    return {"base": index.base.model_id, "signal": index.signal, "calibrations": calibrations, "verdicts": verdicts}
+
+
+def _thresholds(index: "PoolIndex") -> list[str]:
+    """What the pool decides by, in a line each; a pool that decides nothing says how it would."""
+    lines = []
+    if index.signal is not None and (constants := index.calibrations.get(index.signal)) is not None:
+        lines.append(
+            f"signal {index.signal}: alpha = {constants.beta + constants.gamma:g} above p = {constants.p:g}, "
+            f"else {constants.beta:g}"
+        )
+    if (verdicts := index.verdicts) is not None:
+        lines.append(
+            f"verdicts: stranger below a margin of {verdicts.stranger:g} (of own queries "
+            f"{_share(verdicts.false_abstention)}, of everyday requests all but {_share(verdicts.false_acceptance)})"
+        )
+    return lines or ["no thresholds yet: glider pool calibrate chooses them"]
+
+
+def _share(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{value:.1%}"

@@ -1,0 +1,226 @@
+"""The first minutes with the command line: asking what is there, completing words, saying what takes long."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glider.cli.main import build, main
+from glider.contribute.build import PoolPlan
+from glider.experts.gains import Gain, read_gains, store_gains
+from glider.experts.pool import Pool
+from glider.progress import RESUMES, Bars
+from glider.terminal import be_quiet
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`glider("pool", "ls", path)` runs the command; returns its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return (ended.value.code if isinstance(ended.value.code, int) else 0), told.out, told.err
+
+    yield run
+    be_quiet(False)
+
+
+@pytest.fixture
+def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two adapters and rows for one of them and for another task, in the working directory."""
+    for name in ("tone", "trivia"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        settings = {"base_model_name_or_path": "someone/small", "peft_type": "LORA"}
+        (tmp_path / "adapters" / name / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "rows").mkdir()
+    for name in ("tone.jsonl", "news.csv"):
+        (tmp_path / "rows" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_init_writes_a_plan_of_what_is_there_and_says_the_next_command(glider, adapters: Path) -> None:
+    code, out, err = glider("init", "--adapter", "adapters", "--data", "rows", "--pool", "mine")
+    assert code == 0, err
+    plan = PoolPlan.read(adapters / "pool.yaml")
+    assert plan.base == "someone/small"
+    told = {expert.name: (expert.adapter, None if expert.data is None else str(expert.data)) for expert in plan.experts}
+    assert told == {
+        "tone": ("adapters/tone", "rows/tone.jsonl"),
+        "trivia": ("adapters/trivia", None),
+        "news": (None, "rows/news.csv"),
+    }
+    assert (
+        "next: glider pool build pool.yaml --out mine" in out
+        and "without gates: trivia" in out
+        and "--router arrow" in out
+    )
+
+
+def test_init_asks_on_a_terminal_for_what_no_option_says(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    import glider.cli.init as command
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(command, "sys", type("System", (), {"stdin": Terminal()}))
+    ran = CliRunner().invoke(build("init"), ["init"], input="adapters/tone\nrows/tone.jsonl\nother/base\n")
+    assert ran.exit_code == 0, ran.output
+    plan = yaml.safe_load((adapters / "pool.yaml").read_text())
+    data = {"name": "tone", "adapter": "adapters/tone", "data": "rows/tone.jsonl"}
+    assert plan == {"base": "other/base", "experts": [data]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "neither"),
+        (("--adapter", "nothing"), "an adapter at nothing"),
+        (("--data", "nothing.jsonl"), "no such file"),
+        (("--adapter", "adapters/tone", "--adapter", "other"), "one base model"),
+        (("--adapter", "rows"), "no adapter_config.json"),
+    ],
+)
+def test_init_refuses_what_makes_no_plan(glider, adapters: Path, arguments: tuple[str, ...], told: str) -> None:
+    (adapters / "other").mkdir()
+    (adapters / "other" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    code, _, err = glider("init", *arguments)
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    assert not (adapters / "pool.yaml").exists()
+
+
+def test_init_writes_over_nothing(glider, adapters: Path) -> None:
+    (adapters / "pool.yaml").write_text("mine")
+    code, _, err = glider("init", "--adapter", "adapters")
+    assert code == 2 and "--force" in err and (adapters / "pool.yaml").read_text() == "mine"
+    assert glider("init", "--adapter", "adapters", "--force")[0] == 0
+
+
+def test_init_and_build_make_a_pool_that_answers(glider, llama_directory: Path, random_expert, tmp_path: Path) -> None:
+    from glider.inference.base_model import load_base
+
+    adapter = random_expert(tmp_path / "tone", load_base(str(llama_directory)), rank=2)
+    for file in ("card.json", "glider.safetensors"):
+        (adapter.directory / file).unlink()
+    plan, pool = tmp_path / "pool.yaml", tmp_path / "pool"
+    assert glider("init", "--adapter", tmp_path / "tone", "--base", llama_directory, "--out", plan)[0] == 0
+    code, _, err = glider("pool", "build", plan, "--out", pool)
+    assert code == 0, err
+    code, out, err = glider("generate", "hi", "--pool", pool, "--base", llama_directory, "--router", "arrow")
+    assert code == 0 and out, err
+
+
+def test_a_pool_is_listed_with_its_thresholds_gains_and_sizes(glider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = glider("pool", "ls", "demo")
+    assert code == 0
+    assert "signal examples: alpha = 103 above p = 0.5851, else 3" in out
+    assert "stranger below a margin of 0.4259" in out and "23.9 MB in demo" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("trec")]
+    assert line.split()[:8] == ["trec", "4", "210", "210", "3.0", "3.0", "71.6", "+68.7"]
+    facts = json.loads(glider("pool", "ls", "demo", "--json")[1])
+    assert facts["verdicts"]["stranger"] == 0.4259 and facts["calibrations"]["examples"]["p"] == 0.5851
+    assert facts["experts"][1]["gain"]["rows"] == 134
+
+
+def test_gains_follow_an_adapter_and_not_its_name(make_pool, llama_directory: Path, glider) -> None:
+    pool: Pool = make_pool(llama_directory, experts=2)
+    gain = Gain(metric="accuracy", rows=10, base=0.2, alone=0.5, low=0.1, high=0.4)
+    store_gains(pool, {"e0": gain})
+    renamed = pool.rename("e0", "first")
+    assert read_gains(renamed.path, renamed.index) == {"first": gain}
+    out = glider("pool", "ls", pool.path)[1]
+    assert "+30.0" in out and "no thresholds yet" in out
+    (pool.path / "gains.json").write_text('{"format": 1, "adapters": {"x": {"rows": -1}}}')
+    code, _, err = glider("pool", "ls", pool.path)
+    assert code == 2 and "gains.json" in err
+
+
+def test_words_are_completed() -> None:
+    words = {"_GLIDER_COMPLETE": "complete_bash", "COMP_WORDS": "glider pool c", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv = ['glider']; from glider.cli.main import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True)
+    assert set(ran.stdout.split()) == {"calibrate", "check"}, ran.stderr
+
+
+def test_completion_can_be_installed(glider) -> None:
+    assert "--install-completion" in glider("--help")[1]
+
+
+def test_quiet_and_colourless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown() -> str:
+        with Bars(stay=True) as bars:
+            bars.update("Training", 0.5, "half")
+        return capsys.readouterr().err
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = "\x1b[38;5;"
+    assert "Training" in (bright := shown()) and coloured in bright
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "Training" in (plain := shown()) and coloured not in plain and "\x1b[3" not in plain
+    be_quiet(True)
+    try:
+        assert shown() == ""
+    finally:
+        be_quiet(False)
+
+
+def test_quiet_leaves_results_and_errors(glider, tmp_path: Path) -> None:
+    assert "8 experts" in glider("--quiet", "pool", "ls", "demo")[1]
+    code, _, err = glider("pool", "ls", tmp_path, "--quiet")
+    assert code == 2 and err.startswith("glider: wanted")
+
+
+def test_long_work_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), Bars(resumes=True):
+        raise KeyboardInterrupt
+    assert RESUMES in capsys.readouterr().err
+    with pytest.raises(ValueError, match="other"), Bars(resumes=True):
+        raise ValueError("other")
+    assert RESUMES not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("expert", "train"), ("expert", "import"), ("pool", "build"), ("evaluate",)])
+def test_every_command_that_resumes_says_so_in_the_same_words(words: tuple[str, ...], glider) -> None:
+    help_text = " ".join(glider(*words, "--help")[1].split())
+    assert RESUMES.rstrip(".") in help_text
+
+
+def test_a_model_of_the_hub_is_told_of_before_it_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    from glider.inference.downloads import tell_of_download
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tell_of_download("someone/model")
+    assert capsys.readouterr().err == ""  # offline, as tests are
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    tell_of_download(str(tmp_path))
+    assert capsys.readouterr().err == ""
+    tell_of_download("someone/model")
+    assert "First use of someone/model" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_the_first_run_says_what_it_converts_and_how_large(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLIDER_CACHE": str(tmp_path)}
+    code = "from glider.demo.base import converted_base; print(converted_base())"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    told = " ".join(ran.stderr.split())
+    assert "First run" in told and "542 MB" in told and "Nothing is downloaded" in told and "Converted in" in told
+    assert "it/s" not in told  # no second bar
+    size = sum(file.stat().st_size for file in Path(ran.stdout.strip()).iterdir())
+    assert round(size / 1e6) == 542

@@ -1,0 +1,61 @@
+"""The programs of `examples` do what they say, on a tiny base."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_app_answers(pool_with_profiles, llama_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from fastapi.testclient import TestClient
+
+    pool = pool_with_profiles(experts=2)
+    monkeypatch.setenv("BASE", str(llama_directory))
+    monkeypatch.setenv("POOL", str(pool.path))
+    spec = importlib.util.spec_from_file_location("fastapi_app", EXAMPLES / "fastapi_app.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fastapi_app", module)
+    spec.loader.exec_module(module)
+    with TestClient(module.app) as client:
+        told = client.post("/answer", json={"prompt": "the e0 of it", "max_new_tokens": 4}).json()
+        assert set(told["scores"]) == {"e0", "e1"} and told["text"]
+        bare = client.post("/answer", json={"prompt": "the e0 of it", "max_new_tokens": 4, "verdict": "base"}).json()
+        assert not bare["experts"]
+        refused = client.post("/answer", json={"prompt": "x" * 2000, "max_new_tokens": 4})
+        assert refused.status_code == 400 and "wanted" in refused.json()["detail"]
+        assert set(client.get("/experts").json()) == {"e0", "e1"}
+
+
+@pytest.mark.slow
+def test_adapters_are_evaluated(random_expert, llama_directory: Path, tmp_path: Path) -> None:
+    from glider.inference.base_model import load_base
+
+    (tmp_path / "rows").mkdir()
+    for seed, (name, words) in enumerate({"tone": "thank you friend", "trivia": "which river mountain"}.items()):
+        adapter = random_expert(tmp_path / "adapters" / name, load_base(str(llama_directory)), rank=2, seed=seed)
+        for file in ("card.json", "glider.safetensors"):
+            (adapter.directory / file).unlink()
+        rows = [{"input": f"{words} {name}{i}", "output": f"a{i % 2}"} for i in range(230)]
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, EXAMPLES / "evaluate_my_adapters.py", tmp_path / "adapters", tmp_path / "rows"]
+    command += [
+        "--base",
+        llama_directory,
+        "--out",
+        tmp_path / "pool",
+        "--gate-steps",
+        "1",
+        "--routers",
+        "base,arrow,glider",
+    ]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 adapters, 92 rows that nothing was made of" in ran.stdout
+    assert "glider" in ran.stdout and "beside the base" in ran.stdout
