@@ -4,6 +4,10 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +17,13 @@ import psutil
 import pytest
 import yaml
 
+from glider.cli.main import main
 from glider.contribute.build import PoolPlan, build_pool
+from glider.errors import ConfigError
+from glider.evaluation.run_plan import RunPlan
+from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.jobs.base import Executor, JobResult, Report, silent
+from glider.jobs.base import Executor, JobResult, Report, Resources, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.ray_executor import RayExecutor
 
@@ -62,6 +70,20 @@ def add_node(cluster: Any) -> Iterator[Callable[[], Any]]:
     for node in nodes:
         if node in cluster.worker_nodes:
             cluster.remove_node(node)
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """`glider("pool", "build", ...)` runs the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
+
+    return run
 
 
 class Draft:
@@ -175,3 +197,148 @@ def kill(node: Any) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     node.all_processes.clear()
+
+
+ROWS = [
+    {"input": f"is {i} even{'?' * i}", "output": ("yes", "no")[i % 2], "choices": ["yes", "no"], "split": "test"}
+    for i in range(8)
+]
+
+
+@pytest.fixture
+def make_run(make_pool: Callable[..., Pool], llama_directory: Path, tmp_path: Path) -> Callable[[str], Run]:
+    """`make_run(out)`: three routers over two tasks, with results in that directory."""
+    pool = make_pool(llama_directory)
+    for name in ("even", "odd"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf8")
+    plan = {"pool": "pool", "base": str(llama_directory), "routers": ["base", "phatgoose", "oracle"]}
+    plan["sets"] = {"near": {"tasks": ["*.jsonl"]}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(plan), "utf8")
+    assert len(pool) == 3
+    return lambda out: Run(RunPlan.read(tmp_path / "run.yaml"), tmp_path, tmp_path / out)
+
+
+def scores(run: Run) -> dict[tuple[str, str, str], Any]:
+    """Of every cell what does not depend on the time of day."""
+    told = {}
+    for key, cell in run.cells.items():
+        content = cell.read()
+        assert content is not None, key
+        rows = [{**row, "seconds": 0} for row in content["results"]]
+        told[key] = {**content, "results": rows, "seconds": 0}
+    return told
+
+
+def test_cells_on_a_cluster_are_those_made_here_though_a_node_dies(make_run: Callable[[str], Run], add_node: Any):
+    nodes = [add_node(), add_node()]
+    here, there = make_run("here"), make_run("there")
+    assert {result.status for result in here.go()} == {"done"}
+    statuses = []
+    for result in there.go(executor=RayExecutor(keep=True)):
+        statuses.append(result.status)
+        if len(statuses) == 2:
+            kill(nodes[0])
+            add_node()
+    assert statuses == ["done"] * len(there.cells)
+    assert scores(there) == scores(here)
+    assert [result.status for result in there.go(executor=RayExecutor(keep=True))] == ["unchanged"] * len(there.cells)
+
+
+def test_a_job_that_fails_tells_its_node_and_what_it_printed(
+    tmp_path: Path, llama_directory: Path, add_node: Any, glider: Callable[..., tuple[int, str, str]]
+):
+    add_node()
+    draft = Draft(tmp_path, llama_directory)
+    (tmp_path / "one.jsonl").write_text(json.dumps({"input": "x" * 900, "output": "y"}), "utf8")  # beyond max_tokens
+    code, out, err = glider("pool", "build", draft.path, "--out", tmp_path / "pool", "--executor", "ray")
+    assert code == 1
+    failed = next(line for line in out.splitlines() if "one" in line)
+    assert "failed" in failed and f"(on node {socket.gethostname()} (" in failed
+    assert "one on node" in err and "Traceback" in err and "DataError" in err
+    assert Pool.open(tmp_path / "pool").names == ["two"]
+
+
+def test_what_no_node_has_is_said_at_once(
+    tmp_path: Path, llama_directory: Path, add_node: Any, glider: Callable[..., tuple[int, str, str]]
+):
+    add_node()
+    command = ["pool", "build", Draft(tmp_path, llama_directory).path, "--out", tmp_path / "pool", "--executor", "ray"]
+    code, _, err = glider(*command, "--gpus-per-job", "1", "--device", "cuda")
+    assert code == 2 and "a node with 1 CPU and 1 GPU" in err and "none with a GPU" in err
+    code, _, err = glider(*command, "--cpus-per-job", "3")
+    assert code == 2 and "the largest with 1 CPU" in err
+    code, _, err = glider(*command, "--device", "cuda")
+    assert code == 2 and "--gpus-per-job 1" in err
+    assert not (tmp_path / "pool" / "one").exists()
+
+
+def test_a_second_driver_on_one_pool_is_told(tmp_path: Path, llama_directory: Path, add_node: Any):
+    add_node()
+    draft = Draft(tmp_path, llama_directory)
+    first = draft.results(tmp_path / "pool", RayExecutor(files="path"))
+    assert next(first).status == "done"
+    with pytest.raises(ConfigError, match="another one at work"):
+        next(draft.results(tmp_path / "pool", RayExecutor()))
+    assert [result.status for result in first] == ["done"]
+
+
+def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(
+    tmp_path: Path, llama_directory: Path, cluster: Any, add_node: Any
+):
+    add_node(), add_node()
+    draft = Draft(tmp_path, llama_directory, NAMES[:2], steps=400)
+    command = [sys.executable, "-m", "glider", "pool", "build", draft.path, "--out", tmp_path / "pool"]
+    command += ["--executor", "ray", "--address", cluster.address, "--checkpoint-steps", "20"]
+    state = tmp_path / "pool" / ".making"
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+            before = files_of(state)
+            until(lambda before=before: files_of(state) - before)
+            assert ray.available_resources().get("CPU", 0) < 2
+            driver.send_signal(stop)
+            _, err = driver.communicate(timeout=60)
+        assert driver.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130), err
+        until(lambda: ray.available_resources().get("CPU", 0) == 2)
+    seen: list[str] = []
+    told = draft.build(tmp_path / "pool", RayExecutor(), lambda name, text, share: seen.append(f"{name} {text}"))
+    assert set(told) == set(NAMES[:2]) and set(told.values()) <= {"done", "unchanged"}
+    first = next(line for line in seen if " lora " in line)
+    assert int(first.split()[2].split("/")[0]) > 20
+    draft.build(tmp_path / "here", LocalExecutor())
+    assert content(tmp_path / "pool", NAMES[:2]) == content(tmp_path / "here", NAMES[:2])
+    assert leftovers(tmp_path / "pool") == []
+
+
+def files_of(directory: Path) -> set[tuple[str, int]]:
+    """Checkpoints, each with its time."""
+    return {(str(path), path.stat().st_mtime_ns) for path in directory.rglob("*.safetensors")}
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_process_that_ends_every_time_is_a_failure_in_the_end(tmp_path: Path, add_node: Any):
+    """As one does that is ended for want of memory."""
+    add_node()
+    (result,) = RayExecutor(losses=1).run([Fatal()], silent)
+    assert result.fault is not None and result.fault.type == "ProcessEnded"
+    assert "lost 2 times" in result.fault.message and socket.gethostname() in result.fault.message
+
+
+class Fatal:
+    """A job that ends its process."""
+
+    name, key, finished, reads, effort, folder, resources = "fatal", "k", False, (), 1.0, None, Resources()
+
+    def leaving(self) -> "Fatal":
+        return self
+
+    def moved(self, places: Any, scratch: Path) -> "Fatal":
+        return self
+
+    def run(self, report: Report) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -21,7 +21,7 @@ from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
 from glider.files.disk import new_directory, write_file, write_json
 from glider.inference.base_model import load_base
-from glider.jobs.base import JobResult
+from glider.jobs.base import Executor, JobResult
 
 OWNER = "MoE-UNC"  # of the published downloads on the hub
 Say = Callable[[str], None]
@@ -38,6 +38,7 @@ class Workspace:
     dtype: str = "float32"
     device: str = "cpu"
     say: Say = field(default=lambda line: None)
+    executor: Executor | None = None  # of the cells; default: this process
 
     def run(self, plan: Plan) -> list[dict[str, Any]]:
         """Evaluate what is missing of the plan's cells; each cell's summary, also kept in `summary.json`."""
@@ -45,7 +46,7 @@ class Workspace:
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
             run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
-            for result in run.go():
+            for result in run.go(executor=self.executor):
                 self._tell(result)
             told += [self._summary(cell, tasks, run) for cell in cells]
         return told

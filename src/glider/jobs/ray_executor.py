@@ -20,7 +20,6 @@ from glider.jobs.ray_node import Begun, Checkpoint, Ended, Order, Progress, Ship
 from glider.jobs.travel import longest_first
 
 Files = Literal["store", "path"]
-MOST_LOSSES = 5  # of a job whose nodes die and that comes no further in between
 _PATIENCE = 2.0  # seconds between two looks at the nodes
 _END_PATIENCE = 15.0  # seconds for what was stopped to be gone
 
@@ -35,6 +34,7 @@ class RayExecutor:
         cpus, gpus: What each job takes of a node; a job computes with `cpus` threads where it names none itself.
         files: What jobs read is sent to them ("store"), or lies at a path that every node can read ("path").
         keep: Let actors do the jobs, each of which keeps what it has loaded, such as a base model.
+        losses: How often a job may lose its node, or its process, without coming further in between.
         save_steps: Training steps between two checkpoints that come back.
         autoscaling: Nodes come when jobs wait for them; else a job that no node can run is refused at once.
     """
@@ -45,6 +45,7 @@ class RayExecutor:
     gpus: float = 0
     files: Files = "store"
     keep: bool = False
+    losses: int = 5
     save_steps: int = 100
     autoscaling: bool = False
 
@@ -258,7 +259,7 @@ class Dispatch:
 
     def _again(self, running: Running, reason: str) -> Iterator[Attempt]:
         count = self.losses[id(running.job)] = self.losses.get(id(running.job), 0) + 1
-        if count > MOST_LOSSES:
+        if count > self.executor.losses:
             text = f"lost {count} times without coming further; the last time: {reason}"
             yield Attempt(running.job, fault=Fault("ProcessEnded", text, node=running.node))
             return
