@@ -342,3 +342,26 @@ class Fatal:
 
     def run(self, report: Report) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_answers_on_a_cluster_are_those_made_here(
+    tmp_path: Path,
+    make_pool: Callable[..., Pool],
+    llama_directory: Path,
+    add_node: Any,
+    glider: Callable[..., tuple[int, str, str]],
+):
+    add_node(), add_node()
+    rows = [json.dumps({"input": f"say {i}" if i != 5 else "x" * 900}) for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf8")
+    pool = make_pool(llama_directory)
+    command: list[Any] = ["generate", "--data", tmp_path / "rows.jsonl", "--pool", pool.path]
+    command += ["--base", llama_directory]
+    command += ["--max-new-tokens", 4, "--batch-size", 2]
+    assert glider(*command, "--out", tmp_path / "here.jsonl")[0] == 1
+    code, out, err = glider(*command, "--out", tmp_path / "there.jsonl", "--executor", "ray")
+    assert code == 1 and "1 rows without an answer" in out, err
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    command[6] = tmp_path / "nowhere"
+    code, _, err = glider(*command, "--out", tmp_path / "x.jsonl", "--executor", "ray")
+    assert code == 2 and f"node {socket.gethostname()}" in err and "nowhere" in err and "Traceback" not in err

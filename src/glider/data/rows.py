@@ -58,7 +58,7 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
         if is_table(path):
             rows = [_row(record, columns, where) for where, record in records(path)]
             return _of_split(rows, split, path)
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
                 rows.append(_parse_row(line, columns, f"{path}:{number}"))
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Ro
     return train, held_back
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines_of(path: Path) -> Iterator[str]:
     """The lines of a file, compressed or not; `UnfitFile` for one without end, and for a small file that becomes
     absurdly large."""
     with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:

@@ -67,15 +67,16 @@ class RayExecutor:
             need = Need(self.cpus, self.gpus)
             if not self.autoscaling:
                 need.require(ray)
-            self._require_device(jobs)
+            self.require_device([job.resources.device for job in jobs])
             dispatch = Dispatch(ray, self, need, deque(longest_first(jobs)), report)
             try:
                 yield from dispatch.run()
             finally:
                 dispatch.stop()
 
-    def _require_device(self, jobs: Sequence[Any]) -> None:
-        devices = sorted({job.resources.device for job in jobs})
+    def require_device(self, devices: Sequence[str]) -> None:
+        """Raise `ConfigError` for a device that jobs do not get, and for a GPU that they would not use."""
+        devices = sorted(set(devices))
         if any(device != "cpu" for device in devices) and not self.gpus:
             remedy = "Say how many GPUs a job takes: --gpus-per-job 1."
             raise ConfigError(f"GPUs for jobs on {', '.join(devices)}", "none asked for", remedy)
