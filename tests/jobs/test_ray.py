@@ -288,11 +288,12 @@ def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(
     add_node(), add_node()
     draft = Draft(tmp_path, llama_directory, NAMES[:2], steps=400)
     command = [sys.executable, "-m", "glider", "pool", "build", draft.path, "--out", tmp_path / "pool"]
-    command += ["--executor", "ray", "--address", cluster.address, "--checkpoint-steps", "20"]
+    command += ["--executor", "ray", "--checkpoint-steps", "20"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}  # as `ray job submit` sets it
     state = tmp_path / "pool" / ".making"
     for stop in (signal.SIGINT, signal.SIGKILL):
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-            before = files_of(state)
+        before, pipes = files_of(state), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(list(map(str, command)), env=environment, **pipes) as driver:
             until(lambda before=before: files_of(state) - before)
             assert ray.available_resources().get("CPU", 0) < 2
             driver.send_signal(stop)
