@@ -122,12 +122,15 @@ def test_without_ray_its_pip_command_is_told(monkeypatch: pytest.MonkeyPatch):
         Placement.parse(executor="ray").make()
 
 
-def test_a_client_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(("address", "told"), [("ray://nowhere:10001", "ray job submit"), ("127.0.0.1:1", "ray start")])
+def test_an_address_without_a_cluster_is_refused_at_once(
+    address: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     pytest.importorskip("ray", reason="needs the extra ray")
     (tmp_path / "rows.jsonl").write_text('{"input": "a", "output": "b"}')
     (tmp_path / "plan.yaml").write_text("experts: [{name: one, data: rows.jsonl}]")
     command = ["glider", "pool", "build", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "pool")]
-    monkeypatch.setattr(sys, "argv", [*command, "--executor", "ray", "--address", "ray://nowhere:10001"])
+    monkeypatch.setattr(sys, "argv", [*command, "--executor", "ray", "--address", address])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 2 and "ray job submit" in capsys.readouterr().err
+    assert ended.value.code == 2 and told in capsys.readouterr().err

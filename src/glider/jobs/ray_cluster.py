@@ -1,6 +1,7 @@
 """A Ray cluster: connected to, asked what it has, left as it was."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ def require_ray() -> Any:
     return ray
 
 
+_PATIENCE = 10.0  # seconds for a cluster to answer
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
     """Be a driver of a cluster: of the one that this process is connected to already, else of the one at `address`.
@@ -32,6 +36,7 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -44,6 +49,18 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise `ConfigError` where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # auto, local, or what Ray may say of it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as fault:
+        remedy = "Start one (ray start --head), or leave --address out for one on this machine."
+        raise ConfigError(f"a Ray cluster at {address}", str(fault), remedy) from fault
 
 
 @dataclass(frozen=True)
