@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fullrun
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import config_names, read_plan
@@ -51,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = ("executor", "workers", "address", "files", "cpus_per_job", "gpus_per_job")
     placement = Placement.parse(**{name: getattr(arguments, name) for name in names})
     executor = placement.make(keep=True)
-    with tempfile.TemporaryDirectory() as scratch, placement.session():
+    with tempfile.TemporaryDirectory() as scratch, placement.session([Path(fullrun.__path__[0])]):
         root = place_of(arguments, Path(scratch))
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))

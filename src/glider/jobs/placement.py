@@ -1,6 +1,8 @@
 """Where jobs run, as a user says it. Imports neither torch nor Ray, so that the command line is instant."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -57,10 +59,10 @@ class Placement(Config):
 
         return RayExecutor(workers=self.workers, keep=keep, **given)
 
-    def session(self) -> AbstractContextManager[Any]:
-        """What keeps the connection to a cluster over several runs."""
+    def session(self, packages: Sequence[Path] = ()) -> AbstractContextManager[Any]:
+        """What keeps the connection to a cluster over several runs; `packages` are sent along to be imported there."""
         if self.executor == "local":
             return nullcontext()
         from glider.jobs.ray_cluster import connected
 
-        return connected(self.address)
+        return connected(self.address, packages)

@@ -2,9 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glider.errors import ConfigError, MissingDependency
@@ -23,11 +24,12 @@ _PATIENCE = 10.0  # seconds for a cluster to answer
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Any]:
+def connected(address: str | None, packages: Sequence[Path] = ()) -> Iterator[Any]:
     """Be a driver of a cluster: of the one that this process is connected to already, else of the one at `address`.
 
     Without an address it is what `ray.init()` finds ($RAY_ADDRESS, a cluster on this machine), or a new one on this
-    machine, which ends with the block. Raises `ConfigError` where there is no cluster at the address.
+    machine, which ends with the block. Directories of `packages` are sent along for the nodes to import. Raises
+    `ConfigError` where there is no cluster at the address.
     """
     ray = require_ray()
     if address is not None and address.startswith("ray://"):
@@ -40,7 +42,8 @@ def connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="warning", configure_logging=True)
+        sent = {"py_modules": [str(path) for path in packages]} if packages else None
+        ray.init(address=address, log_to_driver=False, logging_level="warning", runtime_env=sent)
     except (ConnectionError, RuntimeError, ValueError) as fault:
         got = " ".join(str(fault).split())[:300]
         remedy = "Start one (ray start --head), or leave --address out for one on this machine."

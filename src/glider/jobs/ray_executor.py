@@ -7,7 +7,7 @@ sends it out again with the last of them. The driver alone writes; nodes need no
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +36,7 @@ class RayExecutor:
         keep: Let actors do the jobs, each of which keeps what it has loaded, such as a base model.
         losses: How often a job may lose its node, or its process, without coming further in between.
         save_steps: Training steps between two checkpoints that come back.
+        setup: Is called in a job's process before the job, such as to register what is not part of glider.
         autoscaling: Nodes come when jobs wait for them; else a job that no node can run is refused at once.
     """
 
@@ -48,6 +49,7 @@ class RayExecutor:
     losses: int = 5
     save_steps: int = 100
     autoscaling: bool = False
+    setup: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (("workers", self.workers, 1), ("save_steps", self.save_steps, 1)):
@@ -168,7 +170,7 @@ class Dispatch:
         sent = self.ray.put(begun) if begun.files else None
         shipments = tuple(self._shipment(source) for source in job.reads)
         threads = job.resources.threads or self.executor.threads
-        order = Order(leaving, shipments, sent, threads, self.executor.save_steps)
+        order = Order(leaving, shipments, sent, threads, self.executor.save_steps, self.executor.setup)
         actor = None
         if self.executor.keep:
             actor = self.idle.pop() if self.idle else self._remote().remote()

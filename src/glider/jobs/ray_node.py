@@ -47,6 +47,7 @@ class Order:
     begun: Any  # a reference to a parcel, or None
     threads: int
     save_steps: int
+    setup: Any = None  # called without arguments in the process before the job, where a run needs more than glider
     version: str = glider.__version__
 
 
@@ -126,6 +127,8 @@ def _result(order: Order, messages: "queue.SimpleQueue[Any]") -> Ended:
     if order.version != glider.__version__:
         wanted, got = f"glider {order.version} on every node, as where the run began", glider.__version__
         raise ConfigError(wanted, got, "Install the same version there.")
+    if order.setup is not None:
+        order.setup()
     with work_beside(desk() / "job") as scratch, threads(order.threads), saving_every(order.save_steps):
         job = order.job.moved(_places(order.shipments), scratch)
         if order.begun is not None:
