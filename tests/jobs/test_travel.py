@@ -4,16 +4,21 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
 from glider.cli.main import main
+from glider.contribute.build import PoolPlan
 from glider.errors import ConfigError, ExpertError, MissingDependency
-from glider.jobs.local import LocalExecutor
+from glider.jobs import ray_node
+from glider.jobs.local import LocalExecutor, threads
 from glider.jobs.parcel import Parcel, Source, state_of
 from glider.jobs.placement import Placement
 from glider.jobs.ray_cluster import Need
-from glider.jobs.ray_node import Shipment, place_of
+from glider.jobs.ray_executor import RayExecutor
+from glider.jobs.ray_node import Checkpoint, Order, Progress, Shipment, place_of
 from glider.jobs.travel import longest_first
 
 
@@ -134,3 +139,51 @@ def test_an_address_without_a_cluster_is_refused_at_once(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_job_goes_away_and_comes_back_as_the_one_it_was(tmp_path: Path, llama_directory: Path, monkeypatch: Any):
+    """Without Ray: what is sent, what a machine without the job's files makes of it, and what returns."""
+    monkeypatch.setattr(ray_node, "_unpacked", {"": tmp_path / "desk"})
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"input": "say {i}", "output": "x"}}\n' for i in range(12)))
+    settings = {"rank": 2, "steps": 6, "gate_steps": 2, "batch_size": 4, "validation": 0}
+    plan = PoolPlan(base=str(llama_directory), defaults=settings, experts=({"name": "one", "data": "rows.jsonl"},))  # pyright: ignore
+    (here,) = plan.jobs(tmp_path, tmp_path / "here")
+    (job,) = plan.jobs(tmp_path, tmp_path / "pool")
+    with threads(1):
+        here.store(here.run())
+    (rows,) = job.reads
+    shipment = Shipment(rows, rows.path, rows.pack().digest)
+    messages: SimpleQueue[Any] = SimpleQueue()
+    ended = ray_node._result(Order(job.leaving(), (shipment,), None, threads=1, save_steps=2), messages)
+    told = [messages.get() for _ in range(messages.qsize())]
+    checkpoints = [message for message in told if isinstance(message, Checkpoint)]
+    assert len(checkpoints) >= 2 and any(isinstance(message, Progress) for message in told)
+    assert not job.out.parent.exists()  # nothing is written but by the one who sent it
+    job.take(checkpoints[1].content)  # the machine died then: it goes on from there, here
+    seen: list[str] = []
+    job.run(lambda name, text, share: seen.append(text))
+    assert seen[0].startswith("lora 3/6")
+    assert ended.content is not None
+    job.take(ended.content)
+    job.store(job.arrived(ended.result))
+    for file in ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors"):
+        assert (job.out / file).read_bytes() == (here.out / file).read_bytes()
+    assert job.finished
+
+
+def test_another_glider_on_a_node_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"glider 0\.0 on every node"):
+        ray_node._result(Order(None, (), None, threads=1, save_steps=2, version="0.0"), SimpleQueue())
+
+
+def test_settings_that_cannot_be_are_refused():
+    for wrong in ({"workers": 0}, {"cpus": 0}, {"gpus": -1}, {"save_steps": 0}, {"autoscaling": True, "keep": True}):
+        with pytest.raises(ConfigError):
+            RayExecutor(**wrong)
+    executor = RayExecutor(gpus=1)
+    with pytest.raises(ConfigError, match="jobs on the device cpu"):
+        executor.require_device(["cpu"])
+    with pytest.raises(ConfigError, match="--gpus-per-job 1"):
+        RayExecutor().require_device(["cuda"])
+    executor.require_device(["cuda:0"])

@@ -55,6 +55,9 @@ class RayExecutor:
         for name, value, least in (("workers", self.workers, 1), ("save_steps", self.save_steps, 1)):
             if value is not None and value < least:
                 raise ConfigError(f"{name} of {least} or more", str(value), f"Give {least} or more.")
+        if self.autoscaling and self.keep and self.workers is None:
+            remedy = "Say how many workers the cluster may grow to: --workers."
+            raise ConfigError("a number of workers, each with a base model", "--autoscaling without it", remedy)
         if self.cpus <= 0 or self.gpus < 0:
             raise ConfigError("CPUs above 0 and GPUs of 0 or more", f"{self.cpus:g}, {self.gpus:g}", "Give others.")
 
@@ -257,6 +260,9 @@ class Dispatch:
         if running.actor is not None:
             with suppress(self.ray.exceptions.RayError):
                 self.ray.kill(running.actor)
+        for actor in self.idle:  # they may be gone too, and would take the next jobs with them
+            self.ray.kill(actor)
+        self.idle.clear()
         self.looked = 0.0  # the nodes are others now
         yield from self._again(running, f"{type(error).__name__}: {_line(error)}")
 
