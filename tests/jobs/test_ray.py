@@ -297,7 +297,7 @@ def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(
             until(lambda before=before: files_of(state) - before)
             assert ray.available_resources().get("CPU", 0) < 2
             driver.send_signal(stop)
-            _, err = driver.communicate(timeout=60)
+            _, err = driver.communicate(timeout=240)
         assert driver.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130), err
         until(lambda: ray.available_resources().get("CPU", 0) == 2)
     seen: list[str] = []
@@ -316,7 +316,7 @@ def files_of(directory: Path) -> set[tuple[str, int]]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # for machines that others use
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
