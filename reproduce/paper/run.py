@@ -14,10 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fullrun
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import config_names, read_plan
 from glider.errors import ConfigError, GliderError
+from glider.jobs.placement import Placement
 
 WORK = Path("out/paper")
 
@@ -47,15 +49,19 @@ def _run(arguments: argparse.Namespace) -> int:
     from glider.cli.terminal import quiet_libraries
 
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as scratch:
+    names = ("executor", "workers", "address", "files", "cpus_per_job", "gpus_per_job")
+    placement = Placement.parse(**{name: getattr(arguments, name) for name in names})
+    executor = placement.make(keep=True)
+    with tempfile.TemporaryDirectory() as scratch, placement.session([Path(fullrun.__path__[0])]):
         root = place_of(arguments, Path(scratch))
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
-            told = Workspace(root, downloads, made_up, made_up_prompts, say=say).run(plan)
+            told = Workspace(root, downloads, made_up, made_up_prompts, say=say, executor=executor).run(plan)
         else:
-            told = Workspace(root, downloads, dtype=arguments.dtype, device=arguments.device, say=say).run(plan)
+            where = {"dtype": arguments.dtype, "device": arguments.device}
+            told = Workspace(root, downloads, **where, say=say, executor=executor).run(plan)
     if arguments.json:
         print(json.dumps(told, indent=2))
     else:
@@ -99,6 +105,13 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
     known.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
     known.add_argument("--json", action="store_true")
+    where = known.add_argument_group("where cells are evaluated (docs/cluster.md)")
+    where.add_argument("--executor", default="local", choices=("local", "ray"))
+    where.add_argument("--workers", type=int, help="cells at a time")
+    where.add_argument("--address", help="of the Ray cluster")
+    where.add_argument("--cpus-per-job", type=float)
+    where.add_argument("--gpus-per-job", type=float)
+    where.add_argument("--files", choices=("store", "path"), help="how pools and rows come to the nodes")
     return known
 
 

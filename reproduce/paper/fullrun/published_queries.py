@@ -5,7 +5,7 @@ The evaluation hands a task's description to the pool's embedder, nomic-embed-te
 file is another cell.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,16 @@ def read_queries(path: Path, tasks: Collection[str]) -> dict[str, str]:
     for task, key in keys.items():
         _known[key] = torch.nn.functional.normalize(vectors[task][0], dim=0)
     return keys
+
+
+def vectors_of(keys: Collection[str]) -> dict[str, Tensor]:
+    """The vectors of keys from `read_queries`, for another process to `learn`."""
+    return {key: _known[key] for key in keys}
+
+
+def learn(vectors: Mapping[str, Tensor]) -> None:
+    """Know these vectors, which another process read."""
+    _known.update(vectors)
 
 
 class PublishedQueries(Embedder):

@@ -3,25 +3,26 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.prompts import read_prompts
-from fullrun.published_queries import read_queries
+from fullrun.published_queries import learn, read_queries, vectors_of
 from fullrun.published_scores import published_score
 from fullrun.sources import FEWSHOT_SPLIT, Fetch, Prompts, from_hub, task_rows
 from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.contribute.published_import import OfficialBase, import_checkpoint
-from glider.errors import DataError, MissingDependency, PoolError
+from glider.errors import ConfigError, DataError, MissingDependency, PoolError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
 from glider.files.disk import new_directory, write_file, write_json
 from glider.inference.base_model import load_base
-from glider.jobs.base import JobResult
+from glider.jobs.base import Executor, JobResult
+from glider.jobs.local import LocalExecutor
 
 OWNER = "MoE-UNC"  # of the published downloads on the hub
 Say = Callable[[str], None]
@@ -38,6 +39,7 @@ class Workspace:
     dtype: str = "float32"
     device: str = "cpu"
     say: Say = field(default=lambda line: None)
+    executor: Executor | None = None  # of the cells; default: this process
 
     def run(self, plan: Plan) -> list[dict[str, Any]]:
         """Evaluate what is missing of the plan's cells; each cell's summary, also kept in `summary.json`."""
@@ -45,10 +47,21 @@ class Workspace:
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
             run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
-            for result in run.go():
+            for result in run.go(executor=self._executor_of(run)):
                 self._tell(result)
             told += [self._summary(cell, tasks, run) for cell in cells]
         return told
+
+    def _executor_of(self, run: Run) -> Executor | None:
+        """The executor, whose processes know the published queries as this one does."""
+        keys = {task.description for task in run.tasks if task.description is not None}
+        if not keys or self.executor is None or self.executor == LocalExecutor():
+            return self.executor
+        if isinstance(self.executor, LocalExecutor):
+            got = f"{self.executor.workers} workers here, which do not know them"
+            remedy = "Say --workers 1, or --executor ray."
+            raise ConfigError("one process, for the published embeddings of queries", got, remedy)
+        return replace(self.executor, setup=partial(learn, vectors_of(keys)))  # pyright: ignore
 
     def run_plan(self, cells: tuple[Cell, ...], pool: PoolSource, tasks: TaskSet) -> RunPlan:
         """The run of `glider evaluate` for cells of one config, pool and set; its file is kept in `runs`."""

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glider.cli.arguments import JsonOption, KeyOption
+from glider.cli.options import with_settings
+from glider.cli.terminal import note_log
+from glider.jobs.placement import Placement
 from glider.terminal import console, say, say_json
 
 if TYPE_CHECKING:
     from glider.evaluation.run_table import Entry
     from glider.evaluation.runs import Run
-    from glider.jobs.base import JobResult
+    from glider.jobs.base import Executor, JobResult
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(evaluate)
+    app.command(name, help=text)(with_settings(Placement, "placement", ("checkpoint_steps",))(evaluate))
 
 
 def evaluate(
     run_file: Annotated[Path, typer.Argument(metavar="RUN", help="YAML: pool, routers, sets of tasks.")],
+    placement: Placement,
     out: Annotated[Path, typer.Option("--out", help="Directory of the results, one JSON for each router and task.")],
     router: Annotated[
         list[str] | None, typer.Option("--router", help="This router of the run only (repeatable).")
@@ -32,7 +36,6 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Instead of the run's: float32, bfloat16, ...")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Instead of the run's: cpu, cuda, ...")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with a base model.")] = 1,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,6 +49,7 @@ def evaluate(
     from glider.evaluation.runs import Run
 
     quiet_libraries()
+    executor = placement.make(keep=True)
     changes = {
         name: value
         for name, value in (("dtype", dtype), ("device", device), ("require_key", key and key.absolute()))
@@ -53,7 +57,7 @@ def evaluate(
     }
     plan = RunPlan.read(run_file).model_copy(update=changes)
     run = Run(plan, run_file.parent, out, router or (), task or (), only_set or ())
-    results = _run(run, workers)
+    results = _run(run, executor)
     entries = table(run)
     failed = [result for result in results if result.status == "failed"]
     if as_json:
@@ -70,19 +74,19 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _run(run: "Run", workers: int) -> "list[JobResult]":
+def _run(run: "Run", executor: "Executor") -> "list[JobResult]":
     """How each cell ended, with bars on the way: of the cells, and of the rows of those at work."""
-    from glider.jobs.local import LocalExecutor
     from glider.progress import Bars
 
     results: list[JobResult] = []
     with Bars(resumes=True) as bars:
         report = lambda name, text, share: bars.update("rows", share, f"{name}, {text}")  # noqa: E731
-        for result in run.go(report, LocalExecutor(workers)):
+        for result in run.go(report, executor):
             results.append(result)
             bars.update("cells", len(results) / len(run.cells), f"{len(results)}/{len(run.cells)}")
             if result.status == "failed":
                 bars.note(f"{result.job.name}: {result.message}")
+                note_log(bars, result)
     return results
 
 

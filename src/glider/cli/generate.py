@@ -1,23 +1,31 @@
 """`glider generate`: a prompt in, text out."""
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
+from glider.jobs.placement import Placement
 from glider.terminal import say, say_json, say_piece
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(with_settings(ModelSpec, "spec", SKIPPED)(generate))
+    command = with_settings(ModelSpec, "spec", SKIPPED)(generate)
+    app.command(name, help=text)(with_settings(Placement, "placement", ("checkpoint_steps",))(command))
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     spec: ModelSpec,
+    placement: Placement,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A file of prompts instead, answered into --out.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File of their answers: JSON Lines, or .parquet.")] = None,
+    columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = 64,
     description: DescriptionOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
@@ -26,9 +34,22 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt with a routed pool."""
+    """Answer a prompt with a routed pool, or a file of them.
+
+    Answers of a file appear in --out when all are there. Stopped before, the same command goes on.
+    """
     from glider.errors import ConfigError
 
+    if (prompt is None) == (data is None) or (data is None) != (out is None) or (data and stream):
+        got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
+        got += " and --stream" if stream else ""
+        raise ConfigError("a prompt, or --data with --out", got or "neither", "Give one of them.")
+    if data is not None and out is not None:
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "truncate": truncate}
+        settings |= {"description": description, "batch_size": batch_size}
+        _generate_file(data, out, spec, placement, columns, settings, as_json)
+        return
+    assert prompt is not None
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
@@ -51,3 +72,35 @@ def generate(
     else:
         say_piece(answer.text)
         say()
+
+
+def _generate_file(
+    data: Path, out: Path, spec: ModelSpec, placement: Placement, columns: str, settings: dict[str, Any], as_json: bool
+) -> None:
+    from glider.batch.answering import AnswerSettings
+    from glider.batch.run import BatchRun, here
+    from glider.cli.terminal import quiet_libraries
+    from glider.data.records import columns_of
+    from glider.errors import ConfigError
+    from glider.progress import Bars, counter
+
+    executor, how = placement.make(keep=True), AnswerSettings(**settings)
+    run = BatchRun(data, out, spec, how, columns_of(columns))
+    quiet_libraries()
+    if placement.executor == "ray":
+        from glider.batch.ray_data import on_ray
+
+        answer = on_ray(executor, spec, how)
+    elif executor.workers > 1:
+        raise ConfigError("one worker, or --executor ray", f"{executor.workers} workers here", "Say --executor ray.")
+    else:
+        answer = here(spec, how)
+    with Bars() as bars:
+        status = run.go(answer, counter(bars, "chunks"))
+    faults = run.faults()
+    if as_json:
+        say_json({"out": str(out), "status": status, "faults": faults})
+    else:
+        say(f"{out}: {status}" + (f", {faults} rows without an answer, each with its fault" if faults else ""))
+    if faults:
+        raise typer.Exit(1)

@@ -10,8 +10,10 @@ from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
 from glider.cli.pool_ls import ls
 from glider.cli.signature import keygen, sign
+from glider.cli.terminal import note_log
 from glider.errors import ConfigError
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
+from glider.jobs.placement import Placement
 from glider.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
     for command in (ls, show, verify, add, remove, rename):
         nouns.command()(command)
-    for command in (build, calibrate, check):
+    nouns.command()(with_settings(Placement, "placement")(with_settings(BaseSpec, "spec")(build)))
+    for command in (calibrate, check):
         nouns.command()(with_settings(BaseSpec, "spec")(command))
     nouns.command("push")(push_pool)
     nouns.command("pull")(pull_pool)
@@ -123,7 +126,7 @@ def build(
     plan: Annotated[Path, typer.Argument(help="A plan: base, defaults, experts (YAML).")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the pool.")],
     spec: BaseSpec,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Experts made at the same time.")] = 1,
+    placement: Placement,
     json_: AsJson = False,
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
@@ -134,18 +137,18 @@ def build(
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
     from glider.experts.pool import POOL_FILE
-    from glider.jobs.local import LocalExecutor
     from glider.progress import Bars
 
-    read = PoolPlan.read(plan)
+    read, executor = PoolPlan.read(plan), placement.make()
     quiet_libraries()
     with Bars(stay=True, resumes=True) as bars:
         for entry in read.experts:
             bars.update(entry.name, 0.0, "waiting")
         results = []
         report = lambda name, text, share: bars.update(name, share, text)  # noqa: E731
-        for result in build_pool(read, plan.parent, out, LocalExecutor(workers), report, base=spec):
+        for result in build_pool(read, plan.parent, out, executor, report, base=spec):
             bars.finish(result.job.name, result.status)
+            note_log(bars, result)
             results.append(result)
     if json_:
         say_json(as_json(results))

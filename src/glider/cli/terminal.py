@@ -2,8 +2,14 @@
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 from glider.errors import GliderWarning
+from glider.printable import printable
+
+if TYPE_CHECKING:
+    from glider.jobs.base import JobResult
+    from glider.progress import Bars
 
 _python_lines = warnings.formatwarning
 
@@ -17,6 +23,15 @@ def quiet_libraries() -> None:
     warnings.formatwarning = _one_line
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def note_log(bars: "Bars", result: "JobResult") -> None:
+    """Show what a job that failed on another machine printed there."""
+    fault = result.fault
+    if fault is not None and fault.log:
+        bars.note(f"{result.job.name} on {fault.node} printed last:")
+        for line in fault.log.splitlines():
+            bars.note(f"    {printable(line)}")
 
 
 def _one_line(

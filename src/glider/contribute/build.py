@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from pydantic import Field, ValidationError
 
 from glider.config import EMBEDDED_BASE, Config, faults
 from glider.contribute.settings import TrainConfig
-from glider.errors import ConfigError, ExpertError
+from glider.data.records import columns_of
+from glider.data.rows import read_rows
+from glider.errors import ConfigError, ExpertError, GliderError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.membership import add_expert, is_unchanged
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -21,8 +23,10 @@ from glider.files.replacing import is_directory, put_directory, remove_entry
 from glider.files.yaml_text import read_yaml
 from glider.inference.spec import BaseSpec
 from glider.jobs.base import Executor, JobResult, Report, Resources, Status, silent
+from glider.jobs.parcel import Parcel, Source
 from glider.jobs.run import only_writer, run_jobs
 
+_ROWS_OF_ESTIMATE = 256
 MAKING = ".making"  # inside the pool: experts that are not whole yet
 
 
@@ -107,6 +111,7 @@ class ExpertJob:
     task: str | None
     licence: str | None
     threads: int | None = None
+    sent_key: str | None = None  # its key, where it was sent to another machine
 
     @property
     def name(self) -> str:
@@ -126,6 +131,8 @@ class ExpertJob:
     @property
     def key(self) -> str:
         """Hash of the settings and of the content of the files the job reads; a missing one is a `ConfigError`."""
+        if self.sent_key is not None:
+            return self.sent_key
         files = [] if self.data is None else [self.data]
         if self.adapter is not None and Path(self.adapter).exists():
             files += [Path(self.adapter) / file for file in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)]
@@ -150,18 +157,8 @@ class ExpertJob:
         """Make the expert in `work`, or go on with one that was begun there; returns that directory."""
         from glider.contribute.protocol import train_expert
 
-        if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
-            raise ExpertError(
-                f"no expert at {self.out}, or one that a plan made",
-                "one made by hand",
-                "Remove it, or give the plan's expert another name.",
-            )
-        work = self.work
-        for directory in (work.parents[2], work.parents[1], work.parent):  # a link would lead what is made elsewhere
-            own_directory(directory)
-        for other in sorted(work.parents[1].iterdir()):  # what another plan left is not this expert
-            if other != work.parent:
-                remove_entry(other)
+        self.require_place()
+        work = self._own_folders()
         if os.path.lexists(work):
             own_directory(work)
 
@@ -200,11 +197,80 @@ class ExpertJob:
         write_json(work / CARD_FILE, card.model_copy(update={"training": record}).model_dump(mode="json"))
         return work
 
+    def require_place(self) -> None:
+        """Raise `ExpertError` where an expert lies that no plan made."""
+        if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
+            raise ExpertError(
+                f"no expert at {self.out}, or one that a plan made",
+                "one made by hand",
+                "Remove it, or give the plan's expert another name.",
+            )
+
+    def _own_folders(self) -> Path:
+        """`work`, with the directories around it in place and free of what another plan began."""
+        work = self.work
+        for directory in (work.parents[2], work.parents[1], work.parent):  # a link would lead what is made elsewhere
+            own_directory(directory)
+        for other in sorted(work.parents[1].iterdir()):  # what another plan left is not this expert
+            if other != work.parent:
+                remove_entry(other)
+        return work
+
     def store(self, result: Path) -> None:
         """Put the finished directory into its place and the expert into the pool; an older expert is replaced."""
         put_directory(result, self.out)
         self.clear()
         self.join()
+
+    @property
+    def reads(self) -> tuple[Source, ...]:
+        """Rows, and the files of an adapter that lies in a directory."""
+        from glider.contribute.adapter_files import TEXT_FILES
+
+        files = () if self.data is None else (Source(self.data),)
+        if self.adapter is None or not Path(self.adapter).is_dir():
+            return files
+        return (*files, Source(Path(self.adapter), (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, *TEXT_FILES)))
+
+    @property
+    def effort(self) -> float:
+        """Characters of the rows that its training goes through; those of a file that cannot be read are none."""
+        if self.data is None:
+            return 0.0
+        try:
+            rows = read_rows(self.data, columns=columns_of(self.config.columns))[:_ROWS_OF_ESTIMATE]
+        except (GliderError, OSError):
+            return 0.0
+        length = sum(len(row.input) + len(row.output) for row in rows) / len(rows)
+        steps = self.config.gate_steps + (self.config.steps if self.adapter is None else 0)
+        return float(steps * self.config.batch_size * length)
+
+    @property
+    def folder(self) -> Path:
+        """What is begun, and in the end the expert."""
+        return self.work.parent
+
+    def leaving(self) -> "ExpertJob":
+        """The job under its key, and the base's directory by a path that every machine can read alike."""
+        self.require_place()
+        return replace(self, sent_key=self.key, base=self.base.with_absolute_path())
+
+    def moved(self, places: Mapping[Path, Path], scratch: Path) -> "ExpertJob":
+        """The job with its rows and its adapter elsewhere, to be made in `scratch`."""
+        adapter = self.adapter
+        if adapter is not None:
+            adapter = str(places.get(Path(adapter), adapter))
+        data = None if self.data is None else places[self.data]
+        return replace(self, out=scratch / self.name, data=data, adapter=adapter)
+
+    def take(self, content: Parcel) -> None:
+        """Let `folder` hold what has come."""
+        self._own_folders()
+        content.unpack(self.folder)
+
+    def arrived(self, result: Path) -> Path:
+        """The expert's directory."""
+        return self.work
 
     def clear(self) -> None:
         """Remove what was left where the expert was made."""

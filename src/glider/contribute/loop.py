@@ -18,6 +18,7 @@ from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
 from glider.files.disk import save_tensors, write_file
 from glider.files.opening import opened
+from glider.jobs.saving import save_steps
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0
@@ -72,7 +73,8 @@ class Loop:
                 self._validate(validation)
             self.progress.seconds = before + time.monotonic() - began
             report(self.progress)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            steps = save_steps()
+            if (self.progress.step % steps == 0) if steps else (time.monotonic() - saved > SAVE_SECONDS):
                 self._save()
                 saved = time.monotonic()
         if not self.schedule.validates_after(self.progress.step - 1):  # the minutes ended early

@@ -1,24 +1,27 @@
 """One router on one task: a job, and the file of its result."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glider.errors import ConfigError
+from glider.errors import ConfigError, PoolError
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
 from glider.evaluation.task_rows import score_rows_of, summary_of
-from glider.files.disk import write_json
+from glider.experts.pool import POOL_FILE
+from glider.files.disk import sha256, write_json
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
 from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.jobs.base import Fault, Report, Resources, silent
-from glider.routing.completed import fitted
+from glider.jobs.parcel import Parcel, Source
+from glider.jobs.pool_source import source_of
+from glider.routing.completed import fitted, outside
 from glider.routing.methods.oracle import best_expert
 
 _PACKAGES = (
@@ -38,6 +41,25 @@ class BenchSpec:
     matmul: str
     seed: int
     fewshot_splits: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[Source, ...]:
+        """The pool's files, unless it comes with the package, and the keys."""
+        keys = () if self.require_key is None else (Source(Path(self.require_key)),)
+        if self.pool == "demo":
+            return keys
+        return (*keys, source_of(self.pool, self.require_key, self.pool_hash))
+
+    def moved(self, places: Mapping[Path, Path]) -> "BenchSpec":
+        """The same bench over the pool in another place; raises `PoolError` where another one lies there."""
+        key = None if self.require_key is None else str(places[Path(self.require_key)])
+        if self.pool == "demo":
+            return replace(self, require_key=key)
+        pool = places[Path(self.pool)]
+        if (got := sha256(pool / POOL_FILE)) != self.pool_hash:
+            wanted = f"the pool {self.pool} as it was when the run began ({self.pool_hash[:12]})"
+            raise PoolError(wanted, f"{got[:12]}", "Start the run anew.")
+        return replace(self, pool=str(pool), require_key=key)
 
 
 class Bench:
@@ -129,6 +151,51 @@ class Cell:
     def resources(self) -> Resources:
         """Of the base model, on its device."""
         return Resources(device=self.bench.base.device)
+
+    @property
+    def reads(self) -> tuple[Source, ...]:
+        """The task's rows, the pool, the keys that must have signed it, an expert outside it."""
+        sources = [Source(self.task.path), *self.bench.reads]
+        if (directory := self._outside()) is not None:
+            sources.append(
+                Source(directory, tuple(file.name for file in sorted(directory.glob("*")) if file.is_file()))
+            )
+        return tuple(sources)
+
+    @property
+    def effort(self) -> float:
+        """The same for all: a router stays on its base model for the tasks in their order."""
+        return 1.0
+
+    @property
+    def folder(self) -> None:
+        """Nowhere: a cell is evaluated anew."""
+        return
+
+    def leaving(self) -> "Cell":
+        """The cell alone, with the base's directory by its whole path."""
+        return replace(self, bench=replace(self.bench, base=self.bench.base.with_absolute_path()))
+
+    def moved(self, places: Mapping[Path, Path], scratch: Path) -> "Cell":
+        """The cell with its rows, its pool and what lies outside it elsewhere."""
+        plan, directory = self.plan, self._outside()
+        if directory is not None:
+            label = f"{plan.label} {self.task.name}" if plan.by_task else plan.label  # a router of its own stays one
+            router = f"{plan.router.partition(':')[0]}:{places[directory]}"
+            plan = plan.model_copy(update={"router": router, "name": label})
+        task = replace(self.task, path=places[self.task.path])
+        return replace(self, plan=plan, task=task, bench=self.bench.moved(places))
+
+    def take(self, content: Parcel) -> None:
+        """Nothing is kept of a cell that was begun."""
+
+    def arrived(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result's content."""
+        return result
+
+    def _outside(self) -> Path | None:
+        directory = outside(self.plan.router.replace("{task}", self.task.name))
+        return directory if directory is not None and directory.is_dir() else None
 
     @property
     def finished(self) -> bool:

@@ -51,6 +51,12 @@ class BaseSpec(Config):
         """A base by its id or path alone, in float32 on the CPU, or the spec as it is."""
         return base if isinstance(base, BaseSpec) else BaseSpec(base=base)
 
+    def with_absolute_path(self) -> "BaseSpec":
+        """The spec for a process that works elsewhere: a directory that is the base, by its whole path."""
+        if self.base is None or not Path(self.base).exists():
+            return self
+        return self.model_copy(update={"base": str(Path(self.base).absolute())})
+
     @property
     def torch_dtype(self) -> "torch.dtype":
         """The dtype; raises `ConfigError` for a name that is none."""

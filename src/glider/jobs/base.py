@@ -55,11 +55,16 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors."""
+    """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors.
+
+    Of another machine, `node` names it, and `log` is the end of what the job printed there.
+    """
 
     type: str
     text: str
     parts: tuple[str, ...] = ()
+    node: str = ""
+    log: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> "Fault":
@@ -70,7 +75,8 @@ class Fault:
     @property
     def message(self) -> str:
         """For a user: our own errors speak for themselves."""
-        return self.text if self.parts else f"{self.type}: {self.text}"
+        told = self.text if self.parts else f"{self.type}: {self.text}"
+        return f"{told} (on {self.node})" if self.node else told
 
 
 @dataclass(frozen=True)

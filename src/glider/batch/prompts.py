@@ -1,0 +1,83 @@
+"""Prompts in a file: rows of which nothing but the question is needed."""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from glider.config import faults
+from glider.data.records import is_table, lines_of, records
+from glider.errors import DataError
+from glider.files.opening import UnfitFile
+from glider.inference.queries import Query
+
+_FORMS = "`input` or `prompt`, a text or the turns of a chat, or `messages`; --map names another column"
+
+
+class PromptRow(BaseModel):
+    """A prompt, and what is known of it. An answer that stands beside it is not read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: int  # its place in the file, from 0
+    prompt: str | list[dict[str, Any]]
+    id: str | int | None = None
+    description: str | None = None
+
+    def query(self, description: str | None) -> Query:
+        """The query; `description` is that of rows without one. Raises `QueryError` for what is no chat."""
+        described = self.description or description
+        if isinstance(self.prompt, str):
+            return Query(self.prompt, described)
+        return Query.chat(self.prompt, description=described)
+
+
+def read_prompts(path: Path, columns: Mapping[str, str]) -> list[PromptRow]:
+    """The prompts of a file in any form that rows may have; raises `DataError` for what is none."""
+    try:
+        rows = [_row(number, record, columns, where) for number, (where, record) in enumerate(_records(path))]
+    except FileNotFoundError:
+        raise DataError(f"a file of prompts at {path}", "no such file", "Check the path.") from None
+    except (OSError, UnfitFile, zlib.error, EOFError, UnicodeDecodeError) as fault:
+        raise DataError(f"prompts in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
+    if not rows:
+        raise DataError(f"at least one prompt in {path}", "none", f"Add rows with {_FORMS}.")
+    return rows
+
+
+def chunks_of(rows: Sequence[PromptRow], size: int) -> list[list[PromptRow]]:
+    """The rows in their order, so many at a time: what is answered together, and kept together."""
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if is_table(path):
+        yield from records(path)
+        return
+    for number, line in enumerate(lines_of(path), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as fault:
+                raise DataError(f"a row at {path}:{number}", f"no JSON ({fault})", "Mend the row.") from fault
+            if not isinstance(record, dict):
+                raise DataError(f"a row at {path}:{number}", f"no object, but {type(record).__name__}", "Mend the row.")
+            yield f"{path}:{number}", record
+
+
+def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PromptRow:
+    names = (columns["input"],) if "input" in columns else ("input", "prompt", "messages")
+    column = next((name for name in names if name in record), None)
+    if column is None:
+        raise DataError(f"a prompt at {where}", f"only {', '.join(map(str, record))}"[:200], f"Rows have {_FORMS}.")
+    prompt = record[column]
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
+        prompt = prompt[:-1]  # the answer that somebody gave
+    described = record.get(columns.get("definition", "description"), record.get("definition"))
+    try:
+        return PromptRow(row=number, prompt=prompt, id=record.get("id"), description=described)
+    except ValidationError as fault:
+        raise DataError(f"a prompt at {where}", faults(fault), f"Rows have {_FORMS}.") from fault

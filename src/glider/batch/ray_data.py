@@ -1,0 +1,121 @@
+"""Chunks of prompts answered on a cluster: Ray Data hands them to actors, each of which keeps a routed model."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import glider
+from glider.batch.answering import Answering, AnswerSettings
+from glider.batch.prompts import PromptRow
+from glider.batch.run import Answered
+from glider.errors import ConfigError, GliderError
+from glider.inference.spec import ModelSpec
+from glider.jobs.base import Fault
+from glider.jobs.local import threads
+from glider.jobs.pool_source import pool_source
+from glider.jobs.ray_cluster import Need, connected
+from glider.jobs.ray_executor import RayExecutor
+from glider.jobs.ray_node import Shipment, node_name, place_of
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What an actor is to load, and how it answers."""
+
+    spec: ModelSpec
+    settings: AnswerSettings
+    pool: Shipment | None
+    threads: int
+    version: str = glider.__version__
+
+    def load(self) -> Answering:
+        """The model, on the node; raises `GliderError` where it cannot be loaded there."""
+        if self.version != glider.__version__:
+            wanted = f"glider {self.version} on every node, as where the run began"
+            raise ConfigError(wanted, glider.__version__, "Install the same version there.")
+        if self.pool is None:
+            return Answering(self.spec.load(), self.settings)
+        pool = str(place_of(self.pool))
+        return Answering(self.spec.model_copy(update={"pool": pool, "require_key": None}).load(), self.settings)
+
+
+class Answerer:
+    """The actor. What goes wrong comes back as a fault, in the place of answers."""
+
+    def __init__(self, errand: Errand):
+        self.errand = errand
+        self.answering: Answering | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        answers, faults = [], []
+        for text in batch["rows"]:
+            rows = [PromptRow(**row) for row in json.loads(text)]
+            try:
+                with threads(self.errand.threads):
+                    self.answering = self.answering or self.errand.load()
+                    answers.append(json.dumps(self.answering.chunk(rows)))
+                faults.append("")
+            except Exception as error:  # what is raised here would end the run without a word that a user could use
+                answers.append("")
+                faults.append(json.dumps({**asdict(Fault.of(error)), "node": node_name()}))
+        return {"chunk": list(batch["chunk"]), "answers": answers, "fault": faults}
+
+
+def on_ray(
+    executor: RayExecutor, spec: ModelSpec, settings: AnswerSettings
+) -> Callable[[Sequence[list[PromptRow]]], Answered]:
+    """Chunks answered by actors on a cluster, in the order in which they end."""
+
+    def answer(chunks: Sequence[list[PromptRow]]) -> Answered:
+        with connected(executor.address) as ray:
+            need = Need(executor.cpus, executor.gpus)
+            if not executor.autoscaling:
+                need.require(ray)
+            executor.require_device([spec.device])
+            errand = Errand(_absolute(spec), settings, _pool(ray, executor, spec), executor.threads)
+            most = min(len(chunks), executor.workers or max(1, need.room(ray)))
+            items = [
+                {"chunk": number, "rows": json.dumps([row.model_dump(mode="json") for row in rows])}
+                for number, rows in enumerate(chunks)
+            ]
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                Answerer,
+                fn_constructor_args=(errand,),
+                batch_size=1,
+                concurrency=(1, most),
+                num_cpus=executor.cpus,
+                num_gpus=executor.gpus,
+            )
+            for told in answered.iter_rows():
+                if told["fault"]:
+                    _fail(json.loads(told["fault"]))
+                yield int(told["chunk"]), json.loads(told["answers"])
+
+    return answer
+
+
+def _absolute(spec: ModelSpec) -> ModelSpec:
+    absolute = spec.with_absolute_path()
+    assert isinstance(absolute, ModelSpec)
+    return absolute
+
+
+def _pool(ray: Any, executor: RayExecutor, spec: ModelSpec) -> Shipment | None:
+    """The pool as it is sent: opened here, where its signature was asked for."""
+    if spec.pool == "demo":
+        return None
+    source = pool_source(spec.open_pool())
+    parcel = source.pack()
+    sent = ray.put(parcel) if executor.files == "store" else None
+    return Shipment(source, source.path.absolute(), parcel.digest, sent)
+
+
+def _fail(fault: dict[str, Any]) -> None:
+    """Raise what an actor met, as what it was."""
+    node = f"{fault['node']}: "
+    if len(fault["parts"]) == 3:
+        wanted, got, remedy = fault["parts"]
+        raise GliderError(wanted, node + got, remedy)
+    raise GliderError("answers to a chunk of prompts", f"{node}{fault['type']}: {fault['text']}", "See the node's log.")

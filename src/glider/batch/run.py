@@ -1,0 +1,146 @@
+"""Prompts of a file -> a file of answers, which appears whole; until then they are kept beside it, chunk by chunk."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glider.batch.answering import Answering, AnswerSettings
+from glider.batch.prompts import PromptRow, chunks_of, read_prompts
+from glider.errors import ConfigError, MissingDependency
+from glider.evaluation.run_plan import pool_hash
+from glider.files.disk import canonical_json, own_directory, sha256, write_file, write_json
+from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
+from glider.inference.spec import ModelSpec
+from glider.jobs.run import only_writer
+
+FORMAT = 1
+Answered = Iterator[tuple[int, list[dict[str, Any]]]]
+"""Numbers of chunks, and the answers to their rows, in any order."""
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """One file of prompts, one model, one file of answers (JSON Lines, or Parquet by its name)."""
+
+    data: Path
+    out: Path
+    spec: ModelSpec
+    settings: AnswerSettings
+    columns: Mapping[str, str]
+
+    def go(self, answer: Callable[[Sequence[list[PromptRow]]], Answered], tick: Callable[[int, int], None]) -> str:
+        """Answer what is missing by `answer`, which gets the chunks, and write the answers: "done" or "unchanged".
+
+        Stopped at any moment, the same call goes on. Raises `ConfigError` where other answers lie at `out`, or another
+        process is at work on it.
+        """
+        if self.out.suffix == ".parquet":
+            _pyarrow()
+        rows, key = read_prompts(self.data, self.columns), self.key
+        if self.out.exists():
+            if self._record().get("key") == key:
+                return "unchanged"
+            wanted = f"a new file at {self.out}, or the answers of this very command"
+            raise ConfigError(wanted, "others", "Remove it, or give another --out.")
+        chunks = chunks_of(rows, self.settings.batch_size)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(own_directory(self.work)):
+            place = own_directory(self.work / key[:16])
+            missing = [number for number in range(len(chunks)) if not _place(place, number).is_file()]
+            done = len(chunks) - len(missing)
+            if missing:
+                with closing(answer([chunks[number] for number in missing])) as answered:  # pyright: ignore
+                    for number, told in answered:
+                        write_json(_place(place, missing[number]), told)
+                        done += 1
+                        tick(done, len(chunks))
+            self._write(place, len(chunks))
+            write_json(self.record, {"key": key, "rows": len(rows), **self._content()})
+            shutil.rmtree(self.work)
+        return "done"
+
+    @property
+    def work(self) -> Path:
+        """Where answers lie until all are there."""
+        return self.out.parent / f".{self.out.name}.answering"
+
+    @property
+    def record(self) -> Path:
+        """What made the answers, beside them."""
+        return self.out.parent / f"{self.out.name}.run.json"
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides the answers; where they are made is no part of it."""
+        return hashlib.sha256(canonical_json([FORMAT, self._content()]).encode()).hexdigest()
+
+    def faults(self) -> int:
+        """Rows without an answer."""
+        if self.out.suffix == ".parquet":
+            texts = _pyarrow().read_table(self.out, columns=["text"]).column("text")
+            return texts.null_count
+        with self.out.open(encoding="utf8") as file:
+            return sum(json.loads(line)["text"] is None for line in file)
+
+    def _content(self) -> dict[str, Any]:
+        if not self.data.is_file():
+            raise ConfigError(f"a file of prompts at {self.data}", "no such file", "Check the path.")
+        spec = self.spec.model_dump(mode="json", exclude={"device", "pool", "require_key", "arguments"})
+        hashes = {"data": sha256(self.data), "pool": pool_hash(self.spec.open_pool())}
+        settings = self.settings.model_dump(mode="json")
+        return {"spec": spec, "settings": settings, "columns": dict(self.columns), "hashes": hashes}
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return read_json(self.record, LARGEST_RESULT, MOST_OF_RESULT)
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, place: Path, count: int) -> None:
+        def answers() -> Iterator[dict[str, Any]]:
+            for number in range(count):
+                yield from read_json(_place(place, number), LARGEST_RESULT, MOST_OF_RESULT)
+
+        def lines(path: Path) -> None:
+            with path.open("w", encoding="utf8") as file:
+                for told in answers():
+                    file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+        write_file(self.out, (lambda path: _write_parquet(path, answers())) if self.out.suffix == ".parquet" else lines)
+
+
+def here(spec: ModelSpec, settings: AnswerSettings) -> Callable[[Sequence[list[PromptRow]]], Answered]:
+    """Chunks answered by this process, one after the other."""
+
+    def answer(chunks: Sequence[list[PromptRow]]) -> Answered:
+        answering = Answering(spec.load(), settings)
+        for number, rows in enumerate(chunks):
+            yield number, answering.chunk(rows)
+
+    return answer
+
+
+def _place(directory: Path, number: int) -> Path:
+    return directory / f"{number:08d}.json"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingDependency("pyarrow", "write Parquet files", "pip install pyarrow") from None
+    return pyarrow.parquet
+
+
+def _write_parquet(path: Path, answers: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    texts = ("id", "text", "finish_reason", "verdict", "expert", "description", "fault")
+    columns = [("row", pa.int64()), ("alpha", pa.float64()), *((name, pa.string()) for name in texts)]
+    schema = pa.schema(columns)
+    _pyarrow().write_table(pa.Table.from_pylist(list(answers), schema=schema), path)

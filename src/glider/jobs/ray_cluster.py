@@ -1,0 +1,97 @@
+"""A Ray cluster: connected to, asked what it has, left as it was."""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glider.errors import ConfigError, MissingDependency
+
+
+def require_ray() -> Any:
+    """The package; raises `MissingDependency` without it."""
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependency("ray", "run jobs on a cluster", "pip install 'glider-moe[ray]'") from None
+    return ray
+
+
+_PATIENCE = 10.0  # seconds for a cluster to answer
+
+
+@contextmanager
+def connected(address: str | None, packages: Sequence[Path] = ()) -> Iterator[Any]:
+    """Be a driver of a cluster: of the one that this process is connected to already, else of the one at `address`.
+
+    Without an address it is what `ray.init()` finds ($RAY_ADDRESS, a cluster on this machine), or a new one on this
+    machine, which ends with the block. Directories of `packages` are sent along for the nodes to import. Raises
+    `ConfigError` where there is no cluster at the address.
+    """
+    ray = require_ray()
+    if address is not None and address.startswith("ray://"):
+        remedy = "Run the command on the cluster: ray job submit --address ... -- glider ..."
+        raise ConfigError("an address such as auto or HOST:6379", f"{address}, a Ray Client's", remedy)
+    if ray.is_initialized():
+        yield ray
+        return
+    _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        sent = {"py_modules": [str(path) for path in packages]} if packages else None
+        ray.init(address=address, log_to_driver=False, logging_level="warning", runtime_env=sent)
+    except (ConnectionError, RuntimeError, ValueError) as fault:
+        got = " ".join(str(fault).split())[:300]
+        remedy = "Start one (ray start --head), or leave --address out for one on this machine."
+        raise ConfigError(f"a Ray cluster at {address or 'the default address'}", got, remedy) from fault
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise `ConfigError` where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # auto, local, or what Ray may say of it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as fault:
+        remedy = "Start one (ray start --head), or leave --address out for one on this machine."
+        raise ConfigError(f"a Ray cluster at {address}", str(fault), remedy) from fault
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one job takes of a node."""
+
+    cpus: float
+    gpus: float
+
+    def room(self, ray: Any) -> int:
+        """How many such jobs the nodes that are alive have room for, were nothing else there."""
+        return sum(self._at(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+    def require(self, ray: Any) -> None:
+        """Raise `ConfigError` where no node could ever run such a job."""
+        if self.room(ray):
+            return
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = {name: max((node.get(name, 0.0) for node in alive), default=0.0) for name in ("CPU", "GPU")}
+        wanted = f"a node with {self.cpus:g} CPU and {self.gpus:g} GPU for a job"
+        got = f"{len(alive)} node{'s' if len(alive) != 1 else ''}, the largest with {most['CPU']:g} CPU"
+        got += f" and {most['GPU']:g} GPU" if most["GPU"] else " and none with a GPU" if self.gpus else ""
+        remedy = "Ask for less (--cpus-per-job, --gpus-per-job), or say --autoscaling where nodes come on demand."
+        raise ConfigError(wanted, got, remedy)
+
+    def _at(self, resources: dict[str, float]) -> int:
+        counts = []
+        for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)):
+            if amount:
+                counts.append(int(resources.get(name, 0.0) / amount + 1e-9))
+        return min(counts)

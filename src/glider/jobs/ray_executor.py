@@ -1,0 +1,288 @@
+"""Jobs on a Ray cluster: each a task with the resources it declares, or work for an actor that keeps its base model.
+
+Ray starts nothing a second time here: what a task has begun comes back as checkpoints, and this process, the driver,
+sends it out again with the last of them. The driver alone writes; nodes need no file system in common.
+"""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from glider.errors import ConfigError, GliderError, GliderWarning
+from glider.jobs.base import Attempt, Fault, Report
+from glider.jobs.parcel import Parcel
+from glider.jobs.ray_cluster import Need, connected
+from glider.jobs.ray_node import Begun, Checkpoint, Ended, Order, Progress, Shipment, Warned, work
+from glider.jobs.travel import longest_first
+
+Files = Literal["store", "path"]
+_PATIENCE = 2.0  # seconds between two looks at the nodes
+_END_PATIENCE = 15.0  # seconds for what was stopped to be gone
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Runs jobs on the nodes of a cluster.
+
+    Arguments:
+        address: Of the cluster; None is what `ray.init()` finds, or a new one on this machine.
+        workers: Jobs at a time; None is as many as there is room for.
+        cpus, gpus: What each job takes of a node; a job computes with `cpus` threads where it names none itself.
+        files: What jobs read is sent to them ("store"), or lies at a path that every node can read ("path").
+        keep: Let actors do the jobs, each of which keeps what it has loaded, such as a base model.
+        losses: How often a job may lose its node, or its process, without coming further in between.
+        save_steps: Training steps between two checkpoints that come back.
+        setup: Is called in a job's process before the job, such as to register what is not part of glider.
+        autoscaling: Nodes come when jobs wait for them; else a job that no node can run is refused at once.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+    files: Files = "store"
+    keep: bool = False
+    losses: int = 5
+    save_steps: int = 100
+    autoscaling: bool = False
+    setup: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("workers", self.workers, 1), ("save_steps", self.save_steps, 1)):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} of {least} or more", str(value), f"Give {least} or more.")
+        if self.autoscaling and self.keep and self.workers is None:
+            remedy = "Say how many workers the cluster may grow to: --workers."
+            raise ConfigError("a number of workers, each with a base model", "--autoscaling without it", remedy)
+        if self.cpus <= 0 or self.gpus < 0:
+            raise ConfigError("CPUs above 0 and GPUs of 0 or more", f"{self.cpus:g}, {self.gpus:g}", "Give others.")
+
+    def run(self, jobs: Sequence[Any], report: Report) -> Iterator[Attempt]:
+        """Run them, the longest first; attempts come as they end. Stopped in any way, nothing goes on on the cluster.
+
+        Raises `ConfigError` where there is no cluster, or no node that could run such a job.
+        """
+        if not jobs:
+            return
+        with connected(self.address) as ray:
+            need = Need(self.cpus, self.gpus)
+            if not self.autoscaling:
+                need.require(ray)
+            self.require_device([job.resources.device for job in jobs])
+            dispatch = Dispatch(ray, self, need, deque(longest_first(jobs)), report)
+            try:
+                yield from dispatch.run()
+            finally:
+                dispatch.stop()
+
+    def require_device(self, devices: Sequence[str]) -> None:
+        """Raise `ConfigError` for a device that jobs do not get, and for a GPU that they would not use."""
+        devices = sorted(set(devices))
+        if any(device != "cpu" for device in devices) and not self.gpus:
+            remedy = "Say how many GPUs a job takes: --gpus-per-job 1."
+            raise ConfigError(f"GPUs for jobs on {', '.join(devices)}", "none asked for", remedy)
+        if "cpu" in devices and self.gpus:
+            remedy = "Give --device cuda, or leave --gpus-per-job out."
+            raise ConfigError(f"jobs that use their {self.gpus:g} GPU", "jobs on the device cpu", remedy)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a job that names none."""
+        return max(1, int(self.cpus))
+
+
+@dataclass
+class Running:
+    """A job at work: where its messages come from, and the actor that does it, if one does."""
+
+    job: Any
+    messages: Any
+    actor: Any = None
+    node: str = "a node that was not told yet"
+    ended: Ended | None = None
+
+
+@dataclass
+class Dispatch:
+    """One run of an executor: what waits, what runs, who is idle."""
+
+    ray: Any
+    executor: RayExecutor
+    need: Need
+    waiting: deque[Any]
+    report: Report
+    running: dict[Any, Running] = field(default_factory=dict)
+    idle: list[Any] = field(default_factory=list)  # actors without a job
+    losses: dict[int, int] = field(default_factory=dict)  # by the job's identity, since its last checkpoint
+    shipped: dict[Any, Shipment] = field(default_factory=dict)
+    looked: float = 0.0
+    room: int = 0
+    _made: Any = None
+
+    def run(self) -> Iterator[Attempt]:
+        """Attempts, as they end."""
+        while self.waiting or self.running:
+            while self.waiting and len(self.running) < self._most():
+                job = self.waiting.popleft()
+                try:
+                    self._start(job)
+                except GliderError as error:
+                    yield Attempt(job, fault=Fault.of(error))
+            if not self.running:  # the last node that could run one is gone
+                self.report(self.waiting[0].name, "waiting for a node", 0.0)
+                time.sleep(_PATIENCE)
+                continue
+            ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=_PATIENCE)
+            for messages in ready:
+                yield from self._hear(self.running[messages])
+
+    def stop(self) -> None:
+        """Let nothing of it go on, and wait until it does not."""
+        for running in self.running.values():
+            if running.actor is None:
+                self.ray.cancel(running.messages, force=True)
+            else:
+                self.ray.kill(running.actor)
+        for actor in self.idle:
+            self.ray.kill(actor)
+        until = time.monotonic() + _END_PATIENCE
+        for running in self.running.values():
+            with suppress(StopIteration, self.ray.exceptions.RayError):
+                while time.monotonic() < until:
+                    if self.ray.wait([running.messages], num_returns=1, timeout=1.0)[0]:
+                        self.ray.get(next(running.messages))
+        self.running.clear()
+        self.idle.clear()
+
+    def _most(self) -> int:
+        """How many jobs may be at work: no more than there is room for, looked at from time to time."""
+        if self.executor.autoscaling:  # what waits is what makes nodes come
+            return self.executor.workers or len(self.waiting) + len(self.running)
+        if time.monotonic() - self.looked > _PATIENCE:
+            self.room, self.looked = self.need.room(self.ray), time.monotonic()
+        return self.room if self.executor.workers is None else min(self.room, self.executor.workers)
+
+    def _start(self, job: Any) -> None:
+        """Send a job out; raises `GliderError` where its files cannot be read, or its place is taken."""
+        leaving = job.leaving()
+        begun = Parcel() if job.folder is None else Parcel.of(job.folder)
+        sent = self.ray.put(begun) if begun.files else None
+        shipments = tuple(self._shipment(source) for source in job.reads)
+        threads = job.resources.threads or self.executor.threads
+        order = Order(leaving, shipments, sent, threads, self.executor.save_steps, self.executor.setup)
+        actor = None
+        if self.executor.keep:
+            actor = self.idle.pop() if self.idle else self._remote().remote()
+            messages = actor.work.options(num_returns="streaming").remote(order)
+        else:
+            messages = self._remote().remote(order)
+        self.running[messages] = Running(job, messages, actor)
+
+    def _remote(self) -> Any:
+        """The task, or the actor's class, with what it takes of a node."""
+        if self._made is None:
+            take = {"num_cpus": self.need.cpus, "num_gpus": self.need.gpus}
+            if self.executor.keep:
+                self._made = self.ray.remote(Seat).options(**take, max_restarts=0)
+            else:
+                once = {"max_retries": 0, "num_returns": "streaming", "name": "glider job"}
+                self._made = self.ray.remote(work).options(**take, **once)
+        return self._made
+
+    def _shipment(self, source: Any) -> Shipment:
+        """A file or directory as it is sent, once for all the jobs that read it."""
+        if source not in self.shipped:
+            parcel = source.pack()
+            sent = self.ray.put(parcel) if self.executor.files == "store" else None
+            self.shipped[source] = Shipment(source, source.path.absolute(), parcel.digest, sent)
+        return self.shipped[source]
+
+    def _hear(self, running: Running) -> Iterator[Attempt]:
+        """One message of a job that is at work, or the word that none will come."""
+        try:
+            message = self.ray.get(next(running.messages))
+        except StopIteration:
+            yield from self._finish(running)
+            return
+        except self.ray.exceptions.RayTaskError as error:  # our code there did not even begin
+            running.ended = Ended(fault=Fault(type(error.cause).__name__, _line(error.cause), node=running.node))
+            yield from self._finish(running)
+            return
+        except self.ray.exceptions.RayError as error:
+            yield from self._lose(running, error)
+            return
+        self._heed(running, message)
+        if running.ended is not None:
+            yield from self._finish(running)
+
+    def _heed(self, running: Running, message: Any) -> None:
+        match message:
+            case Begun():
+                running.node = message.node
+            case Progress():
+                self.report(message.name, message.text, message.share)
+            case Warned():
+                warnings.warn(f"{running.job.name}: {message.text}", GliderWarning, stacklevel=2)
+            case Checkpoint():
+                running.job.take(message.content)
+                self.losses.pop(id(running.job), None)
+            case Ended():
+                running.ended = message
+
+    def _finish(self, running: Running) -> Iterator[Attempt]:
+        """The attempt that ended; its actor is free for another job."""
+        del self.running[running.messages]
+        ended = running.ended
+        if ended is None:
+            yield from self._again(running, "its messages ended without a result")
+            return
+        if running.actor is not None:
+            self.idle.append(running.actor)
+        if ended.fault is not None:
+            yield Attempt(running.job, fault=ended.fault)
+            return
+        try:
+            if ended.content is not None:
+                running.job.take(ended.content)
+            result = running.job.arrived(ended.result)
+        except GliderError as error:
+            yield Attempt(running.job, fault=Fault.of(error))
+        else:
+            yield Attempt(running.job, result=result)
+
+    def _lose(self, running: Running, error: Exception) -> Iterator[Attempt]:
+        """The node or the process is gone, or what it sent is: the job goes on elsewhere."""
+        del self.running[running.messages]
+        if running.actor is not None:
+            with suppress(self.ray.exceptions.RayError):
+                self.ray.kill(running.actor)
+        for actor in self.idle:  # they may be gone too, and would take the next jobs with them
+            self.ray.kill(actor)
+        self.idle.clear()
+        self.looked = 0.0  # the nodes are others now
+        yield from self._again(running, f"{type(error).__name__}: {_line(error)}")
+
+    def _again(self, running: Running, reason: str) -> Iterator[Attempt]:
+        count = self.losses[id(running.job)] = self.losses.get(id(running.job), 0) + 1
+        if count > self.executor.losses:
+            text = f"lost {count} times without coming further; the last time: {reason}"
+            yield Attempt(running.job, fault=Fault("ProcessEnded", text, node=running.node))
+            return
+        self.report(running.job.name, f"lost with {running.node}; tried again", 0.0)
+        self.waiting.appendleft(running.job)
+
+
+class Seat:
+    """An actor: a process that does one job after the other and keeps what it has loaded."""
+
+    def work(self, order: Order) -> Iterator[Any]:
+        """As `ray_node.work`."""
+        yield from work(order)
+
+
+def _line(error: Any) -> str:
+    return " ".join(str(error).split())[:600]

@@ -1,0 +1,205 @@
+"""A file of prompts becomes a file of answers: those of `generate`, whole, in order, and none twice."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from glider.batch import run as run_module
+from glider.batch.answering import Answering
+from glider.batch.prompts import read_prompts
+from glider.cli.main import main
+from glider.errors import DataError
+from glider.experts.pool import Pool
+from glider.inference.queries import Query
+from glider.inference.spec import load
+
+Glider = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def pool(make_pool: Callable[..., Pool], llama_directory: Path) -> Pool:
+    return make_pool(llama_directory)
+
+
+@pytest.fixture
+def glider(
+    pool: Pool, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Glider:
+    """`glider("rows.jsonl", "answers.jsonl", ...)` answers a file: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    shared = ["--pool", pool.path, "--base", llama_directory, "--max-new-tokens", 4, "--batch-size", 2]
+
+    def run(data: str, out: str, *more: object) -> tuple[int, str, str]:
+        words = ["glider", "generate", "--data", data, "--out", out, *shared, *more]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
+
+    return run
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf8")
+    return rows
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf8").splitlines()]
+
+
+def test_answers_are_those_of_generate(glider: Glider, pool: Pool, llama_directory: Path, tmp_path: Path):
+    chat = [{"role": "user", "content": "sort 3 1 2"}]
+    rows = [
+        {"input": "hello there", "id": 7},
+        {"prompt": "hi", "description": "Greet."},
+        {"messages": [*chat, {"role": "assistant", "content": "not read"}]},
+        {"input": "and 5", "output": "not read either", "definition": "Count."},
+        {"prompt": chat},
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    assert glider("rows.jsonl", "answers.jsonl") == (0, "answers.jsonl: done\n", "")
+    told = lines(tmp_path / "answers.jsonl")
+    assert [answer["row"] for answer in told] == [0, 1, 2, 3, 4] and told[0]["id"] == "7"
+    queries = [
+        Query("hello there"),
+        Query("hi", "Greet."),
+        Query.chat(chat),
+        Query("and 5", "Count."),
+        Query.chat(chat),
+    ]
+    model = load(str(llama_directory), pool.path)
+    for answer, query in zip(told, queries, strict=True):
+        (wanted,) = model.generate([query], max_new_tokens=4)
+        assert answer["text"] == wanted.text and answer["finish_reason"] == wanted.finish_reason
+        assert answer["alpha"] == wanted.alpha and answer["fault"] == wanted.fault
+        scores = wanted.global_scores
+        assert answer["expert"] == (max(scores, key=lambda name: scores[name]) if scores else None)
+    assert sorted(path.name for path in tmp_path.iterdir() if "answer" in path.name) == [
+        "answers.jsonl",
+        "answers.jsonl.run.json",
+    ]
+
+
+def test_what_is_done_is_not_done_again(glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "rows.jsonl", [{"input": f"say {i}"} for i in range(7)])
+    assert glider("rows.jsonl", "whole.jsonl")[0] == 0
+    plain, asked = Answering.chunk, []
+
+    def stopping(self: Answering, rows: Any) -> Any:
+        asked.append([row.row for row in rows])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return plain(self, rows)
+
+    monkeypatch.setattr(Answering, "chunk", stopping)
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 130
+    assert not (tmp_path / "answers.jsonl").exists()
+    assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: done\n")
+    assert asked == [[0, 1], [2, 3], [4, 5], [4, 5], [6]]
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert glider("rows.jsonl", "answers.jsonl")[1] == "answers.jsonl: unchanged\n"
+    assert len(asked) == 5
+
+
+def test_answers_of_other_settings_are_not_overwritten(glider: Glider, tmp_path: Path):
+    write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}])
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 0
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    code, _, err = glider("rows.jsonl", "answers.jsonl", "--router", "phatgoose")
+    assert code == 2 and "give another --out" in err
+    write(tmp_path / "rows.jsonl", [{"input": "c"}])
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 2
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(tmp_path / "rows.jsonl", [{"input": f"say {i}"} for i in range(4)])
+    write_whole = run_module.BatchRun._write
+    monkeypatch.setattr(run_module.BatchRun, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert glider("rows.jsonl", "answers.jsonl", "--max-new-tokens", "2")[0] == 130
+    monkeypatch.setattr(run_module.BatchRun, "_write", write_whole)
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 0
+    assert glider("rows.jsonl", "fresh.jsonl")[0] == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
+
+
+def test_a_row_that_cannot_be_answered_has_its_fault_and_the_others_their_answers(glider: Glider, tmp_path: Path):
+    write(tmp_path / "rows.jsonl", [{"input": "hello"}, {"input": "x" * 900}, {"input": "hi"}])
+    code, out, _ = glider("rows.jsonl", "answers.jsonl")
+    assert code == 1 and "1 rows without an answer" in out
+    first, second, third = lines(tmp_path / "answers.jsonl")
+    assert first["text"] is not None and third["text"] is not None and second["text"] is None
+    assert "--truncate" in second["fault"] or "truncate" in second["fault"]
+    write(tmp_path / "short.jsonl", [{"input": "hello"}])
+    glider("short.jsonl", "alone.jsonl")
+    assert lines(tmp_path / "alone.jsonl")[0]["text"] == first["text"]
+
+
+def test_parquet_in_and_out(glider: Glider, tmp_path: Path):
+    rows = [{"question": f"say {i}"} for i in range(3)]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert glider("rows.parquet", "answers.parquet", "--map", "input=question")[0] == 0
+    write(tmp_path / "rows.jsonl", [{"input": row["question"]} for row in rows])
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 0
+    assert pyarrow.parquet.read_table(tmp_path / "answers.parquet").to_pylist() == [
+        {name: answer[name] for name in pyarrow.parquet.read_schema(tmp_path / "answers.parquet").names}
+        for answer in lines(tmp_path / "answers.jsonl")
+    ]
+    assert glider("rows.parquet", "answers.parquet", "--map", "input=question")[1] == "answers.parquet: unchanged\n"
+
+
+def test_drawn_answers_do_not_depend_on_where_a_run_was_stopped(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(tmp_path / "rows.jsonl", [{"input": "say"} for _ in range(4)])
+    drawn = ("--temperature", "3", "--seed", "5")
+    assert glider("rows.jsonl", "whole.jsonl", *drawn)[0] == 0
+    assert len({answer["text"] for answer in lines(tmp_path / "whole.jsonl")}) > 1
+    plain = Answering.chunk
+
+    def stopping(self: Answering, rows: Any) -> Any:
+        if rows[0].row == 2:
+            raise KeyboardInterrupt
+        return plain(self, rows)
+
+    monkeypatch.setattr(Answering, "chunk", stopping)
+    assert glider("rows.jsonl", "answers.jsonl", *drawn)[0] == 130
+    monkeypatch.setattr(Answering, "chunk", plain)
+    assert glider("rows.jsonl", "answers.jsonl", *drawn)[0] == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "none"),
+        ('{"text": "a"}', "only text"),
+        ("[1]", "no object"),
+        ('{"input": 3}', "prompt"),
+        ("{", "no JSON"),
+    ],
+)
+def test_what_is_no_prompt_is_named(tmp_path: Path, content: str, fault: str):
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(DataError, match=fault):
+        read_prompts(tmp_path / "rows.jsonl", {})
+
+
+def test_half_a_command_is_refused(glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "rows.jsonl", [{"input": "a"}])
+    for words in (["a prompt", "--data", "rows.jsonl", "--out", "x"], ["--data", "rows.jsonl"], ["--out", "x"], []):
+        monkeypatch.setattr(sys, "argv", ["glider", "generate", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+    assert glider("rows.jsonl", "x.jsonl", "--workers", "2")[0] == 2
