@@ -1,6 +1,7 @@
 """Which base model an expert belongs to, so that a pool never meets another base silently."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +42,11 @@ class BaseIdentity(Config):
 
 def identify(model: Any, model_id: str) -> BaseIdentity:
     """Fingerprint a transformers model (not yet attached to anything)."""
-    config, weights = model.config.to_dict(), _named_weights(model)
+    return identify_weights(model.config.to_dict(), _named_weights(model), model_id)
+
+
+def identify_weights(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], model_id: str) -> BaseIdentity:
+    """Fingerprint a model by its configuration and those of its weights that identify it, by name."""
     architecture = {field: config[field] for field in _ARCHITECTURE_FIELDS if config.get(field) is not None}
     return BaseIdentity(
         model_id=model_id,

@@ -89,6 +89,11 @@ def _completed(model: Any, tokenizer: Any, model_id: str, source: str) -> BaseMo
     return BaseModel(model, tokenizer, identify(model, model_id), source)
 
 
+def located(base: str) -> str:
+    """Where a base model lies: the path of the embedded one by its name, any other id or path as it is."""
+    return _locate(base)[0]
+
+
 def _locate(base: str) -> tuple[str, str]:
     if base == EMBEDDED_BASE:
         from glider.demo.base import BASE_ID, converted_base
