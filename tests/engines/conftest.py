@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from .requests_of_three_kinds import library, wanted
+
+__all__ = ["library", "wanted"]
+
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process, to look into
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -21,6 +25,7 @@ needs_vllm = [
     pytest.mark.filterwarnings("default"),  # vLLM's own
 ]
 ENGINE = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 36, "kv_cache_memory_bytes": 1 << 29}
+ENGINE |= {"block_size": 32}
 
 
 @contextmanager

@@ -310,3 +310,34 @@ def test_a_name_that_is_gone_or_changed_is_told_with_the_versions_that_have_it(m
     assert ">=0.32,<0.34" in str(fault.value) and "0.33.9" in str(fault.value)
     assert "NoSuchError" in str(fault.value) and "without price" in str(fault.value)
     contract.require_contract((right,))
+
+
+@pytest.mark.parametrize(
+    ("version", "variables", "runner", "route"),
+    [
+        (None, {}, None, None),
+        ("0.32.0+cpu", {}, "V1", None),
+        ("0.32.0+cpu", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, "V2", "V2"),
+        ("0.33.0", {"VLLM_USE_V2_MODEL_RUNNER": "0"}, "V1", "CPU build"),
+        ("0.40.0", {}, None, ">=0.32,<0.34"),
+        ("0.32.0+cpu", {"VLLM_USE_RUST_FRONTEND": "1"}, "V1", "RUST"),
+    ],
+)
+def test_the_doctor_says_what_would_be_refused(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, variables: dict, runner: str | None, route: str | None
+) -> None:
+    from glider.engines.vllm.diagnosis import diagnosis
+
+    monkeypatch.setattr(contract, "installed", lambda: version)
+    for name in ("VLLM_USE_V2_MODEL_RUNNER", "VLLM_USE_RUST_FRONTEND"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    told = diagnosis()
+    assert (told["version"], told["runner"]) == (version, runner)
+    if version is None:
+        assert told["modes"] == {}
+    elif route is None:
+        assert told["modes"] == {"select": None, "route": None}
+    else:
+        assert route in told["modes"]["route"]

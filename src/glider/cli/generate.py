@@ -1,7 +1,8 @@
 """`glider generate`: a prompt in, text out."""
 
+import os
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,10 +25,19 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
     truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option("--engine", help="What runs the model: transformers or vllm.")
+    ] = "transformers",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt with a routed pool."""
     from glider.errors import ConfigError
+
+    if engine == "vllm":
+        if stream:
+            raise ConfigError("--stream beside --engine transformers", "--engine vllm", "Leave one of them out.")
+        _by_vllm(spec, read_prompt(prompt), description, max_new_tokens, temperature, seed, truncate, as_json)
+        return
 
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
@@ -46,6 +56,38 @@ def generate(
         say()
         return
     (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, trace=as_json, **sampling)
+    if as_json:
+        say_json({"prompt": text, **asdict(answer)})
+    else:
+        say_piece(answer.text)
+        say()
+
+
+def _by_vllm(
+    spec: ModelSpec,
+    text: str,
+    description: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    truncate: bool,
+    as_json: bool,
+) -> None:
+    """The same by vLLM, without a server."""
+    import os
+
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from glider.engines.vllm.offline import of_spec
+    from glider.inference.queries import Query
+
+    model = of_spec(spec, engine={"max_num_seqs": 1})
+    try:
+        sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature > 0 else {}
+        query = Query(text, description)
+        (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, **sampling)
+    finally:
+        model.close()
     if as_json:
         say_json({"prompt": text, **asdict(answer)})
     else:

@@ -21,6 +21,7 @@ from glider.inference.spec import ModelSpec, base_of
 from glider.inference.streaming import decoded
 from glider.routing.condition import Condition
 
+_CACHE = 1 << 30
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -151,19 +152,26 @@ def load(
 
     Raises: `MissingDependency` without vLLM, and the `GliderError` of whatever does not fit.
     """
+    fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
+    rest = {name: value for name, value in settings.items() if name not in fields}
+    spec = ModelSpec.parse(base=base, pool=pool, settings={**fields.pop("settings", {}), **rest}, **fields)
+    return of_spec(spec, mode=mode, unsure=unsure, engine=engine)
+
+
+def of_spec(
+    spec: ModelSpec, *, mode: Mode = "route", unsure: Unsure = "nearest", engine: dict[str, Any] | None = None
+) -> VllmModel:
+    """The same of a spec. Device and further arguments are vLLM's to choose."""
     contract.require_vllm()
     from glider.inference.base_model import located
 
-    fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
-    rest = {name: value for name, value in settings.items() if name not in fields}
-    if "device" in fields or "arguments" in fields:
+    if spec.device != "cpu" or spec.arguments:
         raise ConfigError("vLLM's own choice of the device", "device or arguments", "Give engine={...} instead.")
-    spec = ModelSpec.parse(pool=pool, settings={**fields.pop("settings", {}), **rest}, **fields)
     plugin = plugin_settings(spec, mode, unsure)
-    place = located(base or base_of(spec.open_pool()))
+    place = located(spec.base or base_of(spec.open_pool()))
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
-    return VllmModel(LLM(place, **{"dtype": spec.dtype, **engine_arguments(plugin), **(engine or {})}))
+    return VllmModel(LLM(place, **{"dtype": spec.dtype, **_memory(), **engine_arguments(plugin), **(engine or {})}))
 
 
 def _sampling(max_new_tokens: int | None, generation: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -180,6 +188,11 @@ def _sampling(max_new_tokens: int | None, generation: dict[str, Any]) -> tuple[i
         settings = {name: value for name, value in settings.items() if name == "repetition_penalty"}
         settings["temperature"] = 0.0
     return limit, {**settings, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "seed": seed}
+
+
+def _memory() -> dict[str, Any]:
+    """On vLLM's CPU build a cache of keys and values of a fixed size: vLLM would take most of the machine's memory."""
+    return {"kv_cache_memory_bytes": _CACHE} if "cpu" in (contract.installed() or "") else {}
 
 
 def _likelihood(told: Sequence[Any], start: int, target: Sequence[int]) -> float:
