@@ -1,5 +1,6 @@
 """`--mode route` inside vLLM: greedy tokens are those of the library, however vLLM batches and caches."""
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,8 +78,11 @@ def test_chunked_prefill(library: RoutedModel, wanted: list) -> None:
 def test_preemption(library: RoutedModel, wanted: list) -> None:
     engine: dict[str, Any] = {"num_gpu_blocks_override": 17, "enable_prefix_caching": False}
     engine |= {"disable_log_stats": False}
+    rows = rows_of(library)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # the long ones fill the cache, and grow
     with opened(abstain=False, engine=engine) as model:
-        assert tokens_of(ask(model, rows_of(library))) == wanted
+        got = tokens_of(ask(model, [rows[i] for i in order], ignore_eos=True))  # none ends before it has grown
+        assert [one[: len(wanted[i])] for one, i in zip(got, order, strict=True)] == [wanted[i] for i in order]
         assert counted(model.llm, "vllm:num_preemptions") > 0
 
 
@@ -103,3 +107,45 @@ def test_torch_compile(library: RoutedModel, wanted: list) -> None:
     with opened(abstain=False, engine={"enforce_eager": False}) as model:
         assert model.llm.llm_engine.vllm_config.compilation_config.mode > 0
         assert tokens_of(ask(model, rows_of(library))) == wanted
+
+
+def test_a_base_of_other_weights_is_refused(wide_llama: Any, make_wide_pool: Any, tmp_path: Any) -> None:
+    import safetensors.torch
+
+    from glider.errors import BaseModelError
+
+    pool = make_wide_pool()
+    other = tmp_path / "other"
+    shutil.copytree(wide_llama, other)
+    weights = safetensors.torch.load_file(other / "model.safetensors")
+    weights["model.embed_tokens.weight"] += 0.5
+    safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BaseModelError, match="other weights"), opened(str(pool.path), base=str(other), abstain=False):
+        pass
+
+
+def test_random_experts_of_every_site_and_a_layer_that_is_not_called(
+    wide_llama: Any, make_wide_pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glider.errors import EngineError
+
+    pool = make_wide_pool(experts=4, rank=4)
+    texts = ["sort 3 1 2", "What is the capital of France, and since when?", "hi"]
+    expected = load(str(wide_llama), str(pool.path), router="phatgoose").generate(texts, max_new_tokens=TOKENS)
+    with opened(str(pool.path), base=str(wide_llama), router="phatgoose") as model:
+        answers = model.generate(texts, max_new_tokens=TOKENS)
+        assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
+    monkeypatch.setattr("glider.engines.vllm.sites.RoutedOutputs.add", lambda self, y, x: None)
+    wanted = "every routed layer called"
+    with pytest.raises(EngineError, match=wanted), opened(str(pool.path), base=str(wide_llama), router="phatgoose"):
+        pass
+
+
+def test_in_bfloat16_likelihoods_are_near(library: RoutedModel) -> None:
+    queries, choices = [TEXTS[2], TEXTS[1]], [["positive", "negative"], ["Italy", "the Mediterranean Sea"]]
+    expected, _ = load(abstain=False, dtype="bfloat16").score_many(queries, choices)
+    with opened(abstain=False, dtype="bfloat16") as model:
+        got, _ = model.score_many(queries, choices)
+    for row, other in zip(got, expected, strict=True):
+        values = [one.normalised for one in row]
+        assert values == pytest.approx([one.normalised for one in other], abs=0.1)
