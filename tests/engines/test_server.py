@@ -87,7 +87,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     started = Server(f"http://127.0.0.1:{port}")
     try:
-        for _ in range(240):
+        for _ in range(600):
             if process.poll() is not None:
                 pytest.fail(log.read_text()[-4000:])
             try:
