@@ -139,13 +139,3 @@ def test_random_experts_of_every_site_and_a_layer_that_is_not_called(
     wanted = "every routed layer called"
     with pytest.raises(EngineError, match=wanted), opened(str(pool.path), base=str(wide_llama), router="phatgoose"):
         pass
-
-
-def test_in_bfloat16_likelihoods_are_near(library: RoutedModel) -> None:
-    queries, choices = [TEXTS[2], TEXTS[1]], [["positive", "negative"], ["Italy", "the Mediterranean Sea"]]
-    expected, _ = load(abstain=False, dtype="bfloat16").score_many(queries, choices)
-    with opened(abstain=False, dtype="bfloat16") as model:
-        got, _ = model.score_many(queries, choices)
-    for row, other in zip(got, expected, strict=True):
-        values = [one.normalised for one in row]
-        assert values == pytest.approx([one.normalised for one in other], abs=0.1)

@@ -74,8 +74,6 @@ def _by_vllm(
     as_json: bool,
 ) -> None:
     """The same by vLLM, without a server."""
-    import os
-
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from glider.engines.vllm.offline import of_spec
