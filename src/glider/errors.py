@@ -67,6 +67,10 @@ class BatchingError(GliderError):
         self.fixable = fixable
 
 
+class EngineError(GliderError):
+    """A serving engine that is missing, of another version, or set so that it could not serve a pool right."""
+
+
 class EmbedderError(GliderError):
     """An embedder that is missing, or is not the pool's own."""
 

@@ -35,6 +35,9 @@ def doctor(as_json: JsonOption = False) -> None:
     if found["instruction_sets"]:
         table.add_row("instruction set", f"{found['instruction_set']} (of {', '.join(found['instruction_sets'])})")
     table.add_row("runs", f"{found['runs']}: {found['why']}")
+    table.add_row("vllm", found["vllm"]["version"] or "not installed")
+    for mode, refused in found["vllm"]["modes"].items():
+        table.add_row(f"vllm-args --mode {mode}", refused or "served")
     console().print(table)
 
 
@@ -55,6 +58,8 @@ def diagnosis() -> dict[str, Any]:
         runs, why = "torch", f"no native kernel: {absent}"
     else:
         runs, why = "native", "on the CPU in float32 without gradients; torch elsewhere"
+    from glider.engines.vllm.diagnosis import diagnosis as of_vllm
+
     extension = native.extension()
     return {
         "versions": {"glider": glider.__version__, "python": platform.python_version(), **_versions()},
@@ -67,6 +72,7 @@ def diagnosis() -> dict[str, Any]:
         "instruction_set": None if extension is None else extension.isa(),
         "runs": runs,
         "why": why,
+        "vllm": of_vllm(),
     }
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,6 +36,10 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Instead of the run's: float32, bfloat16, ...")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Instead of the run's: cpu, cuda, ...")] = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"] | None,
+        typer.Option("--engine", help="Instead of the run's: transformers, vllm."),
+    ] = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +56,12 @@ def evaluate(
     executor = placement.make(keep=True)
     changes = {
         name: value
-        for name, value in (("dtype", dtype), ("device", device), ("require_key", key and key.absolute()))
+        for name, value in (
+            ("dtype", dtype),
+            ("device", device),
+            ("engine", engine),
+            ("require_key", key and key.absolute()),
+        )
         if value is not None
     }
     plan = RunPlan.read(run_file).model_copy(update=changes)

@@ -1,8 +1,9 @@
 """`glider generate`: a prompt in, text out."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +33,9 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
     truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option("--engine", help="What runs the model: transformers or vllm.")
+    ] = "transformers",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt with a routed pool, or a file of them.
@@ -44,12 +48,18 @@ def generate(
         got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
         got += " and --stream" if stream else ""
         raise ConfigError("a prompt, or --data with --out", got or "neither", "Give one of them.")
+    if engine == "vllm" and (stream or data):
+        got = f"{'--stream' if stream else '--data'} beside --engine vllm"
+        raise ConfigError("one prompt, answered at once, for --engine vllm", got, "Leave one of them out.")
     if data is not None and out is not None:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "truncate": truncate}
         settings |= {"description": description, "batch_size": batch_size}
         _generate_file(data, out, spec, placement, columns, settings, as_json)
         return
     assert prompt is not None
+    if engine == "vllm":
+        _by_vllm(spec, read_prompt(prompt), description, max_new_tokens, temperature, seed, truncate, as_json)
+        return
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
     text = read_prompt(prompt)
@@ -104,3 +114,33 @@ def _generate_file(
         say(f"{out}: {status}" + (f", {faults} rows without an answer, each with its fault" if faults else ""))
     if faults:
         raise typer.Exit(1)
+
+
+def _by_vllm(
+    spec: ModelSpec,
+    text: str,
+    description: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    truncate: bool,
+    as_json: bool,
+) -> None:
+    """The same by vLLM, without a server."""
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from glider.engines.vllm.offline import of_spec
+    from glider.inference.queries import Query
+
+    model = of_spec(spec, engine={"max_num_seqs": 1})
+    try:
+        sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature > 0 else {}
+        query = Query(text, description)
+        (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, **sampling)
+    finally:
+        model.close()
+    if as_json:
+        say_json({"prompt": text, **asdict(answer)})
+    else:
+        say_piece(answer.text)
+        say()

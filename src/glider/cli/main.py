@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": ("glider.cli.demo", "Answer a dozen prompts of different tasks with the embedded pool."),
     "generate": ("glider.cli.generate", "Answer a prompt with a routed pool."),
     "serve": ("glider.cli.serve", "Serve pools by OpenAI's API, with a page that shows what they do."),
+    "vllm-args": ("glider.cli.vllm_args", "Print the arguments with which `vllm serve` serves a pool."),
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "evaluate": (

@@ -1,6 +1,6 @@
 """One router on one task: a job, and the file of its result."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +41,7 @@ class BenchSpec:
     matmul: str
     seed: int
     fewshot_splits: tuple[str, ...]
+    engine: str = "transformers"
 
     @property
     def reads(self) -> tuple[Source, ...]:
@@ -62,18 +63,39 @@ class BenchSpec:
         return replace(self, pool=str(pool), require_key=key)
 
 
+def require_by_vllm(spec: BenchSpec, plans: Sequence[RouterPlan]) -> None:
+    """Raise `ConfigError` for what a run by vLLM cannot evaluate."""
+    remedy = "Evaluate it by --engine transformers."
+    if searched := [plan.label for plan in plans if plan.searched]:
+        raise ConfigError("routers that need no search (--engine vllm)", ", ".join(searched), remedy)
+    if spec.matmul != "highest":
+        raise ConfigError("matmul: highest (--engine vllm)", spec.matmul, remedy)
+    if spec.base.device != "cpu" or spec.base.arguments:
+        raise ConfigError("vLLM's own choice of the device (--engine vllm)", spec.base.device, "Leave it out.")
+
+
 class Bench:
-    """A base model in memory on which one router after another is evaluated; a process has one at a time."""
+    """A base model in memory on which one router after another is evaluated; a process has one at a time.
+
+    By vLLM each router has an engine of its own, started when it is needed, and closed for the next.
+    """
 
     _open: "Bench | None" = None
 
     def __init__(self, spec: BenchSpec):
         self.spec, self.pool = spec, open_pool(spec.pool, spec.require_key)
         self.pool.verify()
-        self.base: BaseModel = spec.base.load_base()
+        self._base: BaseModel | None = None if spec.engine == "vllm" else spec.base.load_base()
         self._router: str | None = None
-        self._model: RoutedModel | None = None
+        self._model: Any = None
         self._notes: dict[str, Any] = {}
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model in transformers."""
+        if self._base is None:
+            self._base = self.spec.base.load_base()
+        return self._base
 
     @classmethod
     def of(cls, spec: BenchSpec) -> "Bench":
@@ -94,7 +116,7 @@ class Bench:
         """Take the router off the base model."""
         model, self._model, self._router = self._model, None, None
         if model is not None:
-            model.detach()
+            model.close() if self.spec.engine == "vllm" else model.detach()
 
     def model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
         """The base model under a router, which stays on it for the next task where it can; and what a search found."""
@@ -110,10 +132,19 @@ class Bench:
         if method is None:
             router = plan.router.replace("{task}", task.name)
             spec = ModelSpec(router=router, settings=plan.settings, strict=True)
+            if self.spec.engine == "vllm":
+                return self._by_vllm(spec), {}
             return spec.over(self.base, self.pool), {}
         rows = task.fewshot(plan.fewshot, self.spec.fewshot_splits)
         router, notes = method.fit(self.base, self.pool, rows, **{"seed": self.spec.seed, **plan.settings})
         return ModelSpec(router=router, strict=True).over(self.base, self.pool), {plan.router: notes}
+
+    def _by_vllm(self, spec: ModelSpec) -> Any:
+        """A router in an engine of its own, which scores and answers as a routed model does."""
+        from glider.engines.vllm.offline import of_spec
+
+        base = {"base": self.spec.base.base, "dtype": self.spec.base.dtype}
+        return of_spec(spec.model_copy(update={**base, "pool": self.spec.pool, "require_key": self.spec.require_key}))
 
     @contextmanager
     def matmul(self) -> Iterator[None]:

@@ -96,6 +96,7 @@ class RunPlan(Config):
     base: str | None = None
     dtype: str = "float32"
     matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
+    engine: Literal["transformers", "vllm"] = "transformers"
     device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
     split: str | None = "test"
     columns: str = ""  # of the rows, as input=question,output=answer

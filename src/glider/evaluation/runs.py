@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glider.errors import BaseModelError, ConfigError
-from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell
+from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell, require_by_vllm
 from glider.evaluation.run_plan import RouterPlan, RunPlan, Task, pool_hash, router_hashes, without_place
 from glider.experts.pool import Pool
 from glider.files.disk import sha256
@@ -52,7 +52,10 @@ class Run:
             matmul=plan.matmul,
             seed=plan.seed,
             fewshot_splits=plan.fewshot_splits,
+            engine=plan.engine,
         )
+        if plan.engine == "vllm":
+            require_by_vllm(self.bench, self.routers)
         files = {task.path: sha256(task.path) for task in self.tasks}
         self.cells: dict[tuple[str, str, str], Cell] = {}
         for router in sorted(self.routers, key=lambda router: router.of_results):  # of the others' results
@@ -108,6 +111,8 @@ class Run:
             "dtype": self.plan.dtype,
             "matmul": self.plan.matmul,
         }
+        if self.plan.engine != "transformers":
+            config["engine"] = self.plan.engine
         if router.searched:
             config["fewshot"] = {"rows": router.fewshot, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
         if router.examples:

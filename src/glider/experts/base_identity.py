@@ -45,12 +45,11 @@ class BaseIdentity(Config):
 
 def identify(model: Any, model_id: str) -> BaseIdentity:
     """Fingerprint a transformers model (not yet attached to anything)."""
-    return identify_by(model, identifying_weights(model), model_id)
+    return identify_weights(model.config.to_dict(), identifying_weights(model), model_id)
 
 
-def identify_by(model: Any, weights: Mapping[str, torch.Tensor], model_id: str) -> BaseIdentity:
-    """The identity of a model whose `identifying_weights` are these; its own may be anywhere."""
-    config = model.config.to_dict()
+def identify_weights(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], model_id: str) -> BaseIdentity:
+    """Fingerprint a model by its configuration and those of its weights that identify it, by name."""
     architecture = {field: config[field] for field in _ARCHITECTURE_FIELDS if config.get(field) is not None}
     return BaseIdentity(
         model_id=model_id,

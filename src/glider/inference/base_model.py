@@ -96,6 +96,11 @@ def completed_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def located(base: str) -> str:
+    """Where a base model lies: the path of the embedded one by its name, any other id or path as it is."""
+    return locate(base)[0]
+
+
 def locate(base: str) -> tuple[str, str]:
     """Where transformers finds a base model, and its id."""
     if base == EMBEDDED_BASE:

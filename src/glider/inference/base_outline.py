@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from glider.errors import ExpertError
-from glider.experts.base_identity import identify_by, identifying_weights
+from glider.experts.base_identity import identify_weights, identifying_weights
 from glider.files.headers import read_header
 from glider.files.json_text import read_json
 from glider.inference.base_model import BaseModel, architecture_of, completed_tokenizer, locate
@@ -37,7 +37,8 @@ def outline_base(base: str) -> BaseModel | None:
         return None  # loading the whole model tells what is wrong, if anything is
     if weights is None:
         return None
-    return BaseModel(model.eval(), completed_tokenizer(tokenizer), identify_by(model, weights, model_id), source)
+    identity = identify_weights(model.config.to_dict(), weights, model_id)
+    return BaseModel(model.eval(), completed_tokenizer(tokenizer), identity, source)
 
 
 def _read(source: str, wanted: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor] | None:

@@ -1,0 +1,66 @@
+"""What would not be right inside vLLM, refused before an engine starts."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from glider.engines.vllm.settings import PluginSettings
+from glider.errors import EngineError
+
+Fault = tuple[str, str, str]
+"""What was wanted, what was got, what to do."""
+
+
+def require_right(vllm_config: Any, settings: PluginSettings) -> None:
+    """Raise `EngineError` for the first setting of an engine under which a pool would not be served right."""
+    for wanted, got, remedy in faults(vllm_config, settings):
+        raise EngineError(f"{wanted} (--mode {settings.mode})", got, remedy)
+
+
+def faults(vllm_config: Any, settings: PluginSettings) -> Iterator[Fault]:
+    """All of them."""
+    yield from _of_both(vllm_config, settings)
+    yield from _of_select(vllm_config, settings) if settings.mode == "select" else _of_route(vllm_config)
+
+
+def _of_both(config: Any, settings: PluginSettings) -> Iterator[Fault]:
+    if config.load_config.load_format != "glider":
+        yield "--load-format glider", config.load_config.load_format, "Take all of `glider vllm-args POOL`."
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").lower() not in ("", "0", "false"):
+        got = "VLLM_USE_RUST_FRONTEND, whose requests pass no Python"
+        yield "vLLM's Python front end", got, "Unset VLLM_USE_RUST_FRONTEND."
+    if config.model_config.runner_type != "generate":
+        yield "a model that generates", f"the runner {config.model_config.runner_type}", "Serve it without a pool."
+    if config.model_config.is_encoder_decoder:
+        yield "a decoder-only model", "an encoder-decoder one", "Serve it by `glider serve`."
+
+
+def _of_select(config: Any, settings: PluginSettings) -> Iterator[Fault]:
+    if config.lora_config is None:
+        yield "--enable-lora", "an engine without LoRA", "Take all of `glider vllm-args POOL --mode select`."
+        return
+    ranks = [expert.sites[site].rank for expert in settings.open_pool() for site in expert.sites]
+    if ranks and max(ranks) > config.lora_config.max_lora_rank:
+        got = f"{config.lora_config.max_lora_rank}, and experts of rank {max(ranks)}"
+        yield "--max-lora-rank of the experts", got, "Take all of `glider vllm-args POOL --mode select`."
+
+
+def _of_route(config: Any) -> Iterator[Fault]:
+    parallel = config.parallel_config
+    select = "Serve it by --mode select, or by `glider serve`."
+    if config.device_config.device_type != "cpu":
+        got = f"{config.device_config.device_type}, where this mode has never been run"
+        yield "vLLM's CPU build", got, select
+    if config.use_v2_model_runner:
+        yield "vLLM's V1 model runner", "V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."
+    sizes = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
+    for name in sizes:
+        if getattr(parallel, f"{name}_parallel_size", 1) > 1:
+            yield "one worker", f"{name.replace('_', '-')} parallelism", select
+    if getattr(parallel, "use_ubatching", False):
+        yield "whole batches", "micro-batches", "Leave --enable-dbo and --ubatch-size out."
+    if config.cache_config.kv_sharing_fast_prefill:
+        got = "--kv-sharing-fast-prefill, which leaves tokens out in the middle"
+        yield "every token in every layer", got, "Leave it out."
+    if config.model_config.is_multimodal_model:
+        yield "a language model", "one of several modalities", select

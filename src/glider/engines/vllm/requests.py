@@ -1,0 +1,212 @@
+"""Where requests come in: the one place below every route of vLLM's at which a request's condition is made.
+
+Three functions of vLLM's are wrapped. `InputProcessor.process_inputs` is called for every request, of a server and
+offline, and knows tokens; a renderer's `render_chat` knows the turns of a chat, and `_maybe_get_adapters` of a serving
+class the model's name and the field `glider`. The latter two only write down what they know.
+"""
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from glider.engines.vllm.front import Asked, Chosen, Front, asked_in, turns_in
+from glider.engines.vllm.metrics import metrics
+from glider.engines.vllm.rows import ARGUMENT, Row
+from glider.engines.vllm.settings import PluginSettings
+from glider.errors import GliderError
+from glider.inference.conversation import Turn
+from glider.serve.errors import ApiError
+
+TURNS = "glider_turns"  # of a rendered chat
+FRONT = "glider_front"  # of an input processor
+_WRAPPED = "__glider_wrapped__"
+
+
+def install() -> None:
+    """Wrap what requests go through, once in a process; engines without a pool are served as before."""
+    from vllm.entrypoints.serve.engine.serving import BaseServing  # pyright: ignore[reportMissingImports]
+    from vllm.renderers.base import BaseRenderer  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
+
+    wrap(InputProcessor, "process_inputs", _process_inputs)
+    wrap(BaseRenderer, "render_chat", _render_chat)
+    wrap(BaseRenderer, "render_chat_async", _render_chat_async)
+    wrap(BaseServing, "_maybe_get_adapters", _maybe_get_adapters)
+
+
+def wrap(owner: type, name: str, make: Callable[[Callable], Callable]) -> None:
+    """Replace a function of a class by one around it; a second time does nothing."""
+    before = getattr(owner, name)
+    if not hasattr(before, _WRAPPED):
+        after = functools.wraps(before)(make(before))
+        setattr(after, _WRAPPED, before)
+        setattr(owner, name, after)
+
+
+def _process_inputs(before: Callable) -> Callable:
+    signature = inspect.signature(before)
+
+    def process_inputs(self: Any, *args: Any, **more: Any) -> Any:
+        front: Front | None = getattr(self, FRONT, None)
+        if front is None:
+            return before(self, *args, **more)
+        bound = signature.bind(self, *args, **more)
+        bound.arguments.update(_decided(front, self.tokenizer, bound.arguments))
+        return before(*bound.args, **bound.kwargs)
+
+    return process_inputs
+
+
+def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Prompt, parameters and adapter of a request as its condition makes them."""
+    from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import SamplingParams  # pyright: ignore[reportMissingImports]
+
+    prompt, params, asked = _as_dict(arguments["prompt"]), arguments["params"], arguments.get("lora_request")
+    if not isinstance(params, SamplingParams):
+        raise VLLMValidationError("a pool answers by text; pooling and embeddings are not served")
+    extra = dict(params.extra_args or {})
+    given = extra.pop(ARGUMENT, None)
+    if given is not None and not isinstance(given, Given):
+        raise VLLMValidationError(
+            f"{ARGUMENT} is not the client's to set; use the field glider", parameter="vllm_xargs"
+        )
+    began = time.perf_counter()
+    try:
+        if given is not None:
+            chosen = given.chosen(front, prompt.get("cache_salt"))
+        elif asked is not None and not hasattr(asked, "glider_way"):
+            return {"prompt": prompt}  # an adapter of the server's own: it alone answers
+        else:
+            chosen = front.choose(_asked(front, tokenizer, prompt, asked))
+    except ApiError as fault:
+        kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
+        raise kind(fault.message) from fault
+    except GliderError as fault:
+        raise VLLMValidationError(str(fault)) from fault
+    metrics().count(front.settings.name, chosen.verdict, time.perf_counter() - began)
+    params = params.clone()
+    if chosen.row is not None:
+        extra[ARGUMENT] = chosen.row.encoded
+    params.extra_args = extra or None
+    prompt.pop("cache_salt", None)
+    if chosen.salt is not None:
+        prompt["cache_salt"] = chosen.salt
+    return {"prompt": prompt, "params": params, "lora_request": _adapter(front, chosen.expert)}
+
+
+def _as_dict(prompt: Any) -> dict[str, Any]:
+    """A prompt of text or tokens as a dictionary of its own. Raises vLLM's error for one of another kind."""
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
+
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if isinstance(prompt, list) and all(isinstance(one, int) for one in prompt):
+        return {"prompt_token_ids": prompt}
+    known = isinstance(prompt, dict) and prompt.get("type", "token") == "token"
+    if not known or not {"prompt", "prompt_token_ids"} & set(prompt):
+        raise VLLMValidationError("a routed pool answers text: a prompt, token ids or the turns of a chat")
+    return dict(prompt)
+
+
+def _asked(front: Front, tokenizer: Any, prompt: dict[str, Any], asked: Any) -> Asked:
+    """What a request asks, from what was written down on its way here."""
+    way = front.way(None) if asked is None else asked.glider_way
+    steering = front.steering(None if asked is None else asked.glider_steering)
+    turns: tuple[Turn, ...] = tuple(prompt.pop(TURNS, ()))
+    ids = prompt.get("prompt_token_ids") or ()
+    if turns:
+        text = asked_in(turns)
+    elif isinstance(prompt.get("prompt"), str):
+        text = prompt["prompt"]
+    else:
+        text = front.text_of(ids, tokenizer)
+    return Asked(way, text, ids, turns, steering, prompt.get("cache_salt"))
+
+
+def _adapter(front: Front, expert: str | None) -> Any:
+    """An expert of the pool as an adapter of vLLM's; its directory is one."""
+    if expert is None:
+        return None
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    record = next(record for record in front.pool.index.experts if record.name == expert)
+    number = 1 + front.pool.names.index(expert)
+    name = f"{front.settings.digest[:16]}/{expert}"
+    return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str((front.pool.path / record.home).resolve()))
+
+
+class Given:
+    """A row that this very process made; no client can send one, who can send JSON alone."""
+
+    def __init__(self, row: Row | None, verdict: str | None, router: str | None = None, expert: str | None = None):
+        self.row, self.verdict, self.router, self.expert = row, verdict, router, expert
+
+    def chosen(self, front: Front, client: str | None) -> Chosen:
+        """What it comes to."""
+        if self.expert is not None:
+            return Chosen(self.verdict, None, self.expert, client)
+        return front.by_row(self.row, self.verdict, client, self.router)
+
+
+def _render_chat(before: Callable) -> Callable:
+    def render_chat(self: Any, conversations: Any, *args: Any, **more: Any) -> Any:
+        result = before(self, conversations, *args, **more)
+        return _with_turns(self, result)
+
+    return render_chat
+
+
+def _render_chat_async(before: Callable) -> Callable:
+    async def render_chat_async(self: Any, conversations: Any, *args: Any, **more: Any) -> Any:
+        result = await before(self, conversations, *args, **more)
+        return _with_turns(self, result)
+
+    return render_chat_async
+
+
+def _with_turns(renderer: Any, result: Any) -> Any:
+    if PluginSettings.serves(renderer.config):
+        conversations, prompts = result
+        for conversation, prompt in zip(conversations, prompts, strict=True):
+            prompt[TURNS] = turns_in(conversation)
+    return result
+
+
+def _maybe_get_adapters(before: Callable) -> Callable:
+    def maybe_get_adapters(self: Any, request: Any, *args: Any, **more: Any) -> Any:
+        adapter = before(self, request, *args, **more)
+        processor = getattr(self.models, "input_processor", None)
+        front: Front | None = getattr(processor, FRONT, None)
+        if front is None or adapter is not None:
+            return adapter
+        from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
+
+        try:
+            way = front.way(request.model)
+            told = (getattr(request, "model_extra", None) or {}).get("glider")
+            front.steering(told)
+        except ApiError as fault:
+            kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
+            raise kind(fault.message) from fault
+        return _named(request.model or front.settings.name, way, told)
+
+    return maybe_get_adapters
+
+
+@functools.cache
+def _named_class() -> type:
+    """A request for an adapter that says how a model's name is answered. It goes no further than `process_inputs`."""
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    class Named(LoRARequest, kw_only=True):  # pyright: ignore
+        glider_way: Any = None
+        glider_steering: Any = None
+
+    return Named
+
+
+def _named(name: str, way: Any, told: Any) -> Any:
+    return _named_class()(lora_name=name, lora_int_id=1, lora_path="glider:", glider_way=way, glider_steering=told)

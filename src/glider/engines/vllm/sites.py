@@ -1,0 +1,181 @@
+"""The sites of a pool in vLLM's model, whose layers compute several of them at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glider.engines.vllm.step import STEP, Step
+from glider.errors import EngineError, PoolError
+from glider.layers.bank import Bank, storage
+from glider.layers.context import Segment
+from glider.layers.routed_site import RoutedSite
+from glider.routing.base import Prepared, Router
+
+PREFIX = "glider."  # of a layer's name in an engine's `static_forward_context`
+_NAMESPACE = "glider"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the outputs of a site lie in those of a layer."""
+
+    layer: str
+    start: int
+    stop: int
+
+
+class RoutedOutputs:
+    """What experts add to the outputs of one layer."""
+
+    def __init__(self, parts: Sequence[tuple[int, int, RoutedSite]], step: Step):
+        self.parts, self.step = tuple(parts), step
+        self.calls = 0
+
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y (..., O), in place, what the requests' conditions say for the tokens x (..., D)."""
+        self.calls += 1
+        tokens = x.numel() // x.shape[-1]
+        count, segments = self.step.segments(tokens, x.device)
+        if not segments:
+            return
+        inputs, outputs = x.reshape(tokens, -1)[:count], y.view(tokens, -1)[:count]
+        for start, stop, site in self.parts:
+            if stop - start == outputs.shape[1]:
+                _add(site, outputs, inputs, segments)
+            else:  # a slice of the outputs, whose rows do not follow each other in memory
+                change = outputs.new_zeros(count, stop - start)
+                _add(site, change, inputs, segments)
+                outputs[:, start:stop] += change
+
+
+def _add(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segments: Sequence[Segment]) -> None:
+    for segment in segments:
+        if segment.index is None:
+            changed = site.add(y, x, segment)
+            if changed is not y:
+                y.copy_(changed)
+        else:
+            rows = y.index_select(0, segment.index)
+            y.index_copy_(0, segment.index, site.add(rows, x.index_select(0, segment.index), segment))
+
+
+def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, kernel: str | None) -> list[RoutedOutputs]:
+    """Put every site of a pool on vLLM's model, all or none; raises `PoolError` for one that it does not have."""
+    layers = dict(_linear_layers(model))
+    places = _places(layers, _packed(model))
+    check(layers, places, prepared)
+    step = Step(len(prepared.experts))
+    device = torch.device(vllm_config.device_config.device_type)
+    by_layer: dict[str, list[tuple[int, int, RoutedSite]]] = {}
+    for name, site in prepared.sites.items():
+        place = places[name]
+        dtype = storage(name, prepared.experts, layers[place.layer].params_dtype, device.type == "cpu")
+        bank = Bank.of(name, prepared.experts, dtype).to(device)
+        routed = RoutedSite(site.to(device), bank, router, kernel).eval()
+        by_layer.setdefault(place.layer, []).append((place.start, place.stop, routed))
+    _register_op()
+    context = vllm_config.compilation_config.static_forward_context
+    outputs = []
+    for name, parts in by_layer.items():
+        outputs.append(RoutedOutputs(sorted(parts, key=lambda part: part[0]), step))
+        context[PREFIX + name] = outputs[-1]
+        layers[name].quant_method = _routed_method(layers[name].quant_method, PREFIX + name)
+    context[STEP] = step
+    return outputs
+
+
+def check(layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared) -> None:
+    """Raise `PoolError` unless the model has every site, with the widths that experts have there."""
+    for name in prepared.sites:
+        owner = next(expert for expert in prepared.experts if name in expert.sites)
+        wanted = owner.sites[name]
+        if name not in places:
+            got = "no such linear layer in vLLM's model"
+            raise PoolError(f"a site {name}, as expert {owner.name} adapts it", got, "Serve it by `glider serve`.")
+        place = places[name]
+        got = (layers[place.layer].input_size, place.stop - place.start)
+        if got != (wanted.in_features, wanted.out_features):
+            raise PoolError(
+                f"a linear layer {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
+                f"{got[0]} -> {got[1]} in {place.layer}",
+                "The pool is for another architecture; give the base it was made for.",
+            )
+
+
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from vllm.model_executor.layers.linear import LinearBase  # pyright: ignore[reportMissingImports]
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LinearBase))
+
+
+def _packed(model: Any) -> Mapping[str, Sequence[str]]:
+    from vllm.model_executor.utils import get_packed_modules_mapping  # pyright: ignore[reportMissingImports]
+
+    return get_packed_modules_mapping(model)
+
+
+def _places(layers: Mapping[str, Any], packed: Mapping[str, Sequence[str]]) -> dict[str, Place]:
+    """Every site that the layers could have, by the name that transformers gives it."""
+    places: dict[str, Place] = {}
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        parts = list(packed.get(own, (own,)))
+        widths = list(layer.output_partition_sizes) if len(parts) > 1 else [layer.output_size]
+        if len(parts) != len(widths):
+            continue  # a site in it is told as missing
+        start = 0
+        for part, width in zip(parts, widths, strict=True):
+            places[f"{parent}.{part}" if parent else part] = Place(name, start, start + width)
+            start += width
+    return places
+
+
+def _routed_method(method: Any, name: str) -> Any:
+    """A layer's linear method, quantised or not, with the experts' outputs added to its own."""
+    from vllm.model_executor.layers.linear import LinearMethodBase  # pyright: ignore[reportMissingImports]
+
+    class Routed(LinearMethodBase):
+        """Of no kind of its own, so that no fused path takes it for a plain one and passes it by."""
+
+        def create_weights(self, *args: Any, **more: Any) -> None:
+            method.create_weights(*args, **more)
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            got = "weights that are loaded anew"
+            raise EngineError("a base that stays as it is under a pool", got, "Start the engine again.")
+
+        def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            y = method.apply(layer, x, bias)
+            torch.ops.glider.routed(y, x, name)
+            return y
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(method, attribute)
+
+    return Routed()
+
+
+_library: Any = None
+
+
+def _register_op() -> None:
+    """The operator `glider::routed`, which compilers take as one that writes to y, and do not look into."""
+    global _library
+    if _library is not None:
+        return
+    from vllm.utils.torch_utils import direct_register_custom_op  # pyright: ignore[reportMissingImports]
+
+    _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+    direct_register_custom_op("routed", _routed, ["y"], _routed_fake, _library)
+
+
+def _routed(y: torch.Tensor, x: torch.Tensor, name: str) -> None:
+    from vllm.forward_context import get_forward_context  # pyright: ignore[reportMissingImports]
+
+    get_forward_context().no_compile_layers[name].add(y, x)
+
+
+def _routed_fake(y: torch.Tensor, x: torch.Tensor, name: str) -> None:
+    return None

@@ -1,0 +1,188 @@
+"""`vllm serve BASE $(glider vllm-args POOL)`: names, the field `glider`, refusals, in processes of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glider.inference.model import RoutedModel
+from glider.inference.spec import load
+
+from .conftest import needs_vllm
+
+pytestmark = [*needs_vllm, pytest.mark.slow]
+FITS = "Put the concepts together to form a sentence: dog, beach, ball."
+STRANGER = "What is the capital of Egypt?"
+TOKENS = 16
+
+
+@dataclass
+class Server:
+    """A running `vllm serve`."""
+
+    url: str
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status, and the reply as JSON or text."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                status, content = reply.status, reply.read().decode()
+        except urllib.error.HTTPError as fault:
+            with fault:
+                status, content = fault.code, fault.read().decode()
+        try:
+            return status, json.loads(content)
+        except ValueError:
+            return status, content
+
+    def chat(self, text: str, model: str = "demo", **more: Any) -> tuple[int, Any]:
+        body = {"model": model, "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True, **more}
+        return self.ask("/v1/chat/completions", {**body, "messages": [{"role": "user", "content": text}]})
+
+    def tokens(self, text: str, model: str = "demo", **more: Any) -> tuple[int, ...]:
+        status, reply = self.chat(text, model, **more)
+        assert status == 200, reply
+        assert reply["model"] == model
+        return tuple(reply["choices"][0]["token_ids"])
+
+
+@pytest.fixture(scope="module", params=["route", "select"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo pool behind vLLM's own server, in both modes in turn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    also = ["--also", "phatgoose"] if request.param == "route" else []
+    made = [
+        sys.executable,
+        "-m",
+        "glider",
+        "vllm-args",
+        "demo",
+        "--base",
+        "smollm2-135m",
+        "--mode",
+        request.param,
+        *also,
+    ]
+    line = subprocess.run(made, capture_output=True, text=True, check=True).stdout
+    log = tmp_path_factory.mktemp("served") / "log"
+    options = "--dtype float32 --enforce-eager --max-model-len 512 --kv-cache-memory-bytes 268435456"
+    environment = {**os.environ, "VLLM_PLUGINS": "glider", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    words = [str(Path(sys.executable).parent / "vllm"), "serve", *line.split(), *options.split(), "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    started = Server(f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                pytest.fail(log.read_text()[-4000:])
+            try:
+                if started.ask("/health")[0] == 200:
+                    break
+            except OSError:
+                time.sleep(1)
+        yield started
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def library() -> RoutedModel:
+    return load()
+
+
+def answer(model: RoutedModel, text: str) -> tuple[int, ...]:
+    return model.generate([text], max_new_tokens=TOKENS)[0].token_ids
+
+
+def test_names_decide_who_answers(server: Server, library: RoutedModel) -> None:
+    base = library.base.identity.model_id
+    assert server.tokens(FITS) == answer(library, FITS)
+    assert server.tokens(STRANGER) == answer(library, STRANGER)
+    bare = answer(load(router="base"), FITS)
+    assert bare != answer(library, FITS)
+    assert server.tokens(FITS, base) == bare
+    assert server.tokens(STRANGER, "paws") == answer(load(router="single:paws"), STRANGER)
+    _, models = server.ask("/v1/models")
+    assert {"demo", base, "paws", "common_gen"} <= {card["id"] for card in models["data"]}
+    assert server.chat(FITS, "nobody")[0] == 404
+
+
+def test_each_prompt_of_a_list_has_its_own_condition(server: Server, library: RoutedModel) -> None:
+    body = {"model": "demo", "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
+    ids = [library.prompt.prompt_ids(library.tokenizer, text) for text in (FITS, STRANGER)]
+    status, reply = server.ask("/v1/completions", {**body, "prompt": ids})
+    assert status == 200
+    got = [tuple(choice["token_ids"]) for choice in sorted(reply["choices"], key=lambda choice: choice["index"])]
+    assert got == [answer(library, FITS), answer(library, STRANGER)]
+
+
+def test_a_stream_is_routed_too(server: Server, library: RoutedModel) -> None:
+    body = {"model": "demo", "temperature": 0, "max_tokens": TOKENS, "stream": True}
+    status, text = server.ask("/v1/chat/completions", {**body, "messages": [{"role": "user", "content": FITS}]})
+    pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    written = "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces if piece["choices"])
+    assert status == 200 and written.strip() == library.generate([FITS], max_new_tokens=TOKENS)[0].text
+
+
+def test_the_field_glider_steers(server: Server, library: RoutedModel) -> None:
+    assert server.tokens(FITS, glider={"verdict": "base"}) == answer(load(router="base"), FITS)
+    assert server.tokens(STRANGER, glider={"experts": ["paws"]}) != ()
+    for told in ({"verdict": "maybe"}, {"nothing": 1}, {"trace": True}, {"exclude": ["nobody"]}, 7):
+        status, reply = server.chat(FITS, glider=told)
+        assert status == 400, reply
+
+
+def test_a_client_cannot_choose_terms_or_end_the_engine(server: Server, library: RoutedModel) -> None:
+    for term in ([0.0], [1e300] * 8, ["nan"] * 8):
+        status, reply = server.chat(FITS, vllm_xargs={"glider": term})
+        assert status == 400 and "not the client" in json.dumps(reply)
+    assert server.ask("/health")[0] == 200
+    assert server.tokens(FITS) == answer(library, FITS)
+
+
+def test_a_clients_salt_separates_its_requests_and_opens_nobody_elses(server: Server, library: RoutedModel) -> None:
+    for text in (FITS, STRANGER):
+        assert server.tokens(text, cache_salt="mine") == answer(library, text)
+
+
+def test_metrics_and_the_pools_own_routes(server: Server) -> None:
+    server.chat(FITS)
+    _, metrics = server.ask("/metrics")
+    assert 'glider:requests_total{pool="demo",verdict="fits"}' in metrics
+    assert "glider:routing_seconds_count" in metrics and "vllm:num_requests_running" in metrics
+    status, pools = server.ask("/v1/pool")
+    assert status == 200 and len(pools["data"][0]["experts"]) == 8
+    status, told = server.ask("/v1/route", {"model": "demo", "prompt": FITS})
+    assert status == 200 and told["verdict"] == "fits" and told["experts"] == {"common_gen": 1.0}
+    status, told = server.ask("/v1/route", {"model": "demo", "messages": [{"role": "user", "content": STRANGER}]})
+    assert status == 200 and told["verdict"] == "stranger" and told["experts"] == {}
+    assert server.ask("/v1/route", {"model": "demo"})[0] == 400
+    assert server.ask("/v1/route", {"model": "nobody", "prompt": FITS})[0] == 404
+
+
+def test_a_router_with_the_same_token_scores_is_served_beside(server: Server) -> None:
+    _, models = server.ask("/v1/models")
+    if "demo:phatgoose" not in {card["id"] for card in models["data"]}:
+        assert server.chat(STRANGER, "demo:phatgoose")[0] == 404  # one expert a request: no router to differ
+        return
+    local = load(router="phatgoose")
+    assert server.tokens(STRANGER, "demo:phatgoose") == answer(local, STRANGER)
