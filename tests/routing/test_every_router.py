@@ -26,11 +26,14 @@ CHOOSING = [
     "glider(local_scale=experts)",
     "phatgoose(top_k=1)",
     "phatgoose",
-    "tasklevel",
+    "phatgoose-query",
 ]
 CHOOSING += ["arrow", "arrow(temperature=0.1)", "spectr", "glider+arrow", "glider+spectr(top_k=3)"]
 CHOOSING += ["retrieval", "retrieval(k=3)", "adaptersoup(k=2)", "adaptersoup", "loraretriever"]
-EVERY = [*STATIC, *CHOOSING]
+CHOOSING += ["seqr", "seqr(norms=white)", "lag", "lag(candidates=2)", "mor-lora", "glider+seqr", "glider+lag"]
+PARTLY = ["token-choice", "token-choice(normalise=sinkhorn)", "expert-choice", "expert-choice(normalise=sinkhorn)"]
+PARTLY += ["expert-choice(normalise=sparse)", "expert-choice(local=spectr)"]  # weights of sum 1 or less
+EVERY = [*STATIC, *CHOOSING, "soft-moe", *PARTLY]
 PROMPTS = ["hello there", "sort 3 1 2"]
 RouterMaker = Callable[[str], Router]
 
@@ -79,7 +82,8 @@ def test_it_answers_scores_and_leaves_the_model_as_it_was(
     for answer in answers:
         assert 1 <= len(answer.token_ids) <= 3
         assert set(answer.usage) <= names and (text == "base") == (not answer.usage)
-        assert text == "base" or sum(answer.usage.values()) == pytest.approx(1, abs=1e-4)
+        usage = sum(answer.usage.values())
+        assert text == "base" or usage == pytest.approx(1, abs=1e-4) or (text in PARTLY and 0 < usage < 1)
     for call in trace.calls:
         check_decision(call.decision, model.attached.prepared.sites[call.site], len(call.decision.experts))
     likely = model.score(PROMPTS[0], ["yes", "no"])
@@ -115,7 +119,11 @@ def test_decisions_keep_the_contract(pool: Pool, router_of: RouterMaker, text: s
         x = torch.randn(3, next(e.sites[site.name].in_features for e in pool if site.name in e.sites))
         decision = router.route(site, x, router.condition(prepared, QueryFeatures(3, torch.randn(3, 384))).term)
         assert isinstance(decision, Decision)
-        torch.testing.assert_close(decision.weights.float().sum(dim=-1), torch.ones(3), atol=1e-4, rtol=0)
+        sums = decision.weights.float().sum(dim=-1)
+        if text in PARTLY:
+            assert ((sums > 0) & (sums <= 1 + 1e-4)).all()
+        else:
+            torch.testing.assert_close(sums, torch.ones(3), atol=1e-4, rtol=0)
         assert (decision.weights >= 0).all()
 
 
@@ -171,7 +179,7 @@ def test_a_careless_router_is_told_what_it_breaks(pool: Pool, mistake: str) -> N
             check_router(Careless(TopK(3) if "no weight" in mistake else TopK(2), mistake=mistake), pool, seed=seed)
 
 
-@pytest.mark.parametrize("text", [text for text in CHOOSING if "(" not in text])
+@pytest.mark.parametrize("text", [text for text in [*CHOOSING, "token-choice"] if "(" not in text])
 def test_more_experts_than_the_pool_has_are_refused_before_the_model_is_loaded(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
