@@ -189,7 +189,8 @@ class RoutedModel:
         trace = Trace(generation.names, None, inputs["attention_mask"].cpu().bool())
         with torch.inference_mode(), self.attached.routing(None, recorder=trace, generation=generation):
             self.model(**self.encoder.forward_inputs(inputs))
-        condition = generation.router.observe(trace.mean_scores())
+        last = getattr(generation.router, "observes", "mean") == "last"
+        condition = generation.router.observe(trace.last_scores() if last else trace.mean_scores())
         return self.reader.judged([Query.of(query) for query in queries], condition, generation.prepared)
 
     def generate(

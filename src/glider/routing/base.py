@@ -166,7 +166,8 @@ class Observer(Protocol):
     """A router that decides by query from what the prompt's tokens say: the prompt runs twice.
 
     In the first pass there is no term and `route` gives token scores; their mean makes the condition that holds for the
-    second pass and for every new token.
+    second pass and for every new token. One with an attribute `observes` of "last" gets those of the prompt's last
+    token, at the sites where it gives any.
     """
 
     def observe(self, scores: Float[Tensor, "B E"]) -> Condition:
