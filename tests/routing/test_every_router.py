@@ -13,6 +13,7 @@ from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import load
 from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, routers
+from glider.routing.methods.mole import Mole, layers
 from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.select import TopK
 from glider.routing.specification import parsed, router_from
@@ -20,7 +21,9 @@ from glider.testing import check_decision, check_router
 
 STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "merge(method=ties)", "merge(method=dare)"]
 STATIC += ["lorahub"]
-BY_PROFILES = {"hilora"}  # need profiles: tested by themselves
+STATIC += ["mole"]
+BY_PROFILES = {"hilora"}  # tested by themselves, like those that are trained beside a pool (tests/contribute)
+TRAINED = {"joint", "vq", "mindskip", "task-moe", "glider+joint", "glider+vq"}
 CHOOSING = [
     "glider",
     "glider(top_p=0.6)",
@@ -61,8 +64,8 @@ def pool(base_directory: Path, make_pool, grow_pool) -> Pool:
 
 
 @pytest.fixture
-def router_of(base_directory: Path, random_expert, tmp_path: Path) -> RouterMaker:
-    """A router by its specification; `multitask` and `lorahub` get what they need."""
+def router_of(base_directory: Path, pool: Pool, random_expert, tmp_path: Path) -> RouterMaker:
+    """A router by its specification; `multitask`, `lorahub` and others that are fitted get what they need."""
 
     def make(text: str) -> Router:
         if text == "multitask":
@@ -70,6 +73,9 @@ def router_of(base_directory: Path, random_expert, tmp_path: Path) -> RouterMake
             return routers.create(f"multitask:{union.directory}")
         if text == "per-task":
             return routers.create("per-task", scores={"e0": 0.5, "e1": 1.0, "half": 0.25}, k=2)
+        if text == "mole":
+            weights = {"e0": 0.5, "e1": 0.25, "half": 0.25}
+            return Mole(dict.fromkeys(layers(pool), weights))
         if text == "lorahub":
             return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25})
         return router_from(*parsed(text))
@@ -80,7 +86,7 @@ def router_of(base_directory: Path, random_expert, tmp_path: Path) -> RouterMake
 def test_every_registered_router_is_here() -> None:
     here = {parsed(text)[0].partition(":")[0] for text in EVERY} | {"base"}
     ours = {entry.name for entry in routers if entry.make.__module__.startswith("glider.")}
-    assert here | BY_PROFILES == ours
+    assert here | BY_PROFILES | TRAINED == ours
 
 
 @pytest.mark.parametrize("text", [*EVERY, "base"])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ from glider.verdicts.thresholds import Thresholds
 POOL_FILE = "pool.json"
 FORMAT = 2  # since 2 with digests of the single tensors
 _LARGEST_CONSTANT = 1e6
+_LARGEST_ROUTER = 1 << 33  # bytes
 
 
 class FileRecord(Config):
@@ -56,6 +57,15 @@ class Calibration(Config):
     source: str
 
 
+class RouterRecord(Config):
+    """What a router was trained to: its file, the adapters that it is for, and how it was trained."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0, le=_LARGEST_ROUTER)
+    experts: dict[str, str]  # sha256 of each adapter's weights, in column order
+    settings: dict[str, str | float] = {}
+
+
 class PoolIndex(Config):
     """`pool.json`, format 2; an index of format 1 is read as one whose files have no digests of their tensors."""
 
@@ -65,6 +75,7 @@ class PoolIndex(Config):
     signal: str | None = None  # the global signal to use where the caller names none
     calibrations: dict[str, Calibration] = {}  # by global signal
     verdicts: Thresholds | None = None
+    routers: dict[Annotated[str, Field(pattern=NAME)], RouterRecord] | None = None  # what was trained, by router
     experts: tuple[ExpertRecord, ...] = ()
 
 

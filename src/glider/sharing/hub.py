@@ -27,7 +27,8 @@ from huggingface_hub.errors import (
 import glider
 from glider.errors import ExpertError, PoolError
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.pool import POOL_FILE, Pool, read_index
+from glider.experts.pool import POOL_FILE, Pool, PoolIndex, read_index
+from glider.experts.router_files import router_path
 from glider.files.disk import new_directory
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
@@ -80,6 +81,7 @@ def push_pool(
         names.append(SIGNATURE_FILE)
     if pool.background is not None:
         names.append(BACKGROUND_FILE)
+    names += _router_files(pool.index)
     files = {name: pool.path / name for name in names}
     message = f"Upload a pool of {len(pool)} experts"
     return _push(files, pool_model_card(pool, repo_id), repo_id, private, token, revision, message, PoolError)
@@ -106,9 +108,14 @@ def pull_pool(
         names = [f"{record.home}/{file}" for record in index.experts for file in EXPERT_FILES]  # none leaves the pool
         if index.verdicts is not None and index.verdicts.background is not None:
             names.append(BACKGROUND_FILE)
+        names += _router_files(index)
         _fetch(api, repo_id, commit, names, partial, PoolError)
         Pool.open(partial, require_key).verify()
     return Pool.open(out, require_key)
+
+
+def _router_files(index: PoolIndex) -> list[str]:
+    return [router_path(Path(), kind).as_posix() for kind in index.routers or {}]
 
 
 def _client(token: str | None) -> HfApi:

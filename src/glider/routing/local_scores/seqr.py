@@ -1,19 +1,21 @@
 """SEQR's score: the length of an adapter's answer, exactly and without an SVD (arXiv 2509.18093)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
+from glider.experts.router_files import read_router
 from glider.routing.base import Site, absent_at
 from glider.routing.local_scores.base import local_score
 from glider.routing.products import require_experts
 from glider.shapes import Float, Tensor
 
-Norms = Literal["raw", "white"]
+Norms = Literal["raw", "white", "calibrated"]
+KIND = "seqr"
 _TINY = 1e-12
 
 
@@ -25,20 +27,26 @@ class QRNorm:
     The choice is SpectR's (`spectr`), found by one QR in place of QR and SVD. Where all experts of a site share one A
     (a frozen down-projection, the paper's cheap case) A x is computed once and A is held once; else R_e A_e is
     multiplied out. `norms` says what the lengths are measured against, so that a loud adapter is not chosen for being
-    loud: "raw" nothing; "white" the root mean square length for x of white noise, |s_e B_e A_e|_F, which needs no data.
-    The paper standardises by means and deviations of an offline calibration (only its abstract and summaries could be
-    read: the formula of "white" is ours).
+    loud: "raw" nothing; "white" the root mean square length for x of white noise, |s_e B_e A_e|_F, which needs no data
+    and is ours; "calibrated" (length - mean_e) / deviation_e over tokens of rows of all experts, the paper's offline
+    calibration (`glider pool train-router POOL --router seqr`; only its abstract and summaries could be read).
     """
 
     norms: Norms = "raw"
 
     def __post_init__(self) -> None:
-        if self.norms not in ("raw", "white"):
-            raise RouterError("norms of raw, white", repr(self.norms), "Check the spelling.")
+        if self.norms not in ("raw", "white", "calibrated"):
+            raise RouterError("norms of raw, white, calibrated", repr(self.norms), "Check the spelling.")
 
     def prepare(self, pool: Pool) -> dict[str, Site]:
         require_experts(pool)
-        return {name: _site(pool, name, self.norms) for name in pool.sites}
+        sites = {name: _site(pool, name, self.norms) for name in pool.sites}
+        if self.norms != "calibrated":
+            return sites
+        parts = ("mean", "deviation")
+        known, _ = read_router(pool, KIND, {f"{n}.{part}": (len(pool),) for n in pool.sites for part in parts})
+        own = {name: {part: known[f"{name}.{part}"] for part in parts} for name in sites}
+        return {name: replace(site, tensors={**site.tensors, **own[name]}) for name, site in sites.items()}
 
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
         if "down" in site.tensors:
@@ -47,7 +55,10 @@ class QRNorm:
         else:
             rows = site["answers"]  # (E, R, D)
             answers = (x.float() @ rows.flatten(0, 1).T).unflatten(-1, rows.shape[:2])  # (T, E, R)
-        return answers.norm(dim=-1).masked_fill(site.absent, -torch.inf)
+        lengths = answers.norm(dim=-1)
+        if "mean" in site.tensors:
+            lengths = (lengths - site["mean"]) / site["deviation"].clamp(min=_TINY)
+        return lengths.masked_fill(site.absent, -torch.inf)
 
 
 def triangle(b: Float[Tensor, "O R"], scaling: float) -> Float[Tensor, "S R"]:

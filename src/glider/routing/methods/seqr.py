@@ -13,8 +13,8 @@ from glider.routing.select import Select, TopK
 class Seqr(Composed):
     """argmax over e of |s_e B_e A_e x|, by the QR of B_e; the one expert has weight 1.
 
-    `norms` "white" measures each length against what the adapter gives of white noise. Scores run in PyTorch; the
-    experts in any kernel.
+    `norms` "white" measures each length against what the adapter gives of white noise, "calibrated" standardises them
+    by what `glider pool train-router` measured. Scores run in PyTorch; the experts in any kernel.
     """
 
     select: Select = TopK(1)
