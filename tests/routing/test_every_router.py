@@ -147,8 +147,14 @@ def test_decisions_keep_the_contract(pool: Pool, router_of: RouterMaker, text: s
         assert (decision.weights >= 0).all()
 
 
-@pytest.mark.parametrize("text", ["glider", "loraretriever", "merge"])
+@pytest.mark.parametrize("text", ["glider", "loraretriever", "merge", "expert-choice", "soft-moe", "logo"])
 def test_the_contract_holds_on_a_model(base_directory: Path, pool: Pool, router_of: RouterMaker, text: str) -> None:
+    check_router(router_of(text), pool, load_base(str(base_directory)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", EVERY)
+def test_every_router_goes_through_the_kit(base_directory: Path, pool: Pool, router_of: RouterMaker, text: str) -> None:
     check_router(router_of(text), pool, load_base(str(base_directory)))
 
 
