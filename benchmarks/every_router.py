@@ -53,7 +53,7 @@ def main() -> None:
     for rows in every.values():
         chosen += [row for row in rows if row.split == "test" and 0 < len(row.choices or ()) <= 8][: arguments.rows]
     train = {name: [row for row in rows if row.split == "train"] for name, rows in every.items()}
-    settings = RouterTraining(
+    settings = RouterTraining.parse(
         steps=arguments.steps, batch_size=2, rows=arguments.train_rows, max_tokens=256, codes=16, learning_rate=0.02
     )
     spec = BaseSpec()

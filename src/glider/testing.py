@@ -135,7 +135,7 @@ def _check_sequences(router: Router, prepared: Prepared, site: Site, draw: torch
 
 def _check_kernels(router: Router, pool: Pool, base: BaseModel) -> None:
     """Reference, torch and whatever runs by itself here say the same; so does a folded expert."""
-    scores = []
+    scores, overruled = [], []
     for kernel in ("reference", "torch", None):
         model = ModelSpec(router=router, kernel=kernel).over(base, pool)
         try:
