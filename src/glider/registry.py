@@ -38,6 +38,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str, homes: tuple[str, ...], error: type[GliderError]):
         self.kind, self.group, self.homes, self.error = kind, group, homes, error
         self._entries: dict[str, Entry[T]] = {}
+        self._aliases: dict[str, str] = {}
         self._followers: list[Callable[[Entry[T]], object]] = []
         self._loaded = False
 
@@ -55,6 +56,21 @@ class Registry(Generic[T]):
 
         return put
 
+    def alias(self, name: str, of: str) -> None:
+        """Let a former name stand for the one that it has now; it is listed nowhere."""
+        self._aliases[name] = of
+
+    def current(self, name: str) -> str:
+        """A name as it is now, with its argument: what a former one became."""
+        self._load()
+        head, colon, argument = name.partition(":")
+        return self._aliases.get(head, head) + colon + argument
+
+    def former(self, name: str) -> str:
+        """The first name that an implementation had, with its argument: results are known by it."""
+        head, colon, argument = self.current(name).partition(":")
+        return next((old for old, new in self._aliases.items() if new == head), head) + colon + argument
+
     def follow(self, follower: Callable[[Entry[T]], object]) -> None:
         """Call `follower` with every entry: with those there are now, and with each that is registered later."""
         present = list(self)
@@ -68,8 +84,7 @@ class Registry(Generic[T]):
         Raises the registry's error for an unknown name (listing the known), an unknown setting, or a value of another
         type than a dataclass gives its setting (other makers check theirs themselves).
         """
-        self._load()
-        head, colon, argument = name.partition(":")
+        head, colon, argument = self.current(name).partition(":")
         if (entry := self._entries.get(head)) is None:
             raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), "Check the spelling.")
         if colon:
@@ -90,8 +105,7 @@ class Registry(Generic[T]):
 
     def settings(self, name: str) -> set[str]:
         """Names of the settings of an implementation; none for an unknown name."""
-        self._load()
-        entry = self._entries.get(name.partition(":")[0])
+        entry = self._entries.get(self.current(name).partition(":")[0])
         return set(signature(entry.make).parameters) - {"argument"} if entry else set()
 
     def __iter__(self) -> Iterator[Entry[T]]:

@@ -13,8 +13,18 @@ import torch
 
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
+from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec
-from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, SlotDecision, support_of
+from glider.routing.base import (
+    Decision,
+    Prepared,
+    QueryFeatures,
+    Router,
+    SequenceRouter,
+    Site,
+    SlotDecision,
+    support_of,
+)
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare
 from glider.shapes import Float, Tensor
@@ -31,8 +41,11 @@ def check_router(router: Router, pool: Pool, base: BaseModel | None = None, *, s
     lacks; the same tokens give the same decision; where it supports mixed batches (`Support`), a query's decision does
     not depend on the others.
 
-    With a base model of the pool also: answers of a batch are those of each prompt alone, scores are finite, and the
-    model is as before when the pool is taken off.
+    A router that decides a prompt's tokens together is asked for two prompts and padding in one call, and for each by
+    itself. With a base model of the pool also: answers of a batch, of beams and of packed passes are those of each
+    prompt alone, scores are finite, plain PyTorch's kernels and the best one here say the same, a router of one expert
+    says the same folded, `abstain` leaves a query that is overruled to the base, and the model is as before when the
+    pool is taken off.
 
     Arguments:
         router: The router, with its settings.
@@ -46,8 +59,11 @@ def check_router(router: Router, pool: Pool, base: BaseModel | None = None, *, s
     for site in _samples(prepared):
         for scale in _SCALES:
             _check_site(router, prepared, site, scale, draw)
+        if support_of(router).sequences:
+            _check_sequences(router, prepared, site, draw)
     if base is not None:
         _check_model(router, pool, base)
+        _check_kernels(router, pool, base)
 
 
 def check_decision(decision: Decision | SlotDecision, site: Site, tokens: int) -> None:
@@ -101,6 +117,49 @@ def _check_site(router: Router, prepared: Prepared, site: Site, scale: float, dr
         )  # fmt: skip
 
 
+def _check_sequences(router: Router, prepared: Prepared, site: Site, draw: torch.Generator) -> None:
+    assert isinstance(router, SequenceRouter), "`route_sequences` of a router whose support says `sequences`"
+    x = torch.randn(9, _width(prepared, site), generator=draw)
+    numbers = torch.tensor([0, 0, 0, 0, -1, 1, 1, 1, 2])
+    together = router.route_sequences(site, x, None, numbers)
+    check_decision(together, site, len(x))
+    whole = _weights(together, site)
+    assert bool((whole[4] == 0).all()), "no expert for padding"
+    for tokens in (slice(0, 4), slice(5, 8), slice(8, 9)):
+        own = router.route_sequences(site, x[tokens], None, numbers[tokens])
+        torch.testing.assert_close(
+            _weights(own, site), whole[tokens], atol=1e-4, rtol=1e-4,
+            msg="a prompt's decision does not depend on the others",
+        )  # fmt: skip
+
+
+def _check_kernels(router: Router, pool: Pool, base: BaseModel) -> None:
+    """Reference, torch and whatever runs by itself here say the same; so does a folded expert."""
+    scores, overruled = [], []
+    for kernel in ("reference", "torch", None):
+        model = ModelSpec(router=router, kernel=kernel).over(base, pool)
+        try:
+            scores.append([choice.log_likelihood for choice in model.score(_PROMPTS[0], ["yes", "no"])])
+            if kernel is None and len(model.attached.prepared.experts) == 1:
+                model.fold()
+                scores.append([choice.log_likelihood for choice in model.score(_PROMPTS[0], ["yes", "no"])])
+                model.unfold()
+            if kernel is None:
+                overruled = model.generate([Query(_PROMPTS[0], verdict="base")], max_new_tokens=3)
+        finally:
+            model.detach()
+    for other in scores[1:]:
+        torch.testing.assert_close(
+            torch.tensor(other), torch.tensor(scores[0]), atol=5e-3, rtol=1e-3, msg="kernels say the same"
+        )
+    bare = ModelSpec(router="base").over(base, pool)
+    try:
+        alone = bare.generate([_PROMPTS[0]], max_new_tokens=3)
+    finally:
+        bare.detach()
+    assert overruled[0].token_ids == alone[0].token_ids, "a query that is left to the base has the base's answer"
+
+
 def _check_model(router: Router, pool: Pool, base: BaseModel) -> None:
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     model = ModelSpec(router=router).over(base, pool)
@@ -112,6 +171,16 @@ def _check_model(router: Router, pool: Pool, base: BaseModel) -> None:
             together = model.generate(_PROMPTS, **settings)
             assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone], (
                 "answers of a batch are those of each prompt alone"
+            )
+        if support.mixed:
+            beams = [model.generate([prompt], num_beams=2, **settings)[0] for prompt in _PROMPTS]
+            assert [answer.token_ids for answer in model.generate(_PROMPTS, num_beams=2, **settings)] == [
+                answer.token_ids for answer in beams
+            ], "beams of a batch are those of each prompt alone"
+        if support.mixed and support.cache:
+            packed = model.generate_batch(_PROMPTS, max_new_tokens=3)
+            assert [answer.token_ids for answer in packed] == [answer.token_ids for answer in alone], (
+                "answers of packed passes are those of each prompt alone"
             )
         for choice in model.score(_PROMPTS[0], ["yes", "no"]):
             assert choice.log_likelihood < 0, "log-likelihoods below zero"
@@ -143,6 +212,10 @@ def _samples(prepared: Prepared) -> Iterator[Site]:
 
 def _width(prepared: Prepared, site: Site) -> int:
     return next(expert.sites[site.name].in_features for expert in prepared.experts if site.name in expert.sites)
+
+
+def _weights(decision: Decision | SlotDecision, site: Site) -> Float[Tensor, "T E"]:
+    return decision.token_weights(len(site.absent)) if isinstance(decision, SlotDecision) else _dense(decision, site)
 
 
 def _dense(decision: Decision, site: Site) -> Float[Tensor, "T E"]:

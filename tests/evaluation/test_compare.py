@@ -82,7 +82,7 @@ def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
         next(compare(pool.path, CHOICE_ROWS, ["base", name], base="nobody/no-such-model", fewshot=fewshot))
 
 
-@pytest.mark.parametrize("name", ["phatgoose", "glider", "tasklevel"])
+@pytest.mark.parametrize("name", ["phatgoose", "glider", "phatgoose-query"])
 def test_a_router_that_needs_gates_is_refused_on_experts_without(make_pool, llama_directory, name: str) -> None:
     pool = make_pool(llama_directory, gates=False)
     with pytest.raises(RouterError, match="gate"):

@@ -11,6 +11,7 @@ from glider.cli.options import with_settings
 from glider.cli.pool_ls import ls
 from glider.cli.signature import keygen, sign
 from glider.cli.terminal import note_log
+from glider.cli.train_router import train_router_command
 from glider.errors import ConfigError
 from glider.inference.spec import BaseSpec, ModelSpec, base_of
 from glider.jobs.placement import Placement
@@ -32,6 +33,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
     nouns.command()(with_settings(Placement, "placement")(with_settings(BaseSpec, "spec")(build)))
     for command in (calibrate, check):
         nouns.command()(with_settings(BaseSpec, "spec")(command))
+    nouns.command("train-router")(train_router_command())
     nouns.command("push")(push_pool)
     nouns.command("pull")(pull_pool)
     for command in (keygen, sign):
@@ -55,6 +57,7 @@ def show(
 def verify(path: PoolPath, key: KeyOption = None) -> None:
     """Check every file against its hash, every weight for being finite, and the signature if a key is given."""
     from glider.experts.pool import Pool
+    from glider.experts.router_files import verify_routers
     from glider.experts.trust import trusted_keys
     from glider.progress import track
 
@@ -63,6 +66,7 @@ def verify(path: PoolPath, key: KeyOption = None) -> None:
         say(f"{path}: signed by the owner of {keys}")
     for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})
+    verify_routers(pool)
     say(f"{path}: {len(pool)} experts are as they were when they joined")
 
 

@@ -76,3 +76,30 @@ class TrainConfig(Config):
         """`sites` as PEFT takes it."""
         plain = re.fullmatch(r"[\w.]+(,\s*[\w.]+)*", self.sites) is not None and self.sites != "all-linear"
         return [part.strip() for part in self.sites.split(",")] if plain else self.sites
+
+
+class RouterTraining(Config):
+    """Settings of `glider pool train-router`."""
+
+    steps: int = Field(100, ge=1, description="Steps of a router that is trained by the loss.")
+    batch_size: int = Field(8, ge=1, description="Rows a step.")
+    learning_rate: float = Field(5e-3, gt=0, description="AdamW learning rate.")
+    rows: int = Field(64, ge=2, description="Rows of each expert's task, an eighth of them to validate by.")
+    max_tokens: int = Field(512, gt=1, description="Longer rows are left out.")
+    seed: int = Field(0, ge=0, lt=2**30, description="Order of rows and first codes.")
+    codes: int = Field(32, ge=2, le=4096, description="vq: codes of a site.")
+    penalty: float = Field(0.1, ge=0, description="mindskip: price of a token that uses experts.")
+    centroids: int = Field(4, ge=1, le=256, description="ariadne: centroids of an expert.")
+    signal: str = Field("examples", description="task-moe: the global signal that represents a task.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """Warm-up, then a constant rate; validated five times."""
+        return Schedule(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            warmup_ratio=0.06,
+            clip_norm=1.0,
+            minutes=None,
+            validations=min(5, self.steps),
+        )

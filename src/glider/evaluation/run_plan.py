@@ -20,6 +20,7 @@ from glider.experts.pool import POOL_FILE, Pool
 from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
 from glider.files.yaml_text import read_yaml
+from glider.routing.base import routers
 from glider.routing.completed import fitted, needs_results, outside
 from glider.routing.specification import known_settings, router_from
 
@@ -250,9 +251,13 @@ def pool_hash(pool: Pool) -> str:
 
 
 def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
-    """The hash by which a finished cell is known again; a default that changed makes another one."""
+    """The hash by which a finished cell is known again; a default that changed makes another one.
+
+    A router that has another name than it had is known by its first one.
+    """
     router = config["router"]
-    known = {**config, "router": {**router, "settings": known_settings(router["router"], router["settings"])}}
+    settings = known_settings(router["router"], router["settings"])
+    known = {**config, "router": {"router": routers.former(router["router"]), "settings": settings}}
     return hashlib.sha256(canonical_json([FORMAT, known, hashes]).encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from glider.inference.spec import BaseSpec, base_of, device_of, dtype_of, open_p
 from glider.jobs.base import Executor, JobResult, Report, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.run import only_writer, run_jobs
+from glider.routing.base import routers
 
 Kind = TypeVar("Kind")
 
@@ -102,6 +103,11 @@ class Run:
         """Whether `single:{task}` has no expert of that name."""
         return router.router == "single:{task}" and task.name not in self.pool.names
 
+    def _folder(self, router: RouterPlan) -> Path:
+        """Where a router's results lie: under its name, or under the former one where kept results are."""
+        folder, former = (self.out / _file_name(name) for name in (router.label, routers.former(router.label)))
+        return former if former.is_dir() and not folder.is_dir() else folder
+
     def _cell(self, router: RouterPlan, task: Task, hashes: dict[str, str]) -> Cell:
         name = router.router.replace("{task}", task.name)
         config: dict[str, Any] = {
@@ -117,7 +123,7 @@ class Run:
             config["fewshot"] = {"rows": router.fewshot, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
         if router.examples:
             config["examples"] = {"rows": router.examples, "splits": self.plan.fewshot_splits, "seed": self.plan.seed}
-        path = self.out / _file_name(router.label) / _file_name(task.set) / f"{_file_name(task.name)}.json"
+        path = self._folder(router) / _file_name(task.set) / f"{_file_name(task.name)}.json"
         parts = (router, task, path, config, hashes | router_hashes(name), self.bench)
         if not router.of_results:
             return Cell(*parts)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ BACKGROUND_FILE = "background.safetensors"  # of a pool that has strangers of it
 POOL_FILE = "pool.json"
 FORMAT = 2  # since 2 with digests of the single tensors
 _LARGEST_CONSTANT = 1e6
+_LARGEST_ROUTER = 1 << 33  # bytes
 
 
 class FileRecord(Config):
@@ -57,6 +58,15 @@ class Calibration(Config):
     source: str
 
 
+class RouterRecord(Config):
+    """What a router was trained to: its file, the adapters that it is for, and how it was trained."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0, le=_LARGEST_ROUTER)
+    experts: dict[str, str]  # sha256 of each adapter's weights, in column order
+    settings: dict[str, str | float] = {}
+
+
 class PoolIndex(Config):
     """`pool.json`, format 2; an index of format 1 is read as one whose files have no digests of their tensors."""
 
@@ -66,6 +76,7 @@ class PoolIndex(Config):
     signal: str | None = None  # the global signal to use where the caller names none
     calibrations: dict[str, Calibration] = {}  # by global signal
     verdicts: Thresholds | None = None
+    routers: dict[Annotated[str, Field(pattern=NAME)], RouterRecord] | None = None  # what was trained, by router
     experts: tuple[ExpertRecord, ...] = ()
 
 

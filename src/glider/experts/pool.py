@@ -103,8 +103,7 @@ class Pool:
 
     def without(self, name: str) -> Pool:
         """This snapshot without an expert; nothing is written."""
-        gone = self[name]
-        records = tuple(record for record in self.index.experts if record.name != name)
+        gone, records = self[name], tuple(record for record in self.index.experts if record.name != name)
         index = self.index.model_copy(update={"experts": records})
         return Pool(self.path, index, tuple(expert for expert in self.experts if expert is not gone), self.require_key)
 
@@ -175,17 +174,19 @@ class Pool:
         stored = self.index.verdicts
         if stored is None or stored.background is None:
             return None
-        file = self.path / BACKGROUND_FILE
         from glider.verdicts.background import Background
 
-        return Background.open(file, stored.background)
+        return Background.open(self.path / BACKGROUND_FILE, stored.background)
 
     def verify(self, adapters: bool = True) -> None:
-        """Check every file of every expert against its hash, and every weight for being finite.
+        """Check every file against its hash, and every weight of an expert for being finite.
 
         Without `adapters` an expert's LoRA pairs are checked when the first of them is read.
         """
+        from glider.experts.router_files import verify_routers
+
         _ = self.background  # checked as it is read
+        verify_routers(self)
         for expert, record in zip(self.experts, self.index.experts, strict=True):
             expert.verify({file: known.sha256 for file, known in record.files.items()}, adapters)
 

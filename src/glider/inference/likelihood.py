@@ -65,7 +65,12 @@ class _Routed:
     def shares(self) -> bool:
         """Whether the router's decisions let a prompt be computed apart from what follows."""
         support = support_of(self.generation.router)
-        return support.cache and support.chunked
+        return support.cache and (support.chunked or support.sequences)
+
+    @property
+    def by_sequence(self) -> bool:
+        """Whether a prompt is decided as a whole: it must be computed apart from what follows, and in one piece."""
+        return support_of(self.generation.router).sequences
 
     def sharing(self, model: Any) -> Sharing:
         """What the model lets be computed together."""
@@ -142,15 +147,19 @@ def _decoder_only(
 ) -> torch.Tensor:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     length, sharing = ids.shape[1] + labels.shape[1] - 1, routed.sharing(model)
-    common = _common_tokens(ids, mask) if routed.shares and condition.alike else 0
+    common = _common_tokens(ids, mask) if routed.shares and condition.alike and not routed.by_sequence else 0
     if common * (len(ids) - 1) >= WORTHWHILE and sharing.allows("prefix", length):
         prompts = _after_common(model, routed, inputs, condition, common)
         return _continued(model, routed, prompts, labels, owner, condition)
     kind = "padded cache" if _padded_at_all(mask) else "cache"
-    if len(owner) > len(ids) and routed.shares and sharing.allows(kind, length):
+    apart = routed.by_sequence
+    if (len(owner) > len(ids) or apart) and routed.shares and sharing.allows(kind, length):
         with routed(condition):
             first, output = last_logits(model, 1, **inputs, **positions(model, mask), use_cache=True)
         return _continued(model, routed, (first, output.past_key_values, mask), labels, owner, condition)
+    if apart:
+        wanted = "a model whose prompts may be computed apart from answers, for a router that decides them as a whole"
+        raise QueryError(wanted, type(model).__name__, "Score one prompt at a time, or by another router.")
     return _whole(model, routed, inputs, labels, owner, condition)
 
 

@@ -20,10 +20,11 @@ from glider.inference.prompt_states import prompt_states
 from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Message, Prompt, Query, QueryReader, is_one, require_text
 from glider.inference.streaming import Piece
+from glider.inference.support import require_support
 from glider.instructions.describers import Describer
 from glider.layers.attach import Attached, Generation, Storage, attach
 from glider.layers.trace import Trace
-from glider.routing.base import Observer, Router, support_of
+from glider.routing.base import Observer, Router
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare
 
@@ -188,7 +189,8 @@ class RoutedModel:
         trace = Trace(generation.names, None, inputs["attention_mask"].cpu().bool())
         with torch.inference_mode(), self.attached.routing(None, recorder=trace, generation=generation):
             self.model(**self.encoder.forward_inputs(inputs))
-        condition = generation.router.observe(trace.mean_scores())
+        last = getattr(generation.router, "observes", "mean") == "last"
+        condition = generation.router.observe(trace.last_scores() if last else trace.mean_scores())
         return self.reader.judged([Query.of(query) for query in queries], condition, generation.prepared)
 
     def generate(
@@ -348,7 +350,7 @@ class RoutedModel:
         longest = max(len(ids) for row in targets for ids in row)
         inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, longest))
         with self.attached.hold() as held:
-            self._require_support(held, len(prompts), shares=True)
+            require_support(held.router, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
             found = likelihoods(self.model, self.attached, inputs, targets, condition, held)
         scores = [
@@ -379,19 +381,6 @@ class RoutedModel:
         settings = GenerateSettings.of(self, max_new_tokens, generation)
         rows = self.encoder.rows(prompts, truncate, settings.max_new_tokens)
         with self.attached.hold() as held:
-            self._require_support(held, len(prompts), settings.cached)
+            pieces = "prefill_chunk_size" in settings.arguments
+            require_support(held.router, len(prompts), settings.cached, pieces=pieces)
             return generate_rows(self, prompts, rows, settings, held, traced=traced, on_piece=on_piece)
-
-    def _require_support(
-        self, generation: Generation, queries: int, cached: bool = False, *, shares: bool = False
-    ) -> None:
-        """Raise `QueryError` for what the router's decisions are not right for: several queries in a pass, a cache of
-        keys and values, a prompt that is computed once for all its choices."""
-        support, name = support_of(generation.router), type(generation.router).__name__
-        if queries > 1 and not support.mixed:
-            raise QueryError(f"one query at a time (router {name})", str(queries), "Ask them one by one.")
-        if cached and not support.cache:
-            raise QueryError(f"no cache of keys and values (router {name})", "use_cache", "Give use_cache=False.")
-        if shares and not (support.cache and support.chunked):
-            wanted = f"a router that decides a prompt and its answer apart (router {name})"
-            raise QueryError(wanted, "scores of choices", "Score them by another router.")

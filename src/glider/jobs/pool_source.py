@@ -5,6 +5,7 @@ from pathlib import Path
 
 from glider.experts.index import BACKGROUND_FILE
 from glider.experts.pool import POOL_FILE, Pool
+from glider.experts.router_files import router_path
 from glider.experts.trust import SIGNATURE_FILE
 from glider.jobs.parcel import Source
 
@@ -12,6 +13,7 @@ from glider.jobs.parcel import Source
 def pool_source(pool: Pool) -> Source:
     """The index, what belongs to it, and every expert's files."""
     files = [f"{record.home}/{name}" for record in pool.index.experts for name in record.files]
+    files += [router_path(Path(), kind).as_posix() for kind in pool.index.routers or {}]
     return Source(pool.path, (POOL_FILE, SIGNATURE_FILE, BACKGROUND_FILE, *files))
 
 

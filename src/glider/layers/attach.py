@@ -18,9 +18,10 @@ from glider.layers.folding import fold_into, require_foldable, require_unfolded,
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.routed_site import RoutedSite
+from glider.layers.sequences import watch_passes
 from glider.layers.trace import Recorder
 from glider.layers.widths import linear_widths
-from glider.routing.base import Prepared, Router
+from glider.routing.base import Prepared, Router, support_of
 from glider.routing.condition import Condition
 from glider.routing.preparation import prepare, ungated
 from glider.routing.specification import parsed, router_from
@@ -69,6 +70,7 @@ class Attached:
         self._layers: dict[str, RoutedLinear] = {}
         self._unfolded: dict[str, torch.Tensor] = {}
         self.closing = ExitStack()  # what ends with `detach`
+        self._watched = False  # by hooks that tell which tokens stand together
         self._generations: dict[int, Generation] = {}
         self._running: dict[int, int] = {}  # queries in flight of each generation
         self._here = threading.local()  # how many of them are this thread's
@@ -182,6 +184,9 @@ class Attached:
                 self._layer(name, site).put(number, site)
             self._generations[number] = generation
             self.context.serve(number, prepared.global_term is not None)
+            if support_of(generation.router).sequences and not self._watched:
+                watch_passes(self.model, self.context, self.closing)
+                self._watched = True
             if before is not None and before not in self._running:
                 self._drop(before)
             return generation
@@ -227,6 +232,7 @@ class Attached:
                     _replace(self.model, site, module)
             self._originals, self._layers, self._generations, self._unfolded = {}, {}, {}, {}
             self.closing.close()
+            self._watched = False
 
     @contextmanager
     def _settled(self) -> Iterator[None]:

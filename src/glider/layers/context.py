@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from glider.errors import QueryError, RouterError
+from glider.layers.sequences import Sequences
 from glider.layers.trace import Recorder
 from glider.routing.base import Decision
 from glider.routing.condition import Condition
@@ -46,6 +47,7 @@ class Segment:
     term: Float[Tensor, "B E"] | None = None
     query_of: Int[Tensor, " N"] | None = None
     settled: Decision | None = None
+    sequence_of: Int[Tensor, " N"] | None = None  # for a router that decides a prompt's tokens together
 
     def term_of(self, tokens: int) -> Float[Tensor, "N E"] | None:
         """The global term of each of its tokens."""
@@ -201,6 +203,20 @@ class RoutingContext:
     def batch(self) -> Batch | None:
         """This thread's."""
         return getattr(self._thread, "batch", None)
+
+    @property
+    def sequences(self) -> Sequences | None:
+        """What stands together in this thread's pass; None where nobody watches or no pass runs."""
+        passes = getattr(self._thread, "passes", None)
+        return passes[-1] if passes else None
+
+    def enter_pass(self, sequences: Sequences) -> None:
+        """A pass of this thread begins, within another one or by itself."""
+        self._thread.passes = [*getattr(self._thread, "passes", ()), sequences]
+
+    def leave_pass(self) -> None:
+        """The pass that began last has ended."""
+        self._thread.passes = getattr(self._thread, "passes", [])[:-1]
 
     @contextmanager
     def use(self, batch: Batch) -> Iterator[None]:

@@ -1,10 +1,12 @@
 """A site's module with its experts beside it."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from glider.errors import QueryError
 from glider.layers.context import RoutingContext, Segment
 from glider.layers.routed_site import RoutedSite, Watch
 from glider.layers.trace import SiteRecord
@@ -75,10 +77,21 @@ class RoutedLinear(nn.Module):
             if not own:
                 y, own = _own(y, base), True
             watch = None if record is None else record.watch(segment.index)
+            if site.by_sequence and segment.settled is None:
+                segment = self._with_sequences(segment, x)
             y = _added(site, y, x, segment, watch)
         if record is not None and batch is not None and batch.recorder is not None:
             batch.recorder.record(record)
         return y
+
+    def _with_sequences(self, segment: Segment, x: torch.Tensor) -> Segment:
+        """A segment that knows which of its tokens stand together."""
+        sequences = self.context.sequences
+        if sequences is None:
+            wanted = f"a pass of the whole model (a router that decides prompts as a whole, at {self.name})"
+            raise QueryError(wanted, "a call of a part of it", "Call the model itself.")
+        numbers = sequences.of_tokens(x.numel() // self.in_features, x.device)
+        return replace(segment, sequence_of=numbers if segment.index is None else numbers[segment.index])
 
 
 def _name_as_base(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -15,7 +15,7 @@ from glider.layers.kernels.gpu_site import TritonSite
 from glider.layers.kernels.grouped import add_experts, add_slots
 from glider.layers.kernels.native import NativeSite
 from glider.layers.kernels.reference import apply_experts, apply_slots
-from glider.routing.base import Decision, Router, Site, SlotDecision
+from glider.routing.base import Decision, Router, SequenceRouter, Site, SlotDecision, support_of
 from glider.routing.linear import LinearRouter, LinearTopK
 
 Bound = NativeSite | TritonSite
@@ -39,6 +39,7 @@ class RoutedSite(nn.Module):
         super().__init__()
         self.bank, self.site, self.router = bank, site, router
         self.in_features, self.out_features = bank.A.shape[-1], bank.B.shape[1]
+        self.by_sequence = support_of(router).sequences
         self.kernel = wanted_kernel(kernel)
         if self.kernel == "native":
             require_native(bank.stack, site.name)
@@ -85,6 +86,8 @@ class RoutedSite(nn.Module):
     def _decision(self, tokens: torch.Tensor, segment: Segment, bound: Bound | None) -> Decision | SlotDecision:
         if segment.settled is not None:
             return segment.settled
+        if segment.sequence_of is not None and isinstance(self.router, SequenceRouter):
+            return self.router.route_sequences(self.site, tokens, segment.term_of(len(tokens)), segment.sequence_of)
         if bound is not None and self._decider is not None:
             return self._decider.decide(tokens, self._decider.kept, segment.term, segment.query_of)
         return self.router.route(self.site, tokens, segment.term_of(len(tokens)))

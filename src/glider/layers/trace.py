@@ -182,6 +182,24 @@ class Trace:
             counts += there.sum(dim=1)
         return sums / counts.clamp(min=1)
 
+    def last_scores(self) -> Float[Tensor, "B E"]:
+        """Score of each expert at the prompt's last token, mean over the sites that have one, a row for each query.
+
+        A site of a decoder beside an encoder has its own last token.
+        """
+        rows, width = self.prompt_mask.shape
+        last = (self.prompt_mask * torch.arange(1, width + 1)).argmax(dim=1)  # (B,)
+        sums, counts = torch.zeros(rows, len(self.experts)), torch.zeros(rows, len(self.experts))
+        for call in self.calls:
+            scores = call.decision.scores
+            if scores is None:
+                continue
+            at = last if call.sees_prompt else torch.full((rows,), -1)
+            own = scores.view(rows, -1, len(self.experts))[torch.arange(rows), at]  # (B, E)
+            sums += torch.where(own.isfinite(), own, 0.0)
+            counts += own.isfinite()
+        return sums / counts.clamp(min=1)
+
     def usage(self, row: int | None = None) -> dict[str, float]:
         """Mean weight of each expert over all sites and tokens of one row or of all."""
         shares = self.heatmap(row).mean(dim=0) if self.calls else torch.zeros(len(self.experts))

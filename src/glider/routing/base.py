@@ -82,6 +82,7 @@ class Support:
     packed: bool = True  # tokens of several queries may share a pass without padding
     chunked: bool = True  # a prompt may be spread over several passes
     mixed: bool = True  # a batch may hold several queries
+    sequences: bool = False  # a prompt's tokens are decided together (`SequenceRouter`), what follows it one by one
 
 
 Need = Literal["instructions", "grams", "inputs", "hidden"]
@@ -166,11 +167,26 @@ class Observer(Protocol):
     """A router that decides by query from what the prompt's tokens say: the prompt runs twice.
 
     In the first pass there is no term and `route` gives token scores; their mean makes the condition that holds for the
-    second pass and for every new token.
+    second pass and for every new token. One with an attribute `observes` of "last" gets those of the prompt's last
+    token, at the sites where it gives any.
     """
 
     def observe(self, scores: Float[Tensor, "B E"]) -> Condition:
         """The condition of a batch from the mean score of each expert over its prompt's tokens and all sites."""
+        ...
+
+
+@runtime_checkable
+class SequenceRouter(Protocol):
+    """A router whose decision for a prompt's token depends on the prompt's other tokens; its `support` says so.
+
+    `route` is for tokens that stand alone: those that are generated, and those of a decoder beside an encoder.
+    """
+
+    def route_sequences(
+        self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None, sequence_of: Int[Tensor, " T"]
+    ) -> Decision | SlotDecision:
+        """Decide for tokens of which those of one number belong to one prompt; -1 is padding, which gets no expert."""
         ...
 
 

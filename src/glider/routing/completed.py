@@ -52,5 +52,5 @@ def outside(name: str) -> Path | None:
 
 
 def _class_of(name: str) -> Any:
-    head = name.partition(":")[0]
+    head = routers.current(name).partition(":")[0]
     return next((entry.make for entry in routers if entry.name == head), None)

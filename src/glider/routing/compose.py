@@ -71,8 +71,10 @@ class Composed:
 
     def linear(self, site: Site) -> LinearTopK | None:
         """The same decision as a description, where the local score and the selection have one."""
-        own_route, select, local = type(self).route is not Composed.route, self.selection(), self.local_score()
-        if own_route or type(select) is not TopK or not isinstance(local, LinearLocal):
+        if type(self).route is not Composed.route:
+            return None
+        select, local = self.selection(), self.local_score()
+        if type(select) is not TopK or not isinstance(local, LinearLocal):
             return None
         return LinearTopK(local.linear(site), select.k, select.renormalise)
 

@@ -25,13 +25,13 @@ def product(expert: ExpertLike, site: str) -> Float[Tensor, "O D"]:
     return expert.scaling(site) * (b.float() @ a.float())
 
 
-def weighted_sum(pool: Pool, weights: Mapping[str, float]) -> dict[str, Pair]:
-    """sum of w_e s_e B_e A_e at every site, as concatenated factors (float32).
+def weighted_sum(pool: Pool, weights: Mapping[str, float], sites: Iterable[str] | None = None) -> dict[str, Pair]:
+    """sum of w_e s_e B_e A_e at every site (or at these), as concatenated factors (float32).
 
     Experts of weight zero are left out; a site where none is left is left out too.
     """
     pairs = {}
-    for site in pool.sites:
+    for site in pool.sites if sites is None else sites:
         kept = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
         if kept:
             factors = [expert.factors(site) for expert in kept]

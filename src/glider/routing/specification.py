@@ -52,7 +52,7 @@ def known_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A router whose default changed names it in `renewed`, so that a result made by the old one is not taken for its own.
     """
-    head = name.partition(":")[0]
+    head = routers.current(name).partition(":")[0]
     renewed = next((getattr(entry.make, "renewed", None) for entry in routers if entry.name == head), None)
     return {**(renewed(settings) if renewed is not None else {}), **settings}
 

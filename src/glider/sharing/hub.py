@@ -28,9 +28,10 @@ from huggingface_hub.errors import (
 import glider
 from glider.errors import ExpertError, PoolError
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.index import BACKGROUND_FILE
+from glider.experts.index import BACKGROUND_FILE, PoolIndex
 from glider.experts.membership import read_index
 from glider.experts.pool import POOL_FILE, Pool
+from glider.experts.router_files import router_path
 from glider.files.disk import copy_file, new_directory
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
@@ -82,6 +83,7 @@ def push_pool(
         names.append(SIGNATURE_FILE)
     if pool.background is not None:
         names.append(BACKGROUND_FILE)
+    names += _router_files(pool.index)
     files = {name: pool.path / name for name in names}
     message = f"Upload a pool of {len(pool)} experts"
     return _push(files, pool_model_card(pool, _title(repo_id)), repo_id, private, token, revision, message, PoolError)
@@ -107,6 +109,7 @@ def pull_pool(
         names = [f"{record.home}/{file}" for record in index.experts for file in EXPERT_FILES]  # none leaves the pool
         if index.verdicts is not None and index.verdicts.background is not None:
             names.append(BACKGROUND_FILE)
+        names += _router_files(index)
         fetch(names, partial)
         Pool.open(partial, require_key).verify()
     return Pool.open(out, require_key)
@@ -159,6 +162,10 @@ def _copy(folder: Path, error: Error, files: Sequence[str], target: Path, option
             raise error(f"the file {name} in {folder}", got, "Ask its author; glider cannot use it.")
         (target / name).parent.mkdir(exist_ok=True)
         copy_file(source, target / name)
+
+
+def _router_files(index: PoolIndex) -> list[str]:
+    return [router_path(Path(), kind).as_posix() for kind in index.routers or {}]
 
 
 def _client(token: str | None) -> HfApi:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glider.routing.base import Decision, Site, router
+from glider.routing.base import Decision, Site, router, routers
 from glider.routing.compose import Composed
 from glider.routing.condition import Condition
 from glider.routing.local_scores.gates import TrainedGates
@@ -13,13 +13,13 @@ from glider.routing.select import Select, TopK
 from glider.shapes import Float, Tensor
 
 
-@router("tasklevel")
+@router("phatgoose-query")
 @dataclass(frozen=True)
-class TaskLevel(Composed):
+class PhatgooseQuery(Composed):
     """score = mean over the prompt's tokens and all sites of PHATGOOSE's local score, the same for every token.
 
     The prompt runs twice: once by token, to find the means, and once by them. An expert absent at some sites has its
-    mean over the others.
+    mean over the others. It was called `tasklevel`, which still names it.
     """
 
     select: Select = TopK(2)
@@ -35,3 +35,6 @@ class TaskLevel(Composed):
         if term is None:
             return self.selection()(self.local_score().scores(x, site))
         return self.selection()(term.masked_fill(site.absent, -torch.inf))
+
+
+routers.alias("tasklevel", of="phatgoose-query")

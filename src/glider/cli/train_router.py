@@ -1,0 +1,57 @@
+"""`glider pool train-router`: what a pool's routers are trained to, beside its experts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glider.cli.arguments import KeyOption
+from glider.cli.options import with_settings
+from glider.contribute.settings import RouterTraining
+from glider.inference.spec import BaseSpec, base_of
+from glider.terminal import say
+
+
+def train_router_command() -> Callable[..., Any]:
+    """The command with its options."""
+    return with_settings(BaseSpec, "spec")(with_settings(RouterTraining, "settings")(train_router))
+
+
+def train_router(
+    path: Annotated[Path, typer.Argument(help="Directory of the pool.")],
+    spec: BaseSpec,
+    settings: RouterTraining,
+    router: Annotated[str, typer.Option("--router", help="joint, vq, mindskip, task-moe, seqr, ariadne or lorauter.")],
+    data: Annotated[str, typer.Option("--data", help="Rows of each expert's task ({name}).")],
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
+    key: KeyOption = None,
+) -> None:
+    """Train a router on rows of every expert's task, everything else frozen, and store it with the pool.
+
+    Interrupted, the same command goes on from its last checkpoint. The pool's signature, if it has one, is to be made
+    anew: the router's file is vouched for like the experts'.
+    """
+    from glider.cli.terminal import quiet_libraries
+    from glider.contribute.train_router import train_router as train
+    from glider.contribute.train_router import trainable
+    from glider.data.rows import read_rows
+    from glider.errors import ConfigError
+    from glider.experts.pool import Pool
+    from glider.experts.router_files import router_path
+    from glider.progress import Bars
+
+    if "{name}" not in data:
+        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    if router not in trainable():
+        raise ConfigError(f"a router of {', '.join(sorted(trainable()))}", repr(router), "Check the spelling.")
+    pool = Pool.open(path, key)
+    rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
+    quiet_libraries()
+    pool.verify()
+    base = spec.load_base(base_of(pool))
+    with Bars() as bars:
+        report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
+        train(base, pool, router, rows, settings, report)
+    file = router_path(path, router)
+    say(f"{path}: {router} in {file.relative_to(path)} ({file.stat().st_size / 1e6:.1f} MB)")

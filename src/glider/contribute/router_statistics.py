@@ -1,0 +1,237 @@
+"""Routers that are learnt from what the base sees, without gradients: codebooks, norms, centroids, a choice by loss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glider.contribute.examples import EncodedRow, collate
+from glider.contribute.settings import RouterTraining
+from glider.contribute.train_router import Report, Tasks
+from glider.experts.pool import Pool
+from glider.inference.base_model import BaseModel
+from glider.inference.forward import padded
+from glider.inference.likelihood import likelihoods
+from glider.layers.attach import attach
+from glider.routing.local_scores.seqr import QRNorm
+from glider.routing.local_scores.vq import nearest_code
+from glider.routing.methods.single import Single
+from glider.routing.scores import standardise
+from glider.shapes import Float, Tensor
+
+_KEPT = 512  # tokens of a site that the first codes are found on
+_DECAY = 0.99  # of the moving averages
+_SMOOTHING = 1.0  # tokens of each expert added to every code
+_LLOYD = 8
+
+
+def fit_vq(
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+) -> dict[str, Tensor]:
+    """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
+    draw = torch.Generator().manual_seed(settings.seed)
+    first: dict[str, list[Tensor]] = {name: [] for name in pool.sites}
+    share = max(1, _KEPT // max(1, sum(len(task.train) for task in tasks.values())))
+
+    def keep(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
+        first[site].append(x[torch.randperm(len(x), generator=draw)[:share]])
+
+    _over_rows(base, pool, tasks, keep, report, "Reading tokens")
+    codes = {name: k_means(torch.cat(rows), settings.codes, draw) for name, rows in first.items()}
+    sizes = {name: torch.ones(len(own)) for name, own in codes.items()}
+    counts = {name: torch.full((len(pool), len(own)), _SMOOTHING) for name, own in codes.items()}
+
+    def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
+        codes[site], sizes[site], nearest = moved(codes[site], sizes[site], x)
+        counts[site][expert] += torch.bincount(nearest, minlength=len(codes[site]))
+
+    _over_rows(base, pool, tasks, update, report, "Moving codes")
+    tensors = {f"{name}.codes": own for name, own in codes.items()}
+    for name, count in counts.items():
+        shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
+        tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
+    return tensors
+
+
+def k_means(tokens: Float[Tensor, "N D"], codes: int, draw: torch.Generator) -> Float[Tensor, "C D"]:
+    """Lloyd's iterations from tokens drawn by k-means++; a code that loses all its tokens stays where it was."""
+    codes = min(codes, len(tokens))
+    chosen = tokens[torch.randint(len(tokens), (1,), generator=draw)]
+    nearest = (tokens - chosen).square().sum(dim=1)
+    for _ in range(codes - 1):
+        at = torch.multinomial(nearest + 1e-12, 1, generator=draw)
+        chosen = torch.cat([chosen, tokens[at]])
+        nearest = torch.minimum(nearest, (tokens - tokens[at]).square().sum(dim=1))
+    for _ in range(_LLOYD):
+        own = nearest_code(tokens, chosen)
+        sums = torch.zeros_like(chosen).index_add_(0, own, tokens)
+        sizes = torch.bincount(own, minlength=codes)[:, None]
+        chosen = torch.where(sizes > 0, sums / sizes.clamp(min=1), chosen)
+    return chosen
+
+
+def moved(
+    codes: Float[Tensor, "C D"], sizes: Float[Tensor, " C"], x: Float[Tensor, "T D"]
+) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"], Tensor]:
+    """VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1): N <- g N + (1 - g) n, m <- g m + (1 - g) sum x,
+    e = m / N.
+
+    Returns codes, sizes and the code of each token.
+    """
+    nearest = nearest_code(x, codes)
+    sums = _DECAY * sizes[:, None] * codes
+    sums.index_add_(0, nearest, (1 - _DECAY) * x)
+    sizes = _DECAY * sizes + (1 - _DECAY) * torch.bincount(nearest, minlength=len(codes))
+    return sums / sizes[:, None], sizes, nearest
+
+
+def fit_seqr(
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+) -> dict[str, Tensor]:
+    """Mean and deviation of each adapter's lengths over the tokens of all rows, in the bare base."""
+    score, sums = QRNorm(), {name: torch.zeros(3, len(pool), dtype=torch.float64) for name in pool.sites}
+    sites = score.prepare(pool)
+
+    def add(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
+        lengths = score.scores(x, sites[site]).double().masked_fill(sites[site].absent, 0.0)
+        sums[site] += torch.stack(
+            [lengths.sum(dim=0), lengths.square().sum(dim=0), lengths.new_ones(()).expand(len(pool)) * len(x)]
+        )
+
+    _over_rows(base, pool, tasks, add, report, "Measuring answers", under=False, standard=False)
+    tensors = {}
+    for name, (total, squares, count) in sums.items():
+        mean = total / count
+        tensors[f"{name}.mean"] = mean
+        tensors[f"{name}.deviation"] = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return tensors
+
+
+def fit_ariadne(
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+) -> dict[str, Tensor]:
+    """k-means over the embeddings of each expert's inputs."""
+    draw, rows = torch.Generator().manual_seed(settings.seed), []
+    for number, task in enumerate(tasks.values()):
+        vectors = _embedded(pool, [row.input for row in task.rows])
+        found = k_means(vectors, settings.centroids, draw)
+        rows.append(torch.cat([found, found[:1].expand(settings.centroids - len(found), -1)]))
+        report("Embedding inputs", number + 1, len(pool))
+    return {"centroids": torch.nn.functional.normalize(torch.stack(rows), dim=-1)}
+
+
+def fit_lorauter(
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+) -> dict[str, Tensor]:
+    """The mean embedding of each task's rows, and the adapter of least loss on them, found by successive halving."""
+    vectors = torch.stack([_embedded(pool, [row.input for row in task.rows]).mean(dim=0) for task in tasks.values()])
+    best = torch.zeros(len(tasks), len(pool))
+    for number, task in enumerate(tasks.values()):
+        chosen = halving(pool.names, [*task.validation, *task.train], lambda n, rows: _loss_under(base, pool, n, rows))
+        best[number, pool.names.index(chosen)] = 1
+        report("Choosing adapters by loss", number + 1, len(tasks))
+    return {"tasks": torch.nn.functional.normalize(vectors, dim=-1), "best": best}
+
+
+def halving(
+    names: Sequence[str], rows: Sequence[EncodedRow], loss: Callable[[str, Sequence[EncodedRow]], float]
+) -> str:
+    """The name of least loss: all on few rows, the better half on twice as many, and so on."""
+    left, count = list(names), max(1, min(4, len(rows)))
+    while len(left) > 1:
+        losses = {name: loss(name, rows[:count]) for name in left}
+        left = sorted(left, key=losses.__getitem__)[: (len(left) + 1) // 2]
+        count = min(2 * count, len(rows))
+    return left[0]
+
+
+def _embedded(pool: Pool, texts: Sequence[str]) -> Float[Tensor, "N G"]:
+    from glider.errors import RouterError
+    from glider.instructions.embedders import load_for
+    from glider.instructions.inputs import edges
+
+    if pool.index.embedder is None:
+        raise RouterError("a pool with an embedder", "one without", "Describe its experts: `glider expert describe`.")
+    return load_for(pool.index.embedder).embed(list(map(edges, texts))).float()
+
+
+def _loss_under(base: BaseModel, pool: Pool, name: str, rows: Sequence[EncodedRow]) -> float:
+    """Mean loss of an answer's token under one expert."""
+    attached = attach(base.model, pool, Single(name))
+    try:
+        inputs = padded([row.prompt for row in rows], base.tokenizer.pad_token_id, base.model)
+        condition = attached.router.condition(attached.prepared, _features(len(rows)))
+        found = likelihoods(base.model, attached, inputs, [[row.target] for row in rows], condition)
+        return -sum(one.total for (one,) in found) / sum(one.tokens for (one,) in found)
+    finally:
+        attached.detach()
+
+
+def _features(count: int) -> Any:
+    from glider.routing.base import QueryFeatures
+
+    return QueryFeatures(count)
+
+
+Visit = Callable[[str, Tensor, int], None]
+
+
+def _over_rows(
+    base: BaseModel,
+    pool: Pool,
+    tasks: Tasks,
+    visit: Visit,
+    report: Report,
+    what: str,
+    *,
+    under: bool = True,
+    standard: bool = True,
+) -> None:
+    """Hand what each site sees of each expert's rows to `visit`: under the expert or in the bare base, standardised or
+    as it is."""
+    for number, (name, task) in enumerate(tasks.items()):
+        attached = attach(base.model, pool, Single(name)) if under else None
+        names = pool[name].sites if under else pool.sites
+        try:
+            with _watching(
+                base.model, names, lambda site, x, e=number: visit(site, standardise(x) if standard else x, e)
+            ):
+                for row in task.train:
+                    _pass(base, row, attached)
+        finally:
+            if attached is not None:
+                attached.detach()
+        report(what, number + 1, len(tasks))
+
+
+@torch.no_grad()
+def _pass(base: BaseModel, row: EncodedRow, attached: Any) -> None:
+    """One row by itself: no padding, whichever tokens a site sees."""
+    model: Any = base.model
+    batch = collate([row], base.tokenizer.pad_token_id, model.config.is_encoder_decoder)
+    if not model.config.is_encoder_decoder:
+        del batch["labels"]
+    given = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if attached is None:
+        model(**given, use_cache=False)
+        return
+    with attached.routing(None):
+        model(**given, use_cache=False)
+
+
+@contextmanager
+def _watching(model: Any, names: Any, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    hooks = []
+    for name in names:
+
+        def hook(_: Any, inputs: tuple, site: str = name) -> None:
+            see(site, inputs[0].reshape(-1, inputs[0].shape[-1]).float().cpu())
+
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()

@@ -1,0 +1,96 @@
+"""What a router was trained to, beside the experts of a pool: a safetensors file and a record of it in `pool.json`.
+
+The record has the file's sha256 and those of the adapters that it was trained for, so that a signature on `pool.json`
+vouches for it too, and a router is never used with other experts than its own.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from glider.errors import PoolError, RouterError
+from glider.experts.index import RouterRecord
+from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
+from glider.experts.pool import Pool
+from glider.files.disk import save_tensors, write_file
+from glider.files.opening import read_bytes, sha256
+from glider.files.tensor_file import sane
+from glider.shapes import Tensor
+
+FOLDER = "routers"
+Shape = tuple[int | None, ...]  # None: any length
+
+
+def router_path(pool: Path, kind: str) -> Path:
+    """Where what a router was trained to lies."""
+    return pool / FOLDER / f"{kind}.safetensors"
+
+
+def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, str | float]) -> Pool:
+    """Store what a router was trained to and record it in the index; a signed pool is to be signed anew."""
+    path = router_path(pool.path, kind)
+    path.parent.mkdir(exist_ok=True)
+    plain = {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
+    write_file(path, lambda partial: save_tensors(plain, partial, {"format": "pt"}))
+    record = RouterRecord(
+        sha256=sha256(path), size=path.stat().st_size, experts=_adapters(pool), settings=dict(settings)
+    )
+    with pool._changing() as now:
+        records = {**(now.index.routers or {}), kind: record}
+        return now._write(now.index.model_copy(update={"routers": records}), now.experts)
+
+
+def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, Tensor], RouterRecord]:
+    """What a router was trained to: exactly the tensors of these names and shapes, finite, in float32.
+
+    Raises `RouterError` where it was not trained for this pool, and `PoolError` for a file that is not the recorded one
+    or holds anything else.
+    """
+    record = (pool.index.routers or {}).get(kind)
+    train = f"Train it: `glider pool train-router {pool.path} --router {kind}`."
+    if record is None:
+        raise RouterError(f"what the router {kind} was trained to", f"nothing in {pool.path}", train)
+    if record.experts != _adapters(pool):
+        raise RouterError(f"a router {kind} trained for the pool's experts", "one for others", train)
+    path = router_path(pool.path, kind)
+    try:
+        tensors = load(_content(path, record))
+    except SafetensorError as fault:
+        raise PoolError(f"safetensors in {path}", str(fault), train) from fault
+    if tensors.keys() != shapes.keys():
+        other = sorted(tensors.keys() ^ shapes.keys())
+        raise PoolError(f"{len(shapes)} tensors of the router {kind} in {path}", f"others ({other[0]})", train)
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        fits = len(tensor.shape) == len(shape) and all(
+            length > 0 if wanted is None else length == wanted
+            for length, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits or not tensor.is_floating_point() or not sane(tensor):
+            got = f"{tuple(tensor.shape)} of {tensor.dtype}" if not fits else "values that are not finite"
+            raise PoolError(f"the tensor {name} of shape {shape} in {path}", got, train)
+    return {name: tensor.float() for name, tensor in tensors.items()}, record
+
+
+def verify_routers(pool: Pool) -> None:
+    """Raise `PoolError` for a file of a trained router that is not the one recorded."""
+    for kind, record in (pool.index.routers or {}).items():
+        _content(router_path(pool.path, kind), record)
+
+
+def _content(path: Path, record: RouterRecord) -> bytes:
+    remedy = "Get the file anew, or train the router again."
+    try:
+        content = read_bytes(path, record.size)
+    except (OSError, ValueError) as fault:
+        raise PoolError(f"a file of {record.size} bytes at {path}", str(fault), remedy) from fault
+    if (got := hashlib.sha256(content).hexdigest()) != record.sha256:
+        raise PoolError(f"{path} unchanged since it was trained (sha256 {record.sha256[:12]})", got[:12], remedy)
+    return content
+
+
+def _adapters(pool: Pool) -> dict[str, str]:
+    return {record.name: record.files[ADAPTER_WEIGHTS_FILE].sha256 for record in pool.index.experts}

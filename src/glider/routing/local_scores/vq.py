@@ -1,0 +1,39 @@
+"""The score of vector-quantised routing: a token's code says which experts suit it (arXiv 2411.19402)."""
+
+from dataclasses import dataclass
+
+from glider.experts.pool import Pool
+from glider.experts.router_files import read_router
+from glider.routing.base import Site, absent_at
+from glider.routing.local_scores.base import local_score
+from glider.routing.local_scores.joint import width_at
+from glider.routing.scores import standardise
+from glider.shapes import Float, Int, Tensor
+
+KIND = "vq"
+
+
+@local_score("vq", paper="arXiv:2411.19402")
+@dataclass(frozen=True)
+class CodeTable:
+    """log P(e | code), code the nearest of a site's codebook to std(x)."""
+
+    def prepare(self, pool: Pool) -> dict[str, Site]:
+        shapes = {f"{name}.codes": (None, width_at(pool, name)) for name in pool.sites}
+        shapes |= {f"{name}.table": (len(pool), None) for name in pool.sites}
+        tensors, _ = read_router(pool, KIND, shapes)
+        sites = {}
+        for name in pool.sites:
+            codes = tensors[f"{name}.codes"].expand(len(pool), -1, -1)  # one codebook for all
+            table = {"table": tensors[f"{name}.table"], "codes": codes}
+            sites[name] = Site(name, absent_at(name, pool.experts), table)
+        return sites
+
+    def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
+        codes = nearest_code(standardise(x), site["codes"][0])
+        return site["table"].T[codes].masked_fill(site.absent, float("-inf"))
+
+
+def nearest_code(x: Float[Tensor, "T D"], codes: Float[Tensor, "C D"]) -> Int[Tensor, " T"]:
+    """The code of smallest distance to each token."""
+    return (codes.square().sum(dim=1) - 2 * x @ codes.T).argmin(dim=1)
