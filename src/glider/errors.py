@@ -11,7 +11,13 @@ LONGEST_PART = 2000  # characters of what was wanted, what was got and what to d
 
 
 class GliderError(Exception):
-    """A mistake the user can mend."""
+    """A mistake the user can mend.
+
+    Arguments:
+        wanted: What was expected.
+        got: What was there instead.
+        remedy: What to do, a sentence.
+    """
 
     exit_code = 2
 

@@ -33,6 +33,14 @@ class Registry(Generic[T]):
 
     The modules of the packages `homes` are imported on first use (each registers what it defines, and a new file is all
     that a new implementation takes); then the entry point group `group`, so that an installed package can add its own.
+
+    Arguments:
+        kind: What they are called in messages.
+        group: Entry point group of installed packages.
+        homes: Packages of the built-in ones.
+        error: What unknown names raise.
+
+    Raises: `error` for a name that is unknown or taken, and for settings that an implementation does not have.
     """
 
     def __init__(self, kind: str, group: str, homes: tuple[str, ...], error: type[GliderError]):
@@ -43,7 +51,16 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str, paper: str | None = None) -> Callable[[Maker], Maker]:
-        """Decorator that puts a class (or any maker) under a name; a taken name is an error."""
+        """Put a class (or any maker) under a name.
+
+        Arguments:
+            name: The name in specifications such as "merge(method=ties)".
+            paper: Where the method comes from, for `glider routers`.
+
+        Returns: a decorator that gives back what it decorates.
+
+        Raises: the registry's error for a name that is taken.
+        """
 
         def put(make: Maker) -> Maker:
             if name in self._entries and self._entries[name].make is not make:

@@ -52,7 +52,21 @@ def train_expert(
     """Train an expert from rows and write it to `out`.
 
     A run that was killed goes on where it stopped when called again with the same arguments; its state lies beside
-    `out` in `.<name>.training`. Raises `DataError` for bad rows, `ExpertError` if `out` exists.
+    `out` in `.<name>.training`.
+
+    Arguments:
+        data: Rows of the task, in a file of any form that `read_rows` takes.
+        base: The base model by its id or path, or with its arithmetic and device.
+        out: The expert's new directory; its name is the expert's name.
+        config: How LoRA and gates are trained.
+        description: One sentence naming the task; by default the rows' own definition.
+        task, licence: For the card.
+        report: Told of each step: the stage, its progress, its number of steps.
+
+    Returns: the expert.
+
+    Raises: `DataError` for bad rows, `ExpertError` if `out` exists (a complete expert of these rows is said to be one),
+    `BaseModelError` where there is no such base.
     """
     out = Path(out)
     if description is not None:

@@ -30,7 +30,11 @@ class Schedule(Config):
 
 
 class TrainConfig(Config):
-    """Settings of `glider expert train`. Defaults are the paper's (section 5.1)."""
+    """Settings of `glider expert train`, each described with its field. Defaults are the paper's (section 5.1) but for
+    the batch of 16 rows (no accumulation) and 5 validations.
+
+    Raises: `ConfigError` naming every field that does not fit.
+    """
 
     rank: int = Field(16, gt=0, description="LoRA rank.")
     alpha: float = Field(1.0, gt=0, description="LoRA alpha; the scaling is alpha / rank.")

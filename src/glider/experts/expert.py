@@ -50,7 +50,22 @@ class ExpertLike(Protocol):
 
 
 class Expert:
-    """One expert, opened from its directory. Tensors stay in the files until asked for, each checked as it is read."""
+    """One expert, opened from its directory. Tensors stay in the files until asked for, each checked as it is read.
+
+    Made by `Expert.open`.
+
+    Arguments:
+        name: What it is called in its pool.
+        directory: Where its files lie.
+        card: What `card.json` says.
+        layout: Ranks, alphas and scalings of the adapter's settings.
+        sites: What it holds at each site, by the site's name.
+        files: Its opened tensor files, by name.
+        records: What the pool knows of its files, by name.
+        read: SHA-256 of the JSON files that were read, by name.
+
+    Raises: methods raise `ExpertError` naming the file that is not what it was, or not finite.
+    """
 
     def __init__(
         self,

@@ -41,7 +41,16 @@ __all__ = ["POOL_FILE", "Calibration", "ExpertRecord", "FileRecord", "Pool", "Po
 
 
 class Pool:
-    """An opened pool: a snapshot of its index, its experts in the index's order."""
+    """An opened pool: a snapshot of its index, its experts in the index's order. Made by `Pool.open` and `Pool.create`.
+
+    Arguments:
+        path: The pool's directory.
+        index: What `pool.json` says.
+        experts: The experts of the index, opened, in its order.
+        require_key: File of public keys, the owner of one of which must have signed the pool.
+
+    Raises: methods that change the pool raise `PoolError` and leave `pool.json` as it was.
+    """
 
     def __init__(self, path: Path, index: PoolIndex, experts: Sequence[Expert], require_key: Trust = None):
         self.path, self.index, self.experts, self.require_key = path, index, tuple(experts), require_key

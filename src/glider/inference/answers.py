@@ -9,7 +9,19 @@ from glider.routing.condition import Condition
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote for one query, and what guided it."""
+    """What the model wrote for one query, and what guided it.
+
+    Arguments:
+        text: The answer.
+        token_ids: Its tokens, the end token included where it was written.
+        finish_reason: "stop" or "length".
+        global_scores: Score of each expert for the whole query; empty where the router has no global term.
+        alpha: What they were multiplied by.
+        usage: Mean weight of each expert over sites and tokens, where a trace was asked for.
+        description: The description that the query was asked by.
+        fault: Why a description or examples could not be used.
+        verdict: "fits", "unsure" or "stranger"; None without verdicts.
+    """
 
     text: str
     token_ids: tuple[int, ...]

@@ -37,7 +37,20 @@ _OBSERVED = 8  # prompts that a router observes at once
 
 
 class RoutedModel:
-    """A base model whose every adapted layer routes every token among the experts of a pool."""
+    """A base model whose every adapted layer routes every token among the experts of a pool. Made by `glider.load`.
+
+    Arguments:
+        base: The base model, its tokenizer and its identity.
+        pool: The opened pool, a snapshot.
+        attached: What `glider.attach` gave for `base.model`.
+        prompt: The form in which prompts are put to the model.
+        describer: Writes the descriptions of queries that come without, for the signal `instruction`.
+        strict: Whether a query that cannot be described is an error; otherwise it goes on by its local term.
+        storage: How `reload` and `set_router` hold and compute experts; by default as they are now.
+
+    Raises: methods raise `QueryError` for prompts that are none and for logits that are not finite, and `RouterError`
+    after `detach()` and where the router cannot do what is asked.
+    """
 
     def __init__(
         self,

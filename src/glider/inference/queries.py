@@ -34,10 +34,14 @@ Message = Mapping[str, Any]  # a turn of a chat: its role and its content
 class Query:
     """What the user asks, and what is known of its task.
 
-    `description`, one sentence naming the task, is embedded in place of the text where given. `examples`, input and
-    output pairs of the same task, are for a describer to read. `verdict` overrides the pool's: "route" uses the experts
-    by the router's own rule, "base" none. `messages` are the turns of a chat, rendered by the base's chat template; the
-    text is then what `conversation.asked_text` takes of them. Raises `QueryError` for what is no text, or no chat.
+    Arguments:
+        text: The prompt; of a chat what `conversation.asked_text` takes of its turns.
+        description: One sentence naming the task, embedded in place of the text.
+        examples: Input and output pairs of the same task, for a describer to read.
+        verdict: Instead of the pool's: "route" uses the experts by the router's own rule, "base" none.
+        messages: The turns of a chat, rendered by the base's chat template; `Query.chat` makes a query of them.
+
+    Raises: `QueryError` for what is no text, or no chat.
     """
 
     text: str

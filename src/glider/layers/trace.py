@@ -99,7 +99,15 @@ class Call:
 
 @dataclass
 class Trace:
-    """Decisions of one or more forward passes of a batch, with the global scores and alpha of its queries."""
+    """Decisions of one or more forward passes of a batch, with the global scores and alpha of its queries.
+
+    Arguments:
+        experts: Names, in the order of the pool.
+        condition: Global scores, alpha and verdicts by query; None without.
+        prompt_mask: Which tokens (B, S) of the prompts are no padding.
+        calls: What each site decided, in the order of the passes.
+        generated: How many tokens each row wrote; None for prompts alone.
+    """
 
     experts: Sequence[str]
     condition: Condition | None

@@ -19,7 +19,14 @@ class Select(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """Keep the k largest probabilities, divided by their sum + 1e-6; `renormalise=False` leaves them as they are."""
+    """Keep the k largest probabilities.
+
+    Arguments:
+        k: How many; all experts where there are fewer.
+        renormalise: Divide them by their sum + 1e-6, as PHATGOOSE (arXiv 2402.05859) does; False leaves them.
+
+    Raises: `RouterError` for k below 1.
+    """
 
     k: int = 2
     renormalise: bool = True
@@ -39,6 +46,11 @@ class TopK:
 @dataclass(frozen=True)
 class TopP:
     """Keep the smallest set whose probability reaches p (at least one expert), then softmax over the kept.
+
+    Arguments:
+        p: The probability to reach, above 0 and at most 1.
+
+    Raises: `RouterError` for another p.
 
     K is the number of experts; those not kept have weight zero.
     """

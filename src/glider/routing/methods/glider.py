@@ -23,6 +23,16 @@ _OWN = ("local", "local_settings")
 class Glider(Composed):
     """score = alpha * global_e + std(x) . std(v_e) / sqrt(D), alpha = gamma * [max global > p] + beta.
 
+    Arguments:
+        select: Which experts are kept for a token.
+        global_: Name of the global signal.
+        p, gamma, beta: Constants of alpha.
+        local_scale: Of gates: "width" divides by sqrt(D), "experts" is the paper's cosine over sqrt(E).
+        local: Name of the local score.
+        local_settings: Its settings.
+
+    Raises: `RouterError` for settings that do not fit, and from `prepare` where the pool lacks what they need.
+
     `global_` names the signal: `instruction` is the paper's cosine(g_e, q) (section 4.2). What is left at None is the
     pool's calibration, or without one the paper's: `instruction`, 100, 3, and the threshold known for the embedder.
     Global scores and alpha belong to one query each. `local` names the local score, with `local_settings`;

@@ -12,7 +12,14 @@ from glider.routing.select import Select, TopK
 @router("phatgoose", paper="arXiv:2402.05859")
 @dataclass(frozen=True)
 class Phatgoose(Composed):
-    """score = std(x) . std(v_e) / sqrt(D), then top-2 (section 3.2)."""
+    """score = std(x) . std(v_e) / sqrt(D), then top-2 (arXiv 2402.05859, section 3.2).
+
+    Arguments:
+        select: Which experts are kept for a token.
+        local_scale: "width" divides by sqrt(D); "experts" is the cosine over sqrt(E), as GLIDER's text has it (section 4.2).
+
+    Raises: `RouterError` from `prepare` where an expert has no gate.
+    """
 
     select: Select = TopK(2)
     local_scale: LocalScale = "width"
