@@ -16,7 +16,7 @@ class Phatgoose(Composed):
 
     Arguments:
         select: Which experts are kept for a token.
-        local_scale: "width" divides by sqrt(D); "experts" is the cosine over sqrt(E), as GLIDER's text has it (section 4.2).
+        local_scale: "width" divides by sqrt(D); "experts" is GLIDER's cosine over sqrt(E).
 
     Raises: `RouterError` from `prepare` where an expert has no gate.
     """
