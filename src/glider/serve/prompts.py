@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_prompt: bool = True) -> Prompt:
-    """A conversation in the base's own chat template; one user turn alone in the form that the experts know.
+    """A conversation in the chat template of the experts' cards, or the base's own; one user turn alone in their form.
 
     Raises `ApiError` where nobody asks anything, and for a base without a template where there is more than one turn.
     """
@@ -25,7 +25,7 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
     form, tokenizer = model.prompt, model.tokenizer
     if len(turns) == 1 and generation_prompt:
         return Prompt(form.prompt_ids(tokenizer, turns[0][1]), text, tuple(turns))
-    if not getattr(tokenizer, "chat_template", None):
+    if form.template is None and not getattr(tokenizer, "chat_template", None):
         message = "this base has no chat template: send one user turn"
         raise ApiError(400, message, param="messages", code="unsupported_value")
     said = tuple(turns)
@@ -33,7 +33,12 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
         turns.insert(0, ("system", form.system))
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
-        rendered = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation_prompt)
+        rendered = tokenizer.apply_chat_template(
+            conversation,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **({} if form.template is None else {"chat_template": form.template}),
+        )
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
