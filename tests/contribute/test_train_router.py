@@ -16,6 +16,7 @@ from glider.contribute.settings import RouterTraining
 from glider.contribute.train_router import train_router
 from glider.data.rows import Row
 from glider.errors import GliderError, PoolError, RouterError
+from glider.experts.membership import remove_expert
 from glider.experts.pool import Pool
 from glider.experts.router_files import router_path
 from glider.files.opening import sha256
@@ -272,7 +273,7 @@ def test_a_router_for_other_experts_or_of_a_changed_file_is_refused(
     trained = train_router(base, pool, "joint", rows_of(), settings())
     with pytest.raises(RouterError, match="trained for the pool's experts"):
         Joint().prepare(grow_pool(trained, llama_directory, "more", seed=9))
-    Pool.discard(pool.path, "more")
+    remove_expert(pool.path, "more")
     with pytest.raises(RouterError, match="train-router"):
         Vq().prepare(Pool.open(pool.path))
     file = router_path(pool.path, "joint")

@@ -317,7 +317,7 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("router", "setting", "error", "reason"),
     [
-        ("gilder", {}, RouterError, "base, glider, .*phatgoose, .*single.*'gilder'"),
+        ("gilder", {}, RouterError, "base, .*glider, .*phatgoose, .*single.*'gilder'"),
         ("single:nobody", {}, PoolError, "e0, e1.*'nobody'"),
         ("single", {}, RouterError, "single:NAME"),
         ("glider", {"temper": 2}, RouterError, "beta, gamma, global_, local, .*, p, select; got temper for glider"),

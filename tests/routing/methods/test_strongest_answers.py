@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glider.errors import RouterError
+from glider.experts.membership import add_expert
 from glider.experts.pool import Pool
 from glider.routing.base import QueryFeatures
 from glider.routing.local_scores.lag import FilteredNorm
@@ -68,7 +69,7 @@ def test_seqr_holds_a_shared_down_projection_once(llama_directory: Path, make_po
     key = f"base_model.model.{Q}.lora_A.weight"
     for name in ("e1", "e2"):
         edit_tensors(pool[name].directory / "adapter_model.safetensors", lambda t: t.update({key: shared}))
-        Pool.put(pool.path, name)
+        add_expert(pool.path, name)
     pool = Pool.open(pool.path)
     site = QRNorm().prepare(pool)[Q]
     assert set(site.tensors) == {"triangles", "down"} and site["down"].stride(0) == 0
