@@ -12,7 +12,7 @@ from glider.routing.select import Select, TopK
 @router("phatgoose", paper="arXiv:2402.05859")
 @dataclass(frozen=True)
 class Phatgoose(Composed):
-    """score = std(x) . std(v_e) / sqrt(D), then top-2 (arXiv 2402.05859, section 3.2).
+    """score = std(x) . std(v_e) / sqrt(D), then top-2 (section 3.2).
 
     Arguments:
         select: Which experts are kept for a token.
