@@ -440,7 +440,7 @@ def test_gates_over_gates_say_so(
             main()
         captured = capsys.readouterr()
         assert ended.value.code in (0, None), captured.err
-        assert ("has 4 gates, which are replaced" in captured.err) == said
+        assert (", in place of 4," in captured.out) == said
 
 
 @pytest.mark.parametrize("text", ["", " \n"])

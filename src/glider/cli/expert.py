@@ -118,12 +118,12 @@ def gates(
     from glider.experts.expert import Expert
 
     quiet_libraries()
-    if before := sum(site.has_gate for site in Expert.open(expert).sites.values()):
-        say(f"glider: {expert} has {before} gates, which are replaced when the new ones are made", error=True)
+    before = sum(site.has_gate for site in Expert.open(expert).sites.values())
     with _progress() as report:
         made = make_gates(expert, data, spec, config, report, how)
     told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
-    say(f"{made.directory}: {len(made.sites)} gates, {told}")
+    instead = f", in place of {before}" if before else ""
+    say(f"{made.directory}: {len(made.sites)} gates{instead}, {told}")
 
 
 def describe(
