@@ -44,13 +44,7 @@ def generate(
     """
     from glider.errors import ConfigError
 
-    if (prompt is None) == (data is None) or (data is None) != (out is None) or (data and stream):
-        got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
-        got += " and --stream" if stream else ""
-        raise ConfigError("a prompt, or --data with --out", got or "neither", "Give one of them.")
-    if engine == "vllm" and (stream or data):
-        got = f"{'--stream' if stream else '--data'} beside --engine vllm"
-        raise ConfigError("one prompt, answered at once, for --engine vllm", got, "Leave one of them out.")
+    _require_one_source(prompt, data, out, stream, engine)
     if data is not None and out is not None:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "truncate": truncate}
         settings |= {"description": description, "batch_size": batch_size}
@@ -82,6 +76,19 @@ def generate(
     else:
         say_piece(answer.text)
         say()
+
+
+def _require_one_source(prompt: str | None, data: Path | None, out: Path | None, stream: bool, engine: str) -> None:
+    """Raise `ConfigError` unless there is a prompt, or a file with a place for its answers, and a way to answer it."""
+    from glider.errors import ConfigError
+
+    if (prompt is None) == (data is None) or (data is None) != (out is None) or (data and stream):
+        got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
+        got += " and --stream" if stream else ""
+        raise ConfigError("a prompt, or --data with --out", got or "neither", "Give one of them.")
+    if engine == "vllm" and (stream or data):
+        got = f"{'--stream' if stream else '--data'} beside --engine vllm"
+        raise ConfigError("one prompt, answered at once, for --engine vllm", got, "Leave one of them out.")
 
 
 def _generate_file(
