@@ -259,3 +259,10 @@ def test_top_k_for_a_method_that_selects_nothing_is_refused(glider, pool: Pool) 
 def test_a_directory_in_place_of_a_plan_is_one_line(glider, tmp_path: Path) -> None:
     ran = glider("pool", "build", tmp_path, "--out", tmp_path / "pool")
     assert ran.code == 2 and ran.err.startswith("glider: ") and ran.err.count("\n") == 1, ran.err
+
+
+@pytest.mark.parametrize(
+    "option", [("--executor", "ray"), ("--workers", "2"), ("--map", "input=q"), ("--batch-size", "3")]
+)
+def test_what_is_for_files_of_prompts_is_refused_with_one_prompt(glider, option: tuple[str, str]) -> None:
+    assert refused(glider("generate", "Say x.", *option), "--data", "a prompt")

@@ -13,6 +13,8 @@ from glider.inference.spec import ModelSpec
 from glider.jobs.placement import Placement
 from glider.terminal import say, say_json, say_piece
 
+BATCH_SIZE = 64
+
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     command = with_settings(ModelSpec, "spec", SKIPPED)(generate)
@@ -26,7 +28,7 @@ def generate(
     data: Annotated[Path | None, typer.Option("--data", help="A file of prompts instead, answered into --out.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File of their answers: JSON Lines, or .parquet.")] = None,
     columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = BATCH_SIZE,
     description: DescriptionOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
@@ -51,6 +53,9 @@ def generate(
         _generate_file(data, out, spec, placement, columns, settings, as_json)
         return
     assert prompt is not None
+    if placement.model_dump(exclude_defaults=True) or columns or batch_size != BATCH_SIZE:
+        wanted, got = "--data with what is for files (--map, --batch-size, --executor, --workers, ...)", "a prompt"
+        raise ConfigError(wanted, got, "Leave those options out, or give a file.")
     if engine == "vllm":
         _by_vllm(spec, read_prompt(prompt), description, max_new_tokens, temperature, seed, truncate, as_json)
         return
