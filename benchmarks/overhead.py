@@ -38,7 +38,7 @@ from glider.inference.base_model import load_base
 from glider.layers.attach import Attached, Storage
 from glider.layers.bank import Bank
 from glider.layers.hot_bank import HotBank
-from glider.layers.kernels import native
+from glider.layers.kernels import gpu, native
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Prepared, Site
 from glider.routing.condition import Condition
@@ -138,7 +138,8 @@ def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator
         share_banks(model)
     extension = native.extension()
     native_runs = extension is not None and model.device.type == "cpu"
-    names = arguments.kernel or ("native" if native_runs else "torch")
+    on_gpu = arguments.device.startswith("cuda") and gpu.why_absent() is None
+    names = arguments.kernel or ("triton" if on_gpu else "native" if native_runs else "torch")
     chance = torch.Generator().manual_seed(1)
     scores = torch.normal(*COSINES, (MOST_ROWS, experts), generator=chance).to(model.device)
     try:

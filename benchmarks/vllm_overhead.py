@@ -5,7 +5,7 @@
 
 One thread, greedy, no prefix cache. For each kind of request the ratio of its time to the bare engine's, measured right
 before it: median and quartiles of the pairs. `bare again` is a second engine without a pool: what the machine's noise
-comes to. `--compile` lets torch.compile take part (the default is eager).
+comes to. `--compile` lets torch.compile and, on a GPU, CUDA graphs take part (the default is eager).
 """
 
 import argparse
@@ -14,12 +14,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from statistics import median, quantiles
 from typing import Any
 
-ENGINES = {"bare": "bare", "bare again": "bare", "routed": "route", "stranger": "route", "one adapter": "select"}
+ENGINES = {"bare": "bare", "bare again": "bare", "routed": "route", "stranger": "route", "one adapter": "lora"}
 PROMPT, LONG, NEW = 32, 480, 32
+MOST = 32  # requests at once
 
 
 def main() -> None:
@@ -27,12 +27,15 @@ def main() -> None:
     parser.add_argument("pool", nargs="?", default="demo")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--base", help="directory of the base, where the pool's own name is not one")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--attention", help="vLLM's --attention-backend")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=[name for name in ENGINES if name != "bare"], action="append")
-    parser.add_argument("--engine", choices=["bare", "route", "select"], help=argparse.SUPPRESS)
+    parser.add_argument("--engine", choices=["bare", "route", "lora"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
-        answer_commands(options.engine, options.pool, options.compile)
+        answer_commands(options)
         return
     kinds = options.only or [name for name in ENGINES if name != "bare"]
     processes = {name: start(ENGINES[name], options) for name in ("bare", *kinds)}
@@ -47,7 +50,10 @@ def main() -> None:
 
 def start(engine: str, options: argparse.Namespace) -> Any:
     """A process with an engine, ready."""
-    command = [sys.executable, __file__, options.pool, "--engine", engine, *(["--compile"] if options.compile else [])]
+    command = [sys.executable, __file__, options.pool, "--engine", engine, "--dtype", options.dtype]
+    command += ["--compile"] if options.compile else []
+    command += ["--base", options.base] if options.base else []
+    command += ["--attention", options.attention] if options.attention else []
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     ready(process)
     return process
@@ -79,7 +85,7 @@ def cost(process: Any, kind: str, work: str) -> float:
 def measure(processes: dict[str, Any], pairs: int) -> dict[str, dict[str, Any]]:
     """For each kind of request and work its ratios to the bare engine."""
     results: dict[str, dict[str, Any]] = {}
-    for work in ("prompt", "1", "8", "16"):
+    for work in ("prompt", "1", "8", "16", "32"):
         for kind in (name for name in processes if name != "bare"):
             ratios, bare = [], []
             for _ in range(pairs):
@@ -94,7 +100,7 @@ def measure(processes: dict[str, Any], pairs: int) -> dict[str, dict[str, Any]]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The same for a page."""
-    names = {"prompt": f"a prompt of {LONG}", "1": "1 at a time", "8": "8 at once", "16": "16 at once"}
+    names = {"prompt": f"a prompt of {LONG}", "1": "1 at a time"} | {n: f"{n} at once" for n in ("8", "16", "32")}
     lines = ["| | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
     for kind, by_work in results.items():
         cells = [
@@ -106,8 +112,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def answer_commands(engine: str, pool: str, compiled: bool) -> None:
+def answer_commands(options: argparse.Namespace) -> None:
     """One engine: reads commands, tells seconds."""
+    engine, pool = options.engine, options.pool
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
@@ -116,41 +123,51 @@ def answer_commands(engine: str, pool: str, compiled: bool) -> None:
     from glider.inference.base_model import located
     from glider.inference.spec import ModelSpec, base_of, open_pool
 
-    arguments: dict[str, Any] = {}
-    if engine != "bare":
-        spec = ModelSpec(pool=pool, router="phatgoose" if engine == "route" else "glider")
-        arguments = engine_arguments(plugin_settings(spec, "route" if engine == "route" else "select"))
+    opened = open_pool(pool)
+    arguments: dict[str, Any] = {"attention_backend": options.attention} if options.attention else {}
+    if engine == "route":
+        arguments |= engine_arguments(plugin_settings(ModelSpec(pool=pool, router="phatgoose"), "route"))
+    elif engine == "lora":
+        rank = max(expert.sites[site].rank for expert in opened for site in expert.sites)
+        arguments |= {"enable_lora": True, "max_lora_rank": max(8, rank), "max_loras": min(len(opened), MOST)}
     llm = LLM(
-        located(base_of(open_pool(pool))), dtype="float32", enforce_eager=not compiled, enable_prefix_caching=False,
-        max_model_len=1024, max_num_seqs=16, kv_cache_memory_bytes=1 << 29, **arguments,
+        options.base or located(base_of(opened)), dtype=options.dtype, enforce_eager=not options.compile,
+        enable_prefix_caching=False, max_model_len=1024, max_num_seqs=MOST, kv_cache_memory_bytes=1 << 29, **arguments,
     )  # fmt: skip
-    experts = [] if engine == "bare" else llm.llm_engine.input_processor.glider_front.names
     print("seconds 0", flush=True)
     for line in sys.stdin:
         told = json.loads(line)
         prompts = [{"prompt_token_ids": ids} for ids in tokens_of(told["rows"], told["tokens"])]
         params = [
             SamplingParams(
-                temperature=0, max_tokens=told["new"], ignore_eos=True, extra_args=extra(told["kind"], experts, row)
+                temperature=0, max_tokens=told["new"], ignore_eos=True, extra_args=extra(told["kind"], len(opened), row)
             )
             for row in range(told["rows"])
         ]
+        adapters = [adapter(opened, row) for row in range(told["rows"])] if engine == "lora" else None
         began = time.perf_counter()
-        llm.generate(prompts, params, use_tqdm=False)
+        llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
         print(f"seconds {time.perf_counter() - began}", flush=True)
 
 
-def extra(kind: str, experts: Sequence[str], row: int) -> dict[str, Any] | None:
-    """What a request of this kind brings: a term of its own, nothing, or one adapter, another for each request."""
-    if not experts:
+def extra(kind: str, experts: int, row: int) -> dict[str, Any] | None:
+    """What a request of this kind brings: a term of its own, or nothing."""
+    if kind not in ("routed", "stranger"):
         return None
     from glider.engines.vllm.requests import Given
     from glider.engines.vllm.rows import Row
 
-    if kind == "routed":
-        return {"glider": Given(Row(tuple(0.1 * ((row + i) % 7) for i in range(len(experts)))), None)}
-    expert = experts[row % len(experts)] if kind == "one adapter" else None
-    return {"glider": Given(None, None, expert=expert)}
+    term = Row(tuple(0.1 * ((row + i) % 7) for i in range(experts)))
+    return {"glider": Given(term if kind == "routed" else None, None)}
+
+
+def adapter(pool: Any, row: int) -> Any:
+    """One expert for each request, as an ordinary adapter of vLLM's."""
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    number = row % len(pool)
+    expert = list(pool)[number]
+    return LoRARequest(expert.name, number + 1, str(expert.directory))
 
 
 def tokens_of(rows: int, length: int) -> list[list[int]]:

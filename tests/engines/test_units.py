@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -13,9 +14,10 @@ from glider.engines.vllm import contract
 from glider.engines.vllm.arguments import command_line, engine_arguments, plugin_settings
 from glider.engines.vllm.front import Asked, Front, turns_in
 from glider.engines.vllm.refusals import faults
-from glider.engines.vllm.rows import Row, salt
+from glider.engines.vllm.row_table import RowTable
+from glider.engines.vllm.rows import ARGUMENT, Row, salt
 from glider.engines.vllm.settings import PluginSettings
-from glider.engines.vllm.step import Step
+from glider.engines.vllm.step import STEP, Step, add_requests, prepare_batch
 from glider.errors import ConfigError, EngineError, MissingDependency, QueryError, RouterError
 from glider.inference.spec import ModelSpec
 from glider.routing.condition import Condition, Settled
@@ -124,6 +126,63 @@ def test_a_request_that_goes_on_with_another_row_gets_it() -> None:
     assert step.segments(2, torch.device("cpu"))[0] == 2
     step.prepare(["a"], [None], [2])
     assert step.segments(2, torch.device("cpu")) == (0, ())
+
+
+def test_a_table_holds_the_rows_of_requests_and_each_tokens_row() -> None:
+    table = RowTable(2, 3, requests=4, tokens=16, device=torch.device("cpu"))
+    step = Step(2, table)
+    rows = [Row((0.5, -1.0)).encoded, None, Row(experts=(1,), weights=(0.25,)).encoded, Row().encoded]
+    step.prepare(["a", "b", "c", "d"], rows, [3, 2, 1, 1])
+    addresses = [tensor.data_ptr() for tensor in (table.row_of, table.queries.term, table.queries.weights)]
+    assert table.row_of.tolist() == [1, 1, 1, 2, 2, 3, 4] + [0] * 9
+    assert table.queries.term[:3].tolist() == [[0, 0], [0.5, -1.0], [0, 0]]
+    assert table.queries.routed.tolist() == [0, 1, 0, 0, 1]
+    assert table.queries.experts[3].tolist() == [1, 0, 0] and table.queries.weights[3].tolist() == [0.25, 0, 0]
+    step.prepare(["a", "b", "c", "d"], rows, [1, 1, 1, 1])  # the same requests, fewer tokens
+    assert table.row_of.tolist() == [1, 2, 3, 4] + [0] * 12
+    step.forget(["a", "b"])
+    step.prepare(["c", "e"], [rows[2], None], [1, 1])
+    assert table.row_of.tolist() == [1, 2] + [0] * 14
+    assert table.queries.routed[1:3].tolist() == [0, 0] and table.queries.weights[1].tolist() == [0.25, 0, 0]
+    assert table.queries.weights[2].tolist() == [0, 0, 0]
+    step.prepare(["c"], [Row((1.0, 1.0)).encoded], [2])  # goes on with another row
+    assert table.queries.routed[1] == 1 and table.row_of.tolist() == [1, 1] + [0] * 14
+    assert addresses == [tensor.data_ptr() for tensor in (table.row_of, table.queries.term, table.queries.weights)]
+
+
+def test_the_second_runner_tells_rows_when_requests_come_and_go() -> None:
+    table = RowTable(2, 3, requests=4, tokens=16, device=torch.device("cpu"))
+    step = Step(2, table)
+    runner = SimpleNamespace(
+        vllm_config=SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={STEP: step}))
+    )
+    row = Row((0.5, -1.0)).encoded
+    params = SimpleNamespace(extra_args={ARGUMENT: row})
+    new = SimpleNamespace(req_id="a", sampling_params=params)
+    bare = SimpleNamespace(req_id="b", sampling_params=None)
+    began = SimpleNamespace(finished_req_ids=set(), preempted_req_ids=None, scheduled_new_reqs=[new, bare])
+    calls: list[str] = []
+    add_requests(lambda self, output: calls.append("added"))(runner, began)
+    state = SimpleNamespace(req_ids=["b", "a"], num_scheduled_tokens=numpy.array([2, 1]))
+    prepare_batch(lambda self, output, state, *rest: calls.append("prepared"))(runner, None, state, None, 0)
+    assert calls == ["added", "prepared"]
+    assert table.row_of[:4].tolist() == [1, 1, 2, 0] and table.queries.routed[1:3].tolist() == [0, 1]
+    ended = SimpleNamespace(finished_req_ids={"a"}, preempted_req_ids={"b"}, scheduled_new_reqs=[])
+    add_requests(lambda self, output: None)(runner, ended)
+    assert step.rows == {}
+
+
+def test_on_a_device_a_request_has_room_for_a_few_experts(route: Front) -> None:
+    steering = {"experts": dict.fromkeys(route.names, 0.25)}
+    assert len(steering["experts"]) > 3
+    asked = Asked(Way("routed"), FITS, steering=route.steering(steering))
+    assert route.choose(asked).row is not None
+    on_device = Front(route.settings, on_device=True)
+    with pytest.raises(ApiError, match="at most 3 experts") as fault:
+        on_device.choose(asked)
+    assert fault.value.status == 400
+    few = {"experts": dict.fromkeys(route.names[:3], 0.25)}
+    assert on_device.choose(Asked(Way("routed"), FITS, steering=route.steering(few))).row is not None
 
 
 def test_select_names_the_expert_of_what_fits_and_the_base_for_strangers(select: Front) -> None:
@@ -256,8 +315,11 @@ def config(**changes: Any) -> Any:
         ({"model_config": {"runner_type": "pooling"}}, "generates"),
         ({"model_config": {"is_encoder_decoder": True}}, "decoder-only"),
         ({"model_config": {"is_multimodal_model": True}}, "language model"),
-        ({"device_config": {"device_type": "cuda"}}, "CPU"),
-        ({"v2": {}}, "V1"),
+        ({"device_config": {"device_type": "cuda"}}, None),
+        ({"device_config": {"device_type": "cuda"}, "v2": {}}, None),
+        ({"v2": {}}, "V1 model runner"),
+        ({"device_config": {"device_type": "xpu"}}, "a CPU or a GPU of NVIDIA's"),
+        ({"speculative_config": {"enable_adaptive_verification": True}}, "as many tokens"),
         ({"parallel_config": {"tensor_parallel_size": 2}}, "one worker"),
         ({"parallel_config": {"pipeline_parallel_size": 2}}, "one worker"),
         ({"parallel_config": {"use_ubatching": True}}, "whole batches"),
@@ -318,7 +380,7 @@ def test_a_name_that_is_gone_or_changed_is_told_with_the_versions_that_have_it(m
         (None, {}, None, None),
         ("0.32.0+cpu", {}, "V1", None),
         ("0.32.0+cpu", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, "V2", "V2"),
-        ("0.33.0", {"VLLM_USE_V2_MODEL_RUNNER": "0"}, "V1", "CPU build"),
+        ("0.33.0", {"VLLM_USE_V2_MODEL_RUNNER": "0"}, "V1", None),
         ("0.40.0", {}, None, ">=0.32,<0.34"),
         ("0.32.0+cpu", {"VLLM_USE_RUST_FRONTEND": "1"}, "V1", "RUST"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 from glider.errors import EngineError, MissingDependency
 
 VERSIONS = ">=0.32,<0.34"
-RUN_WITH = "0.32.0 (CPU build)"
+RUN_WITH = "0.32.0"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,20 @@ WORKER = (
     ),
     Touched("vllm.forward_context", "get_forward_context"),
     Touched("vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")),
+)
+FIRST_RUNNER = (
     Touched(
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._prepare_inputs",
         ("scheduler_output", "num_scheduled_tokens"),
     ),
+)
+SECOND_RUNNER = (
+    Touched("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.add_requests", ("scheduler_output",)),
+    Touched(
+        "vllm.v1.worker.gpu.model_runner", "GPUModelRunner.prepare_inputs", ("scheduler_output", "batch_req_state")
+    ),
+    Touched("vllm.v1.worker.gpu.model_runner", "BatchReqState"),
 )
 
 

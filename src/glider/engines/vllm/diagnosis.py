@@ -17,14 +17,9 @@ def diagnosis() -> dict[str, Any]:
         return {**told, "modes": dict.fromkeys(("select", "route"), f"vLLM {contract.VERSIONS} is needed")}
     rust = "VLLM_USE_RUST_FRONTEND is set" if _set("VLLM_USE_RUST_FRONTEND") else None
     runner = _runner(version)
-    route = rust or _route(version, runner)
+    second = "cpu" in version and runner == "V2"
+    route = rust or ("the V2 model runner on a CPU: set VLLM_USE_V2_MODEL_RUNNER=0" if second else None)
     return {**told, "runner": runner, "modes": {"select": rust, "route": route}}
-
-
-def _route(version: str, runner: str) -> str | None:
-    if "cpu" not in version:
-        return "it has been run on vLLM's CPU build alone (a version with +cpu)"
-    return None if runner == "V1" else "the V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=0"
 
 
 def _runner(version: str) -> str:

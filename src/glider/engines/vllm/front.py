@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from glider.engines.vllm.rows import Row, salt
+from glider.engines.vllm.rows import Row, most_settled, salt
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import EngineError, PoolError
 from glider.experts.prompt_format import PromptFormat
@@ -48,7 +48,7 @@ class Chosen:
 class Front:
     """A pool as those processes know it that take requests."""
 
-    def __init__(self, settings: PluginSettings):
+    def __init__(self, settings: PluginSettings, on_device: bool = False):
         self.settings, spec = settings, settings.model
         self.pool = settings.open_pool()
         method = spec.method
@@ -56,6 +56,7 @@ class Front:
         self.generation = Generation(1, ungated(method), prepared)
         self.reader = QueryReader(self.pool.index.embedder, spec.writer, None, spec.strict)
         self.prompt = prompt_of(self.pool)
+        self.room = most_settled(prepared) if on_device else None
         require_servable(self.generation, settings)
 
     @property
@@ -132,7 +133,11 @@ class Front:
             free = steering.verdict is None and steering.experts is None and not steering.exclude
             expert = self.nearest(result.condition, free and self.settings.unsure == "base")
             return Chosen(result.verdict, None, expert, asked.salt, result)
-        return self.by_row(Row.of(result.condition), result.verdict, asked.salt, asked.way.router, result)
+        row = Row.of(result.condition)
+        if row is not None and self.room is not None and len(row.experts) > self.room:
+            message = f"at most {self.room} experts with weights of their own here, not {len(row.experts)}"
+            raise ApiError(400, message, param="glider.experts", code="invalid_value")
+        return self.by_row(row, result.verdict, asked.salt, asked.way.router, result)
 
     def by_row(
         self,

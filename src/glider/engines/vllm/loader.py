@@ -11,7 +11,7 @@ from glider.engines.vllm.refusals import require_right
 from glider.engines.vllm.requests import wrap
 from glider.engines.vllm.settings import LOAD_FORMAT, PluginSettings
 from glider.engines.vllm.sites import RoutedOutputs, attach
-from glider.engines.vllm.step import prepare_inputs
+from glider.engines.vllm.step import add_requests, prepare_batch, prepare_inputs
 from glider.errors import EngineError
 from glider.experts.base_identity import identify_weights, require_same_base
 from glider.routing.preparation import prepare, ungated
@@ -66,12 +66,25 @@ def _loader_class() -> type:
 
 def route(model: Any, vllm_config: Any, settings: PluginSettings, pool: Any) -> None:
     """Route the tokens of vLLM's model among the experts of a pool."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # pyright: ignore[reportMissingImports]
-
     method = settings.model.method
     outputs = attach(model, vllm_config, ungated(method), prepare(method, pool), settings.model.kernel)
-    wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
+    _watch_passes(vllm_config.use_v2_model_runner)
     _try(model, vllm_config, outputs)
+
+
+def _watch_passes(second: bool) -> None:
+    """Let the runner of this process say which requests each pass is made of."""
+    if second:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner  # pyright: ignore[reportMissingImports]
+
+        contract.require_contract(contract.SECOND_RUNNER)
+        wrap(Runner, "add_requests", add_requests)
+        wrap(Runner, "prepare_inputs", prepare_batch)
+        return
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # pyright: ignore[reportMissingImports]
+
+    contract.require_contract(contract.FIRST_RUNNER)
+    wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
 
 
 def _is_draft(vllm_config: Any, model_config: Any) -> bool:

@@ -45,7 +45,7 @@ def _opening(before: Callable) -> Callable:
         require_right(vllm_config, settings)
         install()  # before `before`: it keeps `process_inputs` as it finds it
         before(self, vllm_config, *args, **more)
-        front = Front(settings)
+        front = Front(settings, vllm_config.device_config.device_type != "cpu")
         front.require_names(vllm_config.model_config)
         setattr(self, FRONT, front)
 

@@ -48,11 +48,14 @@ def _of_select(config: Any, settings: PluginSettings) -> Iterator[Fault]:
 def _of_route(config: Any) -> Iterator[Fault]:
     parallel = config.parallel_config
     select = "Serve it by --mode select, or by `glider serve`."
-    if config.device_config.device_type != "cpu":
+    if config.device_config.device_type not in ("cpu", "cuda"):
         got = f"{config.device_config.device_type}, where this mode has never been run"
-        yield "vLLM's CPU build", got, select
-    if config.use_v2_model_runner:
-        yield "vLLM's V1 model runner", "V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."
+        yield "vLLM on a CPU or a GPU of NVIDIA's", got, select
+    if config.use_v2_model_runner and config.device_config.device_type == "cpu":
+        yield "vLLM's V1 model runner on a CPU", "V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."
+    if getattr(getattr(config, "speculative_config", None), "enable_adaptive_verification", False):
+        got = "adaptive verification, which counts a request's tokens on the device"
+        yield "as many tokens of each request as are scheduled", got, "Leave it out of --speculative-config."
     sizes = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
     for name in sizes:
         if getattr(parallel, f"{name}_parallel_size", 1) > 1:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from glider.inference.engine import require_finite
+from glider.routing.base import Prepared
 from glider.routing.condition import Condition, Settled
 
 ARGUMENT = "glider"  # of `SamplingParams.extra_args`
+_ROOM = 3  # for experts of a request, on a device
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Row:
         if self.term:
             return Condition.of(torch.tensor([self.term]), torch.ones(1))
         return Condition.local(1)
+
+
+def most_settled(prepared: Prepared) -> int:
+    """How many experts a request can bring with weights of its own on a device, where all have the same room."""
+    return max(_ROOM, 0 if prepared.judge is None else prepared.judge.thresholds.experts)
 
 
 def salt(row: Row | None, parts: Sequence[str], client: str | None) -> str | None:

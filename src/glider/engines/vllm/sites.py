@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from glider.engines.vllm.row_table import RowTable
+from glider.engines.vllm.rows import most_settled
 from glider.engines.vllm.step import STEP, Step
 from glider.errors import EngineError, PoolError
 from glider.layers.bank import Bank, storage
 from glider.layers.context import Segment
+from glider.layers.kernels.gpu_group import GroupPart, TritonGroup
 from glider.layers.routed_site import RoutedSite
 from glider.routing.base import Prepared, Router
+from glider.routing.linear import LinearRouter
+from glider.routing.preparation import name_of
 
 PREFIX = "glider."  # of a layer's name in an engine's `static_forward_context`
 _NAMESPACE = "glider"
@@ -26,15 +31,40 @@ class Place:
     stop: int
 
 
-class RoutedOutputs:
-    """What experts add to the outputs of one layer."""
+class RoutedOutputs(Protocol):
+    """What experts add to the outputs of one layer, and how often it was asked."""
+
+    calls: int
+
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y (..., O), in place, what the requests' conditions say for the tokens x (..., D)."""
+        ...
+
+
+class GroupedOutputs:
+    """On a device: by a table of the requests, so that CUDA graphs hold it; the sites of a layer in one go."""
+
+    def __init__(self, groups: Sequence[TritonGroup], table: RowTable):
+        self.groups, self.table = tuple(groups), table
+        self.calls = 0
+
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        self.calls += 1
+        tokens = x.numel() // x.shape[-1]
+        inputs, outputs = x.reshape(tokens, -1).contiguous(), y.view(tokens, -1)
+        row_of = self.table.row_of[:tokens]
+        for group in self.groups:
+            group.add(outputs[:, group.start : group.stop], inputs, self.table.queries, row_of)
+
+
+class SegmentedOutputs:
+    """On the CPU: segment by segment of the pass."""
 
     def __init__(self, parts: Sequence[tuple[int, int, RoutedSite]], step: Step):
         self.parts, self.step = tuple(parts), step
         self.calls = 0
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """Add to y (..., O), in place, what the requests' conditions say for the tokens x (..., D)."""
         self.calls += 1
         tokens = x.numel() // x.shape[-1]
         count, segments = self.step.segments(tokens, x.device)
@@ -66,7 +96,6 @@ def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, ker
     layers = dict(_linear_layers(model))
     places = _places(layers, _packed(model))
     check(layers, places, prepared)
-    step = Step(len(prepared.experts))
     device = torch.device(vllm_config.device_config.device_type)
     by_layer: dict[str, list[tuple[int, int, RoutedSite]]] = {}
     for name, site in prepared.sites.items():
@@ -76,14 +105,46 @@ def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, ker
         routed = RoutedSite(site.to(device), bank, router, kernel).eval()
         by_layer.setdefault(place.layer, []).append((place.start, place.stop, routed))
     _register_op()
+    step = Step(len(prepared.experts), None if device.type == "cpu" else _table(vllm_config, router, prepared, device))
     context = vllm_config.compilation_config.static_forward_context
-    outputs = []
-    for name, parts in by_layer.items():
-        outputs.append(RoutedOutputs(sorted(parts, key=lambda part: part[0]), step))
+    outputs: list[RoutedOutputs] = []
+    for name in list(by_layer):
+        parts = sorted(by_layer.pop(name), key=lambda part: part[0])  # what is grouped is not held twice
+        outputs.append(SegmentedOutputs(parts, step) if step.table is None else _grouped(parts, step.table))
         context[PREFIX + name] = outputs[-1]
         layers[name].quant_method = _routed_method(layers[name].quant_method, PREFIX + name)
     context[STEP] = step
     return outputs
+
+
+def _grouped(parts: Sequence[tuple[int, int, RoutedSite]], table: RowTable) -> GroupedOutputs:
+    return GroupedOutputs(_groups(parts, table.queries.experts.shape[1]), table)
+
+
+def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.device) -> RowTable:
+    scheduler, count = vllm_config.scheduler_config, len(prepared.experts)
+    kept = min(count, most_settled(prepared))
+    for site in prepared.sites.values():
+        linear = router.linear(site) if isinstance(router, LinearRouter) else None
+        if linear is None:
+            got = f"{name_of(router)}, whose decisions no kernel makes"
+            raise EngineError(
+                "a router that decides on the GPU", got, "Serve it by --mode select, or by `glider serve`."
+            )
+        kept = max(kept, min(linear.k, count))
+    return RowTable(count, kept, scheduler.max_num_seqs, scheduler.max_num_batched_tokens, device)
+
+
+def _groups(parts: Sequence[tuple[int, int, RoutedSite]], kept: int) -> list[TritonGroup]:
+    """The sites of a layer as few groups as can be: all in one, or one by one."""
+    made = []
+    for start, stop, routed in parts:
+        assert isinstance(routed.router, LinearRouter) and isinstance(routed.bank, Bank)
+        linear = routed.router.linear(routed.site)
+        assert linear is not None
+        made.append(GroupPart(start, stop, routed.bank, routed.site, linear))
+    together = [made] if TritonGroup.joins(made) else [[one] for one in made]
+    return [TritonGroup(group, kept) for group in together]
 
 
 def check(layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared) -> None:

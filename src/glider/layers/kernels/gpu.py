@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch.torch_version import TorchVersion
@@ -28,13 +29,22 @@ from glider.shapes import Float, Int, Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEW = 16  # tokens for which nothing is sorted
 DENSE = 4096  # ranks of all experts together, up to which tokens are multiplied by all of them
-_PAIRS, _WIDTHS, _OUTS, _RANKS = 32, 128, 64, 64  # tiles; ranks at most
+OUTS = 64  # tile of outputs
+_PAIRS, _WIDTHS, _RANKS = 32, 128, 64  # tiles; ranks at most
 _PAIR_RANKS, _PAIR_WIDTHS = 2, 1024  # of one pair alone: small tiles, for there are few programs
 _COLUMNS = 1024  # ranks of all experts that a program weighs
 _ROOM = 2**24  # outputs of pairs, in float32, that are held at a time
 _YES = ("1", "true", "on", "yes", "y")  # as Triton reads it
 _CAPABILITY = (8, 0)  # what Triton supports of NVIDIA's
 _WIDE_PRODUCTS = TorchVersion(torch.__version__) >= "2.8"  # of factors in 16 bits, in float32
+
+
+class Factors(NamedTuple):
+    """The tensors of a bank, or a part of them."""
+
+    A: Float[Tensor, "E R D"]
+    B: Float[Tensor, "E O R"]
+    scaling: Float[Tensor, " E"]
 
 
 def why_absent() -> str | None:
@@ -55,7 +65,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in _YES
 
 
-def refusal(x: Float[Tensor, "*N D"], bank: Bank) -> str | None:
+def refusal(x: Float[Tensor, "*N D"], bank: Bank | Factors) -> str | None:
     """Why the kernel cannot run a call for the tokens x, or None."""
     if absent := why_absent() if interpreted() else _why_absent():
         return absent
@@ -74,7 +84,7 @@ def refusal(x: Float[Tensor, "*N D"], bank: Bank) -> str | None:
 
 
 def add_experts(
-    y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank, *, dense: bool = False
+    y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank | Factors, *, dense: bool = False
 ) -> None:
     """y += sum over kept e of w_e * s_e * B_e A_e x, in place; sums in float32, rounded to the dtype of y.
 
@@ -88,7 +98,7 @@ def add_experts(
     experts, weights = decision.experts.contiguous(), decision.weights.contiguous()
     with on_device(x):
         if tokens <= FEW:
-            _by_pair(y, x, experts, weights, bank)
+            by_pair(y, x, Decision(experts, weights), bank)
             return
         alike = x.dtype == y.dtype == bank.A.dtype == bank.B.dtype
         if dense and alike and bank.A.shape[0] * bank.A.shape[1] <= DENSE:
@@ -100,27 +110,34 @@ def add_experts(
             _by_block(y[part], x[part], experts[part], weights[part], bank)
 
 
-def _by_pair(
+def by_pair(
     y: Float[Tensor, "T O"],
     x: Float[Tensor, "T D"],
-    experts: Int[Tensor, "T K"],
-    weights: Float[Tensor, "T K"],
-    bank: Bank,
+    decision: Decision,
+    bank: Bank | Factors,
+    sites: int = 1,
+    owners: Int[Tensor, " N"] | None = None,
 ) -> None:
-    code, kept, (_, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
-    ranks = _ranks(rank)
+    """`add_experts` by a program for each pair, for few tokens. Contiguous experts and weights.
+
+    Of several sites side by side, experts are numbered through in the decision, in A and in the scaling. B (E, O, R)
+    has the outputs of all of them, and `owners` says whose each tile of `OUTS` outputs is.
+    """
+    code, (count, rank, width), out = programs(), bank.A.shape, y.shape[1]
+    experts, weights, pairs = decision.experts, decision.weights, decision.experts.shape[1]
     z = torch.empty(experts.numel(), rank, dtype=torch.float32, device=x.device)
     code.project_pair[(experts.numel(), _parts(rank, _PAIR_RANKS))](
         *(z, x, bank.A, experts, weights, bank.scaling),
-        *(kept, rank, width, *x.stride(), *bank.A.stride()),
+        *(pairs, rank, width, *x.stride(), *bank.A.stride()),
         RANKS=_PAIR_RANKS,
         WIDTHS=min(_PAIR_WIDTHS, power(width)),
     )
-    code.add_token[(y.shape[0], _parts(out, _OUTS))](
-        *(y, z, bank.B, experts, weights, bank.scaling),
-        *(kept, rank, out, *y.stride(), *bank.B.stride()),
-        OUTS=_OUTS,
-        RANKS=ranks,
+    code.add_token[(y.shape[0], _parts(out, OUTS))](
+        *(y, z, bank.B, experts, weights, bank.scaling, experts if owners is None else owners),
+        *(pairs // sites, rank, out, *y.stride(), *bank.B.stride(), count // sites),
+        OUTS=OUTS,
+        RANKS=_ranks(rank),
+        SITES=sites,
     )
 
 
@@ -129,7 +146,7 @@ def _by_block(
     x: Float[Tensor, "T D"],
     experts: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
-    bank: Bank,
+    bank: Bank | Factors,
 ) -> None:
     code, kept, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
@@ -144,16 +161,16 @@ def _by_block(
         WIDTHS=_WIDTHS,
         WIDEN=interpreted(),
     )
-    code.expand_block[(len(blocks.owners), _parts(out, _OUTS))](
+    code.expand_block[(len(blocks.owners), _parts(out, OUTS))](
         *(outputs, z, bank.B, *table),
         *(count, rank, out, *bank.B.stride()),
         PAIRS=_PAIRS,
-        OUTS=_OUTS,
+        OUTS=OUTS,
         RANKS=ranks,
         WIDEN=interpreted(),
     )
-    code.add_pairs[(y.shape[0], _parts(out, _OUTS))](
-        *(y, outputs, experts, weights, bank.scaling), *(kept, out, *y.stride()), OUTS=_OUTS
+    code.add_pairs[(y.shape[0], _parts(out, OUTS))](
+        *(y, outputs, experts, weights, bank.scaling), *(kept, out, *y.stride()), OUTS=OUTS
     )
 
 
@@ -162,15 +179,23 @@ def _by_all(
     x: Float[Tensor, "T D"],
     experts: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
-    bank: Bank,
+    bank: Bank | Factors,
 ) -> None:
+    z = weighed(x, experts, weights, bank)
+    y.addmm_(z, bank.B.mT.reshape(z.shape[1], -1))
+
+
+def weighed(
+    x: Float[Tensor, "T D"], experts: Int[Tensor, "T K"], weights: Float[Tensor, "T K"], bank: Bank | Factors
+) -> Float[Tensor, "T P"]:
+    """w s A x for the ranks of all experts, 0 for those that a token does not name. Few ranks: `DENSE`."""
     ranks = bank.A.shape[0] * bank.A.shape[1]
-    z = x @ bank.A.reshape(ranks, -1).T  # (T, E R)
+    z = x @ bank.A.reshape(ranks, -1).T
     programs().weigh[(len(z), _parts(ranks, _COLUMNS))](
         *(z, experts, weights, bank.scaling, experts.shape[1], bank.A.shape[1], ranks),
         RANKS=min(_COLUMNS, power(ranks)),
     )
-    y.addmm_(z, bank.B.mT.reshape(ranks, -1))
+    return z
 
 
 def products(x: Float[Tensor, "T D"], rows: Float[Tensor, "P D"]) -> Float[Tensor, "T P"]:

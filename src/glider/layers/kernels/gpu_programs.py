@@ -41,16 +41,23 @@ def project_pair(
 @triton.jit
 @no_type_check
 def add_token(
-    y_at, z_at, b_at, experts_at, weights_at, scaling_at,
-    kept, rank, out, y_row, y_column, b_expert, b_row, b_column,
-    OUTS: tl.constexpr, RANKS: tl.constexpr,
+    y_at, z_at, b_at, experts_at, weights_at, scaling_at, sites_at,
+    kept, rank, out, y_row, y_column, b_expert, b_row, b_column, count,
+    OUTS: tl.constexpr, RANKS: tl.constexpr, SITES: tl.constexpr,
 ):  # fmt: skip
-    """y[t] += sum over k of B_e z[t, k] for one token and `OUTS` outputs, k in its order."""
+    """y[t] += sum over k of B_e z[t, k] for one token and `OUTS` outputs, k in its order.
+
+    Of several sites side by side, experts are numbered through, `count` a site; `sites_at` says whose a tile is, and
+    B has the outputs of all of them.
+    """
     token = tl.program_id(0).to(tl.int64)
     outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
     total = tl.zeros((OUTS,), dtype=tl.float32)
+    site = 0
+    if SITES > 1:
+        site = tl.load(sites_at + tl.program_id(1))
     for k in range(0, kept):
-        pair = token * kept + k
+        pair = (token * SITES + site) * kept + k
         expert = tl.load(experts_at + pair)
         weight = tl.load(weights_at + pair).to(tl.float32) * tl.load(scaling_at + expert).to(tl.float32)
         if weight != 0:
@@ -58,7 +65,8 @@ def add_token(
                 ranks = start + tl.arange(0, RANKS)
                 z = tl.load(z_at + pair * rank + ranks, mask=ranks < rank, other=0.0)
                 inside = (outs < out)[:, None] & (ranks < rank)[None, :]
-                b_tile = b_at + expert * b_expert + outs[:, None] * b_row + ranks[None, :] * b_column
+                owner = expert - site * count
+                b_tile = b_at + owner * b_expert + outs[:, None] * b_row + ranks[None, :] * b_column
                 b = tl.load(b_tile, mask=inside, other=0.0)
                 total += tl.sum(b.to(tl.float32) * z.to(tl.float32)[None, :], axis=1)
     y_tile = y_at + token * y_row + outs * y_column
@@ -180,22 +188,27 @@ def weigh(
 @no_type_check
 def choose(
     experts_at, weights_at, products_at, x_at, sums_at, absent_at, term_at, queries_at,
-    count, width, kept, queries, tokens_each, divisor,
+    routed_at, settled_at, shares_at,
+    count, width, kept, chosen, queries, tokens_each, divisor,
     PARTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTHS: tl.constexpr, KEPT: tl.constexpr,
     STANDARDISE: tl.constexpr, ABSOLUTE: tl.constexpr, RENORMALISE: tl.constexpr,
-    TERM: tl.constexpr, MAPPED: tl.constexpr,
+    TERM: tl.constexpr, MAPPED: tl.constexpr, SETTLED: tl.constexpr, SITES: tl.constexpr,
 ):  # fmt: skip
-    """The experts and weights of one token, from its products with the gates (their parts are added up here).
+    """The experts and weights of one token at one site, from its products with the gates (their parts are added up
+    here). The `chosen` best are followed by places of weight 0, up to `kept`. Of several sites experts are numbered
+    through. With `SETTLED`, a mapped query that is not routed brings its own experts and shares.
 
     std(x) . v = (x . v - mean(x) sum(v)) / sqrt(var(x) + 1e-5). Mean and variance are put together from those of
     `WIDTHS` columns at a time (Chan et al., 1979), so that nothing cancels.
     """
-    token = tl.program_id(0).to(tl.int64)
+    token, site = tl.program_id(0).to(tl.int64), tl.program_id(1)
     experts = tl.arange(0, EXPERTS)
     there = experts < count
     scores = tl.zeros((EXPERTS,), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        scores += tl.load(products_at + (token * PARTS + part) * count + experts, mask=there, other=0.0)
+        scores += tl.load(
+            products_at + ((token * SITES + site) * PARTS + part) * count + experts, mask=there, other=0.0
+        )
     if STANDARDISE:
         mean = 0.0
         spread = 0.0
@@ -209,12 +222,12 @@ def choose(
             step = own - mean
             spread += tl.sum(away * away) + step * step * start * size / (start + size)
             mean += step * size / (start + size)
-        sums = tl.load(sums_at + experts, mask=there, other=0.0)
+        sums = tl.load(sums_at + site * count + experts, mask=there, other=0.0)
         scores = (scores - mean * sums) * (1.0 / tl.sqrt_rn(spread / width + 1e-5))
     scores = scores / divisor
     if ABSOLUTE:
         scores = tl.abs(scores)
-    scores = tl.where(tl.load(absent_at + experts, mask=there, other=1) != 0, float("-inf"), scores)
+    scores = tl.where(tl.load(absent_at + site * count + experts, mask=there, other=1) != 0, float("-inf"), scores)
     if TERM:
         query = token // tokens_each
         if MAPPED:
@@ -226,7 +239,7 @@ def choose(
     places = tl.arange(0, KEPT)
     selected = tl.zeros((KEPT,), dtype=tl.int64)
     weights = tl.zeros((KEPT,), dtype=tl.float32)
-    for k in range(0, kept):
+    for k in range(0, chosen):
         best = tl.minimum(tl.argmax(chances, axis=0), count - 1)
         chance = tl.sum(tl.where(experts == best, chances, 0.0))
         selected = tl.where(places == k, best.to(tl.int64), selected)
@@ -234,7 +247,13 @@ def choose(
         chances = tl.where(experts == best, -1.0, chances)
     if RENORMALISE:
         weights = weights / (tl.sum(weights) + 1e-6)
+    if SETTLED:
+        inside = (places < kept) & known
+        fixed = tl.load(routed_at + query, mask=known, other=1) == 0
+        selected = tl.where(fixed, tl.load(settled_at + query * kept + places, mask=inside, other=0), selected)
+        weights = tl.where(fixed, tl.load(shares_at + query * kept + places, mask=inside, other=0.0), weights)
     if TERM:
         weights = tl.where(known, weights, float("nan"))  # a map that leads elsewhere shows in every logit
-    tl.store(experts_at + token * kept + places, selected, mask=places < kept)
-    tl.store(weights_at + token * kept + places, weights, mask=places < kept)
+    at = (token * SITES + site) * kept + places
+    tl.store(experts_at + at, selected + site * count, mask=places < kept)
+    tl.store(weights_at + at, weights, mask=places < kept)

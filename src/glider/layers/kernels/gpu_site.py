@@ -5,6 +5,8 @@ sum of three of their numbers, so that three products on the matrix units, added
 in float32. A program for each token then standardises, adds the global term and selects.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from glider.layers.bank import Bank
@@ -72,39 +74,84 @@ class TritonSite:
     ) -> Decision:
         """The decision by itself, of `kept` experts."""
         assert self._linear is not None
-        tokens, count, scores = len(x), len(self._absent), self._linear.scores
-        experts = torch.empty(tokens, kept, dtype=torch.long, device=x.device)
-        weights = torch.empty(tokens, kept, dtype=torch.float32, device=x.device)
-        if not tokens:
-            return Decision(experts, weights)
-        parts = 0 if self._rows is None else len(self._split(x.dtype)) // count
-        products = weights if not parts else gpu.products(x, self._split(x.dtype))
-        with gpu.on_device(x):
-            gpu.programs().choose[(tokens,)](
-                *(experts, weights, products, x, weights if self._sums is None else self._sums, self._absent),
-                *(weights if term is None else term, experts if query_of is None else query_of),
-                *(count, x.shape[1], kept, 0 if term is None else len(term)),
-                *(1 if term is None else max(1, tokens // len(term)), scores.divisor),
-                PARTS=parts,
-                EXPERTS=gpu.power(count),
-                WIDTHS=min(_WIDTHS, gpu.power(x.shape[1])),
-                KEPT=gpu.power(kept),
-                STANDARDISE=scores.standardise and parts > 0,
-                ABSOLUTE=scores.absolute,
-                RENORMALISE=self._linear.renormalise,
-                TERM=term is not None,
-                MAPPED=query_of is not None,
-                num_warps=8,
-            )
-        return Decision(experts, weights)
+        rows = None if self._rows is None else self._split(x.dtype)
+        return choose(x, self._linear, rows, self._sums, self._absent, (kept, kept), term, query_of)
 
     def _split(self, dtype: torch.dtype) -> Float[Tensor, "P D"]:
-        """The gates as rows of a dtype that add up to them: all first parts, all second ones, all third ones."""
+        assert self._rows is not None
         if dtype not in self._parts:
-            rest, parts = self._rows, []
-            assert rest is not None
-            for _ in range(1 if dtype == torch.float32 else _PARTS):
-                parts.append(rest.to(dtype))
-                rest = rest - parts[-1].float()
-            self._parts[dtype] = torch.cat(parts).contiguous()
+            self._parts[dtype] = split(self._rows, dtype)
         return self._parts[dtype]
+
+
+@dataclass(frozen=True)
+class QueryTable:
+    """What the tokens of queries use, by row: the experts that are chosen with a global term, or settled ones.
+
+    It stays where it is, so that a CUDA graph which has read it reads what was put there since. `routed` is 1 for rows
+    whose tokens are routed; tokens of another row use its `experts` with `weights`, and none where all weights are 0.
+    """
+
+    term: Float[Tensor, "Q E"]
+    routed: Int[Tensor, " Q"]
+    experts: Int[Tensor, "Q K"]
+    weights: Float[Tensor, "Q K"]
+
+
+def choose(
+    x: Float[Tensor, "T D"],
+    linear: LinearTopK,
+    rows: Float[Tensor, "P D"] | None,
+    sums: Tensor | None,  # as absent
+    absent: Tensor,  # (E,) or (S, E), of one byte
+    places: tuple[int, int],
+    term: Float[Tensor, "B E"] | None = None,
+    query_of: Int[Tensor, " T"] | None = None,
+    table: QueryTable | None = None,
+) -> Decision:
+    """The decisions of one site, or of several (S) that see the same tokens and whose router is `linear` at each.
+
+    `places` are how many experts are chosen and how many a token has room for. `rows` are the gates' parts, by site, by
+    part, by expert. Experts of several sites are numbered through, those of a token stand by site (T, S K). With a
+    table, `query_of` are rows of it.
+    """
+    sites = absent.shape[0] if absent.dim() > 1 else 1
+    tokens, count, scores, (chosen, kept) = len(x), absent.shape[-1], linear.scores, places
+    experts = torch.empty(tokens, sites * kept, dtype=torch.long, device=x.device)
+    weights = torch.empty(tokens, sites * kept, dtype=torch.float32, device=x.device)
+    if not tokens:
+        return Decision(experts, weights)
+    term = term if table is None else table.term
+    parts = 0 if rows is None else len(rows) // (sites * count)
+    products = weights if rows is None else gpu.products(x, rows)
+    fixed = (experts, experts, weights) if table is None else (table.routed, table.experts, table.weights)
+    with gpu.on_device(x):
+        gpu.programs().choose[(tokens, sites)](
+            *(experts, weights, products, x, weights if sums is None else sums, absent),
+            *(weights if term is None else term, experts if query_of is None else query_of),
+            *fixed,
+            *(count, x.shape[1], kept, chosen, 0 if term is None else len(term)),
+            *(1 if term is None or query_of is not None else max(1, tokens // len(term)), scores.divisor),
+            PARTS=parts,
+            EXPERTS=gpu.power(count),
+            WIDTHS=min(_WIDTHS, gpu.power(x.shape[1])),
+            KEPT=gpu.power(kept),
+            STANDARDISE=scores.standardise and parts > 0,
+            ABSOLUTE=scores.absolute,
+            RENORMALISE=linear.renormalise,
+            TERM=term is not None,
+            MAPPED=query_of is not None,
+            SETTLED=table is not None,
+            SITES=sites,
+            num_warps=8,
+        )
+    return Decision(experts, weights)
+
+
+def split(rows: Float[Tensor, "E D"], dtype: torch.dtype) -> Float[Tensor, "P D"]:
+    """Gates as rows of a dtype that add up to them: all first parts, all second ones, all third ones."""
+    rest, parts = rows, []
+    for _ in range(1 if dtype == torch.float32 else _PARTS):
+        parts.append(rest.to(dtype))
+        rest = rest - parts[-1].float()
+    return torch.cat(parts).contiguous()
