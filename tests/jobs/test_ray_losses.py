@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and log files to the collector
     pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
 ]
-KINDS = pytest.mark.parametrize("keep", [False, True], ids=["tasks", "actors"])
+TASKS, ACTORS = pytest.param(False, id="tasks"), pytest.param(True, id="actors")
+SHORT_ACTORS = pytest.param(True, id="actors", marks=pytest.mark.short)
+SIZES = {"small": "at work", "large": "x" * 300_000}  # large messages lie on the node of who sent them
 
 
 class Light:
@@ -70,8 +72,7 @@ def results(executor: RayExecutor, jobs: list[Light], report: Report = silent) -
     return told
 
 
-@pytest.mark.short
-@KINDS
+@pytest.mark.parametrize("keep", [TASKS, SHORT_ACTORS])
 def test_a_run_ends_though_others_have_part_of_the_room(keep: bool, add_node: Callable[[], Any]):
     """Of two CPUs one is another run's. Once the second actor had a job and waited for the room of the first one,
     which was idle in the end and stayed until the end of the run: for ever. The same came of a node that was dead
@@ -127,19 +128,18 @@ class Mute:
         yield "never"
 
 
-@pytest.mark.short
-@KINDS
-@pytest.mark.parametrize("text", ["at work", "x" * 300_000], ids=["small", "large"])  # large ones lie on the node
-def test_a_process_that_ends_every_time_is_a_failure_in_the_end(text: str, keep: bool, add_node: Callable[[], Any]):
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("keep", [TASKS, ACTORS])
+def test_a_process_that_ends_every_time_is_a_failure_in_the_end(size: str, keep: bool, add_node: Callable[[], Any]):
     """As one does that is ended for want of memory."""
     add_node()
-    (result,) = RayExecutor(losses=1, keep=keep).run([Fatal("fatal", text)], silent)
+    (result,) = RayExecutor(losses=1, keep=keep).run([Fatal("fatal", SIZES[size])], silent)
     assert result.fault is not None and result.fault.type == "ProcessEnded"
     assert "lost 2 times" in result.fault.message and socket.gethostname() in result.fault.message
 
 
 @pytest.mark.parametrize("moment", [1, 12, 45, 90, 115])
-@KINDS
+@pytest.mark.parametrize("keep", [TASKS, ACTORS])
 def test_the_node_that_is_left_does_the_rest(keep: bool, moment: int, add_node: Callable[[], Any], kill: Any):
     """A node is killed at several moments, and none comes in its place."""
     nodes, seen = [add_node(), add_node()], []
