@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -310,3 +312,31 @@ def test_answers_on_a_cluster_are_those_made_here(
     command[6] = tmp_path / "nowhere"
     code, _, err = glider(*command, "--out", tmp_path / "x.jsonl", "--executor", "ray")
     assert code == 2 and f"node {socket.gethostname()}" in err and "nowhere" in err and "Traceback" not in err
+
+
+def test_a_cluster_that_asks_for_a_token_is_told_of(tmp_path: Path, llama_directory: Path):
+    """Ray shows its token by itself to clusters that it finds, and not to one at an address that is named."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    (tmp_path / "token").write_text(secrets.token_hex(32), "utf8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    plain |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+    shown = {**plain, "RAY_AUTH_MODE": "token"}
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "1"]
+    start += ["--port", address.split(":")[1], "--include-dashboard", "false"]
+    command = [sys.executable, "-m", "glider", "pool", "build", Draft(tmp_path, llama_directory, NAMES[:1]).path]
+    command += ["--out", tmp_path / "pool", "--executor", "ray", "--address", address]
+    with tempfile.TemporaryDirectory() as scratch:  # a short path: Ray's sockets lie there
+        log, here = (tmp_path / "head.log").open("wb"), {"RAY_TMPDIR": scratch}
+        with log, subprocess.Popen(start, env=shown | here, stdout=log, stderr=log) as head:
+            try:
+                until(lambda: b"started" in (tmp_path / "head.log").read_bytes())
+                keys = {"capture_output": True, "text": True, "timeout": 120}
+                without = subprocess.run(list(map(str, command)), env=plain | here, **keys)
+                with_it = subprocess.run(list(map(str, command)), env=shown | here, **keys)
+            finally:
+                head.terminate()
+    assert without.returncode == 2 and "Traceback" not in without.stderr, without.stderr
+    told = without.stderr.splitlines()[-1]
+    assert f"a Ray cluster at {address}" in told and "export RAY_AUTH_MODE=token" in told
+    assert with_it.returncode == 0, with_it.stderr
