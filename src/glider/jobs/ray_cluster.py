@@ -44,9 +44,11 @@ def connected(address: str | None, packages: Sequence[Path] = ()) -> Iterator[An
     try:
         sent = {"py_modules": [str(path) for path in packages]} if packages else None
         ray.init(address=address, log_to_driver=False, logging_level="warning", runtime_env=sent)
-    except (ConnectionError, RuntimeError, ValueError) as fault:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as fault:
         got = " ".join(str(fault).split())[:300]
         remedy = "Start one (ray start --head), or leave --address out for one on this machine."
+        if "RAY_AUTH_MODE" not in os.environ:  # Ray shows its token to clusters that it finds itself alone
+            remedy += " If the one there asks for a token: export RAY_AUTH_MODE=token."
         raise ConfigError(f"a Ray cluster at {address or 'the default address'}", got, remedy) from fault
     try:
         yield ray

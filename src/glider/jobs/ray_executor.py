@@ -8,7 +8,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from glider.jobs.base import Attempt, Fault, Report
 from glider.jobs.parcel import Parcel
 from glider.jobs.ray_cluster import Need, connected
 from glider.jobs.ray_node import Begun, Checkpoint, Ended, Order, Progress, Shipment, Warned, work
+from glider.jobs.ray_seats import UNKNOWN, Running, Seats
 from glider.jobs.travel import longest_first
 
 Files = Literal["store", "path"]
@@ -96,17 +96,6 @@ class RayExecutor:
 
 
 @dataclass
-class Running:
-    """A job at work: where its messages come from, and the actor that does it, if one does."""
-
-    job: Any
-    messages: Any
-    actor: Any = None
-    node: str = "a node that was not told yet"
-    ended: Ended | None = None
-
-
-@dataclass
 class Dispatch:
     """One run of an executor: what waits, what runs, who is idle."""
 
@@ -115,48 +104,54 @@ class Dispatch:
     need: Need
     waiting: deque[Any]
     report: Report
-    running: dict[Any, Running] = field(default_factory=dict)
-    idle: list[Any] = field(default_factory=list)  # actors without a job
+    running: list[Running] = field(default_factory=list)
+    seats: Seats = field(init=False)  # where actors do the jobs
     losses: dict[int, int] = field(default_factory=dict)  # by the job's identity, since its last checkpoint
     shipped: dict[Any, Shipment] = field(default_factory=dict)
     looked: float = 0.0
     room: int = 0
     _made: Any = None
 
+    def __post_init__(self) -> None:
+        self.seats = Seats(self.ray, self.take)
+
     def run(self) -> Iterator[Attempt]:
         """Attempts, as they end."""
         while self.waiting or self.running:
-            while self.waiting and len(self.running) < self._most():
-                job = self.waiting.popleft()
-                try:
-                    self._start(job)
-                except GliderError as error:
-                    yield Attempt(job, fault=Fault.of(error))
-            if not self.running:  # the last node that could run one is gone
-                self.report(self.waiting[0].name, "waiting for a node", 0.0)
-                time.sleep(_PATIENCE)
+            yield from self._fill()
+            told = {word: running for running in self.running for word in (running.messages, running.end)}
+            if not told and not self.seats.coming:
+                if self.waiting:  # the last node that could run one is gone
+                    self.report(self.waiting[0].name, "waiting for a node", 0.0)
+                    time.sleep(_PATIENCE)
                 continue
-            ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=_PATIENCE)
-            for messages in ready:
-                yield from self._hear(self.running[messages])
+            for word in self.ray.wait([*told, *self.seats.coming], num_returns=1, timeout=_PATIENCE)[0]:
+                yield from self._hear(told[word]) if word in told else self._seat(word)
 
     def stop(self) -> None:
         """Let nothing of it go on, and wait until it does not."""
-        for running in self.running.values():
-            if running.actor is None:
-                self.ray.cancel(running.messages, force=True)
-            else:
-                self.ray.kill(running.actor)
-        for actor in self.idle:
-            self.ray.kill(actor)
-        until = time.monotonic() + _END_PATIENCE
-        for running in self.running.values():
-            with suppress(StopIteration, self.ray.exceptions.RayError):
-                while time.monotonic() < until:
-                    if self.ray.wait([running.messages], num_returns=1, timeout=1.0)[0]:
-                        self.ray.get(next(running.messages))
+        for running in self.running:
+            running.stop(self.ray)
+        self.seats.close()
+        if ends := [running.end for running in self.running]:
+            self.ray.wait(ends, num_returns=len(ends), timeout=_END_PATIENCE)
         self.running.clear()
-        self.idle.clear()
+
+    @property
+    def take(self) -> dict[str, float]:
+        """What a job takes of a node, as Ray names it."""
+        return {"num_cpus": self.need.cpus, "num_gpus": self.need.gpus}
+
+    def _fill(self) -> Iterator[Attempt]:
+        """Send out what there is room for."""
+        if self.executor.keep:
+            self.seats.ask(min(len(self.waiting), self._most() - len(self.running)))
+        while self.waiting and (self.seats.idle if self.executor.keep else len(self.running) < self._most()):
+            job = self.waiting.popleft()
+            try:
+                self._start(job)
+            except GliderError as error:
+                yield Attempt(job, fault=Fault.of(error))
 
     def _most(self) -> int:
         """How many jobs may be at work: no more than there is room for, looked at from time to time."""
@@ -174,24 +169,31 @@ class Dispatch:
         shipments = tuple(self._shipment(source) for source in job.reads)
         threads = job.resources.threads or self.executor.threads
         order = Order(leaving, shipments, sent, threads, self.executor.save_steps, self.executor.setup)
-        actor = None
         if self.executor.keep:
-            actor = self.idle.pop() if self.idle else self._remote().remote()
-            messages = actor.work.options(num_returns="streaming").remote(order)
+            running = Running.by_actor(job, order, self.seats.idle.pop())
         else:
-            messages = self._remote().remote(order)
-        self.running[messages] = Running(job, messages, actor)
+            messages = self._task().remote(order)
+            running = Running(job, messages, messages.completed())
+        self.running.append(running)
 
-    def _remote(self) -> Any:
-        """The task, or the actor's class, with what it takes of a node."""
+    def _task(self) -> Any:
+        """The task, with what it takes of a node."""
         if self._made is None:
-            take = {"num_cpus": self.need.cpus, "num_gpus": self.need.gpus}
-            if self.executor.keep:
-                self._made = self.ray.remote(Seat).options(**take, max_restarts=0)
-            else:
-                once = {"max_retries": 0, "num_returns": "streaming", "name": "glider job"}
-                self._made = self.ray.remote(work).options(**take, **once)
+            once = {"max_retries": 0, "num_returns": "streaming", "name": "glider job"}
+            self._made = self.ray.remote(work).options(**self.take, **once)
         return self._made
+
+    def _seat(self, up: Any) -> Iterator[Attempt]:
+        """An actor is up, or was lost before it was; that is a loss to the waiting job that had the fewest."""
+        try:
+            self.seats.arrive(up)
+        except self.ray.exceptions.RayError as error:
+            self.looked = 0.0
+            if self.waiting:
+                place = min(range(len(self.waiting)), key=lambda i: self.losses.get(id(self.waiting[i]), 0))
+                job = self.waiting[place]
+                del self.waiting[place]
+                yield from self._again(job, UNKNOWN, f"{type(error).__name__}: {_line(error)}", place)
 
     def _shipment(self, source: Any) -> Shipment:
         """A file or directory as it is sent, once for all the jobs that read it."""
@@ -204,7 +206,7 @@ class Dispatch:
     def _hear(self, running: Running) -> Iterator[Attempt]:
         """One message of a job that is at work, or the word that none will come."""
         try:
-            message = self.ray.get(next(running.messages))
+            message = running.hear(self.ray)
         except StopIteration:
             yield from self._finish(running)
             return
@@ -235,13 +237,14 @@ class Dispatch:
 
     def _finish(self, running: Running) -> Iterator[Attempt]:
         """The attempt that ended; its actor is free for another job."""
-        del self.running[running.messages]
+        self.running.remove(running)
         ended = running.ended
         if ended is None:
-            yield from self._again(running, "its messages ended without a result")
+            running.stop(self.ray)
+            yield from self._again(running.job, running.node, "its messages ended without a result")
             return
         if running.actor is not None:
-            self.idle.append(running.actor)
+            self.seats.idle.append(running.actor)
         if ended.fault is not None:
             yield Attempt(running.job, fault=ended.fault)
             return
@@ -256,32 +259,20 @@ class Dispatch:
 
     def _lose(self, running: Running, error: Exception) -> Iterator[Attempt]:
         """The node or the process is gone, or what it sent is: the job goes on elsewhere."""
-        del self.running[running.messages]
-        if running.actor is not None:
-            with suppress(self.ray.exceptions.RayError):
-                self.ray.kill(running.actor)
-        for actor in self.idle:  # they may be gone too, and would take the next jobs with them
-            self.ray.kill(actor)
-        self.idle.clear()
+        self.running.remove(running)
+        running.stop(self.ray)  # Ray may call it gone for a while only
+        self.seats.clear()
         self.looked = 0.0  # the nodes are others now
-        yield from self._again(running, f"{type(error).__name__}: {_line(error)}")
+        yield from self._again(running.job, running.node, f"{type(error).__name__}: {_line(error)}")
 
-    def _again(self, running: Running, reason: str) -> Iterator[Attempt]:
-        count = self.losses[id(running.job)] = self.losses.get(id(running.job), 0) + 1
+    def _again(self, job: Any, node: str, reason: str, place: int = 0) -> Iterator[Attempt]:
+        count = self.losses[id(job)] = self.losses.get(id(job), 0) + 1
         if count > self.executor.losses:
             text = f"lost {count} times without coming further; the last time: {reason}"
-            yield Attempt(running.job, fault=Fault("ProcessEnded", text, node=running.node))
+            yield Attempt(job, fault=Fault("ProcessEnded", text, node=node))
             return
-        self.report(running.job.name, f"lost with {running.node}; tried again", 0.0)
-        self.waiting.appendleft(running.job)
-
-
-class Seat:
-    """An actor: a process that does one job after the other and keeps what it has loaded."""
-
-    def work(self, order: Order) -> Iterator[Any]:
-        """As `ray_node.work`."""
-        yield from work(order)
+        self.report(job.name, f"lost with {node}; tried again", 0.0)
+        self.waiting.insert(place, job)
 
 
 def _line(error: Any) -> str:
