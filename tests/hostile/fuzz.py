@@ -28,6 +28,7 @@ from glider.errors import GliderError
 SECONDS = 2.0  # of the processor: what waits is ended by HANGS
 HANGS = 30
 SLACK = 48 << 20  # bytes that a reader may take whatever the file: parsers, caches, a page for each tensor
+MEMORY = 6 << 30  # bytes of address space, beyond what the process has at its start
 BLOCK = 500  # cases between two notes of how far it is
 
 
@@ -90,6 +91,15 @@ def _memory(reset: bool = False) -> int:
         return 0 if reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if sys.platform == "none" else 0
 
 
+def _bound_memory() -> None:
+    """Let a case that takes the machine's memory be a fault, and not the end of whatever else runs there."""
+    try:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # a system that does not tell
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+
+
 def _alarm(number: int, frame: object) -> None:
     raise Hung
 
@@ -98,6 +108,7 @@ def run_share(out: Path, seed: int, cases: int, place: int, of: int) -> None:
     """The cases of one process, from where its note says."""
     signal.signal(signal.SIGALRM, _alarm)
     warnings.simplefilter("ignore")
+    _bound_memory()
     known, note = readers(out / "seeds"), out / f"done-{place}-of-{of}.json"
     told = json.loads(note.read_text()) if note.exists() else {"seed": seed, "next": place, "ended": {}}
     if told["seed"] != seed:
