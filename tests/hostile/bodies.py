@@ -135,15 +135,11 @@ def _names(holder: Any) -> Any:
 
 
 @asynccontextmanager
-async def served(out: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application over a tiny pool, in this process."""
-    if not (out / "root").exists():
-        shutil.rmtree(out / "making", ignore_errors=True)
-        make_root(out / "making")
-        (out / "making").rename(out / "root")
-    place = str(out / "root" / "pool")
+async def served(root: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application over the tiny pool of a directory, in this process."""
+    place = str(root / "pool")
     settings = ServeSettings(pool=[place], allow_changes=True, request_timeout=HANGS)
-    service = Service(Pools.load(ModelSpec(base=str(out / "root" / "base"), pool=place), settings), settings)
+    service = Service(Pools.load(ModelSpec(base=str(root / "base"), pool=place), settings), settings)
     service.start()
     try:
         transport = httpx.ASGITransport(build(service), raise_app_exceptions=False)
@@ -190,8 +186,12 @@ async def run(out: Path, cases: int, seed: int, one: int | None) -> int:
     told = json.loads(note.read_text()) if note.exists() and one is None else {"seed": seed, "next": 0, "ended": {}}
     if told["seed"] != seed:
         raise SystemExit(f"{note} is of the seed {told['seed']}: give another --out")
+    if not (out / "root").exists():
+        shutil.rmtree(out / "making", ignore_errors=True)
+        make_root(out / "making")
+        (out / "making").rename(out / "root")
     ended, faults = Counter(told["ended"]), 0
-    async with served(out) as client:
+    async with served(out / "root") as client:
         for number in range(told["next"], cases) if one is None else [one]:
             how, fault = await run_case(number, seed, client)
             ended[how] += 1

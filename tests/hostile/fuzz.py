@@ -48,6 +48,7 @@ def run_case(number: int, seed: int, known: dict[str, Reader], scratch: Path) ->
         target = scratch / chance.choice(reader.files)
         if target.is_file() and not target.is_symlink():
             mutate(target, chance, others)
+    signal.alarm(HANGS)
     reader.prepare(scratch, chance)
     sizes = [file.stat().st_size for file in scratch.rglob("*") if file.is_file() and not file.is_symlink()]
     before, began = _memory(reset=True), time.process_time()

@@ -161,6 +161,8 @@ def _resign_router(path: Path, chance: random.Random) -> None:
     try:
         index = json.loads(read_bytes(path / "pool.json", _LARGEST))
         file = path / "routers" / "vq.safetensors"
+        if file.stat().st_size > _LARGEST:
+            return
         index["routers"]["vq"] |= {"sha256": sha256(file), "size": file.stat().st_size}
         (path / "pool.json").write_text(json.dumps(index), "utf8")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -13,6 +13,7 @@ from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+_LONGEST = 1000  # characters of a message
 MALFORMED = ("json_invalid", "model_attributes_type", "dict_type")
 
 
@@ -29,7 +30,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """What OpenAI's clients read."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message = printable(self.message, _LONGEST)  # what a client said may stand in it
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
