@@ -29,6 +29,7 @@ SECONDS = 2.0  # of the processor: what waits is ended by HANGS
 HANGS = 30
 SLACK = 48 << 20  # bytes that a reader may take whatever the file: parsers, caches, a page for each tensor
 MEMORY = 6 << 30  # bytes of address space, beyond what the process has at its start
+READ = 256 << 20  # bytes of a file that any reader takes
 BLOCK = 500  # cases between two notes of how far it is
 
 
@@ -67,7 +68,7 @@ def run_case(number: int, seed: int, known: dict[str, Reader], scratch: Path) ->
     seconds, grown = time.process_time() - began, _memory() - before
     if seconds > SECONDS:
         ended = "slow"
-    elif grown > 2 * sum(min(size, 64 << 20) for size in sizes) + SLACK:
+    elif grown > 2 * sum(min(size, READ) for size in sizes) + SLACK:
         ended = "large"
     if ended == "refused" and (len(told) > 7000 or "\n" in told or "\x1b" in told):
         ended = "long"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from glider.files.opening import UnfitFile, opened, read_exactly
 
 _LEAST = 1 << 20  # bytes of a pickle that any file may have
+_MOST = 256 << 20  # that of all 166 experts of PHATGOOSE's largest file has some fifty million
 _SHARE = 16  # and one in so many of the file's; of a real checkpoint it is one in sixty
 _PARTS_OF_OLD = 5  # pickles in a file from before archives: magic number, version, machine, content, storages
 _InPython: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]  (that in C fills what it counts)
@@ -39,22 +40,29 @@ def check_pickle(path: Path) -> None:
 def _check(path: Path, status: tuple[int, int, int, int]) -> None:
     """Once for a file that is opened for each of its experts."""
     size = status[2]
-    longest = max(_LEAST, size // _SHARE)
+    longest = min(max(_LEAST, size // _SHARE), _MOST)
     with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         if zipfile.is_zipfile(file):
-            contents = [_in_archive(file, longest)]
-        else:
-            contents = [bytes(read_exactly(descriptor, 0, min(size, longest)))] * _PARTS_OF_OLD
+            _go_through([_in_archive(file, longest)], size)
+            return
+        for length in (min(size, _LEAST), min(size, longest)):  # of a file of holes a little tells enough
+            try:
+                _go_through([bytes(read_exactly(descriptor, 0, length))] * _PARTS_OF_OLD, size)
+                return
+            except EOFError as fault:
+                if length == size:
+                    raise
+                if length == longest:
+                    raise UnfitFile(f"a pickle of more than {longest} bytes in a file of {size}") from fault
+
+
+def _go_through(contents: list[bytes], size: int) -> None:
+    """Read a pickle of each content, each from where the one before it ended."""
     at = 0
     for content in contents:
         stream = io.BytesIO(content)
         stream.seek(at)
-        try:
-            _Reader(stream, size).load()
-        except EOFError as fault:
-            if len(content) == longest:
-                raise UnfitFile(f"a pickle of more than {longest} bytes in a file of {size}") from fault
-            raise
+        _Reader(stream, size).load()
         at = stream.tell()
 
 
