@@ -352,3 +352,37 @@ def test_the_command_trains_for_one_pool_and_says_where(
     assert run("--router", "nothing", "--data", data)[0] == 2
     code, told = run("--router", "vq", "--data", str(tmp_path / "e0.jsonl"))
     assert code == 2 and "{name}" in told
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_router_behind_a_link_is_neither_written_nor_read(
+    base: BaseModel, pool: Pool, tmp_path: Path, kind: str
+) -> None:
+    train_router(base, pool, "joint", rows_of(), settings())
+    place = router_path(pool.path, "joint")
+    outside = tmp_path / "outside"
+    if kind == "folder":
+        place.parent.rename(outside)
+        place.parent.symlink_to(outside)
+        before = sorted(outside.iterdir())
+        with pytest.raises(GliderError, match="link"):
+            train_router(base, pool.reload(), "vq", rows_of(), settings())
+        assert sorted(outside.iterdir()) == before
+    else:
+        place.rename(outside)
+        place.symlink_to(outside)
+    with pytest.raises(GliderError, match="link"):
+        Pool.open(pool.path).verify()
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E8M0"])
+def test_a_router_of_a_dtype_without_a_name_is_refused(base: BaseModel, pool: Pool, dtype: str) -> None:
+    train_router(base, pool, "joint", rows_of(), settings())
+    file = router_path(pool.path, "joint")
+    header = json.dumps({Q: {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    index = json.loads((pool.path / "pool.json").read_text("utf8"))
+    index["routers"]["joint"] |= {"sha256": sha256(file), "size": file.stat().st_size}
+    (pool.path / "pool.json").write_text(json.dumps(index), "utf8")
+    with pytest.raises(GliderError, match="joint"):
+        Joint().prepare(Pool.open(pool.path))

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import BaseModel, load_base
 
@@ -60,3 +61,26 @@ def test_a_format_survives_the_card():
 def test_an_unknown_format_is_refused():
     with pytest.raises(ValidationError):
         PromptFormat.model_validate({"kind": "song"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('no') }}",
+        "{% for",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+        "{{ 'x' * 9999999999 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ nothing.at.all }}",
+        "",
+    ],
+)
+def test_a_template_of_a_card_that_fails_or_never_ends_is_refused(llama_directory: Path, template: str) -> None:
+    """A card's template is a stranger's: these were tracebacks, or held the process for hours."""
+    tokenizer = load_base(str(llama_directory)).tokenizer
+    form = PromptFormat(kind="chat", template=template)
+    with pytest.raises(QueryError, match="chat template"):
+        form.prompt_ids(tokenizer, "hello")
+    assert PromptFormat(kind="chat").prompt_ids(tokenizer, "hello")

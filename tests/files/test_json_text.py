@@ -27,6 +27,7 @@ def test_what_is_json_is_read_as_it_is(value: object, ascii_only: bool) -> None:
         (b"[" + b"[]," * 1_000_000 + b"1]", "members"),
         (b"{" + b",".join(b'"k%d":1' % i for i in range(600_000)) + b"}", "members|quotes"),
         (b'"' * 10_000_000, "quotes"),
+        (bytes(100), "zero"),
         (b'"' + b"\\\\" * 5_000_000 + b'"', "quotes or escapes"),
         (b"[" * 100_000, "deep"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, "deep"),

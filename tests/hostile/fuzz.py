@@ -28,6 +28,8 @@ from glider.errors import GliderError
 SECONDS = 2.0  # of the processor: what waits is ended by HANGS
 HANGS = 30
 SLACK = 48 << 20  # bytes that a reader may take whatever the file: parsers, caches, a page for each tensor
+MEMORY = 6 << 30  # bytes of address space, beyond what the process has at its start
+READ = 256 << 20  # bytes of a file that any reader takes
 BLOCK = 500  # cases between two notes of how far it is
 
 
@@ -47,6 +49,7 @@ def run_case(number: int, seed: int, known: dict[str, Reader], scratch: Path) ->
         target = scratch / chance.choice(reader.files)
         if target.is_file() and not target.is_symlink():
             mutate(target, chance, others)
+    signal.alarm(HANGS)
     reader.prepare(scratch, chance)
     sizes = [file.stat().st_size for file in scratch.rglob("*") if file.is_file() and not file.is_symlink()]
     before, began = _memory(reset=True), time.process_time()
@@ -65,7 +68,7 @@ def run_case(number: int, seed: int, known: dict[str, Reader], scratch: Path) ->
     seconds, grown = time.process_time() - began, _memory() - before
     if seconds > SECONDS:
         ended = "slow"
-    elif grown > 2 * sum(min(size, 64 << 20) for size in sizes) + SLACK:
+    elif grown > 2 * sum(min(size, READ) for size in sizes) + SLACK:
         ended = "large"
     if ended == "refused" and (len(told) > 7000 or "\n" in told or "\x1b" in told):
         ended = "long"
@@ -90,6 +93,15 @@ def _memory(reset: bool = False) -> int:
         return 0 if reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if sys.platform == "none" else 0
 
 
+def _bound_memory() -> None:
+    """Let a case that takes the machine's memory be a fault, and not the end of whatever else runs there."""
+    try:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # a system that does not tell
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+
+
 def _alarm(number: int, frame: object) -> None:
     raise Hung
 
@@ -98,6 +110,7 @@ def run_share(out: Path, seed: int, cases: int, place: int, of: int) -> None:
     """The cases of one process, from where its note says."""
     signal.signal(signal.SIGALRM, _alarm)
     warnings.simplefilter("ignore")
+    _bound_memory()
     known, note = readers(out / "seeds"), out / f"done-{place}-of-{of}.json"
     told = json.loads(note.read_text()) if note.exists() else {"seed": seed, "next": place, "ended": {}}
     if told["seed"] != seed:

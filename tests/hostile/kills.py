@@ -8,13 +8,16 @@ there before opens, old or new; the same command, run again, ends as if nothing 
 """
 
 import argparse
+import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -22,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import glider.cli.evaluate
 import glider.cli.expert
@@ -47,6 +51,7 @@ EVENTS = {"os.rename": 2, "os.link": 2, "os.mkdir": 1, "os.rmdir": 1, "os.remove
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 TRAINING = ("--rank", "2", "--steps", "2", "--gate-steps", "2", "--batch-size", "4", "--validation", "4")
 # what a process that is gone may leave: locks, which say nothing, and the state that the same command goes on from
+TEMPORARY = "temporary"  # stands for the system's own directory of temporary files, which the system clears
 LEFT = (".lock", ".training", ".making")
 
 
@@ -58,11 +63,13 @@ class Command:
     state: Callable[[Path], object]
     again: bool = True  # whether it may be run again once it was done
     finishes: bool = True  # whether it may be run again after a part of it: keys are never overwritten
+    run: Callable[[Path], None] | None = None  # what is done in place of a command line
+    changes: bool = True  # whether it is to change what is looked at
 
 
-def pool_state(root: Path) -> object:
+def pool_state(root: Path, name: str = "pool") -> object:
     """All of a pool that its owner cares for."""
-    path = root / "pool"
+    path = root / name
     if not (path / POOL_FILE).exists():
         return None
     pool = Pool.open(path)
@@ -112,8 +119,57 @@ def new_state(root: Path) -> object:
     return expert_state(root, "new")
 
 
+def pulled_state(root: Path) -> object:
+    return pool_state(root, "pulled")
+
+
+def imported_state(root: Path) -> object:
+    return pool_state(root, "imported")
+
+
 def results_state(root: Path) -> object:
     return {str(file.relative_to(root)): json.loads(file.read_text())["score"] for file in root.glob("out/*/*/*.json")}
+
+
+def served_state(root: Path) -> object:
+    """A pool that is served, and an adapter beside it."""
+    return pool_state(root), expert_digest(Expert.open(root / "pool" / "extra"))
+
+
+def serve_and_ask(root: Path) -> None:
+    """What a server does with files: adapters that come and go while it answers, and a pool that is read again."""
+    from bodies import served
+
+    async def ask() -> None:
+        async with served(root) as client:
+            asked = [{"role": "user", "content": "say 2 words"}]
+            for path, body in (
+                ("/v1/load_lora_adapter", {"lora_name": "more", "lora_path": "extra"}),
+                ("/v1/load_lora_adapter", {"lora_name": "bare", "lora_path": "bare"}),
+                ("/v1/chat/completions", {"model": "bare", "messages": asked, "max_tokens": 2}),
+                ("/v1/pool/reload", {"model": "pool"}),
+                ("/v1/unload_lora_adapter", {"lora_name": "bare"}),
+            ):
+                answer = await client.post(path, json=body)
+                assert answer.status_code == 200, answer.text
+
+    tempfile.tempdir = str(root / TEMPORARY)
+    asyncio.run(ask())
+
+
+def pull_of_hub(root: Path) -> None:
+    """Get a pool of a hub, which this very process stands in for."""
+    place = Path(__file__).parents[1] / "sharing" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("hub_stand_in", place)
+    assert spec is not None and spec.loader is not None
+    stand_in = sys.modules["hub_stand_in"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stand_in)
+    with pytest.MonkeyPatch.context() as patch, stand_in.standing_in(patch) as hub:
+        hub.repositories["me/pool"] = repository = stand_in.Repository("me/pool")
+        files = [file for file in (root / "pool").rglob("*") if file.is_file()]
+        repository.commit("main", {file.relative_to(root / "pool").as_posix(): file.read_bytes() for file in files})
+        sys.argv = ["glider", "pool", "pull", "me/pool", "--out", str(root / "pulled")]
+        command_line()
 
 
 BASE = ("--base", "{root}/base")
@@ -141,6 +197,20 @@ COMMANDS = {
         again=False,
     ),
     "pool build": Command(("pool", "build", "{root}/plan.yaml", "--out", "{root}/pool"), pool_state),
+    "pool push": Command(("pool", "push", "{root}/pool", "{root}/pulled"), pulled_state, again=False),
+    "pool pull": Command(("pool", "pull", "{root}/pool", "--out", "{root}/pulled"), pulled_state, again=False),
+    "pool pull of a hub": Command(
+        ("pool", "pull", "me/pool", "--out", "{root}/pulled"), pulled_state, again=False, run=pull_of_hub
+    ),
+    "expert pull": Command(
+        ("expert", "pull", "{root}/pool/reviews", "--out", "{root}/pool/new"), new_state, again=False
+    ),
+    "expert import-official": Command(
+        ("expert", "import-official", "{root}/published", "--base", "{root}/t5", "--pool", "{root}/imported"),
+        imported_state,
+        again=False,
+    ),
+    "serve": Command((), served_state, run=serve_and_ask, changes=False),
     "evaluate": Command(("evaluate", "{root}/run.yaml", "--out", "{root}/out"), results_state),
 }
 
@@ -158,6 +228,11 @@ def make_root(root: Path) -> None:
         for i in range(36)
     ]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
+    shutil.copytree(V01 / "pool" / "reviews", root / "pool" / "bare")
+    for file in ("card.json", "glider.safetensors"):
+        (root / "pool" / "bare" / file).unlink()
+    (root / TEMPORARY).mkdir()
+    _make_published(root)
     for name in ("reviews", "trivia"):  # of more rows than the fixture's
         settings = TrainConfig(validation=20)
         glider.contribute.adopt.make_profile(root / "pool" / name, root / "rows.jsonl", str(root / "base"), settings)
@@ -170,6 +245,19 @@ def make_root(root: Path) -> None:
     run = {"pool": "pool", "base": str(root / "base"), "split": None, "routers": ["base", "phatgoose"]}
     (root / "run.yaml").write_text(json.dumps({**run, "sets": {"s": {"tasks": ["rows.jsonl"]}}}), "utf8")
     glider.sharing.signature.generate_keys(root / "key", root / "key.pub")
+
+
+def _make_published(root: Path) -> None:
+    """A tiny T5, and two experts as the published checkpoints have them."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 259}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
+    model.save_pretrained(root / "t5")
+    _byte_tokenizer().save_pretrained(root / "t5")
+    site = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_"
+    (root / "published").mkdir()
+    for name in ("one", "two"):
+        pair = {f"{site}A.default.weight": torch.randn(2, 32), f"{site}B.default.weight": torch.randn(32, 2)}
+        torch.save({**pair, f"{site}gate.default": torch.randn(32)}, root / "published" / f"{name}_best.pt")
 
 
 def _byte_tokenizer() -> Any:
@@ -238,7 +326,7 @@ def _child(command: Command, root: Path, kill_at: int | None, full: bool, write:
     sys.argv = ["glider", *(part.replace("{root}", str(root)) for part in command.arguments)]
     code = 0
     try:
-        command_line()
+        command_line() if command.run is None else command.run(root)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     os.write(write, str(count).encode())
@@ -256,7 +344,7 @@ def sweep(name: str, out: Path, every: int = 1) -> tuple[int, list[str]]:
     if whole.code:
         raise SystemExit(f"{name} fails by itself: {whole.log}")
     new = command.state(root)
-    assert new != old, f"{name} changes nothing that is looked at"
+    assert new != old or not command.changes, f"{name} changes nothing that is looked at"
     faults, kills = [], 0
     for event in range(0, whole.events, every):
         _renew(fresh, root)
@@ -285,6 +373,8 @@ def _full_disk(name: str, command: Command, fresh: Path, root: Path, old: object
     ran = run(command, root, full=True)
     lines = [line for line in ran.log.splitlines() if line.startswith("glider: ")]
     told = len(lines) == 1 and str(root) in ran.log and ".partial" not in ran.log and "Traceback" not in ran.log
+    if not command.changes:  # what it needs a disk for it does without, or not
+        return [] if command.state(root) == old else [f"{name} on a full disk: something changed"]
     faults = [] if ran.code in (1, 2) and told else [f"{name} on a full disk: exit code {ran.code}: {ran.log[-2000:]}"]
     if command.state(root) != old or _left(root):
         faults.append(f"{name} on a full disk: something changed, or {_left(root)} left")
@@ -301,7 +391,8 @@ def _between(state: object, old: object, new: object) -> bool:
 
 
 def _left(root: Path) -> list[str]:
-    return [str(file.relative_to(root)) for file in root.rglob(".*") if not file.name.endswith(LEFT)]
+    files = (file.relative_to(root) for file in root.rglob(".*") if not file.name.endswith(LEFT))
+    return [str(file) for file in files if file.parts[0] != TEMPORARY]
 
 
 def _renew(fresh: Path, root: Path) -> None:

@@ -24,14 +24,18 @@ from glider.experts.expert import Expert
 from glider.experts.index import parsed_index, read_pool_file, write_index
 from glider.experts.peft_format import base_name, read_layout
 from glider.experts.pool import Pool
-from glider.files.opening import sha256
+from glider.experts.router_files import put_router, read_router
+from glider.files.opening import read_bytes, sha256
 from glider.files.tensor_file import TensorFile
 from glider.layers.attach import Storage, attach
 from glider.report.cells import Results
 from glider.report.report_plan import ReportPlan
 from glider.routing.signals.base import signals
 from glider.routing.specification import router_from
+from glider.serve.keys import Keys
 from glider.sharing.signature import generate_keys, sign_pool
+from glider.verdicts.background import Background
+from glider.verdicts.contest import Contest
 
 V01 = Path(__file__).parents[1] / "fixtures" / "v0.1"
 _LARGEST = 16 << 20  # bytes
@@ -50,7 +54,7 @@ class Reader:
 
 def readers(seeds: Path) -> dict[str, Reader]:
     """All of them by name; what they read is made under `seeds`, if it is not there yet."""
-    old, new, signed, files = (seeds / name for name in ("old", "new", "signed", "files"))
+    old, new, signed, trained, files = (seeds / name for name in ("old", "new", "signed", "trained", "files"))
     if not seeds.exists():
         partial = seeds.with_name(f"{seeds.name}.making")
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,6 +87,9 @@ def readers(seeds: Path) -> dict[str, Reader]:
         "run": Reader(("run.yaml",), lambda path, chance: RunPlan.read(path / "run.yaml"), files),
         "report": Reader(("report.yaml",), lambda path, chance: ReportPlan.read(path / "report.yaml"), files),
         "results": Reader(("results/a.json",), lambda path, chance: Results.read(path / "results"), files),
+        "background": Reader(("background.safetensors",), _background, files),
+        "trained router": Reader(("pool.json", "routers/vq.safetensors"), _trained, trained, _resign_router),
+        "server's keys": Reader(("keys.json",), lambda path, chance: Keys.read(str(path / "keys.json"), ["p"]), files),
         "checkpoint": Reader(("t_best.pt",), lambda path, chance: _checkpoint(path / "t_best.pt"), files),
         "embeddings": Reader(("nomic.pt",), lambda path, chance: read_embeddings(path / "nomic.pt"), files),
     }
@@ -100,12 +107,19 @@ def _make_seeds(seeds: Path) -> None:
     shutil.copytree(seeds / "new", seeds / "signed")
     generate_keys(seeds / "signed" / "key", seeds / "signed" / "key.pub")
     sign_pool(seeds / "signed", seeds / "signed" / "key")
+    shutil.copytree(seeds / "new", seeds / "trained")
+    put_router(
+        Pool.open(seeds / "trained"), "vq", {"codes": torch.ones(3, 4), "experts": torch.ones(3)}, {"steps": 1.0}
+    )
     files = seeds / "files"
     (files / "results").mkdir(parents=True)
     rows = [{"input": f"2+{i}", "output": str(i), "choices": [str(i), "x"], "split": "test"} for i in range(6)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (files / "rows.jsonl").write_text(lines, "utf8")
     (files / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    Background.of([["say words", "name a colour"], ["add numbers"]], judged=2).save(files / "background.safetensors")
+    keys = {"keys": [{"name": "k", "sha256": "0" * 64, "pools": ["p"], "rights": ["ask"], "max_streams": 1}]}
+    (files / "keys.json").write_text(json.dumps(keys), "utf8")
     (files / "told.json").write_text(json.dumps({"a": "Add numbers.", "b": "Name colours."}), "utf8")
     plans: dict[str, Any] = {
         "pool": {"base": "b", "defaults": {"rank": 4}, "experts": [{"name": "e", "data": "rows.jsonl"}]},
@@ -127,7 +141,7 @@ def _resign(path: Path, chance: random.Random) -> None:
     if chance.random() < 0.25:
         return
     try:
-        index = json.loads((path / "pool.json").read_bytes())
+        index = json.loads(read_bytes(path / "pool.json", _LARGEST))  # it may be a pipe by now, or an endless device
         for record in index["experts"]:
             for name, known in record["files"].items():
                 file = path / (record.get("directory") or record["name"]) / name
@@ -138,6 +152,34 @@ def _resign(path: Path, chance: random.Random) -> None:
         (path / "pool.json").write_text(json.dumps(index), "utf8")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return  # what was changed is the index itself, or no file any more
+
+
+def _resign_router(path: Path, chance: random.Random) -> None:
+    """Let the record of the trained router fit its file, most of the time."""
+    if chance.random() < 0.25:
+        return
+    try:
+        index = json.loads(read_bytes(path / "pool.json", _LARGEST))
+        file = path / "routers" / "vq.safetensors"
+        if file.stat().st_size > _LARGEST:
+            return
+        index["routers"]["vq"] |= {"sha256": sha256(file), "size": file.stat().st_size}
+        (path / "pool.json").write_text(json.dumps(index), "utf8")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return
+
+
+def _trained(path: Path, chance: random.Random) -> None:
+    made = Pool.open(path)
+    made.verify(adapters=False)
+    read_router(made, "vq", {"codes": (3, None), "experts": (None,)})
+
+
+def _background(path: Path, chance: random.Random) -> None:
+    background = Background.open(path / "background.safetensors")
+    contest = Contest.of([None], background)
+    for fold in range(len(background.counts)):
+        contest.strangers(fold)
 
 
 def _route(base: Any, pool: Pool, chance: random.Random) -> None:

@@ -10,9 +10,10 @@ import pytest
 KILLS = Path(__file__).with_name("kills.py")
 QUICK = (  # these at every event
     *("pool add", "pool remove", "pool rename", "pool calibrate", "pool sign", "pool keygen", "expert describe"),
-    *("expert gates",),
+    *("expert gates", "expert pull", "pool pull", "pool push"),
 )
 LONG = ("expert profile", "expert import", "expert train", "pool build", "evaluate")
+FROM_OUTSIDE = ("pool pull of a hub", "expert import-official", "serve")
 
 
 def sweep(out: Path, every: int, *commands: str) -> str:
@@ -34,3 +35,10 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
 def test_a_kill_of_what_takes_long_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     told = sweep(tmp_path, 5, *LONG)
     assert int(re.findall(r"(\d+) kills, 0 faults", told)[0]) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked")
+def test_a_kill_of_what_comes_from_outside_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    told = sweep(tmp_path, 7, *FROM_OUTSIDE)
+    assert int(re.findall(r"(\d+) kills, 0 faults", told)[0]) > 10

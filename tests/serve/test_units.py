@@ -8,7 +8,7 @@ import torch
 from glider.errors import ConfigError
 from glider.serve.errors import ApiError
 from glider.serve.places import Places
-from glider.serve.sampling import _Penalty
+from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.settings import ServeSettings
 
 
@@ -71,3 +71,10 @@ def test_pools_have_names() -> None:
 def test_loopback() -> None:
     for host, inside in (("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("h", False)):
         assert ServeSettings(host=host).loopback is inside
+
+
+def test_a_bias_of_a_number_without_end_is_refused() -> None:
+    """Python refuses to read more than 4300 digits, by an error that was a 500."""
+    with pytest.raises(ApiError, match="token ids") as caught:
+        _bias_ids({"9" * 5000: 1.0}, 100)
+    assert caught.value.status == 400

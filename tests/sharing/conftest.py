@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -163,8 +164,8 @@ def _sha1(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+@contextmanager
+def standing_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     """A running stand-in that the client of this process talks to, logged in."""
     stand_in = HubStandIn()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (_Answers,), {"hub": stand_in}))
@@ -185,3 +186,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     server.shutdown()
     server.server_close()
     thread.join(10)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    with standing_in(monkeypatch) as stand_in:
+        yield stand_in

@@ -1,6 +1,8 @@
 """The background: what is shipped is what its script makes; files that are none are refused."""
 
+import json
 import runpy
+import struct
 import sys
 from pathlib import Path
 
@@ -66,3 +68,26 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, fault: str) -> None:
 def test_requests_are_needed() -> None:
     with pytest.raises(PoolError, match="requests for the background"):
         Background.of([[]], judged=3)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0"])
+def test_a_dtype_that_pytorch_has_no_name_for_is_refused(tmp_path: Path, dtype: str) -> None:
+    """The library's own reader ends in a KeyError."""
+    header = json.dumps({"grams": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "b.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(PoolError, match="background"):
+        Background.open(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["folds", "requests"])
+def test_more_than_is_ever_looked_at_is_refused(tmp_path: Path, kind: str) -> None:
+    """Each fold is counted beside all others: a million of them took hours."""
+    tensors, grams = load_file(SHIPPED), torch.arange(4)
+    if kind == "folds":
+        tensors |= {"grams": grams, "counts": torch.ones(1_000_000, 4, dtype=torch.uint8)}
+    else:
+        empty = torch.zeros(1_000_000, dtype=torch.int32)
+        tensors |= {"lengths": empty, "folds": empty.clone(), "queries": torch.zeros(0, dtype=torch.int64)}
+    save_file(tensors, tmp_path / "b.safetensors")
+    with pytest.raises(PoolError, match="are the most"):
+        Background.open(tmp_path / "b.safetensors")

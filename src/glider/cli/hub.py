@@ -32,6 +32,7 @@ def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
     """Get an expert from the hub; it is verified before it appears."""
     from glider.sharing import hub
 
+    _quiet()
     expert = hub.pull_expert(repo, out, revision=revision)
     say(f"{out}: {expert.name}, {len(expert.sites)} sites, for {expert.card.base.model_id}")
 
@@ -54,5 +55,13 @@ def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: KeyOption = 
     """Get a pool from the hub; it is verified before it appears, its signature too if a key is given."""
     from glider.sharing import hub
 
+    _quiet()
     pool = hub.pull_pool(repo, out, revision=revision, require_key=key)
     say(f"{out}: {len(pool)} experts for {pool.index.base.model_id}")
+
+
+def _quiet() -> None:
+    """Keep the client's own notes off the terminal: of a full disk it tells a file that nobody asked for."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 
+from glider.contribute.checkpoint_pickle import check_pickle
 from glider.errors import ExpertError
 from glider.experts.card import NAME, EmbedderIdentity
 from glider.files.opening import UnfitFile, opened
@@ -54,6 +55,7 @@ _PHATGOOSE_KEY = re.compile(
 )
 _PARTS = {"expert_lora.layer1": "A", "expert_lora.layer2": "B", "router.expert_embeddings": "gate"}
 _UNIT_TOLERANCE = 1e-3
+_MOST_OF_FILE = 4  # times a file's bytes: two names may share the embeddings of the base
 _LFS_POINTER = b"version https://git-lfs"
 _LAYOUTS = "GLIDER's or PHATGOOSE's layout"
 
@@ -239,6 +241,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     content = _load(path)
     if not isinstance(content, Mapping) or not content:
         raise ExpertError(f"a mapping of names to tensors in {path}", _kind(content), "Give a published checkpoint.")
+    size, total = path.stat().st_size, 0
     for key, value in content.items():
         dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
         if not isinstance(key, str) or not dense:
@@ -247,8 +250,9 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
                 f"nothing but dense floating-point tensors in {path}", got, "Give a published checkpoint."
             )
         # strides of 0 let a file of a few bytes declare a tensor that fills the memory once it is copied
-        if value.device.type != "cpu" or value.numel() * value.itemsize > path.stat().st_size:
-            got = f"{key!r}"[:80] + f" of shape {tuple(value.shape)} in a file of {path.stat().st_size} bytes"
+        total += value.numel() * value.itemsize  # many names of one tensor are many tensors once they are copied
+        if value.device.type != "cpu" or value.numel() * value.itemsize > size or total > _MOST_OF_FILE * size:
+            got = f"{key!r}"[:80] + f" of shape {tuple(value.shape)} in a file of {size} bytes"
             raise ExpertError(f"tensors no larger than their file in {path}", got, "Give a published checkpoint.")
     return {key: value.detach() for key, value in content.items()}
 
@@ -258,13 +262,16 @@ def _load(path: Path) -> Any:
     try:
         with opened(path) as descriptor:
             pointer = os.read(descriptor, len(_LFS_POINTER)) == _LFS_POINTER
-        if (zipped := zipfile.is_zipfile(path)) and not _is_plain(path):
-            raise ExpertError(f"an archive as torch writes it in {path}", "a compressed one", again)
         if pointer:
             raise ExpertError(f"a checkpoint in {path}", "a pointer of Git LFS", "Run `git lfs pull` where it lies.")
+        try:
+            check_pickle(path)
+        except UnfitFile as fault:
+            wanted = f"nothing but tensors and plain containers in {path}"
+            raise ExpertError(wanted, str(fault), again) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write; they are refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ExpertError(f"a published checkpoint at {path}", "no such file", "Check the path.") from None
     except UnfitFile as fault:
@@ -281,12 +288,6 @@ def _load(path: Path) -> Any:
         raise ExpertError(f"nothing but tensors and plain containers in {path}", got, again) from None
     except Exception as fault:  # a damaged pickle fails in any way whatever
         raise ExpertError(f"a checkpoint saved by torch in {path}", f"{type(fault).__name__}", again) from None
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether an archive is stored as it is: a compressed one may grow a thousandfold in memory."""
-    with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _kind(value: object) -> str:

@@ -19,6 +19,7 @@ from glider.errors import RouterError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.router_files import put_router, router_path
+from glider.files.disk import own_directory
 from glider.inference.base_model import BaseModel
 from glider.layers.attach import Attached, Storage, attach
 from glider.routing.base import Prepared, Router
@@ -57,7 +58,7 @@ def train_router(
     origin = {"router": kind, "settings": told, "experts": pool.names}
     origin["rows"] = [[task.train, task.validation] for task in map(_plain, tasks.values())]
     out = router_path(pool.path, kind)
-    out.parent.mkdir(exist_ok=True)
+    own_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
     training, was = base.model.training, [p.requires_grad for p in base.model.parameters()]
     base.model.eval().requires_grad_(False)
     try:

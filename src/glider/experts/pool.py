@@ -30,6 +30,7 @@ from glider.experts.membership import (
     record_of,
 )
 from glider.experts.trust import UNSIGNED, Trust, trusted_keys
+from glider.files.disk import refuse_links_out
 from glider.files.opening import sha256
 from glider.files.replacing import recover
 from glider.verdicts.thresholds import Thresholds
@@ -185,6 +186,7 @@ class Pool:
             return None
         from glider.verdicts.background import Background
 
+        refuse_links_out(self.path, (BACKGROUND_FILE,))
         return Background.open(self.path / BACKGROUND_FILE, stored.background)
 
     def verify(self, adapters: bool = True) -> None:

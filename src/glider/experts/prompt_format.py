@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from glider.config import Config
-from glider.errors import GliderWarning
+from glider.errors import GliderWarning, QueryError
+from glider.experts.chat_template import bounded
 
 _TEXT = "TEXT"  # stands for a prompt's own text
 LONGEST_TEMPLATE = 1 << 17  # characters of a chat template that a card may bring
@@ -50,8 +51,12 @@ class PromptFormat(Config):
         if self.system is not None and not any(turn["role"] == "system" for turn in turns):
             turns = [{"role": "system", "content": self.system}, *turns]
         template = {} if self.template is None else {"chat_template": self.template}
-        rendered = render_chat(tokenizer, turns, add_generation_prompt=True, **template)
-        return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        with bounded(self.template):
+            rendered = render_chat(tokenizer, turns, add_generation_prompt=True, **template)
+        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise QueryError("a chat template that renders a prompt", "no token", "Mend the template.")
+        return ids
 
     def input_of(self, tokenizer: Any, ids: list[int]) -> str:
         """The text that a prompt in tokens was made of; what is not of this form is read as it stands.

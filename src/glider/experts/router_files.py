@@ -8,16 +8,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load
-
 from glider.errors import PoolError, RouterError
 from glider.experts.index import RouterRecord
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
-from glider.files.disk import save_tensors, write_file
+from glider.files.disk import own_directory, refuse_links_out, save_tensors, write_file
 from glider.files.opening import read_bytes, sha256
-from glider.files.tensor_file import sane
+from glider.files.tensor_file import sane, tensors_in
 from glider.shapes import Tensor
 
 FOLDER = "routers"
@@ -32,7 +29,7 @@ def router_path(pool: Path, kind: str) -> Path:
 def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, str | float]) -> Pool:
     """Store what a router was trained to and record it in the index; a signed pool is to be signed anew."""
     path = router_path(pool.path, kind)
-    path.parent.mkdir(exist_ok=True)
+    own_directory(path.parent)  # a link would lead what is written elsewhere
     plain = {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
     write_file(path, lambda partial: save_tensors(plain, partial, {"format": "pt"}))
     record = RouterRecord(
@@ -57,8 +54,8 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
         raise RouterError(f"a router {kind} trained for the pool's experts", "one for others", train)
     path = router_path(pool.path, kind)
     try:
-        tensors = load(_content(path, record))
-    except SafetensorError as fault:
+        tensors = tensors_in(_content(path, record), max(len(shapes), 1))
+    except (ValueError, RecursionError) as fault:
         raise PoolError(f"safetensors in {path}", str(fault), train) from fault
     if tensors.keys() != shapes.keys():
         other = sorted(tensors.keys() ^ shapes.keys())
@@ -83,6 +80,8 @@ def verify_routers(pool: Pool) -> None:
 
 def _content(path: Path, record: RouterRecord) -> bytes:
     remedy = "Get the file anew, or train the router again."
+    refuse_links_out(path.parents[1], (path.parent.name,))
+    refuse_links_out(path.parent, (path.name,))
     try:
         content = read_bytes(path, record.size)
     except (OSError, ValueError) as fault:

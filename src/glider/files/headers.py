@@ -24,6 +24,7 @@ LARGEST_HEADER = 16 << 20  # bytes; a 36-expert T5-XL adapter needs a hundredth 
 MOST_TENSORS = 100_000  # an adapter on every expert of 48 layers of 128 has 37,000
 LONGEST_NAME = 512  # characters
 _MOST_AXES = 8
+_MOST_METADATA = 64  # values beside the tensors
 _LARGEST_CACHED = 256 << 10
 
 
@@ -69,6 +70,17 @@ def header_of(descriptor: int, path: Path) -> Header:
     return parsed
 
 
+def header_in(content: bytes, most: int = MOST_TENSORS) -> Header:
+    """The header of a whole file's content, of at most so many tensors; `ValueError` says what is wrong with it."""
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(LARGEST_HEADER, len(content) - 8):
+        raise UnfitFile(f"a header of {length} bytes in a file of {len(content)}")
+    parsed = _parse(content[8 : 8 + length], most)
+    if parsed.size != len(content):
+        raise UnfitFile(f"{len(content)} bytes where its header declares {parsed.size}")
+    return parsed
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Let what goes wrong in reading a file of an expert be an `ExpertError` that names it."""
@@ -92,13 +104,13 @@ def _parse_known(header: bytes) -> Header:
     return _parse(header)
 
 
-def _parse(header: bytes) -> Header:
+def _parse(header: bytes, most: int = MOST_TENSORS) -> Header:
     """The header, or a `ValueError` that says what is wrong with it."""
-    entries = parse_json(header, 8 * MOST_TENSORS)
+    entries = parse_json(header, 8 * (most + _MOST_METADATA))
     if not isinstance(entries, dict):
         raise ValueError("a header that is no object")
-    if len(entries) > MOST_TENSORS:
-        raise ValueError(f"{len(entries)} tensors, where {MOST_TENSORS} are the most")
+    if len(entries) > most + 1:
+        raise ValueError(f"{len(entries)} tensors, where {most} are the most")
     entries = {name: _entry(name, value) for name, value in entries.items() if name != "__metadata__"}
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):

@@ -30,6 +30,8 @@ def read_json(path: Path, longest: int = LARGEST_JSON, most: int = MOST_MEMBERS)
 def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     """Parse JSON in UTF-8. `ValueError` says what is wrong with it: too many members, too deep, a name twice, half a
     character, numbers of thousands of digits, NaN."""
+    if b"\0" in content:  # a file of zeros, which takes no place on its disk
+        raise UnfitFile("a byte of zero")
     if content.count(b"\\") > 4 * most or content.count(b'"') - content.count(b'\\"') > 4 * most + 2:
         raise UnfitFile(f"more than {4 * most} quotes or escapes")  # what cuts strings out below is slow at them
     plain = _STRINGS.sub(b"", content)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from glider.errors import ExpertError
 from glider.files.descriptors import Descriptor, descriptor_of, hold
 from glider.files.dtypes import FLOATING, torch_dtype
-from glider.files.headers import Header, header_of, reading
+from glider.files.headers import MOST_TENSORS, Header, header_in, header_of, reading
 from glider.files.opening import read_exactly
 
 if TYPE_CHECKING:
@@ -182,6 +182,15 @@ class TensorFile:
 
     def _changed(self, wanted: str, got: str) -> ExpertError:
         return ExpertError(f"{self._told} unchanged, with {wanted}", got, _AGAIN)
+
+
+def tensors_in(content: bytes, most: int = MOST_TENSORS) -> dict[str, Tensor]:
+    """The tensors of a file that was read whole, and perhaps checked; `ValueError` says why there are none."""
+    header, owned = header_in(content, most), bytearray(content)
+    return {
+        name: _values(owned, torch_dtype(header.dtypes[name]), begin, begin + length).view(header.shapes[name]).clone()
+        for name, (begin, length) in header.places.items()
+    }
 
 
 def _ordered(header: Header) -> list[str]:

@@ -19,6 +19,7 @@ from glider.experts.pool import Pool
 from glider.routing.base import Router
 from glider.routing.preparation import prepare
 from glider.routing.static import Static
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.pools import ServedPool
 from glider.serve.schemas import LoadRequest, ReloadRequest, UnloadRequest
@@ -32,7 +33,7 @@ Change = Callable[[ServedPool], Awaitable[dict[str, Any]]]
 
 def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
-    router = APIRouter()
+    router = bodies.router()
 
     async def changed(request: Request, body: ReloadRequest | LoadRequest | UnloadRequest, change: Change) -> Any:
         """Make one change at a time, where changes are allowed and the pool is what the caller thinks it is."""

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Choice, Delta, Exchange, Token
 from glider.serve.prompts import chat_prompt, room
@@ -17,7 +18,7 @@ from glider.serve.streaming import EventStream
 
 def routes(service: Service) -> APIRouter:
     """The route, over a service."""
-    router = APIRouter()
+    router = bodies.router()
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:

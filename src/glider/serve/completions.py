@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Exchange, Token
 from glider.serve.prompt_scores import prompt_tokens
@@ -18,7 +19,7 @@ from glider.serve.streaming import EventStream
 
 def routes(service: Service) -> APIRouter:
     """The route, over a service."""
-    router = APIRouter()
+    router = bodies.router()
 
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:

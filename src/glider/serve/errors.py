@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from glider.errors import GliderError, MissingDependency, QueryError, RouterError
+from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_CODES = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+_LONGEST = 1000  # characters of a message
 MALFORMED = ("json_invalid", "model_attributes_type", "dict_type")
 
 
@@ -28,7 +30,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """What OpenAI's clients read."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message = printable(self.message, _LONGEST)  # what a client said may stand in it
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
@@ -55,7 +58,7 @@ def invalid(errors: Sequence[Any]) -> ApiError:
     """One error for what pydantic found, naming the field."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(place) or None
+    param = printable(".".join(place)) or None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"the field {param} is not supported here", param=param, code="unsupported_parameter")
     if first["type"] == "missing":
@@ -72,7 +75,7 @@ async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
 
 async def on_http_error(_: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, HTTPException)
-    answer = ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code)).response
+    answer = ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code, "refused")).response
     answer.headers.update(fault.headers or {})
     return answer
 

@@ -13,6 +13,7 @@ from glider.serve.errors import ApiError
 from glider.serve.settings import ServeSettings
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LONGEST_NUMBER = 18  # digits of a Content-Length
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SAFE = {
     b"x-content-type-options": b"nosniff",
@@ -64,7 +65,7 @@ class Guards:
         if headers.get(b"sec-fetch-site") == b"cross-site" and scope["method"] != "GET":
             raise ApiError(403, "pages of other origins may not ask this server", code="origin_not_allowed")
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > _LONGEST_NUMBER:
             raise ApiError(400, "a Content-Length that is a number", code="invalid_headers")
         if int(length) > self._settings.max_body:
             raise _too_large(self._settings)

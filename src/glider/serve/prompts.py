@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glider.experts.chat_template import bounded
 from glider.inference.conversation import asked_text
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
@@ -33,12 +34,13 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
         turns.insert(0, ("system", form.system))
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
-        rendered = tokenizer.apply_chat_template(
-            conversation,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **({} if form.template is None else {"chat_template": form.template}),
-        )
+        with bounded(form.template):
+            rendered = tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **({} if form.template is None else {"chat_template": form.template}),
+            )
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
 _SEEDS = 2**63
+_LONGEST_ID = 18  # digits of a token's id
 
 
 class Draw:
@@ -78,7 +79,7 @@ def _first(*values: Any) -> Any:
 def _bias_ids(bias: dict[str, float], size: int) -> dict[int, float]:
     found = {}
     for key, value in bias.items():
-        if not key.isdecimal() or int(key) >= size:
+        if not key.isdecimal() or len(key) > _LONGEST_ID or int(key) >= size:
             message = f"logit_bias takes token ids of 0 to {size - 1}, not {key[:40]!r}"
             raise ApiError(400, message, param="logit_bias", code="invalid_value")
         found[int(key)] = value

@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 Role = Literal["system", "developer", "user", "assistant"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Ids = Annotated[list[StrictInt], Field(min_length=1)]
+_FIRST = Field(fail_fast=True)  # one fault is told; a million of them would be made
+Texts = Annotated[list[StrictStr], _FIRST]
+Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
 
 
@@ -30,7 +32,7 @@ class Message(Body):
     """One turn. Of other modalities, names and tool calls nothing is known here."""
 
     role: Role
-    content: StrictStr | list[Part]
+    content: StrictStr | Annotated[list[Part], _FIRST]
 
     @property
     def text(self) -> str:
@@ -43,13 +45,13 @@ class Steering(Body):
     verdict: Literal["route", "base"] | None = Field(
         default=None, description="Route whatever the verdict, or not at all."
     )
-    experts: list[StrictStr] | dict[str, Number] | None = Field(
+    experts: Texts | dict[str, Number] | None = Field(
         default=None, description="Choose among these alone; or their weights, for every token the same."
     )
-    exclude: list[StrictStr] = Field(default=[], description="Experts to leave out.")
+    exclude: Texts = Field(default=[], description="Experts to leave out.")
     description: StrictStr | None = Field(default=None, min_length=1, description="One sentence that names the task.")
     examples: list[tuple[StrictStr, StrictStr]] = Field(
-        default=[], max_length=16, description="Pairs of input and output."
+        default=[], max_length=16, fail_fast=True, description="Pairs of input and output."
     )
     trace: StrictBool = Field(default=False, description="Tell the weights of the experts, by token, layer and site.")
 
@@ -65,8 +67,8 @@ class Sampling(Body):
     model: StrictStr
     n: StrictInt = Field(default=1, ge=1, le=128)
     seed: StrictInt | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: StrictStr | list[StrictStr] = []
-    stop_token_ids: list[StrictInt] = Field(default=[], max_length=MAX_STOPS)
+    stop: StrictStr | Texts = []
+    stop_token_ids: list[StrictInt] = Field(default=[], max_length=MAX_STOPS, fail_fast=True)
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
@@ -92,7 +94,7 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(Sampling):
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_tokens: StrictInt | None = Field(default=None, ge=1)
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
     logprobs: StrictBool = False
@@ -101,11 +103,11 @@ class ChatRequest(Sampling):
     tool_choice: Literal["none"] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], _FIRST] | None = None
 
 
 class CompletionRequest(Sampling):
-    prompt: StrictStr | Ids | Annotated[list[StrictStr] | list[Ids], Field(min_length=1)]
+    prompt: StrictStr | Ids | Annotated[Texts | Annotated[list[Ids], _FIRST], Field(min_length=1)]
     max_tokens: StrictInt = Field(default=16, ge=0)
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     echo: StrictBool = False
@@ -121,7 +123,7 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(Body):
     model: StrictStr | None = None
     prompt: StrictStr | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], _FIRST] | None = None
     add_special_tokens: StrictBool = True
     add_generation_prompt: StrictBool = True
     return_token_strs: StrictBool = False
@@ -129,12 +131,12 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: StrictStr | None = None
-    tokens: list[StrictInt]
+    tokens: Annotated[list[StrictInt], _FIRST]
 
 
 class EmbeddingRequest(Body):
     model: StrictStr
-    input: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=256)]
+    input: StrictStr | Annotated[Texts, Field(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = None
 
@@ -144,7 +146,7 @@ class RouteRequest(Body):
 
     model: StrictStr
     prompt: StrictStr | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], _FIRST] | None = None
     glider: Steering = Steering()
 
 

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from glider import __version__
 from glider.inference.queries import Query
 from glider.layers.trace import Trace
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.pools import ServedPool, Target
@@ -23,7 +24,7 @@ _LEAST = 5e-5  # smaller weights are left out
 
 def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
-    router = APIRouter()
+    router = bodies.router()
 
     @router.get("/health")
     async def health() -> dict[str, str]:

@@ -1,21 +1,25 @@
 """`/tokenize`, `/detokenize`, `/v1/embeddings`."""
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from fastapi import APIRouter, Request
 
 from glider.instructions.embedders import load_for
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.prompts import chat_prompt
 from glider.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from glider.serve.service import Service
 
+if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
+
 
 def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
-    router = APIRouter()
+    router = bodies.router()
 
     @router.post("/tokenize")
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
@@ -26,8 +30,7 @@ def routes(service: Service) -> APIRouter:
             prompt = await service.runner.prepare(chat_prompt, model, body.messages, body.add_generation_prompt)
             ids = prompt.ids
         else:
-            encoded = model.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
-            ids = encoded["input_ids"]
+            ids = await service.runner.prepare(_ids, model, body.prompt, body.add_special_tokens)
         strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": strings}
 
@@ -37,7 +40,7 @@ def routes(service: Service) -> APIRouter:
         if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
             message = f"token ids of 0 to {len(model.tokenizer) - 1}"
             raise ApiError(400, message, param="tokens", code="invalid_value")
-        return {"prompt": model.tokenizer.decode(body.tokens)}
+        return {"prompt": await service.runner.prepare(model.tokenizer.decode, body.tokens)}
 
     @router.post("/v1/embeddings")
     async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(400, "texts that are not empty", param="input", code="invalid_value")
         embedder = await service.runner.prepare(load_for, identity)
         vectors = await service.runner.prepare(embedder.embed, texts)
-        tokens = sum(len(pool.model.tokenizer(text)["input_ids"]) for text in texts)
+        tokens = await service.runner.prepare(lambda: sum(len(_ids(pool.model, text)) for text in texts))
         data = [
             {"object": "embedding", "index": number, "embedding": _encoded(vector.tolist(), body.encoding_format)}
             for number, vector in enumerate(vectors)
@@ -64,6 +67,10 @@ def routes(service: Service) -> APIRouter:
         return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
     return router
+
+
+def _ids(model: "RoutedModel", text: str | None, special: bool = True) -> list[int]:
+    return model.tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
 def _encoded(vector: list[float], form: str) -> list[float] | str:

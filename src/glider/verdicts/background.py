@@ -11,12 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from glider.errors import PoolError
 from glider.files.disk import save_tensors, write_file
 from glider.files.opening import read_bytes
+from glider.files.tensor_file import tensors_in
 from glider.instructions.inputs import ngrams
 from glider.shapes import Int, Tensor
 
@@ -24,6 +23,8 @@ SHIPPED = Path(__file__).parent / "background.safetensors"
 MOST_GRAMS = 12288
 MOST_QUERY_GRAMS = 512
 MOST_BYTES = 1 << 24
+MOST_FOLDS = 256  # each is looked at beside all others
+MOST_JUDGED = 1 << 16  # requests to judge by
 JUDGED = 320  # requests that thresholds are chosen by
 _DTYPES = {
     "grams": torch.int64,
@@ -110,10 +111,10 @@ class Background:
             content = read_bytes(path, MOST_BYTES)
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
                 raise PoolError(f"the pool's background in {path}", "another file", "Calibrate the pool again.")
-            tensors = load(content)
+            tensors = tensors_in(content, len(_DTYPES))
         except FileNotFoundError:
             raise PoolError(f"the pool's background in {path}", "no such file", "Calibrate the pool again.") from None
-        except (OSError, ValueError, SafetensorError) as fault:
+        except (OSError, ValueError, RecursionError) as fault:
             raise _broken(path, str(fault)) from fault
         if fault := _misfit(tensors):
             raise _broken(path, fault)
@@ -135,6 +136,8 @@ def _misfit(tensors: dict[str, Tensor]) -> str | None:
         return "tensors of other shapes"
     if not len(grams) or counts.shape[1] != len(grams) or len(lengths) != len(folds) or not len(counts):
         return "tensors of different lengths"
+    if len(counts) > MOST_FOLDS or len(folds) > MOST_JUDGED:
+        return f"{len(counts)} folds, {len(folds)} requests, where {MOST_FOLDS} and {MOST_JUDGED} are the most"
     if bool((grams[1:] <= grams[:-1]).any()) or not bool(counts.any()):
         return "counts that are none"
     if bool((lengths < 0).any()) or int(lengths.sum()) != len(queries):

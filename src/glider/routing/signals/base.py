@@ -28,8 +28,15 @@ class Signal(Protocol):
         ...
 
 
+def require_experts(pool: Pool) -> None:
+    """Raise `RouterError` for an empty pool, over which no signal has a score."""
+    if not len(pool):
+        raise RouterError("a pool with experts", "an empty one", "Add experts: `glider pool add`.")
+
+
 def profiles(pool: Pool, *, inputs: bool = False) -> list[Profile]:
     """The profile of every expert; raises `RouterError` naming those without one."""
+    require_experts(pool)
     found = [expert.profile for expert in pool]
     lacking = [
         expert.name

@@ -7,7 +7,7 @@ import torch
 from glider.experts.pool import Pool
 from glider.routing.base import Need, QueryFeatures
 from glider.routing.scores import cosine
-from glider.routing.signals.base import absent, signal
+from glider.routing.signals.base import absent, require_experts, signal
 from glider.shapes import Float, Tensor
 
 # p belongs to the embedder: the paper's for nomic (GLIDER, section 4.2); for MiniLM the value that separates held-in
@@ -43,6 +43,7 @@ class Instruction:
 
 def unit_instructions(pool: Pool) -> Float[Tensor, "E G"]:
     """The experts' instruction embeddings at unit length; raises `RouterError` naming the experts without one."""
+    require_experts(pool)
     pool.require(instructions=True)
     vectors = [expert.instruction.float() for expert in pool if expert.instruction is not None]
     return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)

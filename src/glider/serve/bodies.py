@@ -1,0 +1,37 @@
+"""A request's JSON, counted before it is parsed: what it holds is a stranger's, as a file's content is."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from glider.files.json_text import parse_json
+
+MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in tokens has so many
+
+
+class _Request(Request):
+    """A request whose JSON has no half characters, no name twice, no depth or number of values without bound."""
+
+    async def json(self) -> Any:
+        try:
+            return parse_json(await self.body(), MOST_MEMBERS)
+        except (ValueError, RecursionError) as fault:
+            raise HTTPException(400, f"the body is no JSON that is taken here: {str(fault)[:200]}") from fault
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return bounded
+
+
+def router() -> APIRouter:
+    """A router whose bodies are read so."""
+    return APIRouter(route_class=_Route)
