@@ -10,7 +10,8 @@ pairs, their quartiles, and the bare model's time. Prefill makes the cache and t
 step after 64 tokens. --peft measures PEFT in place of routing: one LoRA, unmerged, or its Arrow with as many experts.
 With --share all layers use one layer's experts (the decisions differ still): the bytes read for a token are the same,
 those resident are not. Queries have global scores as descriptions of tasks have them (COSINES), times --alpha: 3, as
-where no expert suits the query (the default), or 103. --cpu takes the processor time of all threads in place of the
+where no expert suits the query (the default), or 103. --verdict takes queries that a verdict has settled instead: their
+nearest expert, the three nearest alike, or nobody. --cpu takes the processor time of all threads in place of the
 clock's, for a machine that others use. --shape takes a model of that shape with random weights, made on the device.
 With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of CONTEXT + 1 tokens.
 """
@@ -41,7 +42,7 @@ from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import gpu, native
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Prepared, Site
-from glider.routing.condition import Condition
+from glider.routing.condition import Condition, Settled
 from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
 
@@ -69,6 +70,9 @@ def main() -> None:
     parser.add_argument("--kernel", choices=("native", "triton", "torch", "reference"))
     parser.add_argument("--peft", choices=("lora", "arrow"))
     parser.add_argument("--share", action="store_true", help="all layers use one layer's experts")
+    parser.add_argument(
+        "--verdict", choices=("unsure", "fits", "stranger"), help="settled queries, as verdicts make them"
+    )
     parser.add_argument("--alpha", type=float, default=3.0, help="weight of the global scores (103: a known task)")
     parser.add_argument("--cpu", action="store_true", help="processor time in place of the clock's")
     parser.add_argument("--pairs", type=int, default=5, help="of prefill")
@@ -145,13 +149,22 @@ def changed(model: Any, arguments: argparse.Namespace, experts: int) -> Iterator
     try:
         yield (
             model,
-            lambda rows: attached.routing(
-                Condition.of(scores[:rows], torch.full((rows,), arguments.alpha, device=model.device))
-            ),
+            lambda rows: attached.routing(condition_of(arguments, scores[:rows])),
             f"{names} {extension.isa()}" if names == "native" and extension is not None else names,
         )
     finally:
         attached.detach()
+
+
+def condition_of(arguments: argparse.Namespace, scores: torch.Tensor) -> Condition:
+    """Queries that are routed by token with these scores, or what a verdict makes of them."""
+    rows = len(scores)
+    if arguments.verdict == "stranger":
+        return Condition.nobody(rows)
+    if arguments.verdict is None:
+        return Condition.of(scores, torch.full((rows,), arguments.alpha, device=scores.device))
+    experts = scores.cpu().topk(1 if arguments.verdict == "fits" else 3, dim=-1).indices
+    return Condition(rows, settled=Settled(experts, torch.full(experts.shape, 1 / experts.shape[1])))
 
 
 @dataclass(frozen=True)

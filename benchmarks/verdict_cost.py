@@ -47,11 +47,9 @@ def main() -> None:
     with torch.inference_mode():
         for name, length in (("prompt", TOKENS), ("token", 1)):
             for kind, condition in conditions.items():
-                ratios = [
-                    timed(pass_of(model.model, ids, length, partial(model.attached.routing, condition)))
-                    / timed(pass_of(bare, ids, length, None))
-                    for _ in range(arguments.pairs + 2)
-                ][2:]
+                routed = pass_of(model.model, ids, length, partial(model.attached.routing, condition))
+                alone = pass_of(bare, ids, length, nullcontext)
+                ratios = [timed(routed) / timed(alone) for _ in range(arguments.pairs + 2)][2:]
                 low, _, high = quantiles(ratios, n=4)
                 results[f"{name}, {kind}"] = [round(median(ratios), 3), round(low, 3), round(high, 3)]
     query = [Query("What is the capital of Egypt, and how many people live there?")]
@@ -69,19 +67,20 @@ def main() -> None:
         print(f"{name:>24}  {value}")
 
 
-def pass_of(model: Any, ids: torch.Tensor, length: int, routing: Any) -> Callable[[], object]:
-    """A forward pass of so many tokens; of one, with the others in the cache."""
+def pass_of(model: Any, ids: torch.Tensor, length: int, routing: Callable[[], Any]) -> Callable[[], object]:
+    """A forward pass of so many tokens; of one, with the others in a cache that is cut back after it."""
     cache = None
     if length < TOKENS:
-        with nullcontext() if routing is None else routing():
+        with routing():
             cache = model(input_ids=ids, use_cache=True).past_key_values
         ids = ids[:, :length]
 
     def run() -> object:
-        if routing is None:
-            return model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         with routing():
-            return model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            result = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        if cache is not None:
+            cache.crop(TOKENS)
+        return result
 
     return run
 

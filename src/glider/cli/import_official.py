@@ -77,14 +77,13 @@ def import_official(
         raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another --pool.")
     opened = open_checkpoint(checkpoint, None if order is None else _names(order))
     vectors = None if embeddings is None else read_embeddings(embeddings)
-    sentences = None if descriptions is None else _sentences(descriptions)
     with _progress() as report:
         made = import_checkpoint(
             opened,
             pool,
             _facts(base),
             embeddings=vectors,
-            descriptions=sentences,
+            descriptions=None if descriptions is None else _sentences(descriptions),
             without=without or (),
             gates=gates.value,
             dtype=getattr(torch, dtype.value),

@@ -186,6 +186,28 @@ def weigh(
 
 @triton.jit
 @no_type_check
+def moments(x_at, width, WIDTHS: tl.constexpr):
+    """Mean of `width` numbers, and the sum of squares of what they are away from it.
+
+    Put together from those of `WIDTHS` numbers at a time (Chan et al., 1979), so that nothing cancels.
+    """
+    mean = 0.0
+    spread = 0.0
+    for start in range(0, width, WIDTHS):
+        columns = start + tl.arange(0, WIDTHS)
+        inside = columns < width
+        x = tl.load(x_at + columns, mask=inside, other=0.0).to(tl.float32)
+        size = tl.minimum(width - start, WIDTHS).to(tl.float32)
+        own = tl.sum(x) / size
+        away = tl.where(inside, x - own, 0.0)
+        step = own - mean
+        spread += tl.sum(away * away) + step * step * start * size / (start + size)
+        mean += step * size / (start + size)
+    return mean, spread
+
+
+@triton.jit
+@no_type_check
 def choose(
     experts_at, weights_at, products_at, x_at, sums_at, absent_at, term_at, queries_at,
     routed_at, settled_at, shares_at,
@@ -198,8 +220,7 @@ def choose(
     here). The `chosen` best are followed by places of weight 0, up to `kept`. Of several sites experts are numbered
     through. With `SETTLED`, a mapped query that is not routed brings its own experts and shares.
 
-    std(x) . v = (x . v - mean(x) sum(v)) / sqrt(var(x) + 1e-5). Mean and variance are put together from those of
-    `WIDTHS` columns at a time (Chan et al., 1979), so that nothing cancels.
+    std(x) . v = (x . v - mean(x) sum(v)) / sqrt(var(x) + 1e-5).
     """
     token, site = tl.program_id(0).to(tl.int64), tl.program_id(1)
     experts = tl.arange(0, EXPERTS)
@@ -210,18 +231,7 @@ def choose(
             products_at + ((token * SITES + site) * PARTS + part) * count + experts, mask=there, other=0.0
         )
     if STANDARDISE:
-        mean = 0.0
-        spread = 0.0
-        for start in range(0, width, WIDTHS):
-            columns = start + tl.arange(0, WIDTHS)
-            inside = columns < width
-            x = tl.load(x_at + token * width + columns, mask=inside, other=0.0).to(tl.float32)
-            size = tl.minimum(width - start, WIDTHS).to(tl.float32)
-            own = tl.sum(x) / size
-            away = tl.where(inside, x - own, 0.0)
-            step = own - mean
-            spread += tl.sum(away * away) + step * step * start * size / (start + size)
-            mean += step * size / (start + size)
+        mean, spread = moments(x_at + token * width, width, WIDTHS)
         sums = tl.load(sums_at + site * count + experts, mask=there, other=0.0)
         scores = (scores - mean * sums) * (1.0 / tl.sqrt_rn(spread / width + 1e-5))
     scores = scores / divisor
