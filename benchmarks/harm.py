@@ -2,9 +2,10 @@
 
     python benchmarks/harm.py POOL [--data everyday.jsonl] [--router glider --router phatgoose ...] [--json]
 
-Rows are JSON Lines with `input`, and `match` (a regular expression that a right answer has) where there is one. For
-each router: right answers, answers that are the base's token for token, and how many queries had which verdict. Answers
-are greedy, in batches of eight that are the same for all.
+Rows are JSON Lines with `input`, or `messages` for a chat, and `match` (a regular expression that a right answer has)
+where there is one. For each router: right answers, answers that are the base's token for token, and how many queries
+had which verdict, by `kind` too where rows have one. Answers are greedy, in batches of eight that are the same for all.
+`benchmarks/other_prompts.jsonl` has other languages, code, documents, system prompts and chats.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 
 from glider.inference.answers import Answer
 from glider.inference.base_model import BaseModel
+from glider.inference.queries import Prompt, Query
 from glider.inference.spec import ModelSpec, base_of, open_pool
 from glider.progress import track
 from glider.routing.specification import parsed
@@ -36,7 +38,7 @@ def main() -> None:
     routers = arguments.router or ["glider", "glider(abstain=false)"]
     pool = open_pool(arguments.pool)
     base = ModelSpec(base=None).load_base(base_of(pool))
-    prompts = [row["input"] for row in rows]
+    prompts = [Query.chat(row["messages"]) if "messages" in row else row["input"] for row in rows]
     before = answered(ModelSpec(pool=arguments.pool, router="base"), base, prompts)
     results = [summary("base", rows, before, before)]
     for router in routers:
@@ -53,6 +55,8 @@ def main() -> None:
     for one in results:
         verdicts = ", ".join(f"{name} {count}" for name, count in one["verdicts"].items())
         print(f"{one['router']:>28}  right {one['right']:3}  as the base {one['same']:6.1%}  {verdicts}")
+        for kind, share in one["same_by_kind"].items():
+            print(f"{kind:>28}             as the base {share:6.1%}")
 
 
 def spec_of(pool: str, router: str) -> ModelSpec:
@@ -61,7 +65,7 @@ def spec_of(pool: str, router: str) -> ModelSpec:
     return ModelSpec(pool=pool, router=name, settings=settings)
 
 
-def answered(spec: ModelSpec, base: BaseModel, prompts: list[str]) -> list[Answer]:
+def answered(spec: ModelSpec, base: BaseModel, prompts: list[Prompt]) -> list[Answer]:
     """Greedy answers of a router, batch by batch."""
     model = spec.over(base)
     batches = [prompts[i : i + ROWS] for i in range(0, len(prompts), ROWS)]
@@ -82,12 +86,17 @@ def summary(router: str, rows: list[dict[str, Any]], answers: list[Answer], base
         if row.get("match")
     ]
     same = [answer.token_ids == before.token_ids for answer, before in zip(answers, base, strict=True)]
+    kinds: dict[str, list[bool]] = {}
+    for row, equal in zip(rows, same, strict=True):
+        if "kind" in row:
+            kinds.setdefault(row["kind"], []).append(equal)
     verdicts = Counter(answer.verdict for answer in answers if answer.verdict is not None)
     return {
         "router": router,
         "right": sum(right),
         "of": len(right),
         "same": sum(same) / len(same),
+        "same_by_kind": {kind: sum(values) / len(values) for kind, values in kinds.items()},
         "verdicts": verdicts,
     }
 
