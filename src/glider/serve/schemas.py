@@ -8,6 +8,7 @@ Role = Literal["system", "developer", "user", "assistant"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Ids = Annotated[list[StrictInt], Field(min_length=1)]
 MAX_STOPS = 16
+MAX_EXAMPLES = 16
 
 
 class Body(BaseModel):
@@ -49,7 +50,7 @@ class Steering(Body):
     exclude: list[StrictStr] = Field(default=[], description="Experts to leave out.")
     description: StrictStr | None = Field(default=None, min_length=1, description="One sentence that names the task.")
     examples: list[tuple[StrictStr, StrictStr]] = Field(
-        default=[], max_length=16, description="Pairs of input and output."
+        default=[], max_length=MAX_EXAMPLES, description="Pairs of input and output."
     )
     trace: StrictBool = Field(default=False, description="Tell the weights of the experts, by token, layer and site.")
 
