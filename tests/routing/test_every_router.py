@@ -77,7 +77,7 @@ def router_of(base_directory: Path, pool: Pool, random_expert, tmp_path: Path) -
             weights = {"e0": 0.5, "e1": 0.25, "half": 0.25}
             return Mole(dict.fromkeys(layers(pool), weights))
         if text == "lorahub":
-            return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25})
+            return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25}, composition="products")
         return router_from(*parsed(text))
 
     return make

@@ -11,6 +11,7 @@ from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, Prepared, Site, absent_at, router
 from glider.routing.nearest import ByEmbedding, Uniform, largest_scores, require_count
+from glider.routing.products import require_equal_ranks
 from glider.routing.select import Select
 from glider.routing.static import MergedExpert
 from glider.shapes import Float, Int, Tensor
@@ -45,7 +46,7 @@ class LoraRetriever(ByEmbedding):
         prepared = super().prepare(pool)
         if self.composition == "mixture":
             return prepared
-        _require_equal_ranks(pool)
+        require_equal_ranks(pool.experts, "loraretriever with fusion", "Choose composition mixture.")
         pairs = tuple(_pair(first, second) for first, second in combinations(pool.experts, 2))
         experts = (*pool.experts, *pairs)
         sites = {name: Site(name, absent_at(name, experts)) for name in pool.sites}
@@ -83,17 +84,3 @@ def _pair_columns(singles: Int[Tensor, "T K"], count: int) -> Int[Tensor, "T P"]
     right = singles[:, [j for _, j in chosen]]
     low, high = torch.minimum(left, right), torch.maximum(left, right)
     return count + low * (2 * count - low - 1) // 2 + high - low - 1
-
-
-def _require_equal_ranks(pool: Pool) -> None:
-    for site in pool.sites:
-        present = [expert for expert in pool if site in expert.sites]
-        ranks = {expert.sites[site].rank for expert in present}
-        negative = [expert.name for expert in present if expert.scaling(site) < 0]
-        if len(ranks) > 1 or negative:
-            got = f"a negative one of {negative[0]}" if negative else f"ranks {', '.join(map(str, sorted(ranks)))}"
-            raise RouterError(
-                "experts of equal rank and positive scaling (loraretriever with fusion)",
-                f"{got} at {site}",
-                "Choose composition mixture.",
-            )
