@@ -17,6 +17,7 @@ def key(router: str, **settings: Any) -> str:
 RENEWED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("merge", {"method": "ties"}, {"method": "ties", "trim": "vector"}),
     ("lorahub", {"budget": 9}, {"budget": 9, "population": 20, "composition": "factors", "scale": "rows"}),
+    ("loraretriever", {"k": 2}, {"k": 2, "by": "samples"}),
     ("lorahub", {"weights": {"e0": 1.0}}, {"weights": {"e0": 1.0}, "composition": "factors"}),
 ]
 

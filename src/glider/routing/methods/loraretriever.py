@@ -1,8 +1,9 @@
 """LoraRetriever: the experts nearest to the query, as a mixture or fused (arXiv 2402.09997)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -10,7 +11,7 @@ from glider.errors import RouterError
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, Prepared, Site, absent_at, router
-from glider.routing.nearest import ByEmbedding, Uniform, largest_scores, require_count
+from glider.routing.nearest import By, ByEmbedding, Uniform, largest_scores, require_by, require_count
 from glider.routing.products import require_equal_ranks
 from glider.routing.select import Select
 from glider.routing.static import MergedExpert
@@ -28,16 +29,25 @@ class LoraRetriever(ByEmbedding):
       1/K^2 * (sum over i < j of Q_ij - (K - 2) * sum of B_i A_i), so that each pair of experts becomes one expert
       more: E (E + 1) / 2 in all, for small pools. Needs equal ranks.
 
-    The paper trains its retriever on a part of the tasks; here the pool's own embeddings are compared.
+    As in the paper an expert is the mean embedding of inputs of its task (`by=samples`, from its profile), and the
+    query its text. The paper also trains the embedder on a part of the tasks, with an instruction before each text:
+    that is not done here, the pool's own embedder embeds. `by=descriptions` needs no profiles.
     """
 
     k: int = 3
     composition: Literal["mixture", "fusion"] = "mixture"
+    by: By = "samples"
 
     def __post_init__(self) -> None:
         require_count(self.k)
+        require_by(self.by)
         if self.composition not in ("mixture", "fusion"):
             raise RouterError("a composition of mixture, fusion", repr(self.composition), "Check the spelling.")
+
+    @staticmethod
+    def renewed(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Descriptions used to be compared."""
+        return {"by": "samples"}
 
     def selection(self) -> Select:
         return Uniform(self.k)
