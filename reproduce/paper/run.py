@@ -1,11 +1,11 @@
-"""The tables of the GLIDER paper (arXiv 2410.07172) at full size: a plan, a tiny rehearsal, or the run itself.
+"""Tables and figures of the GLIDER paper (arXiv 2410.07172) at full size: a plan, a tiny rehearsal, or the run itself.
 
     python reproduce/paper/run.py table1/glider --dry-run --throughput 20000
     python reproduce/paper/run.py all --tiny
     python reproduce/paper/run.py table1/glider --set bbh --device cuda --work out/paper
 
-Configs are the YAML files in table1/, table2/ and table3/; `all` takes every one. The last form needs a GPU and the
-hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
+Configs are the YAML files in table1/, table2/, table3/ and figures/; `all` takes every one. The last form needs a GPU
+and the hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
 """
 
 import argparse
@@ -82,6 +82,9 @@ def _print(told: list[dict], tiny: bool) -> None:
     if tiny:
         print("Random weights, made-up rows: the scores mean nothing.")
     for cell in told:
+        if "figure" in cell:
+            print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {cell['figure']}")
+            continue
         score = f"{len(cell['missing'])} tasks missing" if cell["score"] is None else f"{cell['score']:.2f}"
         published = "" if cell["published"] is None else f" (published {cell['published']:.2f})"
         print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {score}{published}")

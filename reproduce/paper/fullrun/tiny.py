@@ -37,9 +37,7 @@ def tiny_plan(plan: Plan, downloads: Path) -> Plan:
             _write_embeddings(downloads / pool.embeddings, experts)
             update["experts"] = len(experts)
         pools[name] = pool.model_copy(update=update)
-    cells = tuple(
-        type(cell)(cell.config, cell.label, _cheaper(cell.method), cell.pool, cell.set, None) for cell in plan.cells
-    )
+    cells = tuple(replace(cell, method=_cheaper(cell.method), published=None) for cell in plan.cells)
     return Plan(pools, sets, cells, plan.titles)
 
 
@@ -159,6 +157,9 @@ def _fewer(sets: Mapping[str, TaskSet]) -> dict[str, TaskSet]:
             if kind not in kinds:
                 kinds.add(kind)
                 kept[name] = _smaller(task)
+        if not kept:  # a part of another set has no kind of its own
+            name, task = next(iter(tasks.tasks.items()))
+            kept[name] = _smaller(task)
         small[set_name] = tasks.model_copy(update={"tasks": kept, "most": _MOST})
     return small
 

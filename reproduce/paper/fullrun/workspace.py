@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fullrun.figures import draw
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.prompts import read_prompts
 from fullrun.published_queries import learn, read_queries, vectors_of
@@ -46,6 +47,9 @@ class Workspace:
         told = []
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
+            if cells[0].figure is not None:
+                told += [self._figure(cell, pool, tasks) for cell in cells]
+                continue
             run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
             for result in run.go(executor=self._executor_of(run)):
                 self._tell(result)
@@ -185,6 +189,17 @@ class Workspace:
             write_file(file, lambda place, lines=lines: place.write_text(lines, "utf8"))
             write_json(beside, wanted)
         return files
+
+    def _figure(self, cell: Cell, pool: PoolSource, tasks: TaskSet) -> dict[str, Any]:
+        """Draw a figure of one method, pool and set, with its numbers beside it."""
+        place, rows = self.pool(cell.pool, pool), self.rows(cell.set, tasks, pool.base)
+        queries = read_queries(self.download(tasks.queries), tasks.tasks)
+        spec = {"pool": str(place), "base": pool.base, "dtype": self.dtype, "device": self.device}
+        self.say(f"drawing {cell.label} {cell.pool}/{cell.set}")
+        numbers = self.results(cell) / f"{cell.label}-{cell.set}.json"
+        picture = draw(cell, spec, list(rows.values()), queries, numbers)
+        told: dict[str, Any] = {"config": cell.config, "method": cell.label, "pool": cell.pool, "set": cell.set}
+        return told | {"score": None, "published": None, "missing": [], "tasks": {}, "figure": str(picture)}
 
     def _tell(self, result: JobResult) -> None:
         cell = result.job
