@@ -58,9 +58,12 @@ def test_one_command_runs_over_several_devices(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     chosen = ("table2/alpha", "--method", "alpha-1", "--pool", "t0", "--set", "bbl", "--tiny", "--work", tmp_path)
+    process = start(*chosen, "--devices", "cpu", "--downloads", tmp_path)  # which a rehearsal refuses
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "error: " in err and "alpha-1 t0 on cpu" in err.splitlines()[-1]
     process = start(*chosen, "--devices", "cuda:99")
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 2 and "alpha-1 t0 on cuda:99" in err and "Traceback" not in err.splitlines()[-1]
+    assert process.returncode == 1 and "[cuda:99] table2/alpha alpha-1 t0/bbl: no bb" in err
 
 
 def test_devices_are_read_as_ranges_and_names() -> None:

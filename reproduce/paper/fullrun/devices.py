@@ -11,8 +11,6 @@ from typing import Any
 from fullrun.plan import Plan
 from glider.errors import ConfigError, GliderError
 
-_FAILED = 2  # a child's exit code from which on it has no results
-
 
 class DeviceError(GliderError):
     """A process on one of the devices ended without results."""
@@ -64,12 +62,15 @@ def run_on(
             children.add(child)
             out, err = child.communicate()
             children.discard(child)
-            if child.returncode >= _FAILED or child.returncode < 0:
+            if child.returncode not in (0, 1) or not out.strip():  # 1 with results: tasks are missing
                 last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
                 faults.append(f"{config} {method} {pool} on {device}: {last[0]}")
                 say(f"[{device}] {faults[-1]}")
-            else:
-                told.extend(json.loads(out))
+                continue
+            for cell in json.loads(out):
+                told.append(cell)
+                if cell["missing"]:
+                    say(f"[{device}] {config} {method} {pool}/{cell['set']}: no {', '.join(cell['missing'])}")
 
     threads = [threading.Thread(target=work, args=(device,)) for device in devices]
     try:
