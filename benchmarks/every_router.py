@@ -25,10 +25,12 @@ from glider.inference.spec import BaseSpec, base_of
 LONGEST = 400  # characters of an input
 KINDS = ("vq", "seqr", "ariadne", "lorauter", "joint", "mindskip", "task-moe")
 ROUTERS = (
-    *("base", "single:paws", "merge", "merge(method=ties)", "merge(method=dare)", "lorahub(budget=4)", "mole(steps=2)"),
+    *("base", "single:paws", "merge", "merge(method=ties)", "merge(method=dare)", "mole(steps=2)"),
+    "lorahub(budget=4, composition=products, scale=tokens)",
     *("phatgoose", "phatgoose-query", "arrow", "spectr", "seqr", "seqr(norms=white)", "seqr(norms=calibrated)", "lag"),
     *("glider", "glider(global=ariadne)", "glider(global=lorauter)", "glider+arrow", "glider+spectr", "glider+seqr"),
-    *("glider+lag", "glider+joint", "glider+vq", "mor-lora", "retrieval", "adaptersoup", "loraretriever", "logo"),
+    *("glider+lag", "glider+joint", "glider+vq", "mor-lora", "retrieval", "adaptersoup"),
+    *("loraretriever(by=descriptions)", "logo"),
     *("logo(signal=entropy)", "hilora", "per-task", "token-choice", "token-choice(normalise=sinkhorn)"),
     *("expert-choice", "expert-choice(normalise=sinkhorn)", "expert-choice(normalise=sparse)", "soft-moe", "joint"),
     *("vq", "mindskip", "task-moe", "oracle"),

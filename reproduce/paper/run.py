@@ -1,11 +1,11 @@
-"""The tables of the GLIDER paper (arXiv 2410.07172) at full size: a plan, a tiny rehearsal, or the run itself.
+"""Tables and figures of the GLIDER paper (arXiv 2410.07172) at full size: a plan, a tiny rehearsal, or the run itself.
 
     python reproduce/paper/run.py table1/glider --dry-run --throughput 20000
     python reproduce/paper/run.py all --tiny
     python reproduce/paper/run.py table1/glider --set bbh --device cuda --work out/paper
 
-Configs are the YAML files in table1/, table2/ and table3/; `all` takes every one. The last form needs a GPU and the
-hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
+Configs are the YAML files in table1/, table2/, table3/ and figures/; `all` takes every one. The last form needs a GPU
+and the hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 import fullrun
+from fullrun.devices import devices_of, run_on
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
-from fullrun.plan import config_names, read_plan
+from fullrun.plan import Plan, config_names, read_plan
 from glider.errors import ConfigError, GliderError
 from glider.jobs.placement import Placement
 
@@ -36,6 +37,8 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.configs)
     plan = plan.chosen(method=arguments.method, pool=arguments.pool, set_name=arguments.set)
+    if arguments.devices is not None:
+        return _on_devices(arguments, plan)
     if arguments.dry_run:
         numbers = {"throughput": arguments.throughput, "activations_gb": arguments.activations_gb}
         assumed = Assumptions.parse(dtype=arguments.dtype, **numbers)
@@ -56,12 +59,34 @@ def _run(arguments: argparse.Namespace) -> int:
         root = place_of(arguments, Path(scratch))
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
+        where = {"dtype": arguments.dtype, "device": arguments.device}
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
-            told = Workspace(root, downloads, made_up, made_up_prompts, say=say, executor=executor).run(plan)
+            rows = (made_up, made_up_prompts)
+            told = Workspace(root, downloads, *rows, **where, say=say, executor=executor).run(plan)
         else:
-            where = {"dtype": arguments.dtype, "device": arguments.device}
             told = Workspace(root, downloads, **where, say=say, executor=executor).run(plan)
+    return _tell(told, arguments)
+
+
+def _on_devices(arguments: argparse.Namespace, plan: Plan) -> int:
+    """The same command as plain processes, one a device, over one place of work."""
+    if arguments.dry_run or arguments.executor != "local" or arguments.workers is not None:
+        wanted, got = "--devices by itself", "it beside --dry-run, --executor or --workers"
+        raise ConfigError(wanted, got, "Leave one of them out.")
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or (Path(scratch) if arguments.tiny else WORK)
+        command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), str(Path(__file__).absolute())]
+        command += ["--work", str(work.absolute()), "--dtype", arguments.dtype]
+        command += ["--tiny"] if arguments.tiny else []
+        command += ["--downloads", str(arguments.downloads.absolute())] if arguments.downloads else []
+        command += ["--set", arguments.set] if arguments.set else []
+        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+        told = run_on(devices_of(arguments.devices), plan, command, say)
+    return _tell(told, arguments)
+
+
+def _tell(told: list[dict], arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(told, indent=2))
     else:
@@ -82,6 +107,9 @@ def _print(told: list[dict], tiny: bool) -> None:
     if tiny:
         print("Random weights, made-up rows: the scores mean nothing.")
     for cell in told:
+        if "figure" in cell:
+            print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {cell['figure']}")
+            continue
         score = f"{len(cell['missing'])} tasks missing" if cell["score"] is None else f"{cell['score']:.2f}"
         published = "" if cell["published"] is None else f" (published {cell['published']:.2f})"
         print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {score}{published}")
@@ -101,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     )
     known.add_argument("--downloads", type=Path, help="where the published checkpoints lie (default: in --work)")
     known.add_argument("--device", default="cpu", help="such as cuda")
+    known.add_argument("--devices", help="several, a process on each: 0-7, or 0,2 (numbers of CUDA devices)")
     known.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     known.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
     known.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")

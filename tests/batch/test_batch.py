@@ -87,6 +87,14 @@ def test_answers_are_those_of_generate(glider: Glider, pool: Pool, llama_directo
     ]
 
 
+def test_examples_of_the_task_are_given_with_every_row(glider: Glider, tmp_path: Path):
+    write(tmp_path / "rows.jsonl", [{"input": "hello there"}, {"prompt": "hi", "description": "Greet."}])
+    write(tmp_path / "pairs.jsonl", [{"input": "good morning", "output": "good morning to you"}])
+    assert glider("rows.jsonl", "answers.jsonl", "--examples", "pairs.jsonl")[0] == 0
+    faults = [answer["fault"] for answer in lines(tmp_path / "answers.jsonl")]
+    assert "a describer would read them" in faults[0] and "the query brings its description" in faults[1]
+
+
 def test_what_is_done_is_not_done_again(glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "rows.jsonl", [{"input": f"say {i}"} for i in range(7)])
     assert glider("rows.jsonl", "whole.jsonl")[0] == 0

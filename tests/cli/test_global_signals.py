@@ -119,3 +119,35 @@ def test_a_description_given_is_used(glider, pool_with_profiles, llama_directory
     chosen = json.loads(glider(*common, *written, "--description", "Say yes.")[1])
     assert chosen["global_scores"] == json.loads(glider(*common, *written)[1])["global_scores"]
     assert chosen["global_scores"] != described["global_scores"]
+
+
+def test_examples_of_a_file_are_read_or_said_to_be_unused(
+    glider, pool_with_profiles, llama_directory, tmp_path: Path
+) -> None:
+    pool: Pool = pool_with_profiles()
+    glider("pool", "calibrate", pool.path)
+    file = tmp_path / "examples.jsonl"
+    file.write_text("\n".join(json.dumps({"input": f"the e2 e2{i} and", "output": "yes"}) for i in range(3)))
+    common = ("the e1 e17 and", "--pool", pool.path, "--base", llama_directory)
+    short = ("--max-new-tokens", 2)
+    plain = json.loads(glider("generate", *common, *short, "--json")[1])
+    told = json.loads(glider("generate", *common, *short, "--json", "--examples", file)[1])
+    assert told["fault"] is None and told["global_scores"]["e2"] > plain["global_scores"]["e2"]
+    shown = json.loads(glider("explain", *common, "--json", "--examples", file)[1])
+    assert shown["global_scores"] == {name: round(score, 4) for name, score in told["global_scores"].items()}
+    for command, options in (("generate", short), ("generate", (*short, "--stream")), ("explain", ())):
+        for router, reason in (
+            ("phatgoose", "no global term"),
+            ("glider(global=instruction,p=0.5)", "a describer would"),
+        ):
+            arguments = (command, *common, *options, "--router", router, "--examples", file)
+            code, out, err = glider(*arguments)
+            assert code == 0 and f"the examples are not used: {reason}" in err.replace("the router has ", ""), err
+            assert out and "not used" not in out
+    unread = json.loads(glider("explain", *common, "--router", "phatgoose", "--json", "--examples", file)[1])
+    assert "the examples are not used" in unread["fault"]
+    code, _, err = glider("generate", *common, "--examples", tmp_path / "gone.jsonl")
+    assert code == 2 and "gone.jsonl" in err
+    file.write_text('{"input": "no answer"}')
+    code, _, err = glider("generate", *common, "--examples", file)
+    assert code == 2 and "examples.jsonl:1" in err

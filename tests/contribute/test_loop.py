@@ -1,6 +1,7 @@
 """The training loop: it learns, keeps the best parameters, ends in time and goes on where it stopped."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,68 @@ def test_the_rate_warms_up_and_stays():
     assert rates[0] == pytest.approx(0.05)
     assert rates[4] == pytest.approx(0.25)
     assert set(rates[9:]) == {0.5}
+
+
+def test_the_rate_may_fall_to_zero_after_the_warm_up():
+    rates = [schedule(steps=100, learning_rate=0.5, warmup_ratio=0.1, decay="linear").rate(step) for step in range(100)]
+    assert rates[4] == pytest.approx(0.25) and max(rates) == rates[9] == 0.5
+    falls = [one - other for one, other in pairwise(rates[9:])]
+    assert falls == pytest.approx([0.5 / 91] * 90) and rates[-1] == pytest.approx(0.5 / 91)
+    assert schedule(steps=1, decay="linear", learning_rate=0.5).rate(0) == 0.5
+
+
+@pytest.mark.parametrize(("accumulation", "batch"), [(2, 8), (3, 8), (8, 8), (20, 8)])
+def test_a_batch_in_parts_is_the_whole_batch_within_rounding(
+    base_directory: Path, make_loop: Callable[..., Loop], accumulation: int, batch: int
+):
+    """Answers of unlike length: a mean of the parts' means would weigh the tokens of short ones more."""
+    rows = [EncodedRow([20 + i] * (3 + i % 4), [X] * (1 + 2 * (i % 3)) + [1]) for i in range(12)]
+    whole, parts = make_loop(base_directory), make_loop(base_directory, accumulation=accumulation)
+    losses = []
+    for loop in (whole, parts):
+        losses.append(loop._step(rows[:batch], 0))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name, value in whole.parameters.items():
+        one, other = (loop.optimiser.state[loop.parameters[name]]["exp_avg"] for loop in (whole, parts))
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-3)  # a tenth of the gradient
+        assert value.shape == parts.parameters[name].shape
+
+
+def test_only_a_part_of_the_batch_is_computed_at_a_time(llama_directory: Path, make_loop: Callable[..., Loop]):
+    loop = make_loop(llama_directory, accumulation=4)
+    sizes: list[int] = []
+    loop.model.register_forward_pre_hook(
+        lambda _, positional, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
+    loop._step(answering(X)[:10], 0)
+    assert max(sizes) == 3 and sum(sizes) >= 10
+    whole = make_loop(llama_directory)
+    whole.model.register_forward_pre_hook(
+        lambda _, positional, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
+    whole._step(answering(X)[:10], 0)
+    assert max(sizes) == 10
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_run_in_parts_goes_on_with_the_same_bits(
+    t5_directory: Path, make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, stop: int
+):
+    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0.0)
+    settings = {"accumulation": 2, "decay": "linear"}
+    whole = make_loop(t5_directory, **settings)
+    run(whole, answering(X), answering(Y, 4))
+    whole.state_file.unlink()
+
+    def cut(now: Progress) -> None:
+        if now.step == stop:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        run(make_loop(t5_directory, **settings), answering(X), answering(Y, 4), cut)
+    resumed = make_loop(t5_directory, **settings)
+    run(resumed, answering(X), answering(Y, 4))
+    assert same(values(resumed), values(whole))
 
 
 @pytest.mark.parametrize(("steps", "validations"), [(12, 3), (100, 7), (5, 5), (3, 10), (1, 1)])

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import glider
+from glider.calibration.threshold import calibrate
+from glider.calibration.verdict import choose_thresholds
 from glider.errors import DescriberError, EmbedderError, EndpointError, GliderWarning
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Pool
@@ -275,3 +277,51 @@ def test_no_warning_without_a_fault(model: RoutedModel):
 
 def _base(model: RoutedModel) -> str:
     return model.tokenizer.name_or_path
+
+
+PAIRS = (("one and one", "2"), ("two and one", "3"), ("four and four", "8"))
+
+
+def test_what_nobody_reads_of_a_query_is_its_fault(make_pool, llama_directory: Path, store: Cache):
+    """Examples beside a signal that compares descriptions, and no describer to read them, were dropped in silence."""
+    pool = make_pool(llama_directory, profile=True)
+    queries = [Query("a"), Query("b", examples=PAIRS), Query("c", "Say it.", PAIRS), Query("d", "Say it.")]
+
+    def faults(router: str, writer: Any = None, **settings: Any) -> list[str | None]:
+        model = glider.load(str(llama_directory), pool.path, router=router, describer=writer, **settings)
+        return [answer.fault for answer in model.generate(queries, max_new_tokens=1)]
+
+    nobody, given = "a describer would read them, and there is none that does", "the query brings its description"
+    described = {"global_": "instruction", "p": 0.5}
+    unread = [None, f"the examples are not used: {nobody}", f"the examples are not used: {given}", None]
+    assert faults("glider", **described) == unread
+    assert faults("retrieval") == unread
+    assert faults("glider", load_describer("given:Add."), **described) == unread
+    assert faults("glider", Counting([]), **described) == [None, None, unread[2], None]
+    text = "the description is not used: the signal examples reads the query's text"
+    assert faults("glider", global_="examples") == [None, None, text, text]
+    assert faults("glider", global_="ensemble") == [None] * 4
+    local = ["the description is not used: the router has no global term"]
+    local.append("the examples are not used: the router has no global term")
+    for router in ("phatgoose", "tasklevel", "base"):
+        assert faults(router) == [None, local[1], "; ".join(local), local[0]]
+
+
+def test_examples_that_the_verdict_alone_reads_are_said_to_be(pool_with_profiles, llama_directory: Path):
+    pool = pool_with_profiles()
+    pool = pool.calibrate("examples", calibrate(pool, "examples"))
+    pool = pool.set_verdicts(choose_thresholds(pool))
+    model = glider.load(str(llama_directory), pool.path, router="phatgoose(abstain=true)")
+    (answer,) = model.generate([Query("c", examples=PAIRS)], max_new_tokens=1)
+    assert answer.verdict
+    assert answer.fault == "the examples are not used but for the verdict: the router has no global term"
+
+
+def test_examples_read_by_a_describer_change_what_is_embedded(make_pool, llama_directory: Path, endpoint):
+    pool = make_pool(llama_directory)
+    writer = load_describer("openai:m", base_url=endpoint.base_url)
+    model = glider.load(str(llama_directory), pool.path, p=0.5, describer=writer)
+    (answer,) = model.generate([Query("two and two", examples=PAIRS)], max_new_tokens=1)
+    assert answer.fault is None and answer.description == endpoint.sentence
+    asked = endpoint.requests[-1]["messages"][0]["content"]
+    assert asked.startswith("The following are three pairs") and "- Input: four and four\n- Output: 8" in asked

@@ -81,6 +81,29 @@ def test_what_guided_the_queries_is_counted() -> None:
     assert "quartz" in own["lost"] and told["retrieval"]["sure"] == {}
 
 
+def test_likeness_of_answers_and_of_meaning_is_counted_of_kept_rows() -> None:
+    command = [sys.executable, MINI / "likeness.py", MINI / "results", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["glider-text"]
+    # of the pool's 20 experts three ask for a sentiment by a label, as imdb and app_reviews do; two judge paraphrases
+    like = {"imdb": ("rotten_tomatoes", "amazon_polarity", "yelp_review_full"), "mrpc": ("paws", "qqp")}
+    like |= {"app_reviews": like["imdb"]}
+    for task, experts in like.items():
+        cell = json.loads((MINI / "results" / "glider-text" / "near" / f"{task}.json").read_text("utf8"))
+        assert sum(row["expert"] in experts for row in cell["results"]) > len(cell["results"]) / 2
+    assert (told["both"]["tasks"], told["both"]["rows"]) == (18, 210)
+    assert told["both"]["share"] > 4 * told["both"]["blind"]
+    for part in told.values():
+        assert 0 < part["blind"] < 1 and 0 <= part["share"] <= 1
+
+
+def test_a_querys_examples_are_tried_in_the_numbers_that_a_reviewer_asked_for() -> None:
+    run = RunPlan.read(MINI / "samples.yaml")
+    plans = [plan for plan in run.routers if not isinstance(plan, str)]
+    assert [plan.examples for plan in plans] == [1, 3, 5, 10]
+    others = [plan.model_dump(exclude={"examples", "name"}) for plan in plans]
+    assert all(other == others[0] for other in others)
+
+
 def test_other_gates_leave_the_rest_of_an_expert(tmp_path: Path, llama_directory: Path) -> None:
     tasks, pool, made = tmp_path / "tasks" / "t0_heldin", tmp_path / "pool", tmp_path / "pool-gates1"
     tasks.mkdir(parents=True)

@@ -12,7 +12,7 @@ import yaml
 from fullrun import plan as plan_module
 from fullrun.dry_run import plan_json
 from fullrun.estimate import T5_XL, Assumptions, download_gb, hours_of, memory_gb, rows_of, tokens_of, tokens_of_row
-from fullrun.plan import P3Source, Plan, config_names, read_plan
+from fullrun.plan import BigBenchSource, P3Source, Plan, config_names, read_plan
 from glider.contribute.published_format import T0_TASKS
 from glider.errors import ConfigError
 from glider.routing.specification import router_from
@@ -32,7 +32,8 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_sets_are_those_published(plan: Plan) -> None:
-    counts = {name: len(tasks.tasks) for name, tasks in plan.sets.items()}
+    parts = ("bbl-at-100", "figure2-heldin", "figure2-heldout")
+    counts = {name: len(tasks.tasks) for name, tasks in plan.sets.items() if name not in parts}
     assert counts == {"t0-heldin": 35, "t0-heldout": 11, "bbh": 22, "bbl": 17}
     assert set(plan.sets["t0-heldin"].tasks) == set(T0_TASKS) - {"p3cose"}
     assert "bbdycklanguages" not in plan.sets["bbh"].tasks
@@ -152,10 +153,46 @@ def test_the_dry_run_tells_everything(config: str, capsys: pytest.CaptureFixture
     assert "has not been made" in said and "Assumed" in said and "5000 tokens/s" in said
     for cell in plan.cells:
         assert cell.command in said and plan.pools[cell.pool].base in said
-        assert f"published {cell.published:.2f}" in said
+        assert cell.published is None or f"published {cell.published:.2f}" in said
         assert all(f"  {task}: " in said for task in plan.sets[cell.set].tasks)
     told = plan_json(plan, Assumptions(throughput=5000))
     assert all(cell["hours"] == pytest.approx(cell["tokens"] / 1.8e7) for cell in told["cells"])
+
+
+def test_the_tasks_that_were_published_at_alpha_100_are_cells(plan: Plan) -> None:
+    """They stood at alpha 3 with the rest, where the published BIG-bench Lite has them at 100."""
+    by_hand = [cell for cell in plan.cells if cell.set == "bbl-at-100"]
+    assert {(cell.config, cell.pool, cell.method.settings["beta"]) for cell in by_hand} == {
+        ("table1/glider-by-hand", pool, 100.0) for pool in ("t0", "flan")
+    }
+    tasks = plan.sets["bbl-at-100"].tasks
+    assert sorted(task.name for task in tasks.values() if isinstance(task, BigBenchSource)) == [
+        "bbq_lite_json",
+        "strange_stories",
+    ]
+    assert all(task == plan.sets["bbl"].tasks[name] for name, task in tasks.items())
+
+
+def test_the_figures_are_planned_as_the_paper_has_them(plan: Plan) -> None:
+    cells = [cell for cell in plan.cells if cell.figure is not None]
+    second = {(cell.label, cell.set) for cell in cells if cell.config == "figures/figure2"}
+    assert second == {
+        (router, f"figure2-{kind}") for router in ("glider", "phatgoose") for kind in ("heldin", "heldout")
+    }
+    shown = {name for kind in ("heldin", "heldout") for name in plan.sets[f"figure2-{kind}"].tasks}
+    assert shown == {"p3commongen", "p3paws", "p3copa", "p3storycloze"}
+    third = [cell for cell in cells if cell.config == "figures/figure3"]
+    assert [cell.set for cell in third] == ["t0-heldin", "t0-heldout", "bbh", "bbl"]
+    assert all(tokens_of(cell, plan.sets[cell.set], 35) == 0 for cell in third)  # no pass of the model
+    heldin = plan.sets["figure2-heldin"]
+    cell = next(cell for cell in cells if cell.set == "figure2-heldin")
+    assert tokens_of(cell, heldin, 35) == sum(64 * task.assumed.input for task in heldin.tasks.values())
+
+
+def test_a_part_of_a_set_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    (tmp_path / "part.yaml").write_text("part_of: bbl\ntasks: [bbl]\n")
+    with pytest.raises(ConfigError, match=r"part\.yaml.*bbl"):
+        plan_module._read_sets([tmp_path / "part.yaml"])
 
 
 def test_one_command_names_one_cell() -> None:

@@ -21,7 +21,7 @@ from glider.testing import check_decision, check_router
 
 STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "merge(method=ties)", "merge(method=dare)"]
 STATIC += ["lorahub"]
-STATIC += ["mole"]
+STATIC += ["mole", "adaptersoup-task"]
 BY_PROFILES = {"hilora"}  # tested by themselves, like those that are trained beside a pool (tests/contribute)
 TRAINED = {"joint", "vq", "mindskip", "task-moe", "glider+joint", "glider+vq"}
 CHOOSING = [
@@ -40,7 +40,7 @@ CHOOSING += [
     "retrieval(k=3)",
     "adaptersoup(k=2)",
     "adaptersoup",
-    "loraretriever",
+    "loraretriever(by=descriptions)",
 ]
 CHOOSING += ["seqr", "seqr(norms=white)", "lag", "lag(candidates=2)", "mor-lora", "glider+seqr", "glider+lag"]
 PARTLY = ["token-choice", "token-choice(normalise=sinkhorn)", "expert-choice", "expert-choice(normalise=sinkhorn)"]
@@ -76,8 +76,10 @@ def router_of(base_directory: Path, pool: Pool, random_expert, tmp_path: Path) -
         if text == "mole":
             weights = {"e0": 0.5, "e1": 0.25, "half": 0.25}
             return Mole(dict.fromkeys(layers(pool), weights))
+        if text == "adaptersoup-task":
+            return routers.create(text, experts=("e0", "half"))
         if text == "lorahub":
-            return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25})
+            return routers.create("lorahub", weights={"e0": 0.5, "e1": -1.0, "half": 0.25}, composition="products")
         return router_from(*parsed(text))
 
     return make
@@ -147,7 +149,9 @@ def test_decisions_keep_the_contract(pool: Pool, router_of: RouterMaker, text: s
         assert (decision.weights >= 0).all()
 
 
-@pytest.mark.parametrize("text", ["glider", "loraretriever", "merge", "expert-choice", "soft-moe", "logo"])
+@pytest.mark.parametrize(
+    "text", ["glider", "loraretriever(by=descriptions)", "merge", "expert-choice", "soft-moe", "logo"]
+)
 def test_the_contract_holds_on_a_model(base_directory: Path, pool: Pool, router_of: RouterMaker, text: str) -> None:
     check_router(router_of(text), pool, load_base(str(base_directory)))
 
@@ -217,5 +221,5 @@ def test_more_experts_than_the_pool_has_are_refused_before_the_model_is_loaded(
 
 def test_a_methods_own_k_is_clipped_by_a_small_pool(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 1)
-    for text in ("glider", "phatgoose", "arrow", "adaptersoup", "loraretriever"):
+    for text in ("glider", "phatgoose", "arrow", "adaptersoup", "loraretriever(by=descriptions)"):
         assert len(router_from(text, {}).prepare(pool).experts) == 1

@@ -16,10 +16,13 @@ def key(router: str, **settings: Any) -> str:
 
 RENEWED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("merge", {"method": "ties"}, {"method": "ties", "trim": "vector"}),
+    ("lorahub", {"budget": 9}, {"budget": 9, "population": 20, "composition": "factors", "scale": "rows"}),
+    ("loraretriever", {"k": 2}, {"k": 2, "by": "samples"}),
+    ("lorahub", {"weights": {"e0": 1.0}}, {"weights": {"e0": 1.0}, "composition": "factors"}),
 ]
 
 
-@pytest.mark.parametrize(("router", "given", "known"), RENEWED, ids=[router for router, _, _ in RENEWED])
+@pytest.mark.parametrize(("router", "given", "known"), RENEWED, ids=str)
 def test_a_changed_default_is_part_of_what_a_result_is_known_by(
     router: str, given: dict[str, Any], known: dict[str, Any]
 ) -> None:

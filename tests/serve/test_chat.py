@@ -1,5 +1,6 @@
 """`/v1/chat/completions` by the official client, beside the model in process."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -89,6 +90,22 @@ def test_a_description_steers(client: openai.OpenAI, model: RoutedModel) -> None
     answer = ask(client, "good day", extra_body=steering)
     assert answer.choices[0].token_ids == list(wanted.token_ids)
     assert answer.glider["scores"] != ask(client, "good day").glider["scores"]
+
+
+def test_the_servers_examples_are_those_of_requests_without(serve: Any, model: RoutedModel, tmp_path: Path) -> None:
+    """Clients that send plain requests of OpenAI's had no way to give the examples that the paper gives with each."""
+    file = tmp_path / "examples.jsonl"
+    file.write_text('{"input": "the e3 e31 and e33", "output": "yes"}\n')
+    client = serve("--examples", str(file)).client()
+    (wanted,) = model.generate([Query("good day", examples=(("the e3 e31 and e33", "yes"),))], max_new_tokens=16)
+    answer = ask(client, "good day")
+    assert answer.choices[0].token_ids == list(wanted.token_ids)
+    assert answer.glider["scores"] == pytest.approx(wanted.global_scores, abs=1e-4)
+    own = ask(client, "good day", extra_body={"glider": {"examples": [["the e1 e11", "no"]]}})
+    assert own.glider["scores"]["e1"] > answer.glider["scores"]["e1"]
+    assert ask(client, "good day", "e1").choices[0].token_ids  # an expert alone has no router to steer
+    unread = ask(client, "good day", "tiny:phatgoose")
+    assert unread.glider["fault"] == "the examples are not used: the router has no global term"
 
 
 def test_experts_left_out_have_no_part(client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from fullrun.estimate import (
     memory_gb,
     pool_gb,
     rows_of,
+    rows_of_cell,
     tokens_of,
     tokens_of_row,
 )
@@ -24,7 +25,8 @@ def plan_json(plan: Plan, assumed: Assumptions) -> dict[str, Any]:
         tokens = tokens_of(cell, tasks, pool.experts)
         told = {"config": cell.config, "method": cell.label, "router": cell.method.router, "pool": cell.pool}
         told |= {"settings": cell.method.settings, "set": cell.set, "tasks": len(tasks.tasks)}
-        told |= {"rows": sum(rows_of(tasks, task) for task in tasks.tasks.values()), "tokens": round(tokens)}
+        told |= {"rows": sum(rows_of_cell(cell, tasks, task) for task in tasks.tasks.values()), "tokens": round(tokens)}
+        told |= {} if cell.figure is None else {"figure": cell.figure}
         told |= {"hours": hours_of(tokens, assumed), "published": cell.published, "command": cell.command}
         cells.append(told)
     pools = {

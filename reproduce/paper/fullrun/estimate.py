@@ -90,6 +90,8 @@ def tokens_of_row(task: TaskSource) -> float:
 
 def tokens_of(cell: Cell, tasks: TaskSet, experts: int) -> float:
     """All tokens of a cell. The oracle evaluates every expert; LoRAHub's search reads its few rows `budget` times."""
+    if cell.figure is not None:
+        return tokens_of_figure(cell, tasks)
     each = {name: rows_of(tasks, task) * tokens_of_row(task) for name, task in tasks.tasks.items()}
     total = sum(each.values())
     if cell.method.router == "oracle":
@@ -99,6 +101,20 @@ def tokens_of(cell: Cell, tasks: TaskSet, experts: int) -> float:
         few = sum(cell.method.fewshot * (t.assumed.input + t.assumed.target) for t in tasks.tasks.values())
         return total + budget * few
     return total
+
+
+def rows_of_cell(cell: Cell, tasks: TaskSet, task: TaskSource) -> int:
+    """Rows of a task that a cell takes: a figure only so many."""
+    rows = rows_of(tasks, task)
+    return rows if cell.rows is None else min(rows, cell.rows)
+
+
+def tokens_of_figure(cell: Cell, tasks: TaskSet) -> float:
+    """Prompts alone, for which sites use which experts; global scores need no pass of the model."""
+    if cell.figure == "scores":
+        return 0.0
+    lengths = {name: min(task.assumed.input, task.max_input or math.inf) for name, task in tasks.tasks.items()}
+    return sum(rows_of_cell(cell, tasks, task) * lengths[name] for name, task in tasks.tasks.items())
 
 
 def memory_gb(pool: PoolSource, assumed: Assumptions, shape: T5Shape = T5_XL) -> float:

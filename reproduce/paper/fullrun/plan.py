@@ -124,6 +124,13 @@ class TaskSet(Config):
     tasks: dict[str, Source] = Field(min_length=1)
 
 
+class PartOfSet(Config):
+    """Some tasks of another set, under a name of their own."""
+
+    part_of: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+
+
 class PoolSource(Config):
     """A base model and the published experts for it."""
 
@@ -149,10 +156,15 @@ class Method(Config):
     cells: dict[str, dict[str, float | None]] = Field(min_length=1)
 
 
+Figure = Literal["routing", "scores"]
+
+
 class TableConfig(Config):
-    """Rows of a table, each by its label."""
+    """Rows of a table, each by its label; or of a figure, which is drawn for each pool and set."""
 
     title: str
+    figure: Figure | None = None  # routing: experts by site (Figure 2); scores: global scores by task (Figure 3)
+    rows: int = Field(default=8, ge=1)  # of a figure: prompts of each task
     methods: dict[str, Method] = Field(min_length=1)
 
 
@@ -166,6 +178,8 @@ class Cell:
     pool: str
     set: str
     published: float | None
+    figure: Figure | None = None
+    rows: int | None = None  # of a figure: prompts of each task
 
     @property
     def command(self) -> str:
@@ -207,7 +221,8 @@ class Plan:
 
 def config_names() -> list[str]:
     """Every config, as the command takes it."""
-    return sorted(str(path.relative_to(HERE).with_suffix("")) for path in HERE.glob("table*/*.yaml"))
+    paths = [*HERE.glob("table*/*.yaml"), *HERE.glob("figures/*.yaml")]
+    return sorted(str(path.relative_to(HERE).with_suffix("")) for path in paths)
 
 
 def read_plan(names: list[str]) -> Plan:
@@ -216,10 +231,10 @@ def read_plan(names: list[str]) -> Plan:
     if unknown := [name for name in chosen if name not in config_names()]:
         raise ConfigError(f"configs of {', '.join(config_names())}, or all", ", ".join(unknown), "Check the spelling.")
     pools = _read(HERE / "pools.yaml", _Pools).pools
-    sets = {path.stem: _read(path, TaskSet) for path in sorted((HERE / "sets").glob("*.yaml"))}
+    sets = _read_sets(sorted((HERE / "sets").glob("*.yaml")))
     tables = {name: _read(HERE / f"{name}.yaml", TableConfig) for name in chosen}
     cells = tuple(
-        Cell(name, label, method, pool, set_name, published)
+        Cell(name, label, method, pool, set_name, published, table.figure, table.rows if table.figure else None)
         for name, table in tables.items()
         for label, method in table.methods.items()
         for pool, by_set in method.cells.items()
@@ -234,6 +249,21 @@ def read_plan(names: list[str]) -> Plan:
 
 class _Pools(Config):
     pools: dict[str, PoolSource]
+
+
+def _read_sets(paths: list[Path]) -> dict[str, TaskSet]:
+    """Sets of tasks by name, those that are parts of another filled from it."""
+    parts = {path for path in paths if "part_of:" in path.read_text("utf8")}
+    sets = {path.stem: _read(path, TaskSet) for path in paths if path not in parts}
+    for path in sorted(parts):
+        part = _read(path, PartOfSet)
+        whole = sets.get(part.part_of)
+        lacking = part.tasks if whole is None else [name for name in part.tasks if name not in whole.tasks]
+        if whole is None or lacking:
+            got = f"{', '.join(lacking)} of {part.part_of}"
+            raise ConfigError(f"tasks of a set that exists in {path}", got, "Mend the file.")
+        sets[path.stem] = whole.model_copy(update={"tasks": {name: whole.tasks[name] for name in part.tasks}})
+    return sets
 
 
 def _read(path: Path, form: type[_Read]) -> _Read:

@@ -3,6 +3,7 @@
 Nothing here says anything about quality. It shows that import, rows, every router, scoring and resumption work.
 """
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from fullrun.plan import Method, Plan, PromptedSource, TaskSet, TaskSource
+from fullrun.plan import Method, Plan, PoolSource, PromptedSource, TaskSet, TaskSource
 from fullrun.prompts import Prompt
 from fullrun.readers import HubRow
 from fullrun.sources import BBH, BIG_BENCH, P3
+from glider.files.disk import write_json
 
 _ROWS = 8  # of every made-up split
 _MOST = 3  # that are evaluated
@@ -23,24 +26,43 @@ _WORDS = ["red", "blue", "green", "stone", "river", "cloud", "dog", "bird", "hou
 
 def tiny_plan(plan: Plan, downloads: Path) -> Plan:
     """The plan with a task for each way of scoring in each set, few rows, and tiny pools; writes their downloads."""
-    base = _write_base(downloads / "tiny-t5")
     sets = _fewer(plan.sets)
     experts = [*sets["t0-heldin"].tasks]
     assert all(tasks.tasks for tasks in sets.values())
-    for tasks in sets.values():
-        _write_embeddings(downloads / tasks.queries, [*tasks.tasks, *_kept(downloads / tasks.queries)])
+    base = _write_downloads(plan.pools, sets, experts, downloads)
     pools = {}
     for name, pool in plan.pools.items():
         update: dict[str, Any] = {"base": str(base)}
         if pool.checkpoint and pool.embeddings:
-            _write_checkpoint(downloads / pool.checkpoint, base, [*experts, *pool.without])
-            _write_embeddings(downloads / pool.embeddings, experts)
             update["experts"] = len(experts)
         pools[name] = pool.model_copy(update=update)
-    cells = tuple(
-        type(cell)(cell.config, cell.label, _cheaper(cell.method), cell.pool, cell.set, None) for cell in plan.cells
-    )
+    cells = tuple(replace(cell, method=_cheaper(cell.method), published=None) for cell in plan.cells)
     return Plan(pools, sets, cells, plan.titles)
+
+
+def _write_downloads(
+    pools: Mapping[str, PoolSource], sets: Mapping[str, TaskSet], experts: Sequence[str], downloads: Path
+) -> Path:
+    """What is downloaded otherwise, written once: another rehearsal beside this one may be reading it. The base."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    marker, base = downloads / "made-up.json", downloads / "tiny-t5"
+    expected = {
+        "sets": {name: [tasks.queries, list(tasks.tasks)] for name, tasks in sets.items()},
+        "pools": {name: [pool.checkpoint, pool.embeddings, list(pool.without)] for name, pool in pools.items()},
+        "experts": list(experts),
+    }
+    with FileLock(downloads / "made-up.lock"):
+        if marker.exists() and json.loads(marker.read_text("utf8")) == expected:
+            return base
+        _write_base(base)
+        for tasks in sets.values():
+            _write_embeddings(downloads / tasks.queries, [*tasks.tasks, *_kept(downloads / tasks.queries)])
+        for pool in pools.values():
+            if pool.checkpoint and pool.embeddings:
+                _write_checkpoint(downloads / pool.checkpoint, base, [*experts, *pool.without])
+                _write_embeddings(downloads / pool.embeddings, experts)
+        write_json(marker, expected)
+    return base
 
 
 def made_up(name: str, config: str | None, split: str, most: int | None) -> Sequence[HubRow]:
@@ -159,6 +181,9 @@ def _fewer(sets: Mapping[str, TaskSet]) -> dict[str, TaskSet]:
             if kind not in kinds:
                 kinds.add(kind)
                 kept[name] = _smaller(task)
+        if not kept:  # a part of another set has no kind of its own
+            name, task = next(iter(tasks.tasks.items()))
+            kept[name] = _smaller(task)
         small[set_name] = tasks.model_copy(update={"tasks": kept, "most": _MOST})
     return small
 

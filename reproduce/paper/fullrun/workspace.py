@@ -2,12 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from fullrun.figures import draw
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.prompts import read_prompts
 from fullrun.published_queries import learn, read_queries, vectors_of
@@ -46,8 +50,11 @@ class Workspace:
         told = []
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
+            if cells[0].figure is not None:
+                told += [self._figure(cell, pool, tasks) for cell in cells]
+                continue
             run = Run(self.run_plan(cells, pool, tasks), self.root, self.results(cells[0]))
-            for result in run.go(executor=self._executor_of(run)):
+            for result in run.go(executor=self._executor_of(run), shared=True):
                 self._tell(result)
             told += [self._summary(cell, tasks, run) for cell in cells]
         return told
@@ -101,15 +108,43 @@ class Workspace:
                 }
             },
         }
-        kept = self.root / "runs" / first.config / f"{first.pool}-{first.set}.yaml"
-        write_json(kept, told)  # JSON is YAML
-        return RunPlan.read(kept)
+        self._keep_run(first, told)
+        return RunPlan.parse(**told)
+
+    def _keep_run(self, cell: Cell, told: dict[str, Any]) -> None:
+        """Keep a run's file, with the methods that other calls have put there."""
+        kept = self.root / "runs" / cell.config / f"{cell.pool}-{cell.set}.yaml"
+        with self._alone(f"run-{cell.config}-{cell.pool}-{cell.set}"):
+            before = json.loads(kept.read_text("utf8"))["routers"] if kept.exists() else []
+            names = {router["name"] for router in told["routers"]}
+            others = [router for router in before if router["name"] not in names]
+            write_json(kept, {**told, "routers": [*others, *told["routers"]]})  # JSON is YAML
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Be the one process at work on something that processes over one `--work` share; the others wait."""
+        place = self.root / "locks" / f"{what.replace('/', '-')}.lock"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.say(f"waiting for another process: {what}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def results(self, cell: Cell) -> Path:
         return self.root / "results" / cell.config / cell.pool
 
     def download(self, path: str) -> Path:
         """A published file or directory: as it lies in the downloads, else from the hub."""
+        with self._alone(f"download-{path.partition('/')[0]}"):
+            return self._download(path)
+
+    def _download(self, path: str) -> Path:
         top = path.partition("/")[0]
         begun = self.root / "downloading" / top  # ours, until it is whole
         if begun.exists() or not (self.downloads / top).exists():
@@ -131,6 +166,10 @@ class Workspace:
 
     def pool(self, name: str, source: PoolSource) -> Path:
         """The pool of a name, imported where it is not there yet or its source changed."""
+        with self._alone(f"pool-{name}"):
+            return self._pool(name, source)
+
+    def _pool(self, name: str, source: PoolSource) -> Path:
         path, beside = self.root / "pools" / name, self.root / "pools" / f"{name}.source.json"
         wanted = source.model_dump(mode="json") | {"files": self._files_of(source)}
         if path.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
@@ -169,6 +208,10 @@ class Workspace:
 
         Prompts are cut by the tokenizer of `base`; the bases of all pools have the same one.
         """
+        with self._alone(f"rows-{name}"):
+            return self._rows(name, tasks, base)
+
+    def _rows(self, name: str, tasks: TaskSet, base: str) -> dict[str, Path]:
         files = {task: self.root / "rows" / name / f"{task}.jsonl" for task in tasks.tasks}
         shared = tasks.model_dump(mode="json", exclude={"tasks", "queries"})
         tokenizer: Any = None
@@ -185,6 +228,17 @@ class Workspace:
             write_file(file, lambda place, lines=lines: place.write_text(lines, "utf8"))
             write_json(beside, wanted)
         return files
+
+    def _figure(self, cell: Cell, pool: PoolSource, tasks: TaskSet) -> dict[str, Any]:
+        """Draw a figure of one method, pool and set, with its numbers beside it."""
+        place, rows = self.pool(cell.pool, pool), self.rows(cell.set, tasks, pool.base)
+        queries = read_queries(self.download(tasks.queries), tasks.tasks)
+        spec = {"pool": str(place), "base": pool.base, "dtype": self.dtype, "device": self.device}
+        self.say(f"drawing {cell.label} {cell.pool}/{cell.set}")
+        numbers = self.results(cell) / f"{cell.label}-{cell.set}.json"
+        picture = draw(cell, spec, list(rows.values()), queries, numbers)
+        told: dict[str, Any] = {"config": cell.config, "method": cell.label, "pool": cell.pool, "set": cell.set}
+        return told | {"score": None, "published": None, "missing": [], "tasks": {}, "figure": str(picture)}
 
     def _tell(self, result: JobResult) -> None:
         cell = result.job
@@ -203,8 +257,9 @@ class Workspace:
         told |= {"score": None if missing or not scores else round(sum(scores.values()) / len(scores), 2)}
         told |= {"published": cell.published, "missing": missing, "tasks": scores}
         path = self.results(cell) / "summary.json"
-        kept = json.loads(path.read_text("utf8")) if path.exists() else {}
-        write_json(path, {**kept, f"{cell.label}/{cell.set}": told})
+        with self._alone(f"summary-{cell.config}-{cell.pool}"):
+            kept = json.loads(path.read_text("utf8")) if path.exists() else {}
+            write_json(path, {**kept, f"{cell.label}/{cell.set}": told})
         return told
 
 

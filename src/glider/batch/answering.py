@@ -9,6 +9,7 @@ from glider.config import Config
 from glider.errors import QueryError
 from glider.inference.answers import Answer
 from glider.inference.model import RoutedModel
+from glider.instructions.prompts import Pair
 
 
 class AnswerSettings(Config):
@@ -20,6 +21,7 @@ class AnswerSettings(Config):
     truncate: bool = False
     description: str | None = None  # of rows without one of their own
     batch_size: int = 64
+    examples: tuple[Pair, ...] = ()  # of the task, given with every row
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Answering:
         settings = self.settings
         drawn = {"do_sample": True, "temperature": settings.temperature, "seed": settings.seed + rows[0].row}
         return self.model.generate_batch(
-            [row.query(settings.description) for row in rows],
+            [row.query(settings.description, settings.examples) for row in rows],
             max_new_tokens=settings.max_new_tokens,
             truncate=settings.truncate,
             **(drawn if settings.temperature > 0 else {}),

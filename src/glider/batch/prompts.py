@@ -13,6 +13,7 @@ from glider.data.records import is_table, lines_of, records
 from glider.errors import DataError
 from glider.files.opening import UnfitFile
 from glider.inference.queries import Query
+from glider.instructions.prompts import Pair
 
 _FORMS = "`input` or `prompt`, a text or the turns of a chat, or `messages`; --map names another column"
 
@@ -27,12 +28,15 @@ class PromptRow(BaseModel):
     id: str | int | None = None
     description: str | None = None
 
-    def query(self, description: str | None) -> Query:
-        """The query; `description` is that of rows without one. Raises `QueryError` for what is no chat."""
+    def query(self, description: str | None, examples: Sequence[Pair] = ()) -> Query:
+        """The query; `description` is that of rows without one, `examples` are every row's.
+
+        Raises `QueryError` for what is no chat.
+        """
         described = self.description or description
         if isinstance(self.prompt, str):
-            return Query(self.prompt, described)
-        return Query.chat(self.prompt, description=described)
+            return Query(self.prompt, described, tuple(examples))
+        return Query.chat(self.prompt, description=described, examples=tuple(examples))
 
 
 def read_prompts(path: Path, columns: Mapping[str, str]) -> list[PromptRow]:

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
+    from glider.inference.queries import Query
     from glider.inference.spec import ModelSpec
     from glider.instructions.describers import Describer
 
@@ -24,6 +25,10 @@ TruncateOption = Annotated[bool, typer.Option("--truncate", help="Keep the end o
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DescriptionOption = Annotated[
     str | None, typer.Option("--description", help="One sentence naming the task, for the global term.")
+]
+ExamplesOption = Annotated[
+    Path | None,
+    typer.Option("--examples", help="Rows (JSON Lines of input and output) of the same task, for the global term."),
 ]
 DescriberOption = Annotated[
     str | None,
@@ -56,3 +61,20 @@ def make_describer(name: str | None, base_url: str | None) -> "Describer | None"
 def read_prompt(prompt: str) -> str:
     """The prompt itself, or standard input for `-`."""
     return sys.stdin.read().strip() if prompt == "-" else prompt
+
+
+def make_query(text: str, description: str | None, examples: Path | None) -> "Query":
+    """A query with what the options say of its task."""
+    from glider.data.rows import read_pairs
+    from glider.inference.queries import Query
+
+    return Query(text, description, () if examples is None else read_pairs(examples))
+
+
+def tell_unused(fault: str | None) -> None:
+    """Say on stderr what of a query nobody reads; other faults are warned of where they happen."""
+    from glider.inference.queries import NOT_USED
+    from glider.terminal import say
+
+    if fault is not None and NOT_USED in fault:
+        say(f"glider: {fault}", error=True)

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
+from glider.cli.arguments import (
+    SKIPPED,
+    DescriptionOption,
+    ExamplesOption,
+    JsonOption,
+    TruncateOption,
+    load_model,
+    make_query,
+    read_prompt,
+    tell_unused,
+)
 from glider.cli.options import with_settings
 from glider.errors import QueryError, RouterError
 from glider.inference.spec import ModelSpec
@@ -24,6 +34,7 @@ def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     spec: ModelSpec,
     description: DescriptionOption = None,
+    examples: ExamplesOption = None,
     sites: Annotated[str, typer.Option("--sites", help="Only sites whose name fits, such as '*.q_proj'.")] = "*",
     truncate: TruncateOption = False,
     as_json: JsonOption = False,
@@ -33,14 +44,13 @@ def explain(
     The table has each token's experts over the chosen sites; JSON has every site by itself.
     """
     text = read_prompt(prompt)
+    query = make_query(text, description, examples)
     model = load_model(spec)
-    from glider.inference.queries import Query
-
     if not model.experts:
         raise RouterError(
             "a router that uses experts", str(spec.router), "Explain glider, phatgoose or another method."
         )
-    tokens, trace = model.trace(Query(text, description), truncate=truncate)
+    tokens, trace = model.trace(query, truncate=truncate)
     kept = [site for site in trace.sites if fnmatch(site, sites)]
     if not kept:
         raise QueryError("sites that fit " + sites, "none", f"Sites look like {trace.sites[0]}.")
@@ -64,15 +74,15 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
     condition = trace.condition
+    described = condition.described[0] if condition is not None and condition.described else None
+    asked_by = {"description": described and described.text, "fault": described and described.fault}
     if condition is None or condition.global_scores is None or condition.alpha is None:
-        return {"global_scores": {}, "alpha": None}
-    described = condition.described[0] if condition.described else None
+        return {"global_scores": {}, "alpha": None, **asked_by}
     scores = condition.global_scores[0].tolist()
     return {
         "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
         "alpha": condition.alpha[0].item(),
-        "description": described and described.text,
-        "fault": described and described.fault,
+        **asked_by,
     }
 
 
@@ -86,6 +96,7 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
         raise QueryError("sites that see the prompt's tokens", f"only others in {sites[0]} ...", "Widen --sites.")
     shares = torch.stack([trace.weights(call)[0] for call in calls]).mean(dim=0)  # (tokens, E)
     told = _global(model, trace)
+    tell_unused(told["fault"])
     if told["alpha"] is not None:
         ranked = sorted(told["global_scores"].items(), key=lambda item: -item[1])
         terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))

@@ -3,15 +3,29 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from glider.cli.arguments import SKIPPED, DescriptionOption, JsonOption, TruncateOption, load_model, read_prompt
+from glider.cli.arguments import (
+    SKIPPED,
+    DescriptionOption,
+    ExamplesOption,
+    JsonOption,
+    TruncateOption,
+    load_model,
+    make_query,
+    read_prompt,
+    tell_unused,
+)
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
 from glider.jobs.placement import Placement
 from glider.terminal import say, say_json, say_piece
+
+if TYPE_CHECKING:
+    from glider.inference.answers import Answer
+    from glider.inference.queries import Query
 
 BATCH_SIZE = 64
 
@@ -30,6 +44,7 @@ def generate(
     columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = BATCH_SIZE,
     description: DescriptionOption = None,
+    examples: ExamplesOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
@@ -44,12 +59,14 @@ def generate(
 
     Answers of a file appear in --out when all are there. Stopped before, the same command goes on.
     """
+    from glider.data.rows import read_pairs
     from glider.errors import ConfigError
 
     _require_one_source(prompt, data, out, stream, engine)
     if data is not None and out is not None:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "truncate": truncate}
         settings |= {"description": description, "batch_size": batch_size}
+        settings |= {"examples": () if examples is None else read_pairs(examples)}
         _generate_file(data, out, spec, placement, columns, settings, as_json)
         return
     assert prompt is not None
@@ -57,28 +74,34 @@ def generate(
         wanted, got = "--data with what is for files (--map, --batch-size, --executor, --workers, ...)", "a prompt"
         raise ConfigError(wanted, got, "Leave those options out, or give a file.")
     if engine == "vllm":
-        _by_vllm(spec, read_prompt(prompt), description, max_new_tokens, temperature, seed, truncate, as_json)
+        asked = make_query(read_prompt(prompt), description, examples)
+        _by_vllm(spec, asked, max_new_tokens, temperature, seed, truncate, as_json)
         return
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
-    text = read_prompt(prompt)
+    query = make_query(read_prompt(prompt), description, examples)
     model = load_model(spec)
     import torch
 
-    from glider.inference.queries import Query
-
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    query = Query(text, description)
     if stream:
+        if description or examples:
+            described = model.condition([query]).described
+            tell_unused(described[0].fault if described else None)
         for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, seed=seed, **sampling):
             say_piece(piece)
         say()
         return
     (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, trace=as_json, **sampling)
+    _print_answer(query, answer, as_json)
+
+
+def _print_answer(query: "Query", answer: "Answer", as_json: bool) -> None:
     if as_json:
-        say_json({"prompt": text, **asdict(answer)})
+        say_json({"prompt": query.text, **asdict(answer)})
     else:
+        tell_unused(answer.fault)
         say_piece(answer.text)
         say()
 
@@ -130,8 +153,7 @@ def _generate_file(
 
 def _by_vllm(
     spec: ModelSpec,
-    text: str,
-    description: str | None,
+    query: "Query",
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -142,17 +164,11 @@ def _by_vllm(
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from glider.engines.vllm.offline import of_spec
-    from glider.inference.queries import Query
 
     model = of_spec(spec, engine={"max_num_seqs": 1})
     try:
         sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature > 0 else {}
-        query = Query(text, description)
         (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, **sampling)
     finally:
         model.close()
-    if as_json:
-        say_json({"prompt": text, **asdict(answer)})
-    else:
-        say_piece(answer.text)
-        say()
+    _print_answer(query, answer, as_json)

@@ -16,6 +16,8 @@ _FLAGS = {  # where an option's name is not its field's
     "require_key": "--key",
     "columns": "--map",
 }
+_CONTEXT = "context"  # the parameter by which typer hands over how the command was called
+_CONTEXT_PARAMETER = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 _TEXT: dict[Any, Any] = {Any: str | None, str | int | None: str | None}  # how the command line takes what Python may
 
 
@@ -25,7 +27,7 @@ def with_settings(
     """Replace the parameter `name` of a command by one option per field of a settings model, but those skipped."""
 
     def decorate(command: Callable) -> Callable:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != name]
+        own = [p for p in inspect.signature(command).parameters.values() if p.name not in (name, _CONTEXT)]
         fields = {
             field: info
             for field, info in settings.model_fields.items()
@@ -35,10 +37,16 @@ def with_settings(
 
         def run(**arguments: Any) -> Any:
             chosen = {field: arguments.pop(field) for field in fields}
+            context: typer.Context | None = arguments.pop(_CONTEXT, None)
+            if context is not None:
+                if getattr(command, "takes_context", False):
+                    arguments[_CONTEXT] = context
+                chosen = {field: value for field, value in chosen.items() if _is_given(context, field)}
             return command(**arguments, **{name: settings.parse(**chosen)})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        parameters = [*own, *options]
+        run.takes_context = True  # pyright: ignore[reportFunctionMemberAccess]  as a command of further settings
+        parameters = [_CONTEXT_PARAMETER, *own, *options]
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         )
@@ -46,6 +54,12 @@ def with_settings(
         return run
 
     return decorate
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line says this option; where it does not, the settings know their default themselves."""
+    source = context.get_parameter_source(name)
+    return source is None or source.name != "DEFAULT"
 
 
 def _option(name: str, info: Any) -> inspect.Parameter:

@@ -172,7 +172,7 @@ def make_gates(
     loaded = _loaded(base)
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     encoded = task_data.encode(loaded, expert.card.prompt, config)
-    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
+    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.content}
     with training_state(expert.directory, {**origin, "how": how}) as state:
         if how == "mean":
             gates = mean_gates(loaded, encoded.train[:_MEAN_ROWS], expert.sites)

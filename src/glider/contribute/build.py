@@ -140,7 +140,7 @@ class ExpertJob:
         if missing:
             raise ConfigError(f"the files of {self.name}", f"no {', '.join(missing)}", "Check the paths.")
         arithmetic = [] if self.base.dtype == BaseSpec().dtype else [self.base.dtype]
-        settings = [self.base.base, self.config.model_dump(mode="json"), self.description, self.task, self.licence]
+        settings = [self.base.base, self.config.content, self.description, self.task, self.licence]
         remote = self.adapter if self.adapter and not Path(self.adapter).exists() else None
         content = canonical_json([*settings, remote, *arithmetic, *map(sha256, files)])
         return hashlib.sha256(content.encode()).hexdigest()

@@ -92,17 +92,21 @@ class Loop:
         torch.manual_seed((self.seed << 32) + step)  # dropout, if the base has any, is the same after a resumption
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(step)
-        loss, count = self._loss(rows)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                "a finite loss", f"{loss.item()} at step {step + 1}", "Lower --learning-rate, or check the rows."
-            )
-        (loss / count).backward()
+        count = sum(len(row.target) for row in rows)
+        summed = 0.0
+        for part in _parts(rows, self.schedule.accumulation):
+            loss, _ = self._loss(part)
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    "a finite loss", f"{loss.item()} at step {step + 1}", "Lower --learning-rate, or check the rows."
+                )
+            (loss / count).backward()  # over the tokens of all parts: the gradient of the whole batch, added up
+            summed += loss.item()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.tokens += sum(map(len, rows))
-        return loss.item() / count
+        return summed / count
 
     def _loss(self, rows: Sequence[EncodedRow]) -> tuple[Float[Tensor, ""], int]:
         """Summed cross-entropy over the target tokens of a batch, and their number."""
@@ -178,6 +182,12 @@ class Loop:
                         "exp_avg": state.get_tensor(f"exp_avg.{name}").to(value.device),
                         "exp_avg_sq": state.get_tensor(f"exp_avg_sq.{name}").to(value.device),
                     }
+
+
+def _parts(rows: Sequence[EncodedRow], count: int) -> list[Sequence[EncodedRow]]:
+    """The rows in so many parts of nearly equal number, none of them empty."""
+    size = math.ceil(len(rows) / count)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

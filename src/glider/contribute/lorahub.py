@@ -1,8 +1,10 @@
 """The search of LoRAHub's weights on a few rows of a task."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,8 +19,10 @@ from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import BaseModel
 from glider.layers.attach import attach
-from glider.routing.methods.lorahub import Lorahub
+from glider.routing.methods.lorahub import POPULATION, Lorahub, require_summable
+from glider.routing.products import require_experts
 
+Composition = Literal["factors", "products"]
 _ROWS = 16  # in a batch
 
 
@@ -30,18 +34,24 @@ class LorahubSearch:
     best: Evaluation
     population: tuple[str, ...]
     history: tuple[Evaluation, ...]
+    composition: Composition = "factors"
 
     @property
     def router(self) -> Lorahub:
         """The router with these weights."""
-        return Lorahub(self.weights)
+        return Lorahub(self.weights, self.composition)
 
 
 class LorahubSettings(Config):
-    """Settings of a search; the defaults are the authors', who draw a population of 20 at random."""
+    """Settings of a search; the defaults are the authors' (sail-sg/lorahub)."""
 
     budget: int = Field(40, ge=1)  # evaluations, the first of them the base alone
-    population: tuple[str, ...] | None = None  # the experts searched over; the others weigh zero
+    population: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = POPULATION
+    """The experts searched over: so many drawn by the seed, those named, or None for all. The others weigh zero."""
+    composition: Composition = "factors"
+    scale: Literal["rows", "tokens"] = "rows"
+    """The loss that is weighed against the penalty: the mean cross-entropy of a target token, as the authors have it
+    divided by the number of rows ("rows"), or as it is ("tokens")."""
     l1: float = Field(0.05, ge=0, allow_inf_nan=False)  # of the mean absolute weight
     seed: int = Field(0, ge=0, lt=2**32)
     max_tokens: int = Field(2048, ge=1)  # longer rows are left out
@@ -50,14 +60,24 @@ class LorahubSettings(Config):
     def of(cls, pool: Pool, **settings: Any) -> "LorahubSettings":
         """The settings, checked against the pool.
 
-        Raises `ConfigError` for ones that do not fit, `PoolError` for a population of others, `MissingDependency`
-        without nevergrad.
+        Raises `ConfigError` for ones that do not fit, `PoolError` for a population of others, `RouterError` for factors
+        that cannot be summed, `MissingDependency` without nevergrad.
         """
-        made = cls.parse(**settings)
-        for name in made.population or ():
-            pool[name]
+        search = cls.parse(**settings)
+        chosen = [pool[name] for name in search.members(pool)]
+        require_experts(Pool(pool.path, pool.index, chosen))
+        if search.composition == "factors":
+            require_summable(chosen)
         require_nevergrad()
-        return made
+        return search
+
+    def members(self, pool: Pool) -> list[str]:
+        """The names of the experts that are searched over."""
+        if not isinstance(self.population, int):
+            return list(pool.names if self.population is None else dict.fromkeys(self.population))
+        if self.population >= len(pool):
+            return pool.names
+        return random.Random(self.seed).sample(pool.names, self.population)
 
 
 def search_lorahub(
@@ -65,38 +85,67 @@ def search_lorahub(
 ) -> LorahubSearch:
     """Weigh a pool's experts for a task by few-shot rows of its training split (arXiv 2307.13269).
 
-    Minimises the mean cross-entropy over target tokens + `l1` * mean |w|, in `budget` evaluations (`settings` are those
-    of `LorahubSettings`). The experts are stacked once; an evaluation changes only their weights. The best evaluation
-    counts. The base is left as it was.
+    Minimises the loss on the rows + `l1` * mean |w|, in `budget` evaluations (`settings` are those of
+    `LorahubSettings`). The best evaluation counts. The base is left as it was.
     """
     search = LorahubSettings.of(pool, **settings)
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
-    population = search.population
-    names = tuple(pool.names if population is None else dict.fromkeys(population))
-    chosen = Pool(pool.path, pool.index, [pool[name] for name in names])
-    weights = torch.zeros(len(names))
+    names = search.members(pool)
     if prompt is None:
-        prompt = chosen.experts[0].card.prompt if names else PromptFormat.of(base.model, base.tokenizer)
+        prompt = pool[names[0]].card.prompt if names else PromptFormat.of(base.model, base.tokenizer)
     encoded, beyond = encode_rows(rows, base.tokenizer, prompt, search.max_tokens)
     if not encoded:
         raise DataError("few-shot rows of the task", f"none ({beyond} beyond {search.max_tokens} tokens)", "Give rows.")
     batches = _batches(base, sorted(encoded, key=len))
-
-    def loss(candidate: Sequence[float]) -> float:
-        weights.copy_(torch.tensor(candidate))
-        return _mean_loss(base.model, batches)
-
-    attached = attach(base.model, chosen, Weighted(weights))
+    share = 1 / len(encoded) if search.scale == "rows" else 1.0
     training = base.model.training
     base.model.eval()
     try:
-        history = minimise(loss, len(names), budget=search.budget, l1=search.l1, seed=search.seed)
+        with _weighing(base, pool, names, search.composition) as weighed:
+
+            def loss(candidate: Sequence[float]) -> float:
+                with weighed(candidate):
+                    return share * _mean_loss(base.model, batches)
+
+            history = minimise(loss, len(names), budget=search.budget, l1=search.l1, seed=search.seed)
     finally:
-        attached.detach()
         base.model.train(training)
     best = min(history, key=lambda evaluation: evaluation.objective)
-    found = dict.fromkeys(pool.names, 0.0) | dict(zip(names, best.weights, strict=True))
-    return LorahubSearch(found, best, names, tuple(history))
+    return LorahubSearch(_weights(pool, names, best.weights), best, tuple(names), tuple(history), search.composition)
+
+
+def _weights(pool: Pool, names: Sequence[str], chosen: Sequence[float]) -> dict[str, float]:
+    """A weight for every expert of the pool: zero for those that are not searched over."""
+    return dict.fromkeys(pool.names, 0.0) | dict(zip(names, chosen, strict=True))
+
+
+@contextmanager
+def _weighing(
+    base: BaseModel, pool: Pool, names: Sequence[str], composition: Composition
+) -> Iterator[Callable[[Sequence[float]], AbstractContextManager[object]]]:
+    """Yields what puts weighed experts into the base for the length of a `with`.
+
+    Products are stacked once, and only their weights change; a sum of factors is another expert each time.
+    """
+    if composition == "products":
+        weights = torch.zeros(len(names))
+        chosen = Pool(pool.path, pool.index, [pool[name] for name in names])
+        attached = attach(base.model, chosen, Weighted(weights))
+        try:
+            yield lambda candidate: nullcontext(weights.copy_(torch.tensor(candidate)))
+        finally:
+            attached.detach()
+        return
+
+    @contextmanager
+    def summed(candidate: Sequence[float]) -> Iterator[None]:
+        attached = attach(base.model, pool, Lorahub(_weights(pool, names, candidate), "factors"))
+        try:
+            yield
+        finally:
+            attached.detach()
+
+    yield summed
 
 
 def _batches(base: BaseModel, rows: Sequence[EncodedRow]) -> list[dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The search of LoRAHub: weights of all experts, found without gradients (arXiv 2307.13269)."""
+"""The search of LoRAHub: weights of experts, found without gradients (arXiv 2307.13269)."""
 
 import gc
 import math

@@ -80,7 +80,7 @@ def train_expert(
     loaded = BaseSpec.of(base).load_base()
     prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
     encoded = task_data.encode(loaded, prompt, config)
-    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.model_dump(mode="json")}
+    origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.content}
     profile = profile_of(task_data.train, task_data.validation, embedder, loaded, config.seed)
     with training_state(out, origin) as state:
         peft_model, gates, record = _train(loaded, encoded, config, state, report)
@@ -162,7 +162,7 @@ def _require_incomplete(out: Path, data_sha256: str, config: TrainConfig) -> Non
         training = ExpertCard.read(out).training
     except ExpertError:
         return  # whatever it is, it is in the way
-    if training.get("data_sha256") == data_sha256 and training.get("config") == config.model_dump(mode="json"):
+    if training.get("data_sha256") == data_sha256 and training.get("config") == config.content:
         wanted, got = f"an expert at {out} that is still to be trained", "a complete one, of these rows and settings"
         raise ExpertError(wanted, got, "Nothing is left to do; use it, or give another --out.")
 

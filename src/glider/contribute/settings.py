@@ -1,11 +1,27 @@
 """Settings of the contributor's protocol; imports no torch, so that the command line can show them at once."""
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glider.config import EMBEDDED_EMBEDDER, Config
+
+Decay = Literal["constant", "linear"]
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},  # the defaults of `TrainConfig`
+    "published": {
+        "steps": 1500,
+        "gate_steps": 200,
+        "learning_rate": 3e-3,
+        "warmup_ratio": 0.02,
+        "decay": "linear",
+        "validations": 15,
+        "batch_size": 128,
+        "accumulation": 8,
+    },
+}
 
 
 class Schedule(Config):
@@ -17,11 +33,15 @@ class Schedule(Config):
     clip_norm: float = Field(gt=0)
     minutes: float | None = Field(gt=0)
     validations: int = Field(ge=1)
+    accumulation: int = Field(default=1, ge=1)  # parts in which the rows of a step are computed, one after the other
+    decay: Decay = "constant"
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then constant."""
+        """Learning rate of a step: linear warm-up, then constant, or falling to zero behind the last step."""
         warmup = max(1, round(self.warmup_ratio * self.steps))
-        return self.learning_rate * min(1.0, (step + 1) / warmup)
+        if step < warmup or self.decay == "constant":
+            return self.learning_rate * min(1.0, (step + 1) / warmup)
+        return self.learning_rate * (self.steps - step) / (self.steps - warmup + 1)
 
     def validates_after(self, step: int) -> bool:
         """Whether a validation follows this step: evenly spaced, the last step included."""
@@ -30,12 +50,19 @@ class Schedule(Config):
 
 
 class TrainConfig(Config):
-    """Settings of `glider expert train`, each described with its field. Defaults are the paper's (section 5.1) but for
-    the batch of 16 rows (no accumulation) and 5 validations.
+    """Settings of `glider expert train`, each described with its field.
+
+    Rank, steps, learning rate and warm-up are the paper's by default (section 5.1), constant rate and ten validations
+    those of PHATGOOSE's code, which it follows. The paper names no batch; 16 rows are ours. A recipe sets what is not
+    given otherwise.
 
     Raises: `ConfigError` naming every field that does not fit.
     """
 
+    recipe: Literal["paper", "published"] = Field(
+        "paper",
+        description="What sets the steps, rates and batch that are not given: the paper's, or the published code's.",
+    )
     rank: int = Field(16, gt=0, description="LoRA rank.")
     alpha: float = Field(1.0, gt=0, description="LoRA alpha; the scaling is alpha / rank.")
     columns: str = Field("", description="Columns of the rows, as input=question,output=answer.")
@@ -43,12 +70,16 @@ class TrainConfig(Config):
     steps: int = Field(1000, gt=0, description="LoRA steps.")
     gate_steps: int = Field(100, gt=0, description="Gate steps.")
     batch_size: int = Field(16, gt=0, description="Rows a step.")
+    accumulation: int = Field(
+        1, ge=1, description="Parts in which a step's rows are computed, for a batch that memory does not hold at once."
+    )
     learning_rate: float = Field(5e-3, gt=0, description="AdamW learning rate, for LoRA and gates.")
+    decay: Decay = Field("constant", description="After the warm-up: constant, or linear to zero.")
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
     max_tokens: int = Field(512, gt=1, description="Longer rows are left out.")
     validation: int = Field(64, ge=0, description="Rows held back to choose the best checkpoint.")
-    validations: int = Field(5, ge=1, description="Validations in each stage.")
+    validations: int = Field(10, ge=1, description="Validations in each stage.")
     minutes: float | None = Field(None, gt=0, description="Time budget; LoRA takes 3/4 of it, gates the rest.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Arithmetic: bfloat16 runs under autocast and pays only where the CPU or GPU has it."
@@ -57,6 +88,22 @@ class TrainConfig(Config):
     examples: int = Field(3, ge=0, le=64, description="Training rows kept in the card.")
     embedder: str = Field(EMBEDDED_EMBEDDER, description="sentence-transformers model for the description.")
     embedder_prefix: str = Field("", description="Text put before whatever is embedded (nomic wants one).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        recipe = given.get("recipe", "paper")
+        return {**RECIPES.get(recipe if isinstance(recipe, str) else "paper", {}), **given}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the result, for cards and hashes: without the recipe, whose settings stand there, and without
+        later settings where they change nothing, so that what was trained before they were known stays known."""
+        later = {"accumulation": 1, "decay": "constant"}
+        values = self.model_dump(mode="json", exclude={"recipe"})
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
     @property
     def gate_share(self) -> float:
@@ -73,6 +120,8 @@ class TrainConfig(Config):
             clip_norm=self.clip_norm,
             minutes=None if self.minutes is None else self.minutes * share,
             validations=self.validations,
+            accumulation=self.accumulation,
+            decay=self.decay,
         )
 
     @property

@@ -66,6 +66,11 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
     return _of_split(rows, split, path)
 
 
+def read_pairs(path: Path | str) -> tuple[tuple[str, str], ...]:
+    """Rows of a file as pairs of input and output: the examples that a query brings of its task."""
+    return tuple((row.input, row.output) for row in read_rows(path))
+
+
 def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
     chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not chosen:

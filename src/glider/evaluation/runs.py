@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,16 +68,22 @@ class Run:
         if twice := sorted({path for path in places if places.count(path) > 1}):
             raise ConfigError("names that make different files", ", ".join(twice), "Give the routers other names.")
 
-    def go(self, report: Report = silent, executor: Executor | None = None) -> Iterator[JobResult]:
+    def go(
+        self, report: Report = silent, executor: Executor | None = None, *, shared: bool = False
+    ) -> Iterator[JobResult]:
         """Evaluate what is missing, router by router; yields how each cell ended.
 
         A cell that fails is written as a fault, without a score, and tried again by the next run. Interrupted at any
         moment, no file is partial, and the next run goes on with the cell that was broken off. Raises `BaseModelError`
-        where there is no base model, and `ConfigError` while another process writes results there.
+        where there is no base model, and `ConfigError` while another process writes results there; with `shared` only
+        while it writes those of the same router and set, so that several processes may fill one directory.
         """
         executor = executor or LocalExecutor()
-        with only_writer(self.out):
-            for folder in {cell.path.parent for cell in self.cells.values()}:
+        folders = sorted({cell.path.parent for cell in self.cells.values()})
+        with ExitStack() as held:
+            for folder in folders if shared else [self.out]:
+                held.enter_context(only_writer(folder))
+            for folder in folders:
                 sweep(folder)  # what killed runs left
             try:
                 for of_results in (False, True):

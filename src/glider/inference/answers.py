@@ -19,7 +19,7 @@ class Answer:
         alpha: What they were multiplied by.
         usage: Mean weight of each expert over sites and tokens, where a trace was asked for.
         description: The description that the query was asked by.
-        fault: Why a description or examples could not be used.
+        fault: Why the global term, a description or examples could not be used, or that nothing reads them.
         verdict: "fits", "unsure" or "stranger"; None without verdicts.
     """
 
@@ -30,7 +30,7 @@ class Answer:
     alpha: float | None
     usage: dict[str, float]  # mean weight of each expert over tokens and sites; empty unless traced
     description: str | None = None  # what was embedded for the global term
-    fault: str | None = None  # why the global term, or the query's description, was left out
+    fault: str | None = None  # why the global term, or what the query brings for it, was left out
     verdict: str | None = None  # fits, unsure, stranger; None where nobody judged
 
     @classmethod

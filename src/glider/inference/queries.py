@@ -20,12 +20,14 @@ from glider.instructions.describers import Describer, Task, describe
 from glider.instructions.embedders import load_for
 from glider.instructions.inputs import edges, ngrams
 from glider.instructions.prompts import Pair
-from glider.routing.base import Need, Prepared, QueryFeatures, Router
+from glider.routing.base import GlobalTerm, Need, Prepared, QueryFeatures, Router
 from glider.routing.condition import Condition, Described
 from glider.shapes import Tensor
 from glider.verdicts.judge import Judge, Override, override_of
 
+NOT_USED = "not used"  # of what a query brings, in the fault that says so
 _KIND = "embedding"
+_OF_TEXTS: frozenset[Need] = frozenset({"grams", "inputs", "hidden"})  # of a query's text and its examples' inputs
 _HALF = re.compile("[\ud800-\udfff]")  # of a character outside the basic plane: no tokenizer takes it
 Message = Mapping[str, Any]  # a turn of a chat: its role and its content
 
@@ -37,7 +39,8 @@ class Query:
     Arguments:
         text: The prompt; of a chat what `conversation.asked_text` takes of its turns.
         description: One sentence naming the task, embedded in place of the text.
-        examples: Input and output pairs of the same task, for a describer to read.
+        examples: Input and output pairs of the same task: a describer reads them, and the signals that compare texts
+            their inputs.
         verdict: Instead of the pool's: "route" uses the experts by the router's own rule, "base" none.
         messages: The turns of a chat, rendered by the base's chat template; `Query.chat` makes a query of them.
 
@@ -143,7 +146,8 @@ class QueryReader:
 
         A query that brings a description, its own or a describer's, is asked by the router's term for descriptions
         where there is one; a description that cannot be used is a fault of the row, and the query is asked as if it had
-        none. Raises `EmbedderError` if the installed embedder is not the pool's.
+        none. So is the fault of a description, or of examples, that nothing reads. Raises `EmbedderError` if the
+        installed embedder is not the pool's.
         """
         queries = [self._asked(query, router, prepared) for query in queries]
         by_description = prepared.described_term is not None
@@ -215,15 +219,36 @@ class QueryReader:
         if term is not None and described:
             failed = torch.tensor([one.fault is not None for one in described])
             condition = condition.without_term(failed, term.beta)
-        if "instructions" not in needs:
-            reason = "it has no global term" if term is None else f"the signal {term.signal} reads the query's text"
-            described = _with_unused(queries, described, f"the description is not used: {reason}")
-        return self._judged(queries, replace(condition, described=described), features, prepared)
+        unused = [self._unused(query, term, needs, _judging(judge)) for query in queries]
+        condition = replace(condition, described=_with_faults(described, unused))
+        return self._judged(queries, condition, features, prepared)
 
     def judged(self, queries: Sequence[Query], condition: Condition, prepared: Prepared) -> Condition:
         """A condition that the router made otherwise than of the queries' features, with their verdicts."""
-        features, _ = self.features(queries, _judging(prepared.judge))
+        judging = _judging(prepared.judge)
+        features, _ = self.features(queries, judging)
+        unused = [self._unused(query, None, frozenset(), judging) for query in queries]
+        condition = replace(condition, described=_with_faults(condition.described, unused))
         return self._judged(queries, condition, features, prepared)
+
+    def _unused(
+        self, query: Query, term: GlobalTerm | None, needs: Collection[Need], judging: Collection[Need]
+    ) -> str | None:
+        """Why the query's description, or its examples, are left unread; None where all that it brings is read."""
+        lost = []
+        if query.description and "instructions" not in needs:
+            reason = f"the signal {term.signal} reads the query's text" if term else "the router has no global term"
+            lost.append(f"the description is {NOT_USED}: {reason}")
+        describes = "instructions" in needs and self.describer is not None and self.describer.makes is not None
+        if query.examples and not set(needs) & _OF_TEXTS and not (describes and not query.description):
+            reason = "a describer would read them, and there is none that does"
+            if term is None:
+                reason = "the router has no global term"
+            elif query.description:
+                reason = "the query brings its description"
+            but = " but for the verdict" if set(judging) & _OF_TEXTS else ""
+            lost.append(f"the examples are {NOT_USED}{but}: {reason}")
+        return "; ".join(lost) or None
 
     def _judged(
         self, queries: Sequence[Query], condition: Condition, features: QueryFeatures, prepared: Prepared
@@ -244,14 +269,14 @@ def _judging(judge: Judge | None) -> frozenset[Need]:
     return frozenset[Need]({"grams"}) | (frozenset() if judge.term is None else judge.term.scores.needs)
 
 
-def _with_unused(queries: Sequence[Query], described: Sequence[Described], reason: str) -> tuple[Described, ...]:
-    """What was described, with a fault for each query whose own description nobody reads."""
-    if not any(query.description for query in queries):
+def _with_faults(described: Sequence[Described], unused: Sequence[str | None]) -> tuple[Described, ...]:
+    """What was described, with a fault for each query that brings what nobody reads."""
+    if not any(unused):
         return tuple(described)
-    known = described or [Described(None, "none") for _ in queries]
+    known = described or [Described(None, "none") for _ in unused]
     return tuple(
-        replace(one, fault=one.fault or reason) if query.description else one
-        for query, one in zip(queries, known, strict=True)
+        one if reason is None else replace(one, fault=f"{one.fault}; {reason}" if one.fault else reason)
+        for one, reason in zip(known, unused, strict=True)
     )
 
 

@@ -1,6 +1,7 @@
 """Experts chosen by their embeddings alone, for a whole query: what the methods that do so share."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -8,8 +9,11 @@ from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, GlobalTerm, Site, absent_at
 from glider.routing.compose import Composed
+from glider.routing.samples import examples_of, samples_of
 from glider.routing.signals.instruction import Cosines, unit_instructions
 from glider.shapes import Float, Int, Tensor
+
+By = Literal["descriptions", "samples", "examples"]
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,32 @@ class Similarity:
     """cosine(g_e, q) / temperature."""
 
     temperature: float = 1.0
+    by: By = "descriptions"
 
     def prepare(self, pool: Pool) -> GlobalTerm:
-        return GlobalTerm(Cosines(unit_instructions(pool)), p=1.0, gamma=0.0, beta=1 / self.temperature)
+        beta = 1 / self.temperature
+        if self.by == "descriptions":
+            return GlobalTerm(Cosines(unit_instructions(pool)), p=1.0, gamma=0.0, beta=beta)
+        scores = samples_of(pool) if self.by == "samples" else examples_of(pool)
+        return GlobalTerm(scores, p=1.0, gamma=0.0, beta=beta, signal=self.by)
 
 
 class ByEmbedding(Composed):
-    """score = cosine(g_e, q) / temperature. At a site that a chosen expert lacks, the next nearest stands in."""
+    """score = cosine(g_e, q) / temperature. At a site that a chosen expert lacks, the next nearest stands in.
+
+    `by` says what of an expert is compared: its description's embedding with that of the query's description or text
+    ("descriptions"), or what its profile keeps with the query's text: the mean embedding of its training inputs
+    ("samples"), or the nearest of single inputs ("examples").
+    """
 
     temperature: float = 1.0
+    by: By = "descriptions"
 
     def local_score(self) -> Everywhere:
         return Everywhere()
 
     def global_part(self) -> Similarity:
-        return Similarity(self.temperature)
+        return Similarity(self.temperature, self.by)
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         if term is None:
@@ -90,3 +105,9 @@ def require_count(k: int) -> None:
     """Raise `RouterError` for a k below 1."""
     if k < 1:
         raise RouterError("k of at least 1", str(k), "Give 1 or more.")
+
+
+def require_by(by: str) -> None:
+    """Raise `RouterError` for another word than those of `By`."""
+    if by not in get_args(By):
+        raise RouterError(f"by of {', '.join(get_args(By))}", repr(by), "Check the spelling.")

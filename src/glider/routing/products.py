@@ -1,6 +1,6 @@
 """Sums of the products s B A of a pool's experts, as factors."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -40,6 +40,33 @@ def weighted_sum(pool: Pool, weights: Mapping[str, float], sites: Iterable[str] 
             b = torch.cat([scale * own.float() for scale, (_, own) in zip(scales, factors, strict=True)], dim=1)
             pairs[site] = (a, b)
     return pairs
+
+
+def weighted_factors(pool: Pool, weights: Mapping[str, float]) -> dict[str, Pair]:
+    """sum of w_e A_e and sum of w_e B_e at every site, each by itself, with the root of the scaling in both (float32).
+
+    An expert absent at a site counts as zero there; the experts' ranks must be equal (`require_equal_ranks`).
+    """
+    pairs = {}
+    for site in pool.sites:
+        kept = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
+        if kept:
+            scaled = [(weights[expert.name] * expert.scaling(site) ** 0.5, expert.factors(site)) for expert in kept]
+            a = torch.stack([weight * own.float() for weight, (own, _) in scaled]).sum(dim=0)
+            b = torch.stack([weight * own.float() for weight, (_, own) in scaled]).sum(dim=0)
+            pairs[site] = (a, b)
+    return pairs
+
+
+def require_equal_ranks(experts: Sequence[ExpertLike], method: str, remedy: str) -> None:
+    """Raise `RouterError` unless experts can be added factor by factor: one rank at a site, no scaling below 0."""
+    for site in dict.fromkeys(site for expert in experts for site in expert.sites):
+        present = [expert for expert in experts if site in expert.sites]
+        ranks = {expert.sites[site].rank for expert in present}
+        negative = [expert.name for expert in present if expert.scaling(site) < 0]
+        if len(ranks) > 1 or negative:
+            got = f"a negative one of {negative[0]}" if negative else f"ranks {', '.join(map(str, sorted(ranks)))}"
+            raise RouterError(f"experts of equal rank and positive scaling ({method})", f"{got} at {site}", remedy)
 
 
 def truncated(a: Float[Tensor, "R D"], b: Float[Tensor, "O R"], rank: int) -> ShortPair:

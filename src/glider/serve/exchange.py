@@ -10,7 +10,6 @@ from anyio import fail_after
 
 from glider.inference.conversation import Turn
 from glider.inference.engine import Ended, Event, Failed, NewToken
-from glider.inference.queries import Query
 from glider.inference.streaming import Decoder
 from glider.serve.errors import ApiError
 from glider.serve.pools import Target
@@ -141,7 +140,7 @@ class Exchange:
         self.generation = self.target.take()
         began = time.monotonic()
         for prompt in self.prompts:
-            query = Query(prompt.text, steering.description, tuple(steering.examples))
+            query = self.service.query(prompt.text, steering)
             way = self.target.way
             self.guided.append(guided(pool.model, self.generation, way, query, prompt.ids, steering, prompt.turns))
         self.service.metrics.routing.labels(pool.name).observe(time.monotonic() - began)

@@ -10,6 +10,7 @@ _FIRST = Field(fail_fast=True)  # one fault is told; a million of them would be 
 Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
+MAX_EXAMPLES = 16
 
 
 class Body(BaseModel):
@@ -51,7 +52,7 @@ class Steering(Body):
     exclude: Texts = Field(default=[], description="Experts to leave out.")
     description: StrictStr | None = Field(default=None, min_length=1, description="One sentence that names the task.")
     examples: list[tuple[StrictStr, StrictStr]] = Field(
-        default=[], max_length=16, fail_fast=True, description="Pairs of input and output."
+        default=[], max_length=MAX_EXAMPLES, fail_fast=True, description="Pairs of input and output."
     )
     trace: StrictBool = Field(default=False, description="Tell the weights of the experts, by token, layer and site.")
 

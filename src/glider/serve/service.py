@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 
+from glider.data.rows import read_pairs
+from glider.errors import ConfigError
 from glider.inference.queries import Query
+from glider.instructions.prompts import Pair
 from glider.printable import dump_json
 from glider.serve.errors import ApiError
 from glider.serve.keys import Key, Keys, Right
@@ -16,7 +19,7 @@ from glider.serve.metrics import Metrics
 from glider.serve.places import Places
 from glider.serve.pools import Pools, Target
 from glider.serve.runner import Runner
-from glider.serve.schemas import Sampling, Steering
+from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way, guided
 
@@ -33,6 +36,7 @@ class Service:
 
     def __init__(self, pools: Pools, settings: ServeSettings):
         self.pools, self.settings = pools, settings
+        self.examples = _examples(settings.examples)
         self.keys = Keys.read(settings.api_key_file, list(pools.pools))
         self.runner = Runner(pools.first.model, settings)
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
@@ -46,6 +50,10 @@ class Service:
         for pool in self.pools.pools.values():
             ids = pool.model.prompt.prompt_ids(pool.model.tokenizer, "Hello")
             guided(pool.model, pool.generation, Way("routed"), Query("Hello"), ids, Steering())
+
+    def query(self, text: str, steering: Steering) -> Query:
+        """What a request asks, with the server's examples where it brings none."""
+        return Query(text, steering.description, tuple(steering.examples) or self.examples)
 
     def start(self) -> None:
         """Take up the engine's events; called in the event loop."""
@@ -118,3 +126,10 @@ class Service:
             line["prompts"] = [prompt.text for prompt in exchange.prompts]
             line["answers"] = [choice.text for choice in exchange.choices]
         access.info(dump_json(line, indent=None))
+
+
+def _examples(path: str | None) -> tuple[Pair, ...]:
+    pairs = () if path is None else read_pairs(path)
+    if len(pairs) > MAX_EXAMPLES:
+        raise ConfigError(f"up to {MAX_EXAMPLES} examples in {path}", str(len(pairs)), "Leave some out.")
+    return pairs

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from glider import __version__
-from glider.inference.queries import Query
 from glider.layers.trace import Trace
 from glider.serve import bodies
 from glider.serve.errors import ApiError
@@ -118,7 +117,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
         raise ApiError(400, message, param="prompt", code="context_length_exceeded")
     generation = target.take()
     try:
-        query = Query(prompt.text, steering.description, tuple(steering.examples))
+        query = service.query(prompt.text, steering)
         guide = guided(model, generation, way, query, prompt.ids, steering, prompt.turns)
         trace = Trace(generation.names, guide.condition, torch.ones(1, len(prompt.ids), dtype=torch.bool))
         inputs = model.encoder.forward_inputs(model.encoder.batch([prompt.ids]))

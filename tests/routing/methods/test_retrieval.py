@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glider.data.rows import Row
 from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.routing.base import Prepared, QueryFeatures, Router, Site, routers
-from glider.routing.methods.adaptersoup import AdapterSoup
+from glider.routing.methods.adaptersoup import AdapterSoup, AdapterSoupTask
 from glider.routing.methods.loraretriever import LoraRetriever
 from glider.routing.methods.merge import Merge
 from glider.routing.methods.retrieval import Retrieval
@@ -28,7 +29,7 @@ ROUTERS = [
     Retrieval(k=3, temperature=0.1),
     Retrieval(k=2, weighting="equal"),
     AdapterSoup(k=2),
-    LoraRetriever(k=3),
+    LoraRetriever(k=3, by="descriptions"),
 ]
 
 
@@ -142,7 +143,9 @@ def test_retrieval_equals_single_of_the_nearest_for_each_row(base_directory: Pat
         torch.testing.assert_close(got[row], wanted[row], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("router", [AdapterSoup(k=3), LoraRetriever(k=3), Retrieval(k=3, weighting="equal")], ids=str)
+@pytest.mark.parametrize(
+    "router", [AdapterSoup(k=3), LoraRetriever(k=3, by="descriptions"), Retrieval(k=3, weighting="equal")], ids=str
+)
 def test_all_experts_with_equal_weights_are_the_exact_merge(base_directory: Path, make_pool, router: Any) -> None:
     pool = make_pool(base_directory, 3)
     got = routed_logits(base_directory, pool, router, "e2", "e0")
@@ -152,7 +155,7 @@ def test_all_experts_with_equal_weights_are_the_exact_merge(base_directory: Path
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_fusion_averages_a_and_b_each_by_itself(base_directory: Path, make_pool, k: int) -> None:
     pool = make_pool(base_directory, 4, alpha=8.0)
-    router = LoraRetriever(k=k, composition="fusion")
+    router = LoraRetriever(k=k, composition="fusion", by="descriptions")
     prepared = router.prepare(pool)
     condition = router.condition(prepared, own_query(pool, "e1"))
     assert condition is not None
@@ -183,7 +186,7 @@ def test_where_the_nearest_is_absent_the_next_stands_in(base_directory: Path, ma
 
 def test_a_loaded_model_answers_and_traces(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 3)
-    for router in (Retrieval(), LoraRetriever(k=2, composition="fusion")):
+    for router in (Retrieval(), LoraRetriever(k=2, composition="fusion", by="descriptions")):
         model = load(str(llama_directory), pool.path, router=router)
         answer = model.generate(["What is this?"], max_new_tokens=2, trace=True)[0]
         assert set(answer.global_scores) == {"e0", "e1", "e2"}
@@ -192,7 +195,7 @@ def test_a_loaded_model_answers_and_traces(llama_directory: Path, make_pool) -> 
 
 def test_without_a_query_there_is_nothing_to_choose_by(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 3)
-    for router in (*ROUTERS, LoraRetriever(composition="fusion")):
+    for router in (*ROUTERS, LoraRetriever(composition="fusion", by="descriptions")):
         site = next(iter(router.prepare(pool).sites.values()))
         with pytest.raises(QueryError, match="no local score"):
             router.route(site, torch.randn(1, 32), None)
@@ -211,8 +214,8 @@ def test_what_the_pool_lacks_is_named(llama_directory: Path, make_pool, grow_poo
 def test_fusion_needs_equal_ranks(llama_directory: Path, make_pool, grow_pool) -> None:
     pool = uneven_pool(make_pool, grow_pool, llama_directory)
     with pytest.raises(RouterError, match=r"equal rank.*ranks 2, 4"):
-        LoraRetriever(composition="fusion").prepare(pool)
-    assert isinstance(LoraRetriever().prepare(pool), Prepared)
+        LoraRetriever(composition="fusion", by="descriptions").prepare(pool)
+    assert isinstance(LoraRetriever(by="descriptions").prepare(pool), Prepared)
 
 
 def unchecked(made: type, **changes: Any) -> None:
@@ -233,6 +236,10 @@ def unchecked(made: type, **changes: Any) -> None:
         (AdapterSoup, {"k": 0}, "at least 1"),
         (LoraRetriever, {"k": 0}, "at least 1"),
         (LoraRetriever, {"composition": "selection"}, "mixture, fusion"),
+        *(
+            (made, {"by": "smell"}, "descriptions, samples, examples")
+            for made in (Retrieval, AdapterSoup, LoraRetriever)
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(made: type, changes: dict[str, Any], message: str) -> None:
@@ -244,3 +251,88 @@ def test_the_registry_makes_them_by_name() -> None:
     assert routers.create("retrieval", k=2) == Retrieval(2)
     assert routers.create("adaptersoup") == AdapterSoup(3)
     assert routers.create("loraretriever", composition="fusion") == LoraRetriever(3, "fusion")
+
+
+def with_profiles(make_pool, base_directory: Path, **settings: Any) -> Pool:
+    return make_pool(base_directory, 3, profile=True, **settings)
+
+
+def cosines(vector: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(vector[None].float(), others.float(), dim=-1)
+
+
+def test_loraretriever_compares_mean_sample_embeddings(llama_directory: Path, make_pool) -> None:
+    """It compared descriptions, where its paper has the mean embedding of a task's samples for each LoRA."""
+    pool = with_profiles(make_pool, llama_directory)
+    query = torch.randn(2, len(pool["e0"].instruction), generator=torch.Generator().manual_seed(0))  # pyright: ignore
+    prepared = LoraRetriever().prepare(pool)
+    assert prepared.global_term is not None and prepared.global_term.scores.needs == {"inputs"}
+    scores = LoraRetriever().condition(prepared, QueryFeatures(2, inputs=query)).global_scores
+    means = torch.stack([expert.profile.inputs for expert in pool])  # pyright: ignore
+    assert scores is not None
+    torch.testing.assert_close(scores, torch.stack([cosines(row, means) for row in query]), atol=1e-5, rtol=1e-4)
+    without = prepared.global_term.scores.of(QueryFeatures(2, inputs=query), without=1)
+    assert torch.isneginf(without[:, 1]).all() and torch.equal(without[:, 0], scores[:, 0])
+
+
+def test_retrieval_by_examples_takes_the_expert_of_the_most_similar_stored_example(
+    llama_directory: Path, make_pool, edit_tensors
+) -> None:
+    """PHATGOOSE's baseline. The one example decides, though another expert is nearer on average."""
+    pool = with_profiles(make_pool, llama_directory)
+    stored = [expert.profile.held_back_inputs.float() for expert in pool]  # pyright: ignore
+    query = 0.9 * stored[0].mean(dim=0) + 0.1 * stored[2][5]
+    near = torch.stack([cosines(query, rows).max() for rows in stored])
+    router = Retrieval(by="examples")
+    features = QueryFeatures(2, inputs=torch.stack([stored[2][7], query]))
+    scores = router.condition(router.prepare(pool), features).global_scores
+    assert scores is not None and scores[0].argmax() == 2 and scores[0, 2] == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(scores[1], near, atol=1e-5, rtol=1e-4)
+
+    def lonely(tensors: dict[str, torch.Tensor]) -> None:
+        rows = tensors["profile.held_back_inputs"]
+        tensors["profile.held_back_inputs"] = -rows.clone()
+        tensors["profile.held_back_inputs"][3] = stored[0].mean(dim=0)
+
+    edit_tensors(pool.path / "e1" / "glider.safetensors", lonely)
+    pool = pool.remove("e1").add("e1")
+    prepared = router.prepare(pool)
+    centre = QueryFeatures(1, inputs=stored[0].mean(dim=0)[None])
+    names = [expert.name for expert in prepared.experts]
+    chosen = router.condition(prepared, centre).global_scores
+    assert chosen is not None and names[int(chosen.argmax())] == "e1"
+    by_mean = Retrieval(by="samples")
+    chosen = by_mean.condition(by_mean.prepare(pool), centre).global_scores
+    assert chosen is not None and names[int(chosen.argmax())] == "e0"
+
+
+def test_experts_that_keep_no_inputs_are_named(llama_directory: Path, make_pool, grow_pool) -> None:
+    pool = grow_pool(with_profiles(make_pool, llama_directory), llama_directory, "bare")
+    for router in (LoraRetriever(), Retrieval(by="examples"), AdapterSoup(by="samples")):
+        with pytest.raises(RouterError, match=r"profile with embeddings.*none in bare\. .*by=descriptions"):
+            router.prepare(pool)
+    with pytest.raises(RouterError, match="none in bare"):
+        AdapterSoupTask.check_fit(pool)
+    AdapterSoupTask.check_fit(pool, by="descriptions", k=2, seed=3)
+    with pytest.raises(RouterError, match="smell"):
+        AdapterSoupTask.check_fit(pool, smell=2)
+
+
+def test_adaptersoup_by_task_is_the_merge_of_the_nearest_to_its_rows(llama_directory: Path, make_pool) -> None:
+    """Each query was its own domain; the paper chooses once for a domain, by a few texts of it."""
+    pool, base = with_profiles(make_pool, llama_directory), load_base(str(llama_directory))
+    rows = [Row(input=text, output="yes") for text in ("the e2 e21 and", "is it far?", "a third one")]
+    soup, notes = AdapterSoupTask.fit(base, pool, rows, k=2, seed=1)
+    model = load(str(llama_directory), pool.path, router=AdapterSoup(k=2, by="samples"))
+    scores = model.condition([row.input for row in rows]).global_scores
+    assert scores is not None
+    nearest = [pool.names[place] for place in scores.mean(dim=0).topk(2).indices.tolist()]
+    assert soup.experts == tuple(nearest) and notes["rows"] == 3
+    assert notes["scores"] == pytest.approx(dict(zip(pool.names, scores.mean(dim=0).tolist(), strict=True)))
+    wanted = static_logits(llama_directory, pool.remove(*(set(pool.names) - set(nearest))), Merge())
+    pool = Pool.open(pool.path)
+    for name in set(soup.experts or ()) ^ {"e0", "e1", "e2"}:
+        pool = pool.add(name)
+    torch.testing.assert_close(static_logits(llama_directory, pool, soup), wanted, atol=2e-4, rtol=1e-4)
+    with pytest.raises(RouterError, match="few-shot rows of the task"):
+        AdapterSoupTask().prepare(pool)

@@ -1,8 +1,9 @@
 """LoraRetriever: the experts nearest to the query, as a mixture or fused (arXiv 2402.09997)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -10,7 +11,8 @@ from glider.errors import RouterError
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, Prepared, Site, absent_at, router
-from glider.routing.nearest import ByEmbedding, Uniform, largest_scores, require_count
+from glider.routing.nearest import By, ByEmbedding, Uniform, largest_scores, require_by, require_count
+from glider.routing.products import require_equal_ranks
 from glider.routing.select import Select
 from glider.routing.static import MergedExpert
 from glider.shapes import Float, Int, Tensor
@@ -27,16 +29,25 @@ class LoraRetriever(ByEmbedding):
       1/K^2 * (sum over i < j of Q_ij - (K - 2) * sum of B_i A_i), so that each pair of experts becomes one expert
       more: E (E + 1) / 2 in all, for small pools. Needs equal ranks.
 
-    The paper trains its retriever on a part of the tasks; here the pool's own embeddings are compared.
+    As in the paper an expert is the mean embedding of inputs of its task (`by=samples`, from its profile), and the
+    query its text. The paper also trains the embedder on a part of the tasks, with an instruction before each text:
+    that is not done here, the pool's own embedder embeds. `by=descriptions` needs no profiles.
     """
 
     k: int = 3
     composition: Literal["mixture", "fusion"] = "mixture"
+    by: By = "samples"
 
     def __post_init__(self) -> None:
         require_count(self.k)
+        require_by(self.by)
         if self.composition not in ("mixture", "fusion"):
             raise RouterError("a composition of mixture, fusion", repr(self.composition), "Check the spelling.")
+
+    @staticmethod
+    def renewed(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Descriptions used to be compared."""
+        return {"by": "samples"}
 
     def selection(self) -> Select:
         return Uniform(self.k)
@@ -45,7 +56,7 @@ class LoraRetriever(ByEmbedding):
         prepared = super().prepare(pool)
         if self.composition == "mixture":
             return prepared
-        _require_equal_ranks(pool)
+        require_equal_ranks(pool.experts, "loraretriever with fusion", "Choose composition mixture.")
         pairs = tuple(_pair(first, second) for first, second in combinations(pool.experts, 2))
         experts = (*pool.experts, *pairs)
         sites = {name: Site(name, absent_at(name, experts)) for name in pool.sites}
@@ -83,17 +94,3 @@ def _pair_columns(singles: Int[Tensor, "T K"], count: int) -> Int[Tensor, "T P"]
     right = singles[:, [j for _, j in chosen]]
     low, high = torch.minimum(left, right), torch.maximum(left, right)
     return count + low * (2 * count - low - 1) // 2 + high - low - 1
-
-
-def _require_equal_ranks(pool: Pool) -> None:
-    for site in pool.sites:
-        present = [expert for expert in pool if site in expert.sites]
-        ranks = {expert.sites[site].rank for expert in present}
-        negative = [expert.name for expert in present if expert.scaling(site) < 0]
-        if len(ranks) > 1 or negative:
-            got = f"a negative one of {negative[0]}" if negative else f"ranks {', '.join(map(str, sorted(ranks)))}"
-            raise RouterError(
-                "experts of equal rank and positive scaling (loraretriever with fusion)",
-                f"{got} at {site}",
-                "Choose composition mixture.",
-            )
