@@ -79,7 +79,7 @@ def pass_of(model: Any, ids: torch.Tensor, length: int, routing: Callable[[], An
         with routing():
             result = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         if cache is not None:
-            cache.crop(TOKENS)
+            cache.crop(-length)
         return result
 
     return run
