@@ -17,9 +17,11 @@ from glider.engines.vllm.refusals import faults
 from glider.engines.vllm.row_table import RowTable
 from glider.engines.vllm.rows import ARGUMENT, Row, salt
 from glider.engines.vllm.settings import PluginSettings
+from glider.engines.vllm.sites import GroupedOutputs, require_triton
 from glider.engines.vllm.step import STEP, Step, add_requests, prepare_batch
 from glider.errors import ConfigError, EngineError, MissingDependency, QueryError, RouterError
 from glider.inference.spec import ModelSpec
+from glider.layers.kernels import gpu
 from glider.routing.condition import Condition, Settled
 from glider.serve.errors import ApiError
 from glider.serve.schemas import Steering
@@ -170,6 +172,25 @@ def test_the_second_runner_tells_rows_when_requests_come_and_go() -> None:
     ended = SimpleNamespace(finished_req_ids={"a"}, preempted_req_ids={"b"}, scheduled_new_reqs=[])
     add_requests(lambda self, output: None)(runner, ended)
     assert step.rows == {}
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native", "reference"])
+def test_on_a_gpu_another_kernel_than_tritons_is_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "why_absent", lambda: None)
+    require_triton(None)
+    require_triton("triton")
+    with pytest.raises(EngineError, match=f"got kernel {kernel}"):
+        require_triton(kernel)
+    monkeypatch.setattr(gpu, "why_absent", lambda: "triton is not installed")
+    with pytest.raises(EngineError, match="triton is not installed"):
+        require_triton(None)
+
+
+def test_a_pass_longer_than_the_table_is_refused() -> None:
+    outputs = GroupedOutputs([], RowTable(2, 3, requests=4, tokens=16, device=torch.device("cpu")))
+    outputs.add(torch.zeros(16, 4), torch.zeros(16, 4))
+    with pytest.raises(EngineError, match="at most 16 tokens"):
+        outputs.add(torch.zeros(17, 4), torch.zeros(17, 4))
 
 
 def test_on_a_device_a_request_has_room_for_a_few_experts(route: Front) -> None:

@@ -12,6 +12,7 @@ from glider.engines.vllm.step import STEP, Step
 from glider.errors import EngineError, PoolError
 from glider.layers.bank import Bank, storage
 from glider.layers.context import Segment
+from glider.layers.kernels import gpu
 from glider.layers.kernels.gpu_group import GroupPart, TritonGroup
 from glider.layers.routed_site import RoutedSite
 from glider.routing.base import Prepared, Router
@@ -53,6 +54,9 @@ class GroupedOutputs:
         tokens = x.numel() // x.shape[-1]
         inputs, outputs = x.reshape(tokens, -1).contiguous(), y.view(tokens, -1)
         row_of = self.table.row_of[:tokens]
+        if len(row_of) < tokens:
+            got = f"a pass of {tokens}"
+            raise EngineError(f"passes of at most {len(row_of)} tokens", got, "Give a larger --max-num-batched-tokens.")
         for group in self.groups:
             group.add(outputs[:, group.start : group.stop], inputs, self.table.queries, row_of)
 
@@ -105,16 +109,30 @@ def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, ker
         routed = RoutedSite(site.to(device), bank, router, kernel).eval()
         by_layer.setdefault(place.layer, []).append((place.start, place.stop, routed))
     _register_op()
-    step = Step(len(prepared.experts), None if device.type == "cpu" else _table(vllm_config, router, prepared, device))
+    table = None
+    if device.type != "cpu":
+        require_triton(kernel)
+        table = _table(vllm_config, router, prepared, device)
+    step = Step(len(prepared.experts), table)
     context = vllm_config.compilation_config.static_forward_context
     outputs: list[RoutedOutputs] = []
     for name in list(by_layer):
         parts = sorted(by_layer.pop(name), key=lambda part: part[0])  # what is grouped is not held twice
-        outputs.append(SegmentedOutputs(parts, step) if step.table is None else _grouped(parts, step.table))
+        outputs.append(SegmentedOutputs(parts, step) if table is None else _grouped(parts, table))
         context[PREFIX + name] = outputs[-1]
         layers[name].quant_method = _routed_method(layers[name].quant_method, PREFIX + name)
     context[STEP] = step
     return outputs
+
+
+def require_triton(kernel: str | None) -> None:
+    """Raise `EngineError` where a GPU's layers could not be computed by the triton kernel, or another was asked for."""
+    absent = gpu.why_absent()
+    if absent or kernel not in (None, "triton"):
+        got = absent or f"kernel {kernel}"
+        raise EngineError(
+            "the triton kernel (--mode route on a GPU)", got, "Serve it by --mode select, or leave it out."
+        )
 
 
 def _grouped(parts: Sequence[tuple[int, int, RoutedSite]], table: RowTable) -> GroupedOutputs:
@@ -132,7 +150,8 @@ def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.d
                 "a router that decides on the GPU", got, "Serve it by --mode select, or by `glider serve`."
             )
         kept = max(kept, min(linear.k, count))
-    return RowTable(count, kept, scheduler.max_num_seqs, scheduler.max_num_batched_tokens, device)
+    captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return RowTable(count, kept, scheduler.max_num_seqs, max(scheduler.max_num_batched_tokens, captured), device)
 
 
 def _groups(parts: Sequence[tuple[int, int, RoutedSite]], kept: int) -> list[TritonGroup]:
