@@ -1,8 +1,8 @@
 """The forward pass of a small BERT without what a single short text does not need.
 
 sentence-transformers takes texts through sorting, batching, padding, masks and the modules of transformers; for one
-query that is a fifth to a third of the time. Here: one product for queries, keys and values, texts of a batch one after the other
-without padding, and nothing that is not in the model. Used where it gives the vectors of the model itself.
+query that is a fifth to a third of the time. Here: one product for queries, keys and values, texts of a batch one after
+the other without padding, and nothing that is not in the model. Used where it gives the vectors of the model itself.
 """
 
 from collections.abc import Sequence
