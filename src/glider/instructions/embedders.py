@@ -9,6 +9,7 @@ import torch
 from glider.config import EMBEDDED_EMBEDDER
 from glider.errors import EmbedderError, MissingDependency
 from glider.experts.card import EmbedderIdentity
+from glider.instructions.encoder import encoder_of
 from glider.registry import Registry
 from glider.shapes import Float, Tensor
 
@@ -103,6 +104,9 @@ def _sentence_transformer(name: str, source: str) -> Encode:
             str(fault).splitlines()[0],
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
+
+    if (encoder := encoder_of(model)) is not None:
+        return encoder
 
     def encode(texts: list[str]) -> torch.Tensor:
         return model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)

@@ -61,6 +61,17 @@ def test_leaving_an_expert_out_equals_the_pool_without_it() -> None:
     torch.testing.assert_close(without[:, [0, 2]], smaller, atol=0.02, rtol=0)
 
 
+def test_a_large_pool_scores_as_a_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N-grams that many experts know are summed by rows, others by entries: the same scores as by entries alone."""
+    words = [f"is red the expert{e} {'blue' * (e % 3 == 0)} {'green' * (e % 20 == 0)}" for e in range(100)]
+    pool = Likelihoods.of_profiles([Profile.of([ngrams(text), ngrams("is it")], []) for text in words])
+    queries = asked("is red the green", "expert7 is blue", "zzz", "expert7 expert9", "is", "")
+    rows = pool.of(queries)
+    assert rows[1].argmax() == 7
+    monkeypatch.setattr("glider.routing.signals.examples._MANY", 1000)
+    torch.testing.assert_close(rows, pool.of(queries), atol=1e-6, rtol=1e-5)
+
+
 def test_words_that_nobody_knows_say_nothing() -> None:
     assert likelihoods().of(asked("zzz", "")).eq(0).all()
     assert likelihoods().of(asked("river zzz")).equal(likelihoods().of(asked("river")))

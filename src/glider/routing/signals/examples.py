@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 
 import torch
@@ -16,6 +17,7 @@ from glider.shapes import Float, Int, Tensor
 SMOOTHING = 0.01
 USUAL_LEAD = 32.0  # the median lead of a query's own expert, nearly the same in pools of 2 and of 36
 THRESHOLD = 0.35
+_MANY = 64  # experts from which on n-grams that many know have rows of their own
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,58 @@ class Likelihoods:
     def of_text(self, text: Int[Tensor, " N"], without: int | None = None) -> Float[Tensor, " E"]:
         """Weighed log-likelihood of one text under every expert, over the norm of the weights."""
         place = self.places(text)
-        sizes = self.starts[place + 1] - self.starts[place]
-        gram = torch.repeat_interleave(torch.arange(len(place)), sizes)  # of each entry
-        entry = torch.arange(len(gram)) - (sizes.cumsum(0) - sizes)[gram] + self.starts[place][gram]
-        if without is not None:
-            entry, gram = (part[self.experts[entry] != without] for part in (entry, gram))
-            sizes = torch.bincount(gram, minlength=len(place))
-        weights = self.weights(sizes, self.count - (without is not None))
-        gains = torch.zeros(self.count).index_add_(0, self.experts[entry], weights[gram] * self.gains[entry])
-        return (gains + weights.sum() * self.floors) / norm(weights)
+        if without is None and self.count >= _MANY:
+            return self._of_places(place)
+        starts = self.starts[place]
+        sizes = self.starts[place + 1] - starts
+        entry = entries(starts, sizes)
+        experts = self.experts[entry]
+        if without is None:
+            weights, gains = self.weights(sizes), self._weighed[entry]
+        else:
+            others = experts != without
+            gram = torch.repeat_interleave(torch.arange(len(place)), sizes)[others]  # of each entry
+            entry, experts = entry[others], experts[others]
+            weights = self.weights(torch.bincount(gram, minlength=len(place)), self.count - 1)
+            gains = weights[gram] * self.gains[entry]
+        sums = torch.zeros(self.count).scatter_add_(0, experts, gains)
+        return (sums + weights.sum() * self.floors) / norm(weights)
+
+    def _of_places(self, place: Int[Tensor, " M"]) -> Float[Tensor, " E"]:
+        """`of_text` in a large pool: one row of gains for an n-gram that many know, entries for the others."""
+        starts = self.starts[place]
+        sizes = self.starts[place + 1] - starts
+        row, table = self._common
+        common = row[place] >= 0
+        entry = entries(starts[~common], sizes[~common])
+        sums = table[row[place[common]]].sum(dim=0)
+        sums.scatter_add_(0, self.experts[entry], self._weighed[entry])
+        weights = self.weights(sizes)
+        return (sums + weights.sum() * self.floors) / norm(weights)
+
+    @cached_property
+    def _weighed(self) -> Float[Tensor, " N"]:
+        """The gain of each entry, by the weight that its n-gram has among all experts."""
+        sizes = self.starts[1:] - self.starts[:-1]
+        return self.gains * torch.repeat_interleave(self.weights(sizes), sizes)
+
+    @cached_property
+    def _common(self) -> tuple[Int[Tensor, " U"], Float[Tensor, "C E"]]:
+        """Rows of the weighed gains of n-grams that an eighth of all experts know, and each n-gram's row (or -1)."""
+        sizes = self.starts[1:] - self.starts[:-1]
+        common = (sizes * 8 >= self.count).nonzero()[:, 0]
+        row = torch.full((len(self.grams),), -1)
+        row[common] = torch.arange(len(common))
+        entry = entries(self.starts[common], sizes[common])
+        table = torch.zeros(len(common), self.count)
+        table[torch.repeat_interleave(row[common], sizes[common]), self.experts[entry]] = self._weighed[entry]
+        return row, table
+
+
+def entries(starts: Int[Tensor, " M"], sizes: Int[Tensor, " M"]) -> Int[Tensor, " N"]:
+    """The numbers of ranges, one range after the other."""
+    entry = torch.repeat_interleave(starts - (sizes.cumsum(0) - sizes), sizes)
+    return entry + torch.arange(len(entry))
 
 
 def norm(weights: Float[Tensor, " M"]) -> Tensor:
