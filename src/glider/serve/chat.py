@@ -11,6 +11,7 @@ from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Choice, Delta, Exchange, Token
 from glider.serve.prompts import chat_prompt, room
+from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
@@ -20,7 +21,7 @@ def routes(service: Service) -> APIRouter:
     """The route, over a service."""
     router = bodies.router()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", **described(Chat, streams=True))
     async def chat(request: Request, body: ChatRequest) -> Response:
         exchange = await _open(service, request, body)
         head = {"id": f"chatcmpl-{exchange.request_id}", "created": int(time.time()), "model": body.model}
