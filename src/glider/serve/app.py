@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from glider import __version__
 from glider.errors import GliderError
-from glider.serve import changes, chat, completions, errors, page, replies, status, tokens
+from glider.serve import changes, chat, completions, errors, page, replies, responses, status, tokens
 from glider.serve.guards import Guards
 from glider.serve.service import Service
 
@@ -39,7 +39,7 @@ def build(service: Service) -> Guards:
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_crash)
-    for part in (chat, completions, tokens, status, changes):
+    for part in (chat, completions, responses, tokens, status, changes):
         app.include_router(part.routes(service))
     app.include_router(page.routes())
     return Guards(app, service.settings)

@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", **described(Chat, streams=True))
     async def chat(request: Request, body: ChatRequest) -> Response:
-        exchange = await _open(service, request, body)
+        exchange = await open_chat(service, request, body)
         head = {"id": f"chatcmpl-{exchange.request_id}", "created": int(time.time()), "model": body.model}
         if body.stream:
             return EventStream(exchange, _chunks(exchange, body, head))
@@ -35,7 +35,8 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _open(service: Service, request: Request, body: ChatRequest) -> Exchange:
+async def open_chat(service: Service, request: Request, body: ChatRequest) -> Exchange:
+    """A conversation's exchange, begun; whoever opens it closes it. Raises `ApiError`."""
     key, target = service.target(request, body.model)
     service.check(key, body)
     if body.top_logprobs is not None and not body.logprobs:

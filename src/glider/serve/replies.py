@@ -76,6 +76,55 @@ class Chat(Reply):
     glider: Routing
 
 
+class OutputText(Reply):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+
+
+class OutputMessage(Reply):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete", "in_progress"]
+    content: list[OutputText]
+
+
+class ResponseUsage(Reply):
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class Response(Reply):
+    """Of the responses API."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete", "in_progress"]
+    error: None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    output: list[OutputMessage]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: Literal["none"]
+    tools: list[Any]
+    top_p: float | None
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+    glider: Routing | None = None
+
+
 class CompletionChoice(Reply):
     index: int
     text: str
