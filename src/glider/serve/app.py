@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from glider import __version__
 from glider.errors import GliderError
-from glider.serve import changes, chat, completions, errors, page, status, tokens
+from glider.serve import changes, chat, completions, errors, page, replies, responses, status, tokens
 from glider.serve.guards import Guards
 from glider.serve.service import Service
 
@@ -31,13 +31,15 @@ def build(service: Service) -> Guards:
         service.metrics.refusals.labels(told.code or "").inc()
         return told.response
 
-    app = FastAPI(title="glider", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="glider", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=replies.FAULTS
+    )
     app.add_exception_handler(errors.ApiError, refused)
     app.add_exception_handler(GliderError, refused)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_crash)
-    for part in (chat, completions, tokens, status, changes):
+    for part in (chat, completions, responses, tokens, status, changes):
         app.include_router(part.routes(service))
     app.include_router(page.routes())
     return Guards(app, service.settings)

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from glider.files.json_text import parse_json
+from glider.serve.errors import ApiError
 
 MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in tokens has so many
 
@@ -27,6 +28,9 @@ class _Route(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+            if request.method == "POST" and kind != "application/json":  # a page's form may not ask either
+                raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
             return await handle(_Request(request.scope, request.receive))
 
         return bounded

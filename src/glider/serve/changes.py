@@ -22,6 +22,7 @@ from glider.routing.static import Static
 from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.pools import ServedPool
+from glider.serve.replies import Loaded, Reloaded, Unloaded, described
 from glider.serve.schemas import LoadRequest, ReloadRequest, UnloadRequest
 from glider.serve.service import Service
 
@@ -54,7 +55,7 @@ def routes(service: Service) -> APIRouter:
             except (GliderError, OSError) as fault:
                 raise ApiError(400, str(fault), code="change_failed") from fault
 
-    @router.post("/v1/pool/reload")
+    @router.post("/v1/pool/reload", **described(Reloaded))
     async def reload(request: Request, body: ReloadRequest) -> dict[str, Any]:
         async def change(pool: ServedPool) -> dict[str, Any]:
             fresh = await asyncio.to_thread(pool.model.pool.reload)
@@ -63,11 +64,11 @@ def routes(service: Service) -> APIRouter:
 
         return await changed(request, body, change)
 
-    @router.post("/v1/load_lora_adapter")
+    @router.post("/v1/load_lora_adapter", **described(Loaded))
     async def load(request: Request, body: LoadRequest) -> dict[str, Any]:
         return await changed(request, body, lambda pool: _load(service, pool, body))
 
-    @router.post("/v1/unload_lora_adapter")
+    @router.post("/v1/unload_lora_adapter", **described(Unloaded))
     async def unload(request: Request, body: UnloadRequest) -> dict[str, Any]:
         return await changed(request, body, lambda pool: _unload(service, pool, body.lora_name))
 

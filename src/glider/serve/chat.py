@@ -11,6 +11,7 @@ from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Choice, Delta, Exchange, Token
 from glider.serve.prompts import chat_prompt, room
+from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
@@ -20,9 +21,9 @@ def routes(service: Service) -> APIRouter:
     """The route, over a service."""
     router = bodies.router()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", **described(Chat, streams=True))
     async def chat(request: Request, body: ChatRequest) -> Response:
-        exchange = await _open(service, request, body)
+        exchange = await open_chat(service, request, body)
         head = {"id": f"chatcmpl-{exchange.request_id}", "created": int(time.time()), "model": body.model}
         if body.stream:
             return EventStream(exchange, _chunks(exchange, body, head))
@@ -34,7 +35,8 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _open(service: Service, request: Request, body: ChatRequest) -> Exchange:
+async def open_chat(service: Service, request: Request, body: ChatRequest) -> Exchange:
+    """A conversation's exchange, begun; whoever opens it closes it. Raises `ApiError`."""
     key, target = service.target(request, body.model)
     service.check(key, body)
     if body.top_logprobs is not None and not body.logprobs:

@@ -12,6 +12,7 @@ from glider.serve.errors import ApiError
 from glider.serve.exchange import Exchange, Token
 from glider.serve.prompt_scores import prompt_tokens
 from glider.serve.prompts import plain_prompts, room
+from glider.serve.replies import Completion, described
 from glider.serve.schemas import CompletionRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
@@ -21,7 +22,7 @@ def routes(service: Service) -> APIRouter:
     """The route, over a service."""
     router = bodies.router()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", **described(Completion, streams=True))
     async def complete(request: Request, body: CompletionRequest) -> Response:
         exchange = await _open(service, request, body)
         try:

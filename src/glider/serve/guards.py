@@ -69,9 +69,6 @@ class Guards:
             raise ApiError(400, "a Content-Length that is a number", code="invalid_headers")
         if int(length) > self._settings.max_body:
             raise _too_large(self._settings)
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if scope["method"] == "POST" and kind != b"application/json":
-            raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
 
 
 class _Body:

@@ -107,6 +107,77 @@ class ChatRequest(Sampling):
     modalities: Annotated[list[Literal["text"]], _FIRST] | None = None
 
 
+class InputText(Body):
+    type: Literal["input_text", "output_text"]
+    text: StrictStr
+    annotations: Annotated[list[Any], Field(max_length=0)] = []
+    logprobs: Annotated[list[Any], Field(max_length=0)] = []
+
+
+class InputMessage(Body):
+    """A turn of the responses API; an answer's item can be sent back as it came."""
+
+    type: Literal["message"] = "message"
+    id: StrictStr | None = None
+    status: Literal["completed", "incomplete"] | None = None
+    role: Role
+    content: StrictStr | Annotated[list[InputText], _FIRST]
+
+    @property
+    def message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=text)
+
+
+class TextOptions(Body):
+    format: ResponseFormat | None = None
+
+
+class ObfuscationOptions(Body):
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesRequest(Body):
+    """Text in, text out; nothing is stored, so that there is nothing to go on from."""
+
+    model: StrictStr
+    input: StrictStr | Annotated[list[InputMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
+    instructions: StrictStr | None = None
+    max_output_tokens: StrictInt | None = Field(default=None, ge=1)
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    stream: StrictBool = False
+    stream_options: ObfuscationOptions | None = None
+    text: TextOptions | None = None
+    metadata: dict[str, StrictStr] = Field(default={}, max_length=16)
+    tool_choice: Literal["none"] | None = None
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: StrictStr | None = None
+    glider: Steering = Steering()
+
+    @property
+    def chat(self) -> ChatRequest:
+        """The same question to the chat API."""
+        turns = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
+        if isinstance(self.input, str):
+            turns.append(Message(role="user", content=self.input))
+        else:
+            turns += [one.message for one in self.input]
+        return ChatRequest(
+            model=self.model,
+            messages=turns,
+            max_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stream=self.stream,
+            user=self.user,
+            glider=self.glider,
+        )
+
+
 class CompletionRequest(Sampling):
     prompt: StrictStr | Ids | Annotated[Texts | Annotated[list[Ids], _FIRST], Field(min_length=1)]
     max_tokens: StrictInt = Field(default=16, ge=0)

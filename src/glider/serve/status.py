@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from glider import __version__
 from glider.layers.trace import Trace
-from glider.serve import bodies
+from glider.serve import bodies, replies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.pools import ServedPool, Target
@@ -25,34 +25,34 @@ def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
     router = bodies.router()
 
-    @router.get("/health")
+    @router.get("/health", **replies.described(replies.Status))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.get("/ready", **replies.described(replies.Status, s503=replies.Status))
     async def ready() -> JSONResponse:
         up = service.ready and not service.places.closed
         return JSONResponse({"status": "ready" if up else "not ready"}, 200 if up else 503)
 
-    @router.get("/version")
+    @router.get("/version", **replies.described(replies.Version))
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    @router.get("/load")
+    @router.get("/load", **replies.described(replies.Load))
     async def load() -> dict[str, int]:
         return {"server_load": service.places.running + service.places.waiting}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         service.key(request, "metrics")
         text = service.metrics.text(service.places.running, service.places.waiting)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", **replies.described(replies.Models))
     async def models(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": service.pools.cards(service.key(request, "ask").pools)}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", **replies.described(replies.ModelCard))
     async def model(request: Request, name: str) -> dict[str, Any]:
         cards = service.pools.cards(service.key(request, "ask").pools)
         found = next((card for card in cards if card["id"] == name), None)
@@ -60,12 +60,12 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(404, f"no model {name[:200]!r} here", param="model", code="model_not_found")
         return found
 
-    @router.get("/v1/pool")
+    @router.get("/v1/pool", **replies.described(replies.PoolCards))
     async def pool(request: Request) -> dict[str, Any]:
         key = service.key(request, "ask")
         return {"object": "list", "data": [_pool(service, one) for one in service.pools.visible(key.pools)]}
 
-    @router.post("/v1/route")
+    @router.post("/v1/route", **replies.described(replies.Route))
     async def route(request: Request, body: RouteRequest) -> dict[str, Any]:
         key, target = service.target(request, body.model)
         if body.glider.trace:

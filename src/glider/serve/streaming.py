@@ -18,11 +18,12 @@ log = logging.getLogger("glider.serve")
 class EventStream(StreamingResponse):
     """Chunks of an exchange, one event each, and `[DONE]`; a fault on the way is an event of its own.
 
-    The exchange is closed with the response, whether it was sent, broken off or never begun.
+    `named` events carry their `type` as their name, as those of the responses API. The exchange is closed with the
+    response, whether it was sent, broken off or never begun.
     """
 
-    def __init__(self, exchange: "Exchange", chunks: AsyncIterator[dict[str, Any]]):
-        super().__init__(_events(chunks), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    def __init__(self, exchange: "Exchange", chunks: AsyncIterator[dict[str, Any]], named: bool = False):
+        super().__init__(_events(chunks, named), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._exchange = exchange
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -32,16 +33,21 @@ class EventStream(StreamingResponse):
             self._exchange.close()
 
 
-async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+async def _events(chunks: AsyncIterator[dict[str, Any]], named: bool) -> AsyncIterator[str]:
+    number = 0
     try:
         async for chunk in chunks:
-            yield _event(chunk)
+            number += 1
+            yield _event(chunk, named)
     except Exception as fault:
         if not isinstance(fault, ApiError):
             log.exception("a stream failed")
-        yield _event(ApiError.of(fault).body)
-    yield "data: [DONE]\n\n"
+        body = ApiError.of(fault).body
+        yield _event({"type": "error", "sequence_number": number, **body["error"], **body} if named else body, False)
+    if not named:
+        yield "data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+def _event(value: dict[str, Any], named: bool) -> str:
+    name = f"event: {value['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(value, ensure_ascii=False)}\n\n"

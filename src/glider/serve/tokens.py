@@ -10,6 +10,7 @@ from glider.instructions.embedders import load_for
 from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.prompts import chat_prompt
+from glider.serve.replies import Embeddings, Text, Tokens, described
 from glider.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from glider.serve.service import Service
 
@@ -21,7 +22,7 @@ def routes(service: Service) -> APIRouter:
     """The routes, over a service."""
     router = bodies.router()
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", **described(Tokens))
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if (body.prompt is None) == (body.messages is None):
@@ -34,7 +35,7 @@ def routes(service: Service) -> APIRouter:
         strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": strings}
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", **described(Text))
     async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
@@ -42,7 +43,7 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(400, message, param="tokens", code="invalid_value")
         return {"prompt": await service.runner.prepare(model.tokenizer.decode, body.tokens)}
 
-    @router.post("/v1/embeddings")
+    @router.post("/v1/embeddings", **described(Embeddings))
     async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
         key = service.key(request, "ask")
         identity, pool = None, None
