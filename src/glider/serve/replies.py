@@ -92,7 +92,6 @@ class OutputMessage(Reply):
 
 class ResponseUsage(Reply):
     input_tokens: int
-    input_tokens_details: dict[str, int]
     output_tokens: int
     output_tokens_details: dict[str, int]
     total_tokens: int
