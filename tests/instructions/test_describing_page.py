@@ -18,6 +18,7 @@ def test_the_page_runs(endpoint, make_pool, llama_directory: Path, tmp_path: Pat
     pool = make_pool(llama_directory, experts=1, name="other")
     pool.path.rename(tmp_path / "pool")
     (tmp_path / "rows.jsonl").write_text('{"input": "a", "output": "b"}\n' * 6)
+    (tmp_path / "three.jsonl").write_text('{"input": "a", "output": "b"}\n' * 3)
     monkeypatch.chdir(tmp_path)
     assert {"local", "given"} <= {entry.name for entry in describers}
     # there is no real model to be had here in a second, and random weights write nonsense

@@ -222,4 +222,4 @@ def test_more_experts_than_the_pool_has_are_refused_before_the_model_is_loaded(
 def test_a_methods_own_k_is_clipped_by_a_small_pool(llama_directory: Path, make_pool) -> None:
     pool = make_pool(llama_directory, 1)
     for text in ("glider", "phatgoose", "arrow", "adaptersoup", "loraretriever(by=descriptions)"):
-        assert len(router_from(text, {}).prepare(pool).experts) == 1
+        assert len(router_from(*parsed(text)).prepare(pool).experts) == 1
