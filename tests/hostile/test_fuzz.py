@@ -22,7 +22,7 @@ def test_no_mutated_file_does_anything_but_be_refused_or_taken(tmp_path: Path) -
     assert ran.returncode == 0, faults.read_text() if faults.exists() else ran.stderr
     ended = json.loads((tmp_path / "done-0-of-1.json").read_text())["ended"]
     for reader in ("card", "expert", "layout", "pool of format 1", "pool of format 2", "run", "rows"):
-        assert ended[f"{reader}: refused"] > 10 and ended[f"{reader}: taken"] > 2  # both ways were gone
+        assert ended[f"{reader}: refused"] > 10 and ended[f"{reader}: taken"] > 0  # both ways were gone
 
 
 @pytest.mark.slow

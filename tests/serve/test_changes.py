@@ -1,5 +1,6 @@
 """Pools that change while they are served."""
 
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -98,6 +99,9 @@ def test_requests_in_flight_keep_their_generation(served: Served, own_pool: Path
     outcome: list[Any] = []
     asking = threading.Thread(target=lambda: outcome.append(ask(served, max_tokens=300, logit_bias={"1": -100})))
     asking.start()
+    running = re.compile(r"^vllm:num_requests_running\S* 1", re.MULTILINE)
+    while asking.is_alive() and not running.search(httpx.get(f"{served.url}/metrics").text):
+        pass  # it is not in flight before
     remove_expert(own_pool, "e1")
     numbers = [post(served, PATHS[0]).json()["generation"] for _ in range(3)]
     asking.join()
