@@ -48,7 +48,7 @@ def hold(file: Holder, descriptor: Descriptor) -> None:
         _used.move_to_end(id(file))
         if len(_used) <= (most := _most()):
             return
-        for key in [key for key, kept in _used.items() if kept() is None]:
+        for key in [key for key, reference in _used.items() if reference() is None]:
             del _used[key]
         while len(_used) > most:
             if (coldest := _used.popitem(last=False)[1]()) is not None:

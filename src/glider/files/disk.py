@@ -65,9 +65,9 @@ def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fres
     A `fresh` file takes nobody's place: `FileExistsError` if there is one. A full disk, and whatever else the system
     refuses, is an `OSError` that names `path`.
     """
-    with _told_as(path):
+    with _naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, _told_as(path, work / path.name):
+        with work_beside(path) as work, _naming_target(path, work / path.name):
             partial = work / path.name
             write(partial)
             _flush(partial)
@@ -83,7 +83,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """Write a safetensors file; a full disk is the `OSError` that it is, not a serialisation error."""
     from safetensors.torch import save_file
 
-    with _told_as(path):
+    with _naming_target(path):
         save_file(dict(tensors), path, metadata=metadata)
         path.chmod(0o644)
 
@@ -94,9 +94,9 @@ def new_directory(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced only after the new content is complete.
     """
-    with _told_as(path):
+    with _naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, _told_as(path, work / path.name):
+        with work_beside(path) as work, _naming_target(path, work / path.name):
             partial = work / path.name
             partial.mkdir()
             yield partial
@@ -110,7 +110,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def own_directory(path: Path) -> Path:
     """A directory to work in that lies where it says, made if there is none; raises `ExpertError` for a link."""
-    with _told_as(path):
+    with _naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(path):
             path.mkdir()
@@ -143,7 +143,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _told_as(path: Path, partial: Path | None = None) -> Iterator[None]:
+def _naming_target(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Let what the system refuses name the file that was to be written, not the one it is written as at first."""
     try:
         yield
@@ -157,12 +157,12 @@ def _told_as(path: Path, partial: Path | None = None) -> Iterator[None]:
             raise
         named = None if fault.filename is None else Path(os.fsdecode(fault.filename))
         if named is None:
-            told = path
+            target = path
         elif partial is not None and named.is_relative_to(partial.parent):
-            told = path / named.relative_to(partial) if named.is_relative_to(partial) else path
+            target = path / named.relative_to(partial) if named.is_relative_to(partial) else path
         else:
             raise
-        raise OSError(fault.errno, fault.strerror, str(told)) from fault
+        raise OSError(fault.errno, fault.strerror, str(target)) from fault
 
 
 def _flush(path: Path) -> None:

@@ -44,7 +44,7 @@ class TensorFile:
 
     def __init__(self, path: Path, record: str | None = None, sha256: str | None = None, owner: str = ""):
         self.path, self._sha256, self._lock = path, sha256, threading.Lock()
-        self._told = f"{path}{owner and f' of {owner}'}"
+        self._label = f"{path}{owner and f' of {owner}'}"
         with reading(path):
             descriptor = Descriptor(path)
             self.header = header_of(descriptor.number, path)
@@ -113,8 +113,8 @@ class TensorFile:
                 if finite and infinite is None:
                     infinite = self._first_not_finite(content, begin, names)
         if hashed and (got := whole.hexdigest()) != self._sha256:
-            wanted = f"{self._told} unchanged since it joined the pool (sha256 {str(self._sha256)[:12]})"
-            raise ExpertError(wanted, f"sha256 {got[:12]}", _AGAIN)
+            expected = f"{self._label} unchanged since it joined the pool (sha256 {str(self._sha256)[:12]})"
+            raise ExpertError(expected, f"sha256 {got[:12]}", _AGAIN)
         for name, known in (self._digests or {}).items():
             if digests[name] != known:
                 raise self._changed_tensor(name, known, digests[name])
@@ -177,11 +177,11 @@ class TensorFile:
         parts = [whole[i : i + DIGEST_BYTES] for i in range(DIGEST_BYTES, len(whole), DIGEST_BYTES)]
         return dict(zip(names, parts, strict=True))
 
-    def _changed_tensor(self, name: str, wanted: bytes, got: bytes) -> ExpertError:
-        return self._changed(f"the tensor {name} of sha256 {wanted.hex()[:12]}", f"sha256 {got.hex()[:12]}")
+    def _changed_tensor(self, name: str, expected: bytes, got: bytes) -> ExpertError:
+        return self._changed(f"the tensor {name} of sha256 {expected.hex()[:12]}", f"sha256 {got.hex()[:12]}")
 
-    def _changed(self, wanted: str, got: str) -> ExpertError:
-        return ExpertError(f"{self._told} unchanged, with {wanted}", got, _AGAIN)
+    def _changed(self, expected: str, got: str) -> ExpertError:
+        return ExpertError(f"{self._label} unchanged, with {expected}", got, _AGAIN)
 
 
 def tensors_in(content: bytes, most: int = MOST_TENSORS) -> dict[str, Tensor]:

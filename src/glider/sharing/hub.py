@@ -250,17 +250,17 @@ def _named_after(repo_id: str, partial: Path) -> Iterator[None]:
     try:
         yield
     except (ExpertError, PoolError) as fault:
-        told = (part.replace(str(partial), repo_id) for part in (fault.wanted, fault.got, fault.remedy))
-        raise type(fault)(*told) from fault
+        parts = (part.replace(str(partial), repo_id) for part in (fault.wanted, fault.got, fault.remedy))
+        raise type(fault)(*parts) from fault
 
 
 @contextmanager
-def _speaking(wanted: str, error: Error) -> Iterator[None]:
+def _speaking(expected: str, error: Error) -> Iterator[None]:
     """Turn what the hub and the way there can answer into one of our errors."""
     try:
         yield
     except _FAULTS as fault:
-        raise error(wanted, *_explain(fault)) from fault
+        raise error(expected, *_explain(fault)) from fault
 
 
 def _explain(fault: BaseException) -> tuple[str, str]:
