@@ -77,8 +77,8 @@ class TaskFile:
     def queries(self, split: str | None, rows: int, seed: int, descriptions: Mapping[str, str] | None) -> list[Query]:
         """At most so many of a split's rows, drawn by the seed, with the task's description where there is one."""
         every = read_rows(self.path, split)
-        chosen = random.Random(seed).sample(every, min(rows, len(every)))
-        return [Query(row.input, (descriptions or {}).get(self.name)) for row in chosen]
+        sample = random.Random(seed).sample(every, min(rows, len(every)))
+        return [Query(row.input, (descriptions or {}).get(self.name)) for row in sample]
 
 
 def task_files(patterns: Sequence[str]) -> list[TaskFile]:

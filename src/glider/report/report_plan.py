@@ -61,8 +61,8 @@ class SetView(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_list(cls, given: Any) -> Any:
-        return {"tasks": given} if isinstance(given, list) else {} if given is None else given
+    def _of_list(cls, value: Any) -> Any:
+        return {"tasks": value} if isinstance(value, list) else {} if value is None else value
 
 
 class MethodView(Config):
@@ -76,12 +76,12 @@ class MethodView(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_name(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return {"cells": (given,)}
-        if isinstance(given, dict) and isinstance(given.get("cells"), str):
-            return {**given, "cells": (given["cells"],)}
-        return given
+    def _of_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"cells": (value,)}
+        if isinstance(value, dict) and isinstance(value.get("cells"), str):
+            return {**value, "cells": (value["cells"],)}
+        return value
 
     @property
     def label(self) -> str:
@@ -104,8 +104,8 @@ class TableView(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_list(cls, given: Any) -> Any:
-        return {"methods": given} if isinstance(given, list) else given
+    def _of_list(cls, value: Any) -> Any:
+        return {"methods": value} if isinstance(value, list) else value
 
 
 class Figures(Config):
