@@ -115,8 +115,8 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
     for kind, folders in (("t0", ["t0_heldout"]), ("bigbench", ["bbh", "bbl"])):
         for file in (file for folder in folders for file in sorted((root / folder).glob("*.jsonl.gz"))):
             part: Sequence[Row] = [row for row in read_rows(file) if row.split == "test"]
-            chosen_rows = chance.sample(part, min(rows, len(part)))
-            kinds[kind] += [(row.input, file.name.removesuffix(".jsonl.gz"), -1) for row in chosen_rows]
+            evaluated_rows = chance.sample(part, min(rows, len(part)))
+            kinds[kind] += [(row.input, file.name.removesuffix(".jsonl.gz"), -1) for row in evaluated_rows]
     queries = {
         kind: Queries([text for text, _, _ in part], [task for _, task, _ in part], torch.tensor([c for *_, c in part]))
         for kind, part in kinds.items()

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from glider.data.rows import Row, read_rows
-from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.task_rows import score_rows_of
 from glider.files.disk import write_json
 from glider.inference.model import RoutedModel
@@ -66,7 +66,7 @@ def mean_score(model: RoutedModel, rows: list[Row], text: str) -> float:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=len(rows))
-        chosen = ChosenRows.of(rows)
+        chosen = EvaluatedRows.of(rows)
         results = score_rows_of(model, chosen, None, 48, tick=lambda done: bar.update(task, completed=done))
     return sum(result.score for result in results) / len(rows)
 

@@ -12,8 +12,8 @@ from glider.contribute.lorahub import search_lorahub
 from glider.data.rows import Row
 from glider.errors import DataError, GliderError, MissingDependency, RouterError
 from glider.evaluation import metrics
-from glider.evaluation.chosen_rows import ChosenRows
 from glider.evaluation.compare import compare
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.statistics import mean_interval, paired_p
 from glider.evaluation.task_rows import score_rows_of
 from glider.inference.base_model import load_base
@@ -26,7 +26,7 @@ TEXT_ROWS = [Row(input=f"say {i}", output=f"it is {i}") for i in range(5)]
 
 
 def scores_of(model: RoutedModel) -> list[float]:
-    return [result.score for result in score_rows_of(model, ChosenRows.of(CHOICE_ROWS), None, 1)]
+    return [result.score for result in score_rows_of(model, EvaluatedRows.of(CHOICE_ROWS), None, 1)]
 
 
 def test_entries_are_what_each_router_scores_alone(make_pool, llama_directory: Path) -> None:

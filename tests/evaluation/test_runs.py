@@ -181,7 +181,7 @@ def test_lorahub_searches_on_rows_that_are_not_evaluated(make_run, tmp_path: Pat
     assert statuses(run) == ["failed", "done", "failed"]  # the others have no training rows
     found = told(run, "lorahub", "near", "even")
     assert found["lorahub"]["rows"] == 3 and set(found["lorahub"]["weights"]) == set(pool.names)
-    assert all("train" not in row.input for row in run.tasks[1].chosen().rows)
+    assert all("train" not in row.input for row in run.tasks[1].evaluated_rows().rows)
     assert all("train" in row.input for row in run.tasks[1].fewshot(3, ["train"]))
     with pytest.raises(DataError, match="few-shot"):
         run.tasks[1].fewshot(3, ["test"])  # every test row is evaluated
@@ -262,24 +262,26 @@ def test_single_experts_of_an_oracle_are_no_rows_of_the_table(make_run) -> None:
 
 def test_rows_without_splits_are_all_evaluated(make_run, tmp_path: Path) -> None:
     (tmp_path / "even.jsonl").write_text("\n".join(map(json.dumps, EVEN)))
-    assert len(make_run(["base"]).tasks[1].chosen().rows) == 8
+    assert len(make_run(["base"]).tasks[1].evaluated_rows().rows) == 8
 
 
 def test_subsets_are_drawn_by_the_seed(make_run) -> None:
-    first, same, other = (make_run(["base"], rows=4, seed=seed).tasks[1].chosen() for seed in (0, 0, 1))
+    first, same, other = (make_run(["base"], rows=4, seed=seed).tasks[1].evaluated_rows() for seed in (0, 0, 1))
     assert first.places == same.places == sorted(first.places) != other.places
     assert len(first.rows) == 4 and first.available == 8
-    assert all(make_run(["base"], rows=3, seed=seed).tasks[1].chosen().guess == 0.5 for seed in range(3))  # of all rows
+    assert all(
+        make_run(["base"], rows=3, seed=seed).tasks[1].evaluated_rows().guess == 0.5 for seed in range(3)
+    )  # of all rows
 
 
 def test_a_few_rows_without_choices_are_left_out_and_counted(make_run, tmp_path: Path) -> None:
     rows = [*EVEN * 4, {"input": "?", "output": "(A)"}]
     write(tmp_path / "even.jsonl", rows)
-    chosen = make_run(["base"]).tasks[1].chosen()
+    chosen = make_run(["base"]).tasks[1].evaluated_rows()
     assert (len(chosen.rows), chosen.available, chosen.left_out) == (32, 33, 1)
     write(tmp_path / "even.jsonl", rows[-3:])
     with pytest.raises(DataError, match="1 of 3"):
-        make_run(["base"]).tasks[1].chosen()
+        make_run(["base"]).tasks[1].evaluated_rows()
 
 
 def test_the_table_tests_each_router_against_the_first(make_run) -> None:

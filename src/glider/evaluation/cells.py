@@ -58,8 +58,8 @@ class BenchSpec:
             return replace(self, require_key=key)
         pool = places[Path(self.pool)]
         if (got := sha256(pool / POOL_FILE)) != self.pool_hash:
-            wanted = f"the pool {self.pool} as it was when the run began ({self.pool_hash[:12]})"
-            raise PoolError(wanted, f"{got[:12]}", "Start the run anew.")
+            expected = f"the pool {self.pool} as it was when the run began ({self.pool_hash[:12]})"
+            raise PoolError(expected, f"{got[:12]}", "Start the run anew.")
         return replace(self, pool=str(pool), require_key=key)
 
 
@@ -236,20 +236,20 @@ class Cell:
     def run(self, report: Report = silent) -> dict[str, Any]:
         """Evaluate; returns the result's content."""
         bench, task = Bench.of(self.bench), self.task
-        chosen = task.chosen()
+        selected = task.evaluated_rows()
         description = task.description if self.plan.descriptions else None
         rows = task.fewshot(self.plan.examples, self.bench.fewshot_splits) if self.plan.examples else []
         with bench.matmul():
             model, notes = bench.model(self.plan, task)
             results = score_rows_of(
                 model,
-                chosen,
+                selected,
                 description,
                 task.max_new_tokens,
                 examples=tuple((row.input, row.output) for row in rows),
-                tick=lambda done: report(self.name, f"{done}/{len(chosen.rows)} rows", done / len(chosen.rows)),
+                tick=lambda done: report(self.name, f"{done}/{len(selected.rows)} rows", done / len(selected.rows)),
             )
-        return {**summary_of(chosen, results), **notes, "results": [asdict(result) for result in results]}
+        return {**summary_of(selected, results), **notes, "results": [asdict(result) for result in results]}
 
     def store(self, result: dict[str, Any]) -> None:
         """Put a result's content in place, whole."""

@@ -10,7 +10,7 @@ import torch
 
 from glider.data.rows import Row
 from glider.errors import DataError, RouterError
-from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.metrics import score_text
 from glider.evaluation.statistics import mean_interval, paired_p
@@ -136,12 +136,12 @@ def compare(
     """
     opened = open_pool(pool, require_key)
     contenders = [_Contender.of(name) for name in names]
-    chosen = ChosenRows.of(rows)
+    selected = EvaluatedRows.of(rows)
     for contender in contenders:
         _require(contender, opened, rows, fewshot)
     opened.verify()
     loaded = BaseSpec.of(base).load_base(base_of(opened))
-    bench = _Bench(opened, loaded, chosen, max_new_tokens, describer, tick)
+    bench = _Bench(opened, loaded, selected, max_new_tokens, describer, tick)
     first: list[float] | None = None
     bare: list[float] | None = None  # of the base, where it comes before
     for contender in contenders:
@@ -172,7 +172,7 @@ class _Bench:
 
     pool: Pool
     base: BaseModel
-    chosen: ChosenRows
+    selected: EvaluatedRows
     max_new_tokens: int
     describer: Describer | None
     tick: Tick
@@ -190,14 +190,14 @@ class _Bench:
     def _run(self, label: str, router: Router, note: str = "") -> _Measured:
         model = ModelSpec(router=router).over(self.base, self.pool)
         try:
-            one = replace(self.chosen, rows=self.chosen.rows[:1])
+            one = replace(self.selected, rows=self.selected.rows[:1])
             score_rows_of(model, one, None, max_new_tokens=1)  # what only a first call costs is not timed
             model.describer, model.strict = self.describer, True
             began = time.perf_counter()
             results = score_rows_of(
-                model, self.chosen, None, self.max_new_tokens, tick=lambda done: self.tick(label, done)
+                model, self.selected, None, self.max_new_tokens, tick=lambda done: self.tick(label, done)
             )
-            return _Measured(self.chosen.metric, results, time.perf_counter() - began, _megabytes(model), note)
+            return _Measured(self.selected.metric, results, time.perf_counter() - began, _megabytes(model), note)
         finally:
             model.detach()
 

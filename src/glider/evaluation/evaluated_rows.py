@@ -9,7 +9,7 @@ from glider.evaluation.metrics import Metric, guessing, require
 
 
 @dataclass(frozen=True)
-class ChosenRows:
+class EvaluatedRows:
     """The rows of a task that are evaluated, with their places among the split's `available` rows."""
 
     rows: list[Row]
@@ -20,7 +20,7 @@ class ChosenRows:
     metric: Metric
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "ChosenRows":
+    def of(cls, rows: Sequence[Row]) -> "EvaluatedRows":
         """All of these rows: by `accuracy` where they have choices, else by `rougeL`.
 
         Raises `DataError` for rows whose score would mean nothing, `MissingDependency` without their metric's package.

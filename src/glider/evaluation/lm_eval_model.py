@@ -135,18 +135,18 @@ class GliderLM(LM):
             results[i] = value.total, value.greedy
             self.cache_hook.add_partial("loglikelihood", requests[i].args, results[i])
 
-        self._score([self._asked(request) for request in requests], disable_tqdm, done)
+        self._score([self._scoring_of(request) for request in requests], disable_tqdm, done)
         return [results[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of `max_length`; the text is the query of all its windows."""
-        asked: list[ScoringRequest] = []
+        scorings: list[ScoringRequest] = []
         owner: list[int] = []
         for i, request in enumerate(requests):
             (text,) = request.args
             windows = get_rolling_token_windows(self._encode(text), self._prefix, self.max_length, context_len=1)
             for context, continuation in map(make_disjoint_window, windows):
-                asked.append(ScoringRequest(self._query(request, text), tuple(context), tuple(continuation)))
+                scorings.append(ScoringRequest(self._query(request, text), tuple(context), tuple(continuation)))
                 owner.append(i)
         totals, left = [0.0] * len(requests), Counter(owner)
 
@@ -157,7 +157,7 @@ class GliderLM(LM):
             if not left[i]:
                 self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, totals[i])
 
-        self._score(asked, disable_tqdm, done)
+        self._score(scorings, disable_tqdm, done)
         return totals
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
@@ -195,19 +195,19 @@ class GliderLM(LM):
         return [_before(text, stops) for text in texts]
 
     def _score(
-        self, asked: Sequence[ScoringRequest], disable_tqdm: bool, done: Callable[[int, Likelihood], None]
+        self, scorings: Sequence[ScoringRequest], disable_tqdm: bool, done: Callable[[int, Likelihood], None]
     ) -> None:
         """Requests of one context and query are scored together, contexts of like length in one batch; `done` is called
         with the place of each and its result as they come."""
         groups: dict[tuple[Query, tuple[int, ...]], list[int]] = defaultdict(list)
-        for i, one in enumerate(asked):
+        for i, one in enumerate(scorings):
             groups[one.query, self._fitted(one)].append(i)
         ordered = sorted(groups.items(), key=lambda group: -len(group[0][1]))
-        with tqdm(total=len(asked), desc="glider: log-likelihood", disable=disable_tqdm) as bar:
+        with tqdm(total=len(scorings), desc="glider: log-likelihood", disable=disable_tqdm) as bar:
             for start in range(0, len(ordered), self.batch_size):
                 batch = ordered[start : start + self.batch_size]
                 queries, contexts = zip(*(key for key, _ in batch), strict=True)
-                continuations = [[asked[i].continuation for i in members] for _, members in batch]
+                continuations = [[scorings[i].continuation for i in members] for _, members in batch]
                 inputs = self.routed.encoder.batch([list(context) for context in contexts])
                 condition = self.routed.condition_of(queries, inputs)
                 scored = likelihoods(self.routed.model, self.routed.attached, inputs, continuations, condition)
@@ -216,7 +216,7 @@ class GliderLM(LM):
                         done(i, value)
                     bar.update(len(members))
 
-    def _asked(self, request: "Instance") -> ScoringRequest:
+    def _scoring_of(self, request: "Instance") -> ScoringRequest:
         context, continuation = _pair_of(request)
         query = self._query(request, context or continuation)
         if not self.raw:
@@ -255,8 +255,8 @@ class GliderLM(LM):
         """
         room = self.max_length if self.encoder_decoder else self.max_length - len(one.continuation) + 1
         if room < 1:
-            wanted = f"continuations of at most {self.max_length} tokens"
-            raise QueryError(wanted, str(len(one.continuation)), "Give a larger max_length, or leave the task out.")
+            expected = f"continuations of at most {self.max_length} tokens"
+            raise QueryError(expected, str(len(one.continuation)), "Give a larger max_length, or leave the task out.")
         return one.context[-room:]
 
     def _encode(self, text: str) -> list[int]:
@@ -285,8 +285,8 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
 def _limit(routed: RoutedModel) -> int:
     """Tokens that the model was made for."""
     named = routed.encoder.context or getattr(routed.model.config.get_text_config(), "n_positions", None)
-    told = routed.tokenizer.model_max_length
-    return named or (told if told < _UNLIMITED else DEFAULT_LENGTH)
+    length = routed.tokenizer.model_max_length
+    return named or (length if length < _UNLIMITED else DEFAULT_LENGTH)
 
 
 class _Stops(StoppingCriteria):

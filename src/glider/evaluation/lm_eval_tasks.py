@@ -7,7 +7,7 @@ from typing import Any
 
 from glider.data.rows import Row, read_rows
 from glider.errors import DataError
-from glider.evaluation.chosen_rows import require_scorable
+from glider.evaluation.evaluated_rows import require_scorable
 from glider.evaluation.metrics import TextMetric, score_text
 from glider.files.disk import write_file
 
@@ -33,8 +33,8 @@ def task_config(
     Rows with choices make a multiple-choice task (its `acc`, and `acc_norm` by characters), rows without are answered
     freely and scored by `metric`. Raises `DataError` for rows that cannot be scored.
     """
-    chosen = _chosen(path, split, rows, seed)
-    require_scorable(chosen)
+    sample = _sample(path, split, rows, seed)
+    require_scorable(sample)
     data = {"path": str(path.resolve()), "split": split, "rows": rows, "seed": seed, "metric": metric}
     shared = {
         "task": task_name(path),
@@ -45,7 +45,7 @@ def task_config(
         "target_delimiter": " ",
         "metadata": {"version": 1.0},
     }
-    if chosen[0].choices:
+    if sample[0].choices:
         names = ["acc", "acc_norm"]
         return shared | {
             "output_type": "multiple_choice",
@@ -88,9 +88,9 @@ def documents(
     """The rows as the harness wants a data set: by split, here `test` alone."""
     from datasets import Dataset
 
-    chosen = _chosen(Path(path), split, rows, seed)
-    several = any(row.references and len(row.references) > 1 for row in chosen if row.choices)
-    return {"test": Dataset.from_list([_document(row, metric, several) for row in chosen])}
+    sample = _sample(Path(path), split, rows, seed)
+    several = any(row.references and len(row.references) > 1 for row in sample if row.choices)
+    return {"test": Dataset.from_list([_document(row, metric, several) for row in sample])}
 
 
 def score_answer(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -106,6 +106,6 @@ def _document(row: Row, metric: str, several: bool) -> dict[str, Any]:
     return shared | {"choices": list(row.choices), "gold": gold if several else gold[0]}
 
 
-def _chosen(path: Path, split: str | None, rows: int | None, seed: int) -> list[Row]:
-    found = read_rows(path, split)
-    return found if rows is None else random.Random(seed).sample(found, min(rows, len(found)))
+def _sample(path: Path, split: str | None, rows: int | None, seed: int) -> list[Row]:
+    every = read_rows(path, split)
+    return every if rows is None else random.Random(seed).sample(every, min(rows, len(every)))

@@ -62,12 +62,12 @@ def _plain(text: str) -> str:
 
 def _squad(prediction: str, reference: str) -> float:
     """Mean of exact match and F1."""
-    said, wanted = _squad_words(prediction), _squad_words(reference)
-    exact = float(said == wanted)
-    if not said or not wanted:
+    said, accepted = _squad_words(prediction), _squad_words(reference)
+    exact = float(said == accepted)
+    if not said or not accepted:
         return exact
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return (exact + 2 * common / (len(said) + len(wanted))) / 2
+    common = sum((Counter(said) & Counter(accepted)).values())
+    return (exact + 2 * common / (len(said) + len(accepted))) / 2
 
 
 def _squad_words(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from glider.data.rows import Row
 from glider.errors import DataError
-from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.task_rows import RowResult, score_rows_of
 from glider.experts.gains import Gain
@@ -67,11 +67,11 @@ def check_pool(
     names = [name for name in pool.names if rows.get(name)]
     if not names:
         raise DataError("rows of the experts' tasks", "none", "Give --data with {name} in the path.")
-    chosen = {name: ChosenRows.of(rows[name]) for name in names}
-    bare = _scored("base", ["base"] * len(names), pool, base, chosen, max_new_tokens, tick)
-    alone = _scored("alone", [f"single:{name}" for name in names], pool, base, chosen, max_new_tokens, tick)
-    routed = _scored("glider", ["glider"] * len(names), pool, base, chosen, max_new_tokens, tick)
-    return [_check(name, chosen, bare, alone, routed) for name in names]
+    selected = {name: EvaluatedRows.of(rows[name]) for name in names}
+    bare = _scored("base", ["base"] * len(names), pool, base, selected, max_new_tokens, tick)
+    alone = _scored("alone", [f"single:{name}" for name in names], pool, base, selected, max_new_tokens, tick)
+    routed = _scored("glider", ["glider"] * len(names), pool, base, selected, max_new_tokens, tick)
+    return [_check(name, selected, bare, alone, routed) for name in names]
 
 
 def _scored(
@@ -79,16 +79,16 @@ def _scored(
     routers: Sequence[str],
     pool: Pool,
     base: BaseModel,
-    chosen: Mapping[str, ChosenRows],
+    selected: Mapping[str, EvaluatedRows],
     max_new_tokens: int,
     tick: Tick,
 ) -> dict[str, list[RowResult]]:
     results: dict[str, list[RowResult]] = {}
     done = 0
-    for name, router in zip(chosen, routers, strict=True):
+    for name, router in zip(selected, routers, strict=True):
         model = ModelSpec(router=router).over(base, pool)
         try:
-            results[name] = score_rows_of(model, chosen[name], None, max_new_tokens)
+            results[name] = score_rows_of(model, selected[name], None, max_new_tokens)
         finally:
             model.detach()
         done += len(results[name])
@@ -98,7 +98,7 @@ def _scored(
 
 def _check(
     name: str,
-    chosen: Mapping[str, ChosenRows],
+    selected: Mapping[str, EvaluatedRows],
     bare: Mapping[str, list[RowResult]],
     alone: Mapping[str, list[RowResult]],
     routed: Mapping[str, list[RowResult]],
@@ -106,14 +106,14 @@ def _check(
     base = [result.score for result in bare[name]]
     lent = [
         (before.score, after.score)
-        for task in chosen
+        for task in selected
         if task != name
         for before, after in zip(alone[task], routed[task], strict=True)
         if after.expert == name and after.verdict != "stranger"
     ]
     return ExpertCheck(
         expert=name,
-        metric=str(chosen[name].metric),
+        metric=str(selected[name].metric),
         rows=len(base),
         base=sum(base) / len(base),
         gain=Harm.of([base], [[result.score for result in alone[name]]]),

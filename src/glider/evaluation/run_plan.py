@@ -13,7 +13,7 @@ from glider.config import Config, faults
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
-from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.pool import POOL_FILE, Pool
@@ -126,12 +126,12 @@ class RunPlan(Config):
 
     def router_plans(self, root: Path, pool: Pool) -> list[RouterPlan]:
         """The routers in order, each checked by name and settings; before an oracle, the singles it chooses among."""
-        given = [RouterPlan(router=plan) if isinstance(plan, str) else plan for plan in self.routers]
-        labels = [plan.label for plan in given]
+        requested = [RouterPlan(router=plan) if isinstance(plan, str) else plan for plan in self.routers]
+        labels = [plan.label for plan in requested]
         if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
             raise ConfigError("routers of different names", f"{', '.join(twice)} twice", "Give each a name.")
         plans = []
-        for plan in given:
+        for plan in requested:
             if plan.of_results:
                 singles = (RouterPlan(router=f"single:{name}") for name in pool.names)
                 plans += [single for single in singles if single.label not in labels]
@@ -147,40 +147,40 @@ class RunPlan(Config):
 
     def tasks(self, root: Path) -> list["Task"]:
         """Every task of every set with its settings resolved; names the faults of all of them together."""
-        found, wrong = [], []
+        tasks, wrong = [], []
         described = {} if self.descriptions is None else read_descriptions(root / self.descriptions)
-        for set_name, chosen in self.sets.items():
-            for given in chosen.tasks:
-                plan = TaskPlan(data=Path(given)) if isinstance(given, str) else given
+        for set_name, set_plan in self.sets.items():
+            for entry in set_plan.tasks:
+                plan = TaskPlan(data=Path(entry)) if isinstance(entry, str) else entry
                 paths = matching(root, plan.data)
                 if not paths:
                     wrong.append(f"no file {root / plan.data}")
                 for path in paths:
                     name = plan.name or task_name(path)
-                    if name not in chosen.exclude:
-                        found.append(self._task(set_name, name, path, chosen, plan, described.get(name)))
-        keys = [(task.set, task.name) for task in found]
+                    if name not in set_plan.exclude:
+                        tasks.append(self._task(set_name, name, path, set_plan, plan, described.get(name)))
+        keys = [(task.set, task.name) for task in tasks]
         wrong += [f"{name} twice in {where}" for where, name in dict.fromkeys(keys) if keys.count((where, name)) > 1]
-        wrong += [f"a metric for {name}, no task" for name in self.metrics if name not in {task.name for task in found}]
+        wrong += [f"a metric for {name}, no task" for name in self.metrics if name not in {task.name for task in tasks}]
         if wrong:
             raise ConfigError("tasks without faults", "; ".join(wrong), "Mend the run file.")
-        for metric in {task.metric for task in found if task.metric}:
+        for metric in {task.metric for task in tasks if task.metric}:
             require(metric)
-        return found
+        return tasks
 
     def _task(
-        self, where: str, name: str, path: Path, chosen: SetPlan, plan: TaskPlan, description: str | None
+        self, where: str, name: str, path: Path, set_plan: SetPlan, plan: TaskPlan, description: str | None
     ) -> "Task":
         return Task(
             set=where,
             name=name,
             path=path,
-            split=plan.split or chosen.split or self.split,
-            rows=plan.rows or chosen.rows or self.rows,
+            split=plan.split or set_plan.split or self.split,
+            rows=plan.rows or set_plan.rows or self.rows,
             seed=self.seed,
             metric=plan.metric or self.metrics.get(name),
-            append=plan.append or chosen.append or "",
-            max_new_tokens=plan.max_new_tokens or chosen.max_new_tokens or self.max_new_tokens,
+            append=plan.append or set_plan.append or "",
+            max_new_tokens=plan.max_new_tokens or set_plan.max_new_tokens or self.max_new_tokens,
             description=description,
             columns=self.columns,
         )
@@ -202,18 +202,18 @@ class Task:
     description: str | None
     columns: str = ""
 
-    def chosen(self) -> ChosenRows:
+    def evaluated_rows(self) -> EvaluatedRows:
         """The rows to evaluate: the subset drawn by the seed, in the order of the file.
 
         A few rows of a choice task that lack choices are left out and counted; raises `DataError` for more of them, and
         for an output that is none of its choices.
         """
-        found = list(enumerate(read_rows(self.path, self.split, columns_of(self.columns))))
-        by_choice = self.metric in (None, "accuracy") and any(row.choices for _, row in found)
-        usable = [(i, row) for i, row in found if row.choices or not by_choice]
-        left_out = len(found) - len(usable)
-        if left_out > MOST_LEFT_OUT * len(found):
-            raise DataError(f"rows of {self.path} with choices", f"{left_out} of {len(found)} without", "Split them.")
+        indexed = list(enumerate(read_rows(self.path, self.split, columns_of(self.columns))))
+        by_choice = self.metric in (None, "accuracy") and any(row.choices for _, row in indexed)
+        usable = [(i, row) for i, row in indexed if row.choices or not by_choice]
+        left_out = len(indexed) - len(usable)
+        if left_out > MOST_LEFT_OUT * len(indexed):
+            raise DataError(f"rows of {self.path} with choices", f"{left_out} of {len(indexed)} without", "Split them.")
         if self.metric == "accuracy" and not by_choice:
             raise DataError(f"rows of {self.path} with choices, for accuracy", "none", "Give another metric.")
         guess = guessing([row for _, row in usable]) if by_choice else None
@@ -224,11 +224,11 @@ class Task:
                 raise DataError(f"the output of row {i} of {self.path} among its choices", row.output, "Mend the row.")
         metric: Metric = self.metric or ("accuracy" if by_choice else "rougeL")
         rows = [row.model_copy(update={"input": row.input + self.append}) for _, row in usable]
-        return ChosenRows(rows, [i for i, _ in usable], len(found), left_out, guess, metric)
+        return EvaluatedRows(rows, [i for i, _ in usable], len(indexed), left_out, guess, metric)
 
     def fewshot(self, count: int, splits: Sequence[str]) -> list[Row]:
         """Rows of the first of `splits` that has any, none of them evaluated; raises `DataError` without."""
-        evaluated = {(row.input, row.output) for row in self.chosen().rows}
+        evaluated = {(row.input, row.output) for row in self.evaluated_rows().rows}
         everything = read_rows(self.path, columns=columns_of(self.columns))
         for split in splits:
             rows = [
@@ -278,12 +278,12 @@ def router_hashes(router: str) -> dict[str, str]:
 def read_descriptions(path: Path) -> dict[str, str]:
     """One sentence a task, from a JSON file; raises `ConfigError` for anything else."""
     try:
-        told = read_json(path)
+        descriptions = read_json(path)
     except (OSError, ValueError) as fault:
         raise ConfigError(f"JSON of task -> sentence at {path}", str(fault), "Check the file.") from fault
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
         raise ConfigError(f"JSON of task -> sentence at {path}", "other values", "Write one sentence for a task.")
-    return told
+    return descriptions
 
 
 def matching(root: Path, data: Path) -> list[Path]:

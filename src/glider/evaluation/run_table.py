@@ -28,7 +28,7 @@ class Entry:
 
 def table(run: Run) -> list[Entry]:
     """Entries by router, then set."""
-    named = {given if isinstance(given, str) else given.label for given in run.plan.routers}
+    named = {router if isinstance(router, str) else router.label for router in run.plan.routers}
     listed = [plan for plan in run.routers if plan.label in named]  # not the single experts of an oracle
     results = {
         (plan.label, name): {
@@ -64,17 +64,17 @@ def _entry(
     p_holm: float | None,
     base: Mapping[str, Any],
 ) -> Entry:
-    missing = tuple(task for task, told in results.items() if told is None)
-    found = [_scores(told) for told in results.values() if told is not None]
-    if missing or not found:
-        return Entry(router, where, len(found), missing, None, None, None, None, None)
-    rows, tasks = two_level_interval(found, resample_tasks=False), two_level_interval(found)
+    missing = tuple(task for task, result in results.items() if result is None)
+    scores = [_scores(result) for result in results.values() if result is not None]
+    if missing or not scores:
+        return Entry(router, where, len(scores), missing, None, None, None, None, None)
+    rows, tasks = two_level_interval(scores, resample_tasks=False), two_level_interval(scores)
     common = [name for name in results if base.get(name) is not None]
     verdicts = verdict_shares([row.get("verdict") for result in results.values() for row in result["results"]])
     harm = None
     if common:
         harm = Harm.of([_scores(base[name]) for name in common], [_scores(results[name]) for name in common])
-    return Entry(router, where, len(found), (), task_mean(found), rows, tasks, p_value, p_holm, harm, verdicts)
+    return Entry(router, where, len(scores), (), task_mean(scores), rows, tasks, p_value, p_holm, harm, verdicts)
 
 
 def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
@@ -86,5 +86,5 @@ def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | Non
     return paired_tasks_p([_scores(first[task]) for task in common], [_scores(second[task]) for task in common])
 
 
-def _scores(told: Mapping[str, Any]) -> Sequence[float]:
-    return [row["score"] for row in told["results"]]
+def _scores(result: Mapping[str, Any]) -> Sequence[float]:
+    return [row["score"] for row in result["results"]]

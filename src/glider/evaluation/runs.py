@@ -142,7 +142,7 @@ class Run:
 def _named(kind: str, every: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:
     """Those of the names asked for, or all."""
     known = {name(one) for one in every}
-    if unknown := [wanted for wanted in only if wanted not in known]:
+    if unknown := [label for label in only if label not in known]:
         raise ConfigError(f"a {kind} of the run ({', '.join(sorted(known))})", ", ".join(unknown), "Check the name.")
     return [one for one in every if not only or name(one) in only]
 

@@ -25,10 +25,10 @@ def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]
     values = np.asarray(scores, dtype=float)
     if len(values) < 2 or np.all(values == values[0]):
         return float(values.mean()), float(values.mean())
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def task_mean(tasks: Tasks) -> float:
@@ -100,7 +100,7 @@ def _sign_flips(differences: np.ndarray, seed: int) -> float:
     different = differences[differences != 0]  # a swap of equals changes nothing
     if len(different) < 2:
         return 1.0
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (different,),
         np.sum,
         permutation_type="samples",
@@ -109,4 +109,4 @@ def _sign_flips(differences: np.ndarray, seed: int) -> float:
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from glider.data.rows import Row
-from glider.evaluation.chosen_rows import ChosenRows
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
@@ -38,7 +38,7 @@ class RowResult:
 
 def score_rows_of(
     model: RoutedModel,
-    chosen: ChosenRows,
+    selected: EvaluatedRows,
     description: str | None,
     max_new_tokens: int,
     *,
@@ -52,22 +52,22 @@ def score_rows_of(
     `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
     metrics: of the greedy answer. Prompts beyond the model's context keep their end.
     """
-    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in chosen.rows]
+    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in selected.rows]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     results: dict[int, RowResult] = {}
-    by_choice = chosen.metric == "accuracy"
-    batches = _batches(model, chosen.rows, order, lengths) if by_choice else _groups(order, _ROWS)
+    by_choice = selected.metric == "accuracy"
+    batches = _batches(model, selected.rows, order, lengths) if by_choice else _groups(order, _ROWS)
     for batch in batches:
-        rows = [chosen.rows[i] for i in batch]
+        rows = [selected.rows[i] for i in batch]
         queries = [Query(row.input, description, examples) for row in rows]
         began = time.perf_counter()
-        work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, chosen, max_new_tokens)
+        work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, selected, max_new_tokens)
         scored = list(work)
         seconds = (time.perf_counter() - began) / len(batch)
         for i, row, fields in zip(batch, rows, scored, strict=True):
             results[i] = RowResult(
                 id=row.id,
-                place=chosen.places[i],
+                place=selected.places[i],
                 gold=row.accepted,
                 seconds=round(seconds, 4),
                 **{**fields, "tokens": lengths[i] + fields["tokens"]},
@@ -76,20 +76,20 @@ def score_rows_of(
     return [results[i] for i in range(len(results))]
 
 
-def summary_of(chosen: ChosenRows, results: Sequence[RowResult]) -> dict[str, Any]:
+def summary_of(selected: EvaluatedRows, results: Sequence[RowResult]) -> dict[str, Any]:
     """The task's score (mean over rows) and how it came about."""
-    told: dict[str, Any] = {
-        "metric": chosen.metric,
+    summary: dict[str, Any] = {
+        "metric": selected.metric,
         "score": sum(result.score for result in results) / len(results),
         "rows": len(results),
-        "available": chosen.available,
-        "left_out": chosen.left_out,
-        "guess": chosen.guess,
+        "available": selected.available,
+        "left_out": selected.left_out,
+        "guess": selected.guess,
         "seconds": round(sum(result.seconds for result in results), 2),
     }
-    if chosen.metric == "bleu":  # the mean above is of sentences; this is what papers report
-        told["corpus_bleu"] = corpus_bleu([r.prediction for r in results], [r.gold for r in results])
-    return told
+    if selected.metric == "bleu":  # the mean above is of sentences; this is what papers report
+        summary["corpus_bleu"] = corpus_bleu([r.prediction for r in results], [r.gold for r in results])
+    return summary
 
 
 def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> Iterator[dict[str, Any]]:
@@ -107,11 +107,11 @@ def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> 
 
 
 def _answer(
-    model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query], chosen: ChosenRows, max_new_tokens: int
+    model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query], selected: EvaluatedRows, max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
     answers = model.generate(queries, max_new_tokens=max_new_tokens, truncate=True)
     for row, answer in zip(rows, answers, strict=True):
-        score = score_text(cast(TextMetric, chosen.metric), answer.text, row.accepted)
+        score = score_text(cast(TextMetric, selected.metric), answer.text, row.accepted)
         scores = answer.global_scores
         expert = max(scores, key=lambda name: scores[name]) if scores else None
         yield {
