@@ -34,7 +34,7 @@ class Answering:
     def chunk(self, rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
         """An answer for each row. One that cannot be answered has a `fault`, and is no reason to lose the others."""
         try:
-            return [_told(row, answer) for row, answer in zip(rows, self._answers(rows), strict=True)]
+            return [_entry(row, answer) for row, answer in zip(rows, self._answers(rows), strict=True)]
         except QueryError:
             return [self._alone(row) for row in rows]
 
@@ -42,8 +42,8 @@ class Answering:
         try:
             (answer,) = self._answers([row])
         except QueryError as fault:
-            return {**_told(row, None), "fault": str(fault)}
-        return _told(row, answer)
+            return {**_entry(row, None), "fault": str(fault)}
+        return _entry(row, answer)
 
     def _answers(self, rows: Sequence[PromptRow]) -> list[Answer]:
         """Rows stand one after the other in their file: the draws of each are those of its place there."""
@@ -57,10 +57,10 @@ class Answering:
         )
 
 
-def _told(row: PromptRow, answer: Answer | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"row": row.row, "id": None if row.id is None else str(row.id)}
+def _entry(row: PromptRow, answer: Answer | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"row": row.row, "id": None if row.id is None else str(row.id)}
     scores = {} if answer is None else answer.global_scores
-    return told | {
+    return entry | {
         "text": None if answer is None else answer.text,
         "finish_reason": None if answer is None else answer.finish_reason,
         "verdict": None if answer is None else answer.verdict,

@@ -33,8 +33,8 @@ class Errand:
     def load(self) -> Answering:
         """The model, on the node; raises `GliderError` where it cannot be loaded there."""
         if self.version != glider.__version__:
-            wanted = f"glider {self.version} on every node, as where the run began"
-            raise ConfigError(wanted, glider.__version__, "Install the same version there.")
+            expected = f"glider {self.version} on every node, as where the run began"
+            raise ConfigError(expected, glider.__version__, "Install the same version there.")
         if self.pool is None:
             return Answering(self.spec.load(), self.settings)
         pool = str(place_of(self.pool))
@@ -90,10 +90,10 @@ def on_ray(
                 num_cpus=executor.cpus,
                 num_gpus=executor.gpus,
             )
-            for told in answered.iter_rows():
-                if told["fault"]:
-                    _fail(json.loads(told["fault"]))
-                yield int(told["chunk"]), json.loads(told["answers"])
+            for reply in answered.iter_rows():
+                if reply["fault"]:
+                    _fail(json.loads(reply["fault"]))
+                yield int(reply["chunk"]), json.loads(reply["answers"])
 
     return answer
 
@@ -118,6 +118,6 @@ def _fail(fault: dict[str, Any]) -> None:
     """Raise what an actor met, as what it was."""
     node = f"{fault['node']}: "
     if len(fault["parts"]) == 3:
-        wanted, got, remedy = fault["parts"]
-        raise GliderError(wanted, node + got, remedy)
+        expected, got, remedy = fault["parts"]
+        raise GliderError(expected, node + got, remedy)
     raise GliderError("answers to a chunk of prompts", f"{node}{fault['type']}: {fault['text']}", "See the node's log.")

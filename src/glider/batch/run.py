@@ -45,8 +45,8 @@ class BatchRun:
         if self.out.exists():
             if self._record().get("key") == key:
                 return "unchanged"
-            wanted = f"a new file at {self.out}, or the answers of this very command"
-            raise ConfigError(wanted, "others", "Remove it, or give another --out.")
+            expected = f"a new file at {self.out}, or the answers of this very command"
+            raise ConfigError(expected, "others", "Remove it, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(own_directory(self.work)):
@@ -55,8 +55,8 @@ class BatchRun:
             done = len(chunks) - len(missing)
             if missing:
                 with closing(answer([chunks[number] for number in missing])) as answered:  # pyright: ignore
-                    for number, told in answered:
-                        write_json(_place(place, missing[number]), told)
+                    for number, chunk_answers in answered:
+                        write_json(_place(place, missing[number]), chunk_answers)
                         done += 1
                         tick(done, len(chunks))
             self._write(place, len(chunks))
@@ -108,8 +108,8 @@ class BatchRun:
 
         def lines(path: Path) -> None:
             with path.open("w", encoding="utf8") as file:
-                for told in answers():
-                    file.write(json.dumps(told, ensure_ascii=False) + "\n")
+                for answer in answers():
+                    file.write(json.dumps(answer, ensure_ascii=False) + "\n")
 
         write_file(self.out, (lambda path: _write_parquet(path, answers())) if self.out.suffix == ".parquet" else lines)
 

@@ -75,8 +75,8 @@ class Fault:
     @property
     def message(self) -> str:
         """For a user: our own errors speak for themselves."""
-        told = self.text if self.parts else f"{self.type}: {self.text}"
-        return f"{told} (on {self.node})" if self.node else told
+        text = self.text if self.parts else f"{self.type}: {self.text}"
+        return f"{text} (on {self.node})" if self.node else text
 
 
 @dataclass(frozen=True)

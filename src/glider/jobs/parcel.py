@@ -52,11 +52,11 @@ class Parcel:
     @property
     def digest(self) -> str:
         """Hash of the files' names and contents."""
-        told = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, content in self.files:
-            told.update(f"{len(name)} {name} {len(content)} ".encode())
-            told.update(content)
-        return told.hexdigest()
+            digest.update(f"{len(name)} {name} {len(content)} ".encode())
+            digest.update(content)
+        return digest.hexdigest()
 
     def unpack(self, place: Path) -> Path:
         """Put the files into `place`, whole or not at all; returns the directory, or the one file in it."""
@@ -70,11 +70,11 @@ class Parcel:
 
 def state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
     """What tells one state of a directory's files from another: names, times and sizes."""
-    told = []
+    state = []
     for path in _files(directory):
         status = path.stat()
-        told.append((str(path), status.st_mtime_ns, status.st_size))
-    return tuple(told)
+        state.append((str(path), status.st_mtime_ns, status.st_size))
+    return tuple(state)
 
 
 def _files(directory: Path) -> Iterator[Path]:

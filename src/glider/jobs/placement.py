@@ -36,7 +36,7 @@ class Placement(Config):
 
         Raises `ConfigError` for options of a cluster without one, and `MissingDependency` without Ray.
         """
-        given = {
+        options = {
             "address": self.address,
             "cpus": self.cpus_per_job,
             "gpus": self.gpus_per_job,
@@ -44,12 +44,12 @@ class Placement(Config):
             "save_steps": self.checkpoint_steps,
             "autoscaling": self.autoscaling or None,
         }
-        given = {name: value for name, value in given.items() if value is not None}
+        options = {name: value for name, value in options.items() if value is not None}
         if self.executor == "local":
             from glider.jobs.local import LocalExecutor
 
-            if given:
-                got = f"{', '.join(given)} without it"
+            if options:
+                got = f"{', '.join(options)} without it"
                 raise ConfigError("options of a cluster with --executor ray", got, "Say --executor ray.")
             return LocalExecutor(self.workers or 1)
         from glider.jobs.ray_cluster import require_ray
@@ -57,7 +57,7 @@ class Placement(Config):
         require_ray()
         from glider.jobs.ray_executor import RayExecutor
 
-        return RayExecutor(workers=self.workers, keep=keep, **given)
+        return RayExecutor(workers=self.workers, keep=keep, **options)
 
     def session(self, packages: Sequence[Path] = ()) -> AbstractContextManager[Any]:
         """What keeps the connection to a cluster over several runs; `packages` are sent along to be imported there."""

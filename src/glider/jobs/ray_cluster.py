@@ -85,11 +85,11 @@ class Need:
             return
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = {name: max((node.get(name, 0.0) for node in alive), default=0.0) for name in ("CPU", "GPU")}
-        wanted = f"a node with {self.cpus:g} CPU and {self.gpus:g} GPU for a job"
+        expected = f"a node with {self.cpus:g} CPU and {self.gpus:g} GPU for a job"
         got = f"{len(alive)} node{'s' if len(alive) != 1 else ''}, the largest with {most['CPU']:g} CPU"
         got += f" and {most['GPU']:g} GPU" if most["GPU"] else " and none with a GPU" if self.gpus else ""
         remedy = "Ask for less (--cpus-per-job, --gpus-per-job), or say --autoscaling where nodes come on demand."
-        raise ConfigError(wanted, got, remedy)
+        raise ConfigError(expected, got, remedy)
 
     def _at(self, resources: dict[str, float]) -> int:
         counts = []

@@ -110,7 +110,7 @@ class Dispatch:
     shipped: dict[Any, Shipment] = field(default_factory=dict)
     looked: float = 0.0
     room: int = 0
-    _made: Any = None
+    _remote: Any = None
 
     def __post_init__(self) -> None:
         self.seats = Seats(self.ray, self.take)
@@ -119,14 +119,14 @@ class Dispatch:
         """Attempts, as they end."""
         while self.waiting or self.running:
             yield from self._fill()
-            told = {word: running for running in self.running for word in (running.messages, running.end)}
-            if not told and not self.seats.coming:
+            references = {word: running for running in self.running for word in (running.messages, running.end)}
+            if not references and not self.seats.coming:
                 if self.waiting:  # the last node that could run one is gone
                     self.report(self.waiting[0].name, "waiting for a node", 0.0)
                     time.sleep(_PATIENCE)
                 continue
-            for word in self.ray.wait([*told, *self.seats.coming], num_returns=1, timeout=_PATIENCE)[0]:
-                yield from self._hear(told[word]) if word in told else self._seat(word)
+            for word in self.ray.wait([*references, *self.seats.coming], num_returns=1, timeout=_PATIENCE)[0]:
+                yield from self._hear(references[word]) if word in references else self._seat(word)
 
     def stop(self) -> None:
         """Let nothing of it go on, and wait until it does not."""
@@ -178,10 +178,10 @@ class Dispatch:
 
     def _task(self) -> Any:
         """The task, with what it takes of a node."""
-        if self._made is None:
+        if self._remote is None:
             once = {"max_retries": 0, "num_returns": "streaming", "name": "glider job"}
-            self._made = self.ray.remote(work).options(**self.take, **once)
-        return self._made
+            self._remote = self.ray.remote(work).options(**self.take, **once)
+        return self._remote
 
     def _seat(self, up: Any) -> Iterator[Attempt]:
         """An actor is up, or was lost before it was; that is a loss to the waiting job that had the fewest."""

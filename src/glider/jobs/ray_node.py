@@ -125,8 +125,8 @@ def _run(order: Order, messages: "queue.SimpleQueue[Any]") -> None:
 
 def _result(order: Order, messages: "queue.SimpleQueue[Any]") -> Ended:
     if order.version != glider.__version__:
-        wanted, got = f"glider {order.version} on every node, as where the run began", glider.__version__
-        raise ConfigError(wanted, got, "Install the same version there.")
+        expected, got = f"glider {order.version} on every node, as where the run began", glider.__version__
+        raise ConfigError(expected, got, "Install the same version there.")
     if order.setup is not None:
         order.setup()
     with work_beside(desk() / "job") as scratch, threads(order.threads), saving_every(order.save_steps):
@@ -146,13 +146,13 @@ class Courier:
 
     def __init__(self, job: Any, messages: "queue.SimpleQueue[Any]"):
         self.folder, self.messages = job.folder, messages
-        self.state, self.told = self._state(), 0.0
+        self.state, self.reported = self._state(), 0.0
 
     def __call__(self, name: str, text: str, share: float) -> None:
         now = time.monotonic()
-        if now - self.told >= REPORT_SECONDS or share >= 1:
+        if now - self.reported >= REPORT_SECONDS or share >= 1:
             self.messages.put(Progress(name, text, share))
-            self.told = now
+            self.reported = now
         if self.folder is not None and (state := self._state()) != self.state:
             self.state = state
             self.messages.put(Checkpoint(Parcel.of(self.folder)))
@@ -234,8 +234,8 @@ def place_of(shipment: Shipment) -> Path:
     """Where what was sent lies here; raises `ConfigError` where another file lies at a path that all should share."""
     if shipment.parcel is None:
         if (got := shipment.source.at(shipment.path).pack().digest) != shipment.digest:
-            wanted = f"{shipment.path} as it is where the run began ({shipment.digest[:12]})"
-            raise ConfigError(wanted, got[:12], "Share the file system, or let the files be sent (--files store).")
+            expected = f"{shipment.path} as it is where the run began ({shipment.digest[:12]})"
+            raise ConfigError(expected, got[:12], "Share the file system, or let the files be sent (--files store).")
         return shipment.path
     if shipment.digest not in _unpacked:
         import ray

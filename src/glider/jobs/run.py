@@ -19,14 +19,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Be the one process that stores results in a folder; raises `ConfigError` while there is another."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_place_of_lock(folder / LOCK_FILE):
-        wanted = f"the lock {folder / LOCK_FILE}, a file"
-        raise ConfigError(wanted, "a link or no regular file", "Remove it.")
+        expected = f"the lock {folder / LOCK_FILE}, a file"
+        raise ConfigError(expected, "a link or no regular file", "Remove it.")
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        wanted = f"one process that writes into {folder}"
-        raise ConfigError(wanted, "another one at work", "Wait for it, or give another directory.") from None
+        expected = f"one process that writes into {folder}"
+        raise ConfigError(expected, "another one at work", "Wait for it, or give another directory.") from None
     try:
         yield
     finally:
