@@ -59,14 +59,14 @@ def identify_weights(config: Mapping[str, Any], weights: Mapping[str, torch.Tens
     )
 
 
-def require_same_base(wanted: BaseIdentity, got: BaseIdentity, owner: str) -> None:
+def require_same_base(expected: BaseIdentity, got: BaseIdentity, owner: str) -> None:
     """Raise `BaseModelError` unless `got` is the base that `owner` (an expert or a pool) was made for."""
-    if not same_base(wanted, got):
-        what = "another architecture" if wanted.config_hash != got.config_hash else "other weights"
+    if not same_base(expected, got):
+        what = "another architecture" if expected.config_hash != got.config_hash else "other weights"
         raise BaseModelError(
-            f"the base model {wanted.model_id} ({wanted.hash}) that {owner} was made for",
+            f"the base model {expected.model_id} ({expected.hash}) that {owner} was made for",
             f"{got.model_id} ({got.hash}), which has {what}",
-            f"Give --base {wanted.model_id}, or a pool made for {got.model_id}.",
+            f"Give --base {expected.model_id}, or a pool made for {got.model_id}.",
         )
 
 
@@ -99,8 +99,8 @@ def identifying_weights(model: Any) -> dict[str, torch.Tensor]:
     floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
     matrices = [name for name, weight in floating.items() if weight.ndim == 2]
     vectors = [name for name, weight in floating.items() if weight.ndim == 1]
-    chosen = {name for names in (matrices, vectors) if names for name in (names[0], names[1 % len(names)], names[-1])}
-    return {name: floating[name] for name in sorted(chosen)}
+    selected = {name for names in (matrices, vectors) if names for name in (names[0], names[1 % len(names)], names[-1])}
+    return {name: floating[name] for name in sorted(selected)}
 
 
 def _fingerprint(weight: torch.Tensor) -> str:

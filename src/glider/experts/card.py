@@ -135,7 +135,7 @@ def read_card(directory: Path) -> bytes:
 
 def require_format(value: Any, newest: int, kind: str, path: Path, error: type[GliderError]) -> None:
     """Raise `error` for a file that a newer glider wrote, which this one must not guess at."""
-    told = value.get("format") if isinstance(value, dict) else None
-    if type(told) is int and told > newest:
-        wanted = f"{kind} of format {newest} or older in {path}"
-        raise error(wanted, f"format {told}, by a newer glider", "Upgrade: pip install --upgrade glider-moe")
+    number = value.get("format") if isinstance(value, dict) else None
+    if type(number) is int and number > newest:
+        expected = f"{kind} of format {newest} or older in {path}"
+        raise error(expected, f"format {number}, by a newer glider", "Upgrade: pip install --upgrade glider-moe")

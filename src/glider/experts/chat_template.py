@@ -30,9 +30,9 @@ def bounded(template: str | None) -> Iterator[None]:
     if template is None:
         yield
         return
-    wanted, remedy = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
+    expected, remedy = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
     if (fault := _fault(template)) is not None:
-        raise QueryError(wanted, fault, remedy)
+        raise QueryError(expected, fault, remedy)
     until, before = time.monotonic() + DEADLINE, sys.gettrace()
 
     def look(frame: Any, event: str, _: Any) -> Any:
@@ -48,9 +48,9 @@ def bounded(template: str | None) -> Iterator[None]:
     except QueryError:
         raise
     except _TooLong:
-        raise QueryError(wanted, f"one that takes more than {DEADLINE:g} s", remedy) from None
+        raise QueryError(expected, f"one that takes more than {DEADLINE:g} s", remedy) from None
     except Exception as fault:
-        raise QueryError(wanted, printable(f"{type(fault).__name__}: {fault}"), remedy) from fault
+        raise QueryError(expected, printable(f"{type(fault).__name__}: {fault}"), remedy) from fault
     finally:
         sys.settrace(before)
 

@@ -182,14 +182,14 @@ class Expert:
         Without `adapter` the LoRA pairs, which are most of the bytes, are checked as they are read, or now where one
         was read before or their hash is not given. From then on no tensor is handed out that is not what was checked.
         """
-        self._hashes.update({file: wanted for file, wanted in (hashes or {}).items() if file in TENSOR_FILES})
-        for file, wanted in (hashes or {}).items():
+        self._hashes.update({file: expected for file, expected in (hashes or {}).items() if file in TENSOR_FILES})
+        for file, expected in (hashes or {}).items():
             self._check_present(file)
             if file in TENSOR_FILES:
-                self._file(file).expect(wanted)
+                self._file(file).expect(expected)
             else:
-                _require_hash(self.directory / file, self.name, wanted, self._read.get(file, wanted))
-                _require_hash(self.directory / file, self.name, wanted, sha256(self.directory / file))
+                _require_hash(self.directory / file, self.name, expected, self._read.get(file, expected))
+                _require_hash(self.directory / file, self.name, expected, sha256(self.directory / file))
         later = not adapter and not self._touched and ADAPTER_WEIGHTS_FILE in (hashes or {})
         for file in TENSOR_FILES[1:] if later else TENSOR_FILES:
             if key := self._file(file).not_finite():
@@ -279,8 +279,8 @@ def _settle_order(path: Path) -> None:
 
 def _tensor_file(directory: Path, file: str, name: str, records: Mapping[str, FileRecord]) -> TensorFile:
     record = records.get(file)
-    told = (None, None) if record is None else (record.tensors, record.sha256)
-    return TensorFile(directory / file, *told, owner=f"expert {name}")
+    hashes = (None, None) if record is None else (record.tensors, record.sha256)
+    return TensorFile(directory / file, *hashes, owner=f"expert {name}")
 
 
 def _require_hashes(directory: Path, name: str, got: Mapping[str, str], records: Mapping[str, FileRecord]) -> None:
@@ -288,10 +288,10 @@ def _require_hashes(directory: Path, name: str, got: Mapping[str, str], records:
         _require_hash(directory / file, name, records[file].sha256, sha)
 
 
-def _require_hash(path: Path, name: str, wanted: str, got: str) -> None:
-    if got != wanted:
+def _require_hash(path: Path, name: str, expected: str, got: str) -> None:
+    if got != expected:
         raise ExpertError(
-            f"{path} of expert {name} unchanged since it joined the pool (sha256 {wanted[:12]})",
+            f"{path} of expert {name} unchanged since it joined the pool (sha256 {expected[:12]})",
             f"sha256 {got[:12]}",
             "Get the file anew, or remove the expert and add it again if you changed it on purpose.",
         )
@@ -301,7 +301,7 @@ def _sites_of(directory: Path, adapter: Header, extra: Header) -> Mapping[str, E
     try:
         return parse_sites(adapter, extra)
     except MisfitError as fault:
-        raise ExpertError(f"{fault.wanted} in {directory / fault.file}", fault.got, _AGAIN) from fault
+        raise ExpertError(f"{fault.expected} in {directory / fault.file}", fault.got, _AGAIN) from fault
 
 
 def _check_agreement(
@@ -312,8 +312,8 @@ def _check_agreement(
         try:
             rank, _ = layout.rank_at(name), layout.alpha_at(name)  # all are looked up now, where it may be refused
         except ValueError as fault:
-            wanted = f"patterns that suit {len(sites)} sites in {directory / ADAPTER_CONFIG_FILE}"
-            raise ExpertError(wanted, str(fault), "Write the modules' names instead of expressions.") from fault
+            expected = f"patterns that suit {len(sites)} sites in {directory / ADAPTER_CONFIG_FILE}"
+            raise ExpertError(expected, str(fault), "Write the modules' names instead of expressions.") from fault
         if site.rank != rank:
             raise ExpertError(
                 f"rank {rank} at {name}, as {directory / ADAPTER_CONFIG_FILE} says",
@@ -321,17 +321,17 @@ def _check_agreement(
                 "The files do not belong together; get the expert anew.",
             )
     width = extra.shapes.get(INSTRUCTION)
-    wanted = card.embedder and (card.embedder.dimension,)
+    expected = card.embedder and (card.embedder.dimension,)
     embedded = {extra.shapes[PREFIX + part][-1:] for part in EMBEDDED if PREFIX + part in extra.shapes}
-    if embedded - {wanted}:
+    if embedded - {expected}:
         raise ExpertError(
-            f"profile embeddings of width {wanted} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
+            f"profile embeddings of width {expected} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
             f"{sorted(embedded)}",
             "The files do not belong together; make the profile again.",
         )
-    if width != wanted:
+    if width != expected:
         raise ExpertError(
-            f"an instruction of shape {wanted} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
+            f"an instruction of shape {expected} in {directory / GLIDER_WEIGHTS_FILE}, as its {CARD_FILE} says",
             f"{width}",
             "The files do not belong together; describe the expert again.",
         )

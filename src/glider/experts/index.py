@@ -107,8 +107,8 @@ def parsed_index(content: bytes, file: Path) -> PoolIndex:
         raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
     for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            told = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
-            raise PoolError(f"every expert once in {file}", told, "Build the pool again.")
+            repeated = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
+            raise PoolError(f"every expert once in {file}", repeated, "Build the pool again.")
     return index
 
 

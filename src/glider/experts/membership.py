@@ -106,8 +106,8 @@ def _home(path: Path, directory: Path | str, name: str | None) -> str:
         if (path / place).exists() or not place.is_dir():
             return str(directory)
     if not place.is_dir():
-        wanted, got = f"an expert's directory inside {path}, or elsewhere", f"{directory}, which is none"
-        raise PoolError(wanted, got, "Check the path.")
+        expected, got = f"an expert's directory inside {path}, or elsewhere", f"{directory}, which is none"
+        raise PoolError(expected, got, "Check the path.")
     if place.parent.resolve() == path.resolve():
         return place.name
     home = name or Expert.open(place).card.name

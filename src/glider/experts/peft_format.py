@@ -188,8 +188,8 @@ def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     try:
         SitePatterns(patterns)
     except BadPattern as fault:
-        wanted = f"names or regular expressions of linear time in {name} of {path}"
-        raise ExpertError(wanted, str(fault), "Mend the file, or write the modules' names.") from fault
+        expected = f"names or regular expressions of linear time in {name} of {path}"
+        raise ExpertError(expected, str(fault), "Mend the file, or write the modules' names.") from fault
     return patterns
 
 

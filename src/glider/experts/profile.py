@@ -60,8 +60,8 @@ class Profile:
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Profile:
         """From the tensors of a file, whatever their dtypes there."""
         parts = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        wanted = {part: torch_dtype(name) for part, name in _DTYPES.items()}
-        return cls(**{part: tensor.to(wanted.get(part, tensor.dtype)) for part, tensor in parts.items()})
+        dtypes = {part: torch_dtype(name) for part, name in _DTYPES.items()}
+        return cls(**{part: tensor.to(dtypes.get(part, tensor.dtype)) for part, tensor in parts.items()})
 
     @classmethod
     def of(
@@ -78,8 +78,8 @@ class Profile:
 
         grams, counts = torch.cat([torch.zeros(0, dtype=torch.int64), *training]).unique(return_counts=True)
         if len(grams) > MOST_GRAMS:
-            kept = counts.sort(descending=True, stable=True).indices[:MOST_GRAMS].sort().values
-            grams, counts = grams[kept], counts[kept]
+            frequent = counts.sort(descending=True, stable=True).indices[:MOST_GRAMS].sort().values
+            grams, counts = grams[frequent], counts[frequent]
         rows = torch.zeros(len(held_back), MOST_QUERY_GRAMS, dtype=torch.int32)
         for row, query in zip(rows, held_back, strict=True):
             query = query[torch.linspace(0, len(query) - 1, min(len(query), MOST_QUERY_GRAMS)).long()]

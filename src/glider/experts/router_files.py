@@ -63,8 +63,8 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
     for name, shape in shapes.items():
         tensor = tensors[name]
         fits = len(tensor.shape) == len(shape) and all(
-            length > 0 if wanted is None else length == wanted
-            for length, wanted in zip(tensor.shape, shape, strict=True)
+            length > 0 if expected is None else length == expected
+            for length, expected in zip(tensor.shape, shape, strict=True)
         )
         if not fits or not tensor.is_floating_point() or not sane(tensor):
             got = f"{tuple(tensor.shape)} of {tensor.dtype}" if not fits else "values that are not finite"

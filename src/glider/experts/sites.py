@@ -39,9 +39,9 @@ class ExpertSite:
 class MisfitError(Exception):
     """Tensors that are no expert's; says in which file, what was wanted and what was got."""
 
-    def __init__(self, file: str, wanted: str, got: str):
-        super().__init__(f"{file}: wanted {wanted}, got {got}")
-        self.file, self.wanted, self.got = file, wanted, got
+    def __init__(self, file: str, expected: str, got: str):
+        super().__init__(f"{file}: wanted {expected}, got {got}")
+        self.file, self.expected, self.got = file, expected, got
 
 
 @lru_cache(maxsize=1024)

@@ -68,26 +68,26 @@ def read_public_keys(path: Path) -> list[Any]:
 
 def read_key_file(path: Path, kind: str) -> bytes:
     """The bytes of a file of keys; raises `ConfigError` where there is none that can be read."""
-    wanted, remedy = _key_wanted(path, kind)
+    expected, remedy = _key_wanted(path, kind)
     try:
         return read_bytes(path, LARGEST_KEY_FILE)
     except OSError as fault:
-        raise ConfigError(wanted, fault.strerror or str(fault), remedy) from None
+        raise ConfigError(expected, fault.strerror or str(fault), remedy) from None
     except ValueError as fault:
-        raise ConfigError(wanted, str(fault), remedy) from None
+        raise ConfigError(expected, str(fault), remedy) from None
 
 
 def load_key(content: bytes, path: Path, kind: type, load: Any, **settings: Any) -> Any:
     """The key in a text of PEM; raises `ConfigError` if there is none of this kind, or it is encrypted."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    wanted, remedy = _key_wanted(path, kind.__name__)
+    expected, remedy = _key_wanted(path, kind.__name__)
     try:
         key = load(content, **settings)
     except (ValueError, TypeError, UnsupportedAlgorithm) as fault:  # TypeError: encrypted
-        raise ConfigError(wanted, str(fault).split(".")[0], remedy) from fault
+        raise ConfigError(expected, str(fault).split(".")[0], remedy) from fault
     if not isinstance(key, kind):
-        raise ConfigError(wanted, "another kind of key", remedy)
+        raise ConfigError(expected, "another kind of key", remedy)
     return key
 
 

@@ -63,7 +63,7 @@ class Cache:
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are there."""
-        found: dict[bytes, bytes] = {}
+        values: dict[bytes, bytes] = {}
         with self._lock:
             try:
                 if (connection := self._open()) is None:
@@ -73,7 +73,7 @@ class Cache:
                     row = connection.execute("SELECT value, used FROM entries WHERE key = ?", (key,)).fetchone()
                     if row is None or not isinstance(row[0], bytes):
                         continue
-                    found[key] = row[0]
+                    values[key] = row[0]
                     if not isinstance(row[1], int) or abs(now - row[1]) > _FRESH:
                         stale.append((now, key))
                 if stale:
@@ -81,7 +81,7 @@ class Cache:
                         connection.executemany("UPDATE entries SET used = ? WHERE key = ?", stale)
             except (sqlite3.Error, OSError) as fault:
                 self._give_up(fault)
-        return found
+        return values
 
     def put(self, kind: str, values: Mapping[bytes, bytes]) -> None:
         """Store values; one of more than a megabyte is left out."""

@@ -56,8 +56,8 @@ def clean(reply: str, prompt: str = "", instruction: str = "") -> str:
     if text.lstrip().startswith(("{", "[")):
         raise Nonsense("structured data")
     lines = [plain for line in visible(text).splitlines() if (plain := _plain(line))]
-    told = _words(instruction)
-    fresh = [line for line in lines if _words(line) not in told and not _SHOWN.match(line)]
+    instructed = _words(instruction)
+    fresh = [line for line in lines if _words(line) not in instructed and not _SHOWN.match(line)]
     if lines and not fresh:
         raise Nonsense("an echo of the prompt")
     if len(fresh) > 1 and fresh[0].endswith(":"):  # "Here is the instruction:"

@@ -96,32 +96,33 @@ def describe(
     if describer.makes is None:
         written = describer.write([""] * len(tasks), tick)
         return [Described(one.text, describer.name, fault=one.fault) for one in written]
-    chosen = [prompt or prompt_for(task.examples) for task in tasks]
-    asked = [one.render(task.examples, task.text) for one, task in zip(chosen, tasks, strict=True)]
-    names = [one.former or one.name for one in chosen]
-    keys = [key_of(_KIND, describer.makes, name, text) for name, text in zip(names, asked, strict=True)]
+    prompts = [prompt or prompt_for(task.examples) for task in tasks]
+    texts = [one.render(task.examples, task.text) for one, task in zip(prompts, tasks, strict=True)]
+    names = [one.former or one.name for one in prompts]
+    keys = [key_of(_KIND, describer.makes, name, text) for name, text in zip(names, texts, strict=True)]
     known = _recall(cache, keys)
     first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}  # one task for each missing key
     order = sorted(first.values())
-    replies = _write(describer, [asked[i] for i in order], tick)
-    made = {
-        keys[i]: _described(reply, asked[i], chosen[i], describer.name) for i, reply in zip(order, replies, strict=True)
+    replies = _write(describer, [texts[i] for i in order], tick)
+    fresh = {
+        keys[i]: _described(reply, texts[i], prompts[i], describer.name)
+        for i, reply in zip(order, replies, strict=True)
     }
     if cache is not None:
-        kept = {key: one.text.encode("utf8") for key, one in made.items() if one.text is not None}
-        cache.put(_KIND, kept)
+        entries = {key: one.text.encode("utf8") for key, one in fresh.items() if one.text is not None}
+        cache.put(_KIND, entries)
     results = []
     for i, key in enumerate(keys):
-        if key in made:
-            one = made[key]
+        if key in fresh:
+            one = fresh[key]
             results.append(one if first[key] == i else replace(one, tokens_in=0, tokens_out=0, cost=0.0))
         else:
-            results.append(Described(known[key], describer.name, chosen[i].name, cached=True))
+            results.append(Described(known[key], describer.name, prompts[i].name, cached=True))
     return results
 
 
 @describer("given")
-class Given(Config):
+class FixedText(Config):
     """The text as it is given, for every task."""
 
     argument: str
@@ -176,11 +177,11 @@ def _recall(cache: Cache | None, keys: Sequence[bytes]) -> dict[bytes, str]:
     return known
 
 
-def _described(written: Written, asked: str, prompt: Prompt, source: str) -> Described:
+def _described(written: Written, text: str, prompt: Prompt, source: str) -> Described:
     spent = {"tokens_in": written.tokens_in, "tokens_out": written.tokens_out, "cost": written.cost}
     if written.text is None:
         return Described(None, source, prompt.name, written.fault or f"{source} wrote nothing", **spent)
     try:
-        return Described(clean(written.text, asked, prompt.instruction), source, prompt.name, **spent)
+        return Described(clean(written.text, text, prompt.instruction), source, prompt.name, **spent)
     except Nonsense as nonsense:
         return Described(None, source, prompt.name, f"{source} wrote {nonsense}", **spent)

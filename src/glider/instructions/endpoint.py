@@ -177,12 +177,12 @@ class Endpoint(Config):
         except APIConnectionError as fault:
             if isinstance(fault.__cause__, TooMuch):
                 raise self._fault(str(fault.__cause__), "This is no model endpoint, or not the model meant.") from None
-            got = f"no connection ({self._told(str(fault.__cause__ or fault))})"
+            got = f"no connection ({self._printable(str(fault.__cause__ or fault))})"
             raise _TryAgain(self._fault(got, "Is it running?", passing=True, down=True)) from None
         except Exception as fault:  # transport faults while the body is read come unclassified from the HTTP library
             if "timeout" in type(fault).__name__.lower():
                 raise self._late() from None
-            got = f"a broken reply ({type(fault).__name__}: {self._told(str(fault))})"
+            got = f"a broken reply ({type(fault).__name__}: {self._printable(str(fault))})"
             raise _TryAgain(self._fault(got, "Is it running?", passing=True)) from None
         try:
             return self._answered(_parse(body, self.shown))
@@ -203,24 +203,24 @@ class Endpoint(Config):
             if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 4)
             else None
         )
-        told = f": {self._told(message)}" if isinstance(message, str) else ""
+        text = f": {self._printable(message)}" if isinstance(message, str) else ""
         passing = status is not None and (status in _PASSING or status >= 500)
         remedy = "Wait, or look at your quota." if status == 429 else "Check the model's name and the address."
-        raise self._fault(f"an error in place of an answer{told}", remedy, passing=passing, down=status in _BATCH_WIDE)
+        raise self._fault(f"an error in place of an answer{text}", remedy, passing=passing, down=status in _BATCH_WIDE)
 
     def _refused(self, fault: Any) -> Exception:
         status, code = fault.status_code, str(getattr(fault, "code", None) or "")
         if 300 <= status < 400:
-            got = f"HTTP {status}, a redirect to {self._told(fault.response.headers.get('location', 'nowhere'))}"
+            got = f"HTTP {status}, a redirect to {self._printable(fault.response.headers.get('location', 'nowhere'))}"
             return self._fault(got, "Give that address as base_url, if it may read what is asked.", down=True)
         body = fault.body.get("message") if isinstance(fault.body, dict) else None
         quota = code in ("insufficient_quota", "billing_hard_limit_reached")
         passing = (status in _PASSING or status >= 500) and not quota
-        told = f": {self._told(body)}" if isinstance(body, str) else ""
+        text = f": {self._printable(body)}" if isinstance(body, str) else ""
         remedy = "Check the key." if status in (401, 403) else "Check the model's name and the address."
         remedy = "Wait, or look at your quota." if status == 429 else "Try again later." if status >= 500 else remedy
-        made = self._fault(f"HTTP {status}{told}", remedy, passing=passing, down=status in _BATCH_WIDE)
-        return _TryAgain(made, _retry_after(fault.response.headers)) if passing else made
+        error = self._fault(f"HTTP {status}{text}", remedy, passing=passing, down=status in _BATCH_WIDE)
+        return _TryAgain(error, _retry_after(fault.response.headers)) if passing else error
 
     def _late(self) -> EndpointError:
         return self._fault(f"none within {self.timeout:g} s", "Raise the timeout, or try again later.", down=True)
@@ -228,7 +228,7 @@ class Endpoint(Config):
     def _fault(self, got: str, remedy: str, *, passing: bool = False, down: bool = False) -> EndpointError:
         return EndpointError(f"an answer of {self.argument} at {self.shown}", got, remedy, passing=passing, down=down)
 
-    def _told(self, text: str) -> str:
+    def _printable(self, text: str) -> str:
         """What a reply says, fit for a message."""
         return printable(self.strike(text[:_MOST_TOLD]))
 
