@@ -34,33 +34,34 @@ def choose_constants(
     """
     draw = random.Random(seed)
     known = [name for name in names if rows.get(name)]
-    chosen = [(name, row) for name in known for row in draw.sample(list(rows[name]), min(each, len(rows[name])))]
+    sample = [(name, row) for name in known for row in draw.sample(list(rows[name]), min(each, len(rows[name])))]
     steps = len(CONFIDENT) + len(DOUBTFUL)
     losses: dict[tuple[bool, float], list[float]] = {}
-    for done, (name, row) in enumerate(chosen):
-        for i, (own, alpha) in enumerate([(True, a) for a in CONFIDENT] + [(False, a) for a in DOUBTFUL]):
-            loss = loss_of(row, alpha, None if own else list(names).index(name))
-            losses.setdefault((own, alpha), []).append(loss)
-            report(done * steps + i + 1, len(chosen) * steps)
+    for done, (name, row) in enumerate(sample):
+        for i, (held_in, alpha) in enumerate([(True, a) for a in CONFIDENT] + [(False, a) for a in DOUBTFUL]):
+            loss = loss_of(row, alpha, None if held_in else list(names).index(name))
+            losses.setdefault((held_in, alpha), []).append(loss)
+            report(done * steps + i + 1, len(sample) * steps)
     means = {key: sum(values) / len(values) for key, values in losses.items()}
     confident, beta = (
-        _nearest_good({alpha: losses[own, alpha] for alpha in alphas}, stored)
-        for own, alphas, stored in (
+        _nearest_good({alpha: losses[held_in, alpha] for alpha in alphas}, stored)
+        for held_in, alphas, stored in (
             (True, CONFIDENT, calibration.gamma + calibration.beta),
             (False, DOUBTFUL, calibration.beta),
         )
     )
     tried = {
-        own: ", ".join(f"{a:g}: {loss:.3f}" for (o, a), loss in means.items() if o is own) for own in (True, False)
+        held_in: ", ".join(f"{a:g}: {loss:.3f}" for (known, a), loss in means.items() if known is held_in)
+        for held_in in (True, False)
     }
-    told = f"gamma and beta by the loss of {len(chosen)} rows ({tried[True]}; own expert out {tried[False]})"
-    source = f"{calibration.source}; {told}"
+    evidence = f"gamma and beta by the loss of {len(sample)} rows ({tried[True]}; own expert out {tried[False]})"
+    source = f"{calibration.source}; {evidence}"
     return calibration.model_copy(update={"gamma": confident - beta, "beta": beta, "source": source})
 
 
 def _nearest_good(losses: Mapping[float, Sequence[float]], stored: float) -> float:
     """Of the alphas whose losses, row by row, are within one standard error of the best's, the nearest to `stored`."""
-    values = {alpha: torch.tensor(found, dtype=torch.float64) for alpha, found in losses.items()}
-    best = min(values.values(), key=lambda found: found.mean().item())
-    good = [a for a, found in values.items() if (d := found - best).mean() <= d.std() / len(d) ** 0.5]
+    values = {alpha: torch.tensor(row_losses, dtype=torch.float64) for alpha, row_losses in losses.items()}
+    best = min(values.values(), key=lambda row_losses: row_losses.mean().item())
+    good = [a for a, row_losses in values.items() if (d := row_losses - best).mean() <= d.std() / len(d) ** 0.5]
     return min(good, key=lambda alpha: abs(log(alpha / stored)))

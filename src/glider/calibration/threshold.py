@@ -49,7 +49,7 @@ def calibrate(
         held_out.append(scores.of(features[name], without=column).amax(dim=-1))
         report(column + 1, len(pool))
     stored = pool.index.calibrations.get(signal)
-    kept = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
+    constants = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
     p, accuracy, auc = best_threshold(torch.cat(held_in), torch.cat(held_out))
     return Calibration(
         p=round(p, 4),
@@ -58,7 +58,7 @@ def calibrate(
         queries=sum(map(len, held_in)),
         experts=tuple(pool.names),
         source=f"leave-one-out over {'the profiles' if queries is None else 'given rows'}{_but(few)}",
-        **kept,
+        **constants,
     )
 
 
@@ -85,10 +85,10 @@ def recalibrated(pool: Pool) -> Pool:
 
 def held_back(pool: Pool, scores: GlobalScores) -> dict[str, QueryFeatures]:
     """The queries that the experts' profiles keep, by expert; raises `RouterError` naming those without a profile."""
-    found = profiles(pool, inputs=bool(scores.needs - {"grams", "hidden"}))
-    most = max(MINIMUM_QUERIES, MOST_QUERIES // len(found))
+    known = profiles(pool, inputs=bool(scores.needs - {"grams", "hidden"}))
+    most = max(MINIMUM_QUERIES, MOST_QUERIES // len(known))
     features = {}
-    for name, profile in zip(pool.names, found, strict=True):
+    for name, profile in zip(pool.names, known, strict=True):
         inputs = profile.held_back_inputs
         embedded = None if inputs is None else inputs[:most].float()
         states = None if profile.held_back_hidden is None else profile.held_back_hidden[:most].float()

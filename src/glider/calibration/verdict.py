@@ -39,18 +39,18 @@ def choose_thresholds(
             str(len(queries)),
             "Make profiles of training rows: `glider expert profile POOL/EXPERT --data ROWS`, then `glider pool add`.",
         )
-    own = contest.margins(QueryFeatures(len(queries), grams=tuple((query,) for query in queries))).amax(dim=-1)
+    margins = contest.margins(QueryFeatures(len(queries), grams=tuple((query,) for query in queries))).amax(dim=-1)
     folds = range(len(contest.background.counts))
     strange = torch.cat([contest.strangers(fold).amax(dim=-1) for fold in folds])
-    stranger = min(_quantile(strange, 1 - ACCEPTANCE), _conformal(own, ABSTENTION))
+    stranger = min(_quantile(strange, 1 - ACCEPTANCE), _conformal(margins, ABSTENTION))
     return Thresholds(
         stranger=round(stranger, 4),
-        fits=round(max(stranger, _quantile(own, 1 - FITTING)), 4),
+        fits=round(max(stranger, _quantile(margins, 1 - FITTING)), 4),
         experts=experts,
         share=share,
-        false_abstention=round((own < stranger).float().mean().item(), 4),
+        false_abstention=round((margins < stranger).float().mean().item(), 4),
         false_acceptance=round((strange >= stranger).float().mean().item(), 4) if len(strange) else None,
-        queries=len(own),
+        queries=len(margins),
         strangers=len(strange),
         names=tuple(pool.names),
         source="held-back queries of the profiles; everyday requests, each kind left out of the background in turn",

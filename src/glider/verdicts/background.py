@@ -61,14 +61,14 @@ class Background:
         by_fold = torch.stack([_counted(grams, fold) for fold in texts])
         numbered = [(text, fold) for fold, part in enumerate(texts) for text in part]
         step = max(1, len(numbered) / max(judged, 1))
-        chosen = [numbered[int(i * step)] for i in range(min(judged, len(numbered)))]
-        queries = [_spread(text) for text, _ in chosen]
+        sample = [numbered[int(i * step)] for i in range(min(judged, len(numbered)))]
+        queries = [_spread(text) for text, _ in sample]
         return cls(
             grams,
             by_fold,
             torch.cat([torch.zeros(0, dtype=torch.int64), *queries]),
             torch.tensor([len(text) for text in queries], dtype=torch.int32),
-            torch.tensor([fold for _, fold in chosen], dtype=torch.int32),
+            torch.tensor([fold for _, fold in sample], dtype=torch.int32),
         )
 
     @property
@@ -83,7 +83,7 @@ class Background:
     def of_fold(self, fold: int) -> list[Int[Tensor, " _"]]:
         """The n-grams of each request of a fold that is kept to judge by."""
         parts = self.queries.split(self.lengths.tolist())
-        return [part for part, own in zip(parts, self.folds.tolist(), strict=True) if own == fold]
+        return [part for part, number in zip(parts, self.folds.tolist(), strict=True) if number == fold]
 
     def joined(self, other: "Background") -> "Background":
         """Both, the other's folds after these."""
