@@ -78,8 +78,8 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as fault:
-            wanted, got = "a tokenizer for the model", f"none at {source!r}"
-            raise BaseModelError(wanted, got, "Give tokenizer=.") from fault
+            expected, got = "a tokenizer for the model", f"none at {source!r}"
+            raise BaseModelError(expected, got, "Give tokenizer=.") from fault
     model_id = Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__
     return _completed(model, tokenizer, model_id, source)
 

@@ -41,7 +41,7 @@ def outline_base(base: str) -> BaseModel | None:
     return BaseModel(model.eval(), completed_tokenizer(tokenizer), identity, source)
 
 
-def _read(source: str, wanted: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor] | None:
+def _read(source: str, outline: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor] | None:
     """Weights by their names in the model, from the files that hold them; None where a file has no such weight."""
     first = _cached(source, _ONE)
     index = None if first is not None else _cached(source, _SEVERAL)
@@ -50,7 +50,7 @@ def _read(source: str, wanted: dict[str, torch.Tensor], prefix: str) -> dict[str
     homes: dict[str, Any] = {} if index is None else dict(read_json(index)["weight_map"])
     names = homes.keys() if first is None else read_header(first).shapes.keys()
     weights: dict[str, torch.Tensor] = {}
-    for name, weight in wanted.items():
+    for name, weight in outline.items():
         stored = next(
             (one for one in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}") if one in names), None
         )
@@ -68,5 +68,5 @@ def _cached(source: str, file: str) -> Path | None:
     """A file of a model on this machine; nothing is downloaded."""
     from transformers.utils.hub import cached_file
 
-    found = cached_file(source, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    place = cached_file(source, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if place is None else Path(place)

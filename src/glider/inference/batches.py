@@ -58,7 +58,7 @@ class EngineSettings:
         """
         rest = merged(settings)
         limit = new_tokens(rest.pop("max_new_tokens", None) if max_new_tokens is None else max_new_tokens)
-        own, seed = tuple(rest.pop("logits_processor", None) or ()), rest.pop("seed", None)
+        processors, seed = tuple(rest.pop("logits_processor", None) or ()), rest.pop("seed", None)
         bare: Any = model.model
         fixed = {"max_new_tokens": limit, "do_sample": bool(rest.get("do_sample"))}
         fixed |= {"num_return_sequences": rest.get("num_return_sequences") or 1}  # the base's own may say more
@@ -80,10 +80,10 @@ class EngineSettings:
         if mode not in ("greedy_search", "sample"):
             refused.append(f"{mode} ({', '.join(sorted(name for name in rest if name != 'max_new_tokens'))})")
         if refused:
-            wanted = "settings of one answer a prompt, by greedy search or sampling"
-            raise QueryError(wanted, ", ".join(refused), "Leave them out, or use generate().")
+            expected = "settings of one answer a prompt, by greedy search or sampling"
+            raise QueryError(expected, ", ".join(refused), "Leave them out, or use generate().")
         stop = (config.stop_strings,) if isinstance(config.stop_strings, str) else tuple(config.stop_strings or ())
-        return cls(config, limit, model.encoder.ends(rest.get("eos_token_id")), own, stop, seed)
+        return cls(config, limit, model.encoder.ends(rest.get("eos_token_id")), processors, stop, seed)
 
     def request(self, model: Any, ids: Sequence[int], row: int) -> RequestSettings:
         """Those of one prompt in tokens."""

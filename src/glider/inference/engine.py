@@ -171,7 +171,7 @@ class Sampler:
 
 
 def request_processors(
-    model: Any, settings: Any, prompt: Sequence[int], own: Sequence[Any] = ()
+    model: Any, settings: Any, prompt: Sequence[int], extra: Sequence[Any] = ()
 ) -> tuple[Processor, ...]:
     """transformers' own processors for generation settings (a `GenerationConfig`), for one prompt, and the caller's.
 
@@ -179,7 +179,7 @@ def request_processors(
     """
     ids = torch.tensor([list(prompt)], device=model.device)
     length = 1 if model.config.is_encoder_decoder else len(prompt)  # of what the answer continues
-    more = LogitsProcessorList(own)
+    more = LogitsProcessorList(extra)
     if settings.forced_eos_token_id is not None:  # of the last token, which `generate` tells by the longest length
         settings = copy.copy(settings)
         settings.max_length = length + settings.max_new_tokens

@@ -32,8 +32,8 @@ def positions(model: Any, mask: Int[Tensor, "B S"]) -> dict[str, Int[Tensor, "B 
 
 def last_logits(model: Any, count: int, **inputs: Any) -> tuple[Float[Tensor, "B C V"], Any]:
     """Logits of the last `count` positions, and all that the pass gave."""
-    kept = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
-    output = model(**inputs, **kept)
+    limit = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
+    output = model(**inputs, **limit)
     return output.logits[:, -count:], output
 
 
@@ -49,8 +49,8 @@ def start_token(model: Any) -> int:
             token = token[0] if isinstance(token, list | tuple) and token else token
             if isinstance(token, int):
                 return token
-    wanted = "a token for the decoder to begin with (decoder_start_token_id)"
-    raise QueryError(wanted, "a model that names none", "Set it in the model's generation_config.")
+    expected = "a token for the decoder to begin with (decoder_start_token_id)"
+    raise QueryError(expected, "a model that names none", "Set it in the model's generation_config.")
 
 
 def decoder_inputs(model: Any, labels: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:

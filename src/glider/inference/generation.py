@@ -79,8 +79,8 @@ class GenerateSettings:
         refused = [name for name in _REFUSED if rest.get(name)]
         refused += [name for name in rest if name not in known and not accepts(model.model, name)]
         if refused:
-            wanted = "settings of one text for each prompt (max_new_tokens for its length)"
-            raise QueryError(wanted, ", ".join(refused), "Leave them out, or use model.model.generate().")
+            expected = "settings of one text for each prompt (max_new_tokens for its length)"
+            raise QueryError(expected, ", ".join(refused), "Leave them out, or use model.model.generate().")
         rest = {name: value for name, value in rest.items() if name not in _REFUSED}
         stop = rest.get("stop_strings") or ()
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -132,10 +132,10 @@ def generate_rows(
         got = f"{len(rows)} of unlike lengths, and padding changes what {type(model.model).__name__} gives"
         raise QueryError("a batch of prompts of one length, to be traced", got, "Trace the prompts one by one.")
     for group in groups:
-        told = None if on_piece is None else _numbered(on_piece, group)
+        listener = None if on_piece is None else _numbered(on_piece, group)
         part = [rows[i] for i in group]
-        found, trace = _generate(model, [prompts[i] for i in group], part, settings, held, traced, told)
-        answers |= dict(zip(group, found, strict=True))
+        group_answers, trace = _generate(model, [prompts[i] for i in group], part, settings, held, traced, listener)
+        answers |= dict(zip(group, group_answers, strict=True))
     return [answers[i] for i in range(len(rows))], trace
 
 

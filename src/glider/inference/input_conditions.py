@@ -47,7 +47,7 @@ class InputConditions:
         @functools.wraps(generate)
         def generate_by_query(*arguments: Any, **settings: Any) -> Any:
             ids = arguments[0] if arguments else settings.get("inputs", settings.get("input_ids"))
-            if not self._asked_here(ids):
+            if not self._unconditioned(ids):
                 return generate(*arguments, **settings)
             with self._attached.hold() as held:
                 condition = self._condition(ids, settings.get("attention_mask"), held)
@@ -57,13 +57,13 @@ class InputConditions:
         model.generate = generate_by_query
         closing.callback(model.__dict__.pop, "generate", None)
 
-    def _asked_here(self, ids: Any) -> bool:
+    def _unconditioned(self, ids: Any) -> bool:
         """Whether a call with these ids has to find its condition: its router wants one and no block has set it."""
         if self._attached.context.batch is not None or not self._attached.attached:
             return False
         generation = self._attached.generation
-        wanted = generation.prepared.global_term is not None or isinstance(generation.router, Observer)
-        return wanted and isinstance(ids, torch.Tensor) and ids.ndim == 2 and ids.numel() > 0
+        needed = generation.prepared.global_term is not None or isinstance(generation.router, Observer)
+        return needed and isinstance(ids, torch.Tensor) and ids.ndim == 2 and ids.numel() > 0
 
     def _condition(self, ids: Any, mask: Any, held: Generation) -> Condition:
         routed = self._routed
@@ -89,7 +89,7 @@ class InputConditions:
         stack = ExitStack()
         self._stacks.append((stack, None))
         ids = inputs.get("input_ids", arguments[0] if arguments else None)
-        if "cache" in inputs or not self._asked_here(ids):  # a paged cache: of continuous batching
+        if "cache" in inputs or not self._unconditioned(ids):  # a paged cache: of continuous batching
             return
         held = self._attached.generation
         known = self._known(inputs)

@@ -90,8 +90,8 @@ def _likelihoods(
     with torch.inference_mode():
         score = _encoder_decoder if model.config.is_encoder_decoder else _decoder_only
         logits = score(model, routed, inputs, labels, owner, condition).float()  # (C, longest, vocabulary)
-        wanted = labels.clamp(min=0)[..., None]
-        values = logits.gather(-1, wanted)[..., 0] - logits.logsumexp(dim=-1)
+        targets = labels.clamp(min=0)[..., None]
+        values = logits.gather(-1, targets)[..., 0] - logits.logsumexp(dim=-1)
         real = labels != IGNORED
         totals = values.masked_fill(~real, 0.0).sum(dim=-1).tolist()
         if not all(map(isfinite, totals)):
@@ -122,17 +122,17 @@ def _encoder_decoder(
         with routed(condition):
             states = model.get_encoder()(**inputs).last_hidden_state  # (B, S, width)
         with routed(condition.rows(owner)):
-            given = BaseModelOutput(last_hidden_state=states[owner])
+            outputs = BaseModelOutput(last_hidden_state=states[owner])
             return model(
-                encoder_outputs=given, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
+                encoder_outputs=outputs, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
             ).logits
     rows = [inputs["input_ids"][i, : int(mask[i].sum())] for i in owner.tolist()]
     logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for group in _batches(rows, alike=True):
         ids = torch.stack([rows[i] for i in group])
         with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
-            given = model(input_ids=ids, decoder_input_ids=fed[group], use_cache=False).logits
-        for i, one in zip(group, given, strict=True):
+            outputs = model(input_ids=ids, decoder_input_ids=fed[group], use_cache=False).logits
+        for i, one in zip(group, outputs, strict=True):
             logits[i] = one
     return torch.stack(logits)
 
@@ -158,8 +158,8 @@ def _decoder_only(
             first, output = last_logits(model, 1, **inputs, **positions(model, mask), use_cache=True)
         return _continued(model, routed, (first, output.past_key_values, mask), labels, owner, condition)
     if apart:
-        wanted = "a model whose prompts may be computed apart from answers, for a router that decides them as a whole"
-        raise QueryError(wanted, type(model).__name__, "Score one prompt at a time, or by another router.")
+        expected = "a model whose prompts may be computed apart from answers, for a router that decides them as a whole"
+        raise QueryError(expected, type(model).__name__, "Score one prompt at a time, or by another router.")
     return _whole(model, routed, inputs, labels, owner, condition)
 
 
@@ -184,10 +184,10 @@ def _whole(
         place = positions(model, batch["attention_mask"]) if "attention_mask" in batch else {}
         count = max(len(targets[i]) for i in group)
         with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
-            given, _ = last_logits(model, count, **batch, **place, use_cache=False)
-        for i, one in zip(group, given, strict=True):
-            own = one[count - len(targets[i]) :]
-            logits[i] = torch.nn.functional.pad(own, (0, 0, 0, labels.shape[1] - len(own)))
+            outputs, _ = last_logits(model, count, **batch, **place, use_cache=False)
+        for i, one in zip(group, outputs, strict=True):
+            answer = one[count - len(targets[i]) :]
+            logits[i] = torch.nn.functional.pad(answer, (0, 0, 0, labels.shape[1] - len(answer)))
     return torch.stack(logits)
 
 
@@ -244,9 +244,9 @@ def _after_common(
         _, output = last_logits(model, 1, input_ids=ids[:1, begin : begin + count], use_cache=True)
     cache = output.past_key_values
     cache.batch_repeat_interleave(len(ids))
-    own = mask * (torch.arange(ids.shape[1], device=ids.device) >= (start + count)[:, None])  # (B, S), after the prefix
-    ids, own = ids[:, int(start.min()) + count :], own[:, int(start.min()) + count :]
-    whole = torch.cat([torch.ones_like(own[:, :1]).expand(-1, count), own], dim=1)
+    rest = mask * (torch.arange(ids.shape[1], device=ids.device) >= (start + count)[:, None])  # (B, S), past the prefix
+    ids, rest = ids[:, int(start.min()) + count :], rest[:, int(start.min()) + count :]
+    whole = torch.cat([torch.ones_like(rest[:, :1]).expand(-1, count), rest], dim=1)
     place = {name: value[:, count:] for name, value in positions(model, whole).items()}
     with routed(condition):
         first, output = last_logits(

@@ -75,8 +75,8 @@ class RoutedModel:
         return self.encoder.prompt
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        wanted, got = "a bare model to copy or to pickle", "a routed one"
-        raise RouterError(wanted, got, "Load it anew (glider.load), or detach() and copy the base.")
+        expected, got = "a bare model to copy or to pickle", "a routed one"
+        raise RouterError(expected, got, "Load it anew (glider.load), or detach() and copy the base.")
 
     @property
     def device(self) -> torch.device:
@@ -174,9 +174,9 @@ class RoutedModel:
 
         Outside such a block the model reads its queries from the token ids.
         """
-        asked: Any = [queries] if is_one(queries) else queries
+        rows: Any = [queries] if is_one(queries) else queries
         with self.attached.hold() as held:
-            condition = self._condition_of_rows(asked, self.encoder.rows(asked, True, 0), held)
+            condition = self._condition_of_rows(rows, self.encoder.rows(rows, True, 0), held)
             with self.attached.routing(condition, generation=held):
                 yield
 
@@ -191,8 +191,8 @@ class RoutedModel:
         return QueryReader(self.pool.index.embedder, self.describer, self.read, self.strict)
 
     def _condition(self, queries: Sequence[Prompt], generation: Generation) -> Condition:
-        asked = [Query.of(query) for query in queries]
-        return self.reader.condition(asked, generation.router, generation.prepared)
+        prompts = [Query.of(query) for query in queries]
+        return self.reader.condition(prompts, generation.router, generation.prepared)
 
     def _condition_of(
         self, queries: Sequence[Prompt], inputs: dict[str, torch.Tensor], generation: Generation
@@ -365,10 +365,10 @@ class RoutedModel:
         with self.attached.hold() as held:
             require_support(held.router, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
-            found = likelihoods(self.model, self.attached, inputs, targets, condition, held)
+            likelihood_rows = likelihoods(self.model, self.attached, inputs, targets, condition, held)
         scores = [
             [ChoiceScore(text, value.total, value.tokens) for text, value in zip(texts, row, strict=True)]
-            for texts, row in zip(choices, found, strict=True)
+            for texts, row in zip(choices, likelihood_rows, strict=True)
         ]
         return scores, condition
 

@@ -49,8 +49,8 @@ class PromptEncoder:
             except TemplateError as fault:
                 raise QueryError("turns that the chat template takes", str(fault)[:200], "Mend the chat.") from fault
         if len(query.messages) > 1:
-            wanted, got = "one turn, of the user, for a base without a chat template", f"{len(query.messages)} turns"
-            raise QueryError(wanted, got, "Write them as one text.")
+            expected, got = "one turn, of the user, for a base without a chat template", f"{len(query.messages)} turns"
+            raise QueryError(expected, got, "Write them as one text.")
         return form.prompt_ids(self.tokenizer, query.text)
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
@@ -64,12 +64,12 @@ class PromptEncoder:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((token for token in known if token is not None and token < size), 0)
 
-    def ends(self, wanted: int | Sequence[int] | None = None) -> frozenset[int]:
+    def ends(self, tokens: int | Sequence[int] | None = None) -> frozenset[int]:
         """Tokens that end an answer: the caller's, or the model's and the tokenizer's."""
-        ends = self.model.generation_config.eos_token_id if wanted is None else wanted
+        ends = self.model.generation_config.eos_token_id if tokens is None else tokens
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        own = [self.tokenizer.eos_token_id] if wanted is None and self.tokenizer.eos_token_id is not None else []
-        return frozenset((*ends, *own))
+        more = [self.tokenizer.eos_token_id] if tokens is None and self.tokenizer.eos_token_id is not None else []
+        return frozenset((*ends, *more))
 
     def forward_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What a plain forward pass over prompts takes: positions of padded rows, and a decoder's start."""

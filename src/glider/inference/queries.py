@@ -95,19 +95,19 @@ def turns_of(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
 
     Raises `QueryError` for turns of another form.
     """
-    wanted, remedy = "turns {'role': ..., 'content': ...} that end with the user's", "Mend the chat."
+    expected, remedy = "turns {'role': ..., 'content': ...} that end with the user's", "Mend the chat."
     if not is_chat(messages):
-        raise QueryError(wanted, repr(messages)[:80], remedy)
+        raise QueryError(expected, repr(messages)[:80], remedy)
     turns = []
     for number, turn in enumerate(messages, start=1):
         role, content = turn.get("role"), turn.get("content")
         if isinstance(content, list) and all(_is_text_part(part) for part in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(role, str) or not role or not isinstance(content, str) or turn.keys() - {"role", "content"}:
-            raise QueryError(wanted, f"{dict(turn)!r}"[:120] + f" (turn {number})", remedy)
+            raise QueryError(expected, f"{dict(turn)!r}"[:120] + f" (turn {number})", remedy)
         turns.append({"role": role, "content": require_text(content, f"the text of turn {number}")})
     if turns[-1]["role"] != "user":
-        raise QueryError(wanted, f"a last turn of {turns[-1]['role']!r}", remedy)
+        raise QueryError(expected, f"a last turn of {turns[-1]['role']!r}", remedy)
     return tuple(turns)
 
 
@@ -149,7 +149,7 @@ class QueryReader:
         none. So is the fault of a description, or of examples, that nothing reads. Raises `EmbedderError` if the
         installed embedder is not the pool's.
         """
-        queries = [self._asked(query, router, prepared) for query in queries]
+        queries = [self._with_request(query, router, prepared) for query in queries]
         by_description = prepared.described_term is not None
         groups = [
             [i for i, query in enumerate(queries) if (by_description and self._brings_description(query)) is described]
@@ -163,7 +163,7 @@ class QueryReader:
         order = torch.tensor([i for rows in groups for i in rows])
         return Condition.cat(parts).rows(order.argsort()) if len(parts) > 1 else parts[0]
 
-    def _asked(self, query: Query, router: Router, prepared: Prepared) -> Query:
+    def _with_request(self, query: Query, router: Router, prepared: Prepared) -> Query:
         """A chat whose system prompt may name its task, with the text that is asked."""
         turns = [(turn["role"], turn["content"]) for turn in query.messages]
         if prepared.judge is None or not any(role == "system" for role, _ in turns):
@@ -313,23 +313,23 @@ def embed_texts(
     if identity.probe:  # without one it is not known whose vectors they would be
         space = identity.model_dump(mode="json")
         keys = {text: key_of(_KIND, space, text) for text in texts}
-        found = store.get(keys.values())
+        stored = store.get(keys.values())
         known = {
             text: vector
             for text, key in keys.items()
-            if key in found and (vector := _vector(found[key], identity.dimension)) is not None
+            if key in stored and (vector := _vector(stored[key], identity.dimension)) is not None
         }
     missing = [text for text in texts if text not in known]
     if not missing:
         return known, None
     try:
-        made = load_for(identity).embed(missing)
+        embedded = load_for(identity).embed(missing)
     except EndpointError as fault:
         return known, fault
-    if made.shape[1] != identity.dimension:
-        got = f"{made.shape[1]} values"
+    if embedded.shape[1] != identity.dimension:
+        got = f"{embedded.shape[1]} values"
         return known, EndpointError(f"vectors of {identity.dimension} values", got, "Check the endpoint's model.")
-    fresh = dict(zip(missing, made, strict=True))
+    fresh = dict(zip(missing, embedded, strict=True))
     if keys:
         store.put(_KIND, {keys[text]: vector.contiguous().numpy().tobytes() for text, vector in fresh.items()})
     return {**known, **fresh}, None

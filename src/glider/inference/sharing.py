@@ -166,8 +166,8 @@ def _prefix(model: Any, row: Row, length: int) -> Pairs:
     cache = last_logits(model, 1, input_ids=ids, use_cache=True)[1].past_key_values
     cache.batch_repeat_interleave(len(rests))
     batch = padded_left(rests, device)
-    own = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    mask = torch.cat([own.new_ones(len(rests), count), own], dim=1)
+    rest_mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    mask = torch.cat([rest_mask.new_ones(len(rests), count), rest_mask], dim=1)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     place = {name: value[:, count:] for name, value in positions(model, mask).items()}
     first, output = last_logits(model, 1, **inputs, **place)

@@ -136,8 +136,8 @@ class ModelSpec(BaseSpec):
 
         if self.top_k is not None and self.top_p is not None:
             raise ConfigError("top_k (--top-k) or top_p (--top-p)", "both", "Give one of them.")
-        chosen = {"top_k": self.top_k, "top_p": self.top_p, "global_": self.signal, "abstain": self.abstain}
-        beside = {**self.settings, **{name: value for name, value in chosen.items() if value is not None}}
+        options = {"top_k": self.top_k, "top_p": self.top_p, "global_": self.signal, "abstain": self.abstain}
+        beside = {**self.settings, **{name: value for name, value in options.items() if value is not None}}
         if isinstance(self.router, str):
             name, written = parsed(self.router)
             return router_from(name, {**written, **beside})
@@ -304,18 +304,18 @@ def memory_limit(limit: str | int | None) -> int | None:
 
     Without one `$GLIDER_EXPERT_MEMORY` counts. Raises `ConfigError` for what is no size.
     """
-    wanted = os.environ.get(MEMORY_VARIABLE) or None if limit is None else limit
-    if wanted is None:
+    text = os.environ.get(MEMORY_VARIABLE) or None if limit is None else limit
+    if text is None:
         return None
     try:
-        if isinstance(wanted, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", wanted):
+        if isinstance(text, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", text):
             raise ValueError  # pydantic reads the beginning, and 2 bytes of "2,5GB"
-        size = int(TypeAdapter(ByteSize).validate_python(wanted))
+        size = int(TypeAdapter(ByteSize).validate_python(text))
     except ValueError:
         size = -1
     if size < 0:
         place = f"the variable {MEMORY_VARIABLE}" if limit is None else "expert memory"
-        raise ConfigError(f"{place} in bytes, as 2GB or 500MiB", repr(wanted), "Mend the number.")
+        raise ConfigError(f"{place} in bytes, as 2GB or 500MiB", repr(text), "Mend the number.")
     return size
 
 

@@ -75,8 +75,8 @@ class Decoder:
         elif last:
             self._held = ""
         else:
-            kept = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-            text, self._held = text[: len(text) - kept], text[len(text) - kept :]
+            held = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+            text, self._held = text[: len(text) - held], text[len(text) - held :]
         self.text += text
         return text
 

@@ -18,10 +18,10 @@ def require_support(
     if cached and not support.cache:
         raise QueryError(f"no cache of keys and values (router {name})", "use_cache", "Give use_cache=False.")
     if cached is False and support.sequences:
-        wanted = f"a cache of keys and values, which tells a prompt from its answer (router {name})"
-        raise QueryError(wanted, "use_cache=False", "Leave it out.")
+        expected = f"a cache of keys and values, which tells a prompt from its answer (router {name})"
+        raise QueryError(expected, "use_cache=False", "Leave it out.")
     if pieces and not support.chunked:
         raise QueryError(f"prompts in one pass (router {name})", "prefill_chunk_size", "Leave it out.")
     if shares and not (support.cache and (support.chunked or support.sequences)):
-        wanted = f"a router that decides a prompt and its answer apart (router {name})"
-        raise QueryError(wanted, "scores of choices", "Score them by another router.")
+        expected = f"a router that decides a prompt and its answer apart (router {name})"
+        raise QueryError(expected, "scores of choices", "Score them by another router.")
