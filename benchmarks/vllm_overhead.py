@@ -154,11 +154,11 @@ def extra(kind: str, experts: int, row: int) -> dict[str, Any] | None:
     """What a request of this kind brings: a term of its own, or nothing."""
     if kind not in ("routed", "stranger"):
         return None
-    from glider.engines.vllm.requests import Given
+    from glider.engines.vllm.requests import Preset
     from glider.engines.vllm.rows import Row
 
     term = Row(tuple(0.1 * ((row + i) % 7) for i in range(experts)))
-    return {"glider": Given(term if kind == "routed" else None, None)}
+    return {"glider": Preset(term if kind == "routed" else None, None)}
 
 
 def adapter(pool: Any, row: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from glider.engines.vllm.requests import Given
+from glider.engines.vllm.requests import Preset
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.inference.model import RoutedModel
 from glider.inference.spec import load
@@ -72,7 +72,7 @@ def ask(model: Any, rows: Sequence[tuple[str, Row | None]], tokens: int = TOKENS
 
     prompts = [{"prompt_token_ids": model.prompt.prompt_ids(model.tokenizer, text)} for text, _ in rows]
     params = [
-        SamplingParams(temperature=0, max_tokens=tokens, extra_args={ARGUMENT: Given(row, None)}, **settings)
+        SamplingParams(temperature=0, max_tokens=tokens, extra_args={ARGUMENT: Preset(row, None)}, **settings)
         for _, row in rows
     ]
     return model.llm.generate(prompts, params, use_tqdm=False)

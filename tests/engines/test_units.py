@@ -12,7 +12,7 @@ import torch
 
 from glider.engines.vllm import contract
 from glider.engines.vllm.arguments import command_line, engine_arguments, plugin_settings
-from glider.engines.vllm.front import Asked, Front, turns_in
+from glider.engines.vllm.front import Front, FrontRequest, turns_in
 from glider.engines.vllm.refusals import faults
 from glider.engines.vllm.row_table import RowTable
 from glider.engines.vllm.rows import ARGUMENT, Row, salt
@@ -196,30 +196,30 @@ def test_a_pass_longer_than_the_table_is_refused() -> None:
 def test_on_a_device_a_request_has_room_for_a_few_experts(route: Front) -> None:
     steering = {"experts": dict.fromkeys(route.names, 0.25)}
     assert len(steering["experts"]) > 3
-    asked = Asked(Way("routed"), FITS, steering=route.steering(steering))
+    asked = FrontRequest(Way("routed"), FITS, steering=route.steering(steering))
     assert route.choose(asked).row is not None
     on_device = Front(route.settings, on_device=True)
     with pytest.raises(ApiError, match="at most 3 experts") as fault:
         on_device.choose(asked)
     assert fault.value.status == 400
     few = {"experts": dict.fromkeys(route.names[:3], 0.25)}
-    assert on_device.choose(Asked(Way("routed"), FITS, steering=route.steering(few))).row is not None
+    assert on_device.choose(FrontRequest(Way("routed"), FITS, steering=route.steering(few))).row is not None
 
 
 def test_select_names_the_expert_of_what_fits_and_the_base_for_strangers(select: Front) -> None:
-    chosen = [select.choose(Asked(Way("routed"), text)) for text in (FITS, STRANGER, UNSURE)]
+    chosen = [select.choose(FrontRequest(Way("routed"), text)) for text in (FITS, STRANGER, UNSURE)]
     assert [(one.verdict, one.expert) for one in chosen] == [
         *(("fits", "common_gen"), ("stranger", None), ("unsure", "rotten_tomatoes")),
     ]
     assert all(one.row is None and one.salt is None for one in chosen)
     base = Front(plugin_settings(ModelSpec(), "select", unsure="base"))
-    assert base.choose(Asked(Way("routed"), UNSURE)).expert is None
-    assert base.choose(Asked(Way("routed"), FITS)).expert == "common_gen"
+    assert base.choose(FrontRequest(Way("routed"), UNSURE)).expert is None
+    assert base.choose(FrontRequest(Way("routed"), FITS)).expert == "common_gen"
 
 
 def test_select_follows_names_and_steering(select: Front) -> None:
     def expert(text: str, way: Way | None = None, **steering: Any) -> str | None:
-        return select.choose(Asked(way or Way("routed"), text, steering=Steering(**steering))).expert
+        return select.choose(FrontRequest(way or Way("routed"), text, steering=Steering(**steering))).expert
 
     assert expert(STRANGER, Way("single", expert="paws")) == "paws"
     assert expert(FITS, Way("base")) is None
@@ -232,19 +232,19 @@ def test_select_follows_names_and_steering(select: Front) -> None:
 
 
 def test_route_settles_routes_and_bares_as_the_library_does(route: Front) -> None:
-    chosen = {text: route.choose(Asked(Way("routed"), text)) for text in (FITS, STRANGER, UNSURE)}
+    chosen = {text: route.choose(FrontRequest(Way("routed"), text)) for text in (FITS, STRANGER, UNSURE)}
     assert chosen[FITS].row == Row((), (route.names.index("common_gen"),), (1.0,))
     assert chosen[STRANGER].row is None and chosen[STRANGER].salt is None
     assert chosen[UNSURE].row is not None and len(chosen[UNSURE].row.experts) == 3
-    forced = route.choose(Asked(Way("routed"), STRANGER, steering=Steering(verdict="route")))
+    forced = route.choose(FrontRequest(Way("routed"), STRANGER, steering=Steering(verdict="route")))
     assert forced.row is not None and len(forced.row.term) == len(route.names) and forced.verdict == "stranger"
 
 
 def test_a_router_that_differs_in_its_term_is_served_beside(route: Front) -> None:
-    local = route.choose(Asked(route.way("demo:phatgoose"), FITS))
-    assert local.row == Row() and local.salt != route.choose(Asked(Way("routed"), FITS)).salt
+    local = route.choose(FrontRequest(route.way("demo:phatgoose"), FITS))
+    assert local.row == Row() and local.salt != route.choose(FrontRequest(Way("routed"), FITS)).salt
     with pytest.raises(ApiError) as refused:
-        route.choose(Asked(route.way("demo:arrow"), FITS))
+        route.choose(FrontRequest(route.way("demo:arrow"), FITS))
     assert refused.value.status == 400
     with pytest.raises(ApiError) as unknown:
         route.way("nobody")
@@ -260,7 +260,7 @@ def test_of_a_chat_the_users_turns_are_asked(route: Front) -> None:
         ]
     )
     assert turns[-1] == ("user", "Why?")
-    chosen = route.choose(Asked(Way("routed"), "Why?", turns=turns))
+    chosen = route.choose(FrontRequest(Way("routed"), "Why?", turns=turns))
     assert chosen.verdict == "fits"  # the follow-up stays with what it follows
 
 

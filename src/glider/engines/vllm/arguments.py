@@ -24,15 +24,15 @@ def plugin_settings(spec: ModelSpec, mode: Mode, unsure: Unsure = "nearest", nam
     if not isinstance(spec.router, str) or not isinstance(spec.describer, str | None):
         raise ConfigError("a router and a describer by name", "objects", "Name them: other processes make them anew.")
     pool = open_pool(spec.pool, spec.require_key)
-    told = spec.model_dump(include=set(_CARRIED), exclude_defaults=True, mode="json")
+    model = spec.model_dump(include=set(_CARRIED), exclude_defaults=True, mode="json")
     if spec.pool != "demo":
-        told["pool"] = str(Path(spec.pool).resolve())
+        model["pool"] = str(Path(spec.pool).resolve())
     if spec.require_key is not None:
-        told["require_key"] = str(Path(spec.require_key).resolve())
+        model["require_key"] = str(Path(spec.require_key).resolve())
     name = name or ("demo" if spec.pool == "demo" else Path(spec.pool).resolve().name)
     base = pool.index.base.model_id
     settings = PluginSettings.parse(
-        mode=mode, digest=pool_digest(pool.path), name=name, base=base, unsure=unsure, spec=told
+        mode=mode, digest=pool_digest(pool.path), name=name, base=base, unsure=unsure, spec=model
     )
     front = Front(settings)  # refuses what cannot be served
     if twice := {one for one in front.models if front.models.count(one) > 1}:

@@ -24,11 +24,11 @@ class Touched:
     def fault(self) -> str | None:
         """What is not as it was, or None."""
         try:
-            found: Any = reduce(getattr, self.name.split("."), import_module(self.module))
+            value: Any = reduce(getattr, self.name.split("."), import_module(self.module))
         except (ImportError, AttributeError) as fault:
             return f"{self.module}.{self.name} ({fault})"
         if self.parameters:
-            missing = set(self.parameters) - set(inspect.signature(found).parameters)
+            missing = set(self.parameters) - set(inspect.signature(value).parameters)
             if missing:
                 return f"{self.module}.{self.name} without {', '.join(sorted(missing))}"
         return None
@@ -115,5 +115,5 @@ def require_contract(touched: tuple[Touched, ...]) -> None:
     version = require_vllm()
     faults = [one.fault for one in touched if one.fault is not None]
     if faults:
-        wanted = f"vLLM {VERSIONS} with the names that the plug-in uses"
-        raise EngineError(wanted, f"{version}, which lacks {'; '.join(faults)}", f"Install vLLM {RUN_WITH}.")
+        expected = f"vLLM {VERSIONS} with the names that the plug-in uses"
+        raise EngineError(expected, f"{version}, which lacks {'; '.join(faults)}", f"Install vLLM {RUN_WITH}.")

@@ -10,16 +10,16 @@ from glider.engines.vllm import contract
 def diagnosis() -> dict[str, Any]:
     """Version, runner, and for each mode why it would be refused here, or nothing. vLLM itself is not imported."""
     version = contract.installed()
-    told: dict[str, Any] = {"version": version, "wanted": contract.VERSIONS, "runner": None, "modes": {}}
+    report: dict[str, Any] = {"version": version, "wanted": contract.VERSIONS, "runner": None, "modes": {}}
     if version is None:
-        return told
+        return report
     if not contract.known(version):
-        return {**told, "modes": dict.fromkeys(("select", "route"), f"vLLM {contract.VERSIONS} is needed")}
+        return {**report, "modes": dict.fromkeys(("select", "route"), f"vLLM {contract.VERSIONS} is needed")}
     rust = "VLLM_USE_RUST_FRONTEND is set" if _set("VLLM_USE_RUST_FRONTEND") else None
     runner = _runner(version)
     second = "cpu" in version and runner == "V2"
     route = rust or ("the V2 model runner on a CPU: set VLLM_USE_V2_MODEL_RUNNER=0" if second else None)
-    return {**told, "runner": runner, "modes": {"select": rust, "route": route}}
+    return {**report, "runner": runner, "modes": {"select": rust, "route": route}}
 
 
 def _runner(version: str) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from glider.engines.vllm.front import Asked, Front
+from glider.engines.vllm.front import Front, FrontRequest
 from glider.engines.vllm.requests import FRONT
 from glider.engines.vllm.rows import Row
 from glider.errors import GliderError
@@ -84,15 +84,15 @@ def told_of(front: Front, request: RouteRequest) -> dict[str, Any]:
         raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
     text = request.prompt if request.prompt is not None else asked_text(turns)
     steering = front.steering(request.glider.model_dump(exclude_defaults=True))
-    chosen = front.choose(Asked(front.way(request.model), text, (), turns, steering))
-    guided = chosen.guided
+    resolution = front.choose(FrontRequest(front.way(request.model), text, (), turns, steering))
+    guided = resolution.guided
     assert guided is not None
     return {
         "object": "route",
         "model": request.model,
-        "verdict": chosen.verdict,
+        "verdict": resolution.verdict,
         "alpha": guided.alpha,
-        "experts": _experts(front, chosen.row, chosen.expert),
+        "experts": _experts(front, resolution.row, resolution.expert),
         "scores": guided.scores,
         "generation": front.generation.number,
         "description": guided.description,

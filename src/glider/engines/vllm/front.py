@@ -23,7 +23,7 @@ from glider.serve.steering import Guided, Way, guided
 
 
 @dataclass(frozen=True)
-class Asked:
+class FrontRequest:
     """What is asked of the pool: under which name, which text, how it is steered, and the client's own salt."""
 
     way: Way
@@ -35,7 +35,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Resolution:
     """How a request is answered: by its row in the worker, or by one expert as an adapter; neither is the base."""
 
     verdict: str | None
@@ -99,18 +99,18 @@ class Front:
     def require_router(self, text: str) -> None:
         """Raise `EngineError` for a router that cannot be served beside this one."""
         try:
-            self.choose(Asked(Way("routed", router=text), "A query."))
+            self.choose(FrontRequest(Way("routed", router=text), "A query."))
         except ApiError as fault:
             raise EngineError(
                 "a router that scores tokens as the served one does", fault.message, "Leave it out."
             ) from fault
 
-    def steering(self, told: Any) -> Steering:
+    def steering(self, value: Any) -> Steering:
         """The field `glider` of a request; raises `ApiError` for one that cannot be followed here."""
-        if told is None:
+        if value is None:
             return Steering()
         try:
-            steering = Steering.model_validate(told)
+            steering = Steering.model_validate(value)
         except ValidationError as fault:
             raise invalid([{**one, "loc": ("glider", *one["loc"])} for one in fault.errors()]) from fault
         if steering.trace:
@@ -121,23 +121,23 @@ class Front:
             raise ApiError(400, message, param="glider.experts", code="unsupported_parameter")
         return steering
 
-    def choose(self, asked: Asked) -> Chosen:
+    def choose(self, request: FrontRequest) -> Resolution:
         """How a request is answered. Raises `ApiError` and `GliderError` for what cannot be done."""
-        query = Query(asked.text, asked.steering.description, tuple(asked.steering.examples))
+        query = Query(request.text, request.steering.description, tuple(request.steering.examples))
         model: Any = SimpleNamespace(pool=self.pool, reader=self.reader)
         result = guided(
-            cast(Any, model), self.generation, asked.way, query, list(asked.ids), asked.steering, asked.turns
+            cast(Any, model), self.generation, request.way, query, list(request.ids), request.steering, request.turns
         )
         if self.settings.mode == "select":
-            steering = asked.steering
+            steering = request.steering
             free = steering.verdict is None and steering.experts is None and not steering.exclude
             expert = self.nearest(result.condition, free and self.settings.unsure == "base")
-            return Chosen(result.verdict, None, expert, asked.salt, result)
+            return Resolution(result.verdict, None, expert, request.salt, result)
         row = Row.of(result.condition)
         if row is not None and self.room is not None and len(row.experts) > self.room:
             message = f"at most {self.room} experts with weights of their own here, not {len(row.experts)}"
             raise ApiError(400, message, param="glider.experts", code="invalid_value")
-        return self.by_row(row, result.verdict, asked.salt, asked.way.router, result)
+        return self.by_row(row, result.verdict, request.salt, request.way.router, result)
 
     def by_row(
         self,
@@ -145,11 +145,11 @@ class Front:
         verdict: str | None = None,
         client: str | None = None,
         router: str | None = None,
-        told: Guided | None = None,
-    ) -> Chosen:
+        guidance: Guided | None = None,
+    ) -> Resolution:
         """A request whose row is known, with the salt that keeps its cache apart."""
         parts = (self.settings.digest, router or name_of(self.generation.router), repr(self.generation.router))
-        return Chosen(verdict, row, None, salt(row, parts, client), told)
+        return Resolution(verdict, row, None, salt(row, parts, client), guidance)
 
     def text_of(self, ids: Sequence[int], tokenizer: Any) -> str:
         """The text that a prompt in tokens was made of."""

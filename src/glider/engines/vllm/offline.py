@@ -8,7 +8,7 @@ from typing import Any
 from glider.engines.vllm import contract
 from glider.engines.vllm.arguments import engine_arguments, plugin_settings
 from glider.engines.vllm.front import Front
-from glider.engines.vllm.requests import FRONT, Given
+from glider.engines.vllm.requests import FRONT, Preset
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import Mode, Unsure
 from glider.errors import ConfigError, QueryError
@@ -49,8 +49,8 @@ class VllmModel:
 
     def condition(self, queries: Sequence[Prompt]) -> Condition:
         """The condition of a batch of queries, as `RoutedModel.condition`."""
-        asked = [Query.of(query) for query in queries]
-        return self.front.reader.condition(asked, self.front.generation.router, self.front.generation.prepared)
+        prompts = [Query.of(query) for query in queries]
+        return self.front.reader.condition(prompts, self.front.generation.router, self.front.generation.prepared)
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, truncate: bool = False, **generation: Any
@@ -119,10 +119,10 @@ class VllmModel:
 
         verdict = condition.verdicts[0] or None if condition.verdicts else None
         if self.front.settings.mode == "select":
-            given = Given(None, verdict, expert=self.front.nearest(condition, self.front.settings.unsure == "base"))
+            preset = Preset(None, verdict, expert=self.front.nearest(condition, self.front.settings.unsure == "base"))
         else:
-            given = Given(Row.of(condition), verdict)
-        return SamplingParams(extra_args={ARGUMENT: given}, **settings)
+            preset = Preset(Row.of(condition), verdict)
+        return SamplingParams(extra_args={ARGUMENT: preset}, **settings)
 
     def _run(self, rows: Sequence[list[int]], params: Sequence[Any], whole: bool = False) -> list[Any]:
         """What came of prompts in tokens, in their order: the answer, or all that vLLM tells."""
@@ -182,8 +182,8 @@ def _sampling(max_new_tokens: int | None, generation: dict[str, Any]) -> tuple[i
     stop = rest.pop("stop_strings", None) or ()
     settings = {name: rest.pop(name) for name in _SAMPLING if rest.get(name) is not None}
     if refused := [name for name, value in rest.items() if value is not None]:
-        wanted = f"settings of {', '.join(('do_sample', *_SAMPLING, 'stop_strings', 'seed'))}"
-        raise QueryError(wanted, ", ".join(refused), "Leave them out, or use glider.load().")
+        expected = f"settings of {', '.join(('do_sample', *_SAMPLING, 'stop_strings', 'seed'))}"
+        raise QueryError(expected, ", ".join(refused), "Leave them out, or use glider.load().")
     if not sample:
         settings = {name: value for name, value in settings.items() if name == "repetition_penalty"}
         settings["temperature"] = 0.0
@@ -195,9 +195,9 @@ def _memory() -> dict[str, Any]:
     return {"kv_cache_memory_bytes": _CACHE} if "cpu" in (contract.installed() or "") else {}
 
 
-def _likelihood(told: Sequence[Any], start: int, target: Sequence[int]) -> float:
+def _likelihood(logprobs: Sequence[Any], start: int, target: Sequence[int]) -> float:
     """The log-likelihood of the tokens from `start` on, of what vLLM tells of a prompt's tokens."""
-    return sum(told[start + place][token].logprob for place, token in enumerate(target))
+    return sum(logprobs[start + place][token].logprob for place, token in enumerate(target))
 
 
 def _generation_config(source: str) -> Any:

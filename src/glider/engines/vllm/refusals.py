@@ -13,8 +13,8 @@ Fault = tuple[str, str, str]
 
 def require_right(vllm_config: Any, settings: PluginSettings) -> None:
     """Raise `EngineError` for the first setting of an engine under which a pool would not be served right."""
-    for wanted, got, remedy in faults(vllm_config, settings):
-        raise EngineError(f"{wanted} (--mode {settings.mode})", got, remedy)
+    for expected, got, remedy in faults(vllm_config, settings):
+        raise EngineError(f"{expected} (--mode {settings.mode})", got, remedy)
 
 
 def faults(vllm_config: Any, settings: PluginSettings) -> Iterator[Fault]:

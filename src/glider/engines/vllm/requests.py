@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from glider.engines.vllm.front import Asked, Chosen, Front, asked_in, turns_in
+from glider.engines.vllm.front import Front, FrontRequest, Resolution, asked_in, turns_in
 from glider.engines.vllm.metrics import metrics
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import PluginSettings
@@ -64,37 +64,37 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
     from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import SamplingParams  # pyright: ignore[reportMissingImports]
 
-    prompt, params, asked = _as_dict(arguments["prompt"]), arguments["params"], arguments.get("lora_request")
+    prompt, params, adapter = _as_dict(arguments["prompt"]), arguments["params"], arguments.get("lora_request")
     if not isinstance(params, SamplingParams):
         raise VLLMValidationError("a pool answers by text; pooling and embeddings are not served")
     extra = dict(params.extra_args or {})
-    given = extra.pop(ARGUMENT, None)
-    if given is not None and not isinstance(given, Given):
+    preset = extra.pop(ARGUMENT, None)
+    if preset is not None and not isinstance(preset, Preset):
         raise VLLMValidationError(
             f"{ARGUMENT} is not the client's to set; use the field glider", parameter="vllm_xargs"
         )
     began = time.perf_counter()
     try:
-        if given is not None:
-            chosen = given.chosen(front, prompt.get("cache_salt"))
-        elif asked is not None and not hasattr(asked, "glider_way"):
+        if preset is not None:
+            resolution = preset.resolve(front, prompt.get("cache_salt"))
+        elif adapter is not None and not hasattr(adapter, "glider_way"):
             return {"prompt": prompt}  # an adapter of the server's own: it alone answers
         else:
-            chosen = front.choose(_asked(front, tokenizer, prompt, asked))
+            resolution = front.choose(_front_request(front, tokenizer, prompt, adapter))
     except ApiError as fault:
         kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
         raise kind(fault.message) from fault
     except GliderError as fault:
         raise VLLMValidationError(str(fault)) from fault
-    metrics().count(front.settings.name, chosen.verdict, time.perf_counter() - began)
+    metrics().count(front.settings.name, resolution.verdict, time.perf_counter() - began)
     params = params.clone()
-    if chosen.row is not None:
-        extra[ARGUMENT] = chosen.row.encoded
+    if resolution.row is not None:
+        extra[ARGUMENT] = resolution.row.encoded
     params.extra_args = extra or None
     prompt.pop("cache_salt", None)
-    if chosen.salt is not None:
-        prompt["cache_salt"] = chosen.salt
-    return {"prompt": prompt, "params": params, "lora_request": _adapter(front, chosen.expert)}
+    if resolution.salt is not None:
+        prompt["cache_salt"] = resolution.salt
+    return {"prompt": prompt, "params": params, "lora_request": _adapter(front, resolution.expert)}
 
 
 def _as_dict(prompt: Any) -> dict[str, Any]:
@@ -111,10 +111,10 @@ def _as_dict(prompt: Any) -> dict[str, Any]:
     return dict(prompt)
 
 
-def _asked(front: Front, tokenizer: Any, prompt: dict[str, Any], asked: Any) -> Asked:
+def _front_request(front: Front, tokenizer: Any, prompt: dict[str, Any], adapter: Any) -> FrontRequest:
     """What a request asks, from what was written down on its way here."""
-    way = front.way(None) if asked is None else asked.glider_way
-    steering = front.steering(None if asked is None else asked.glider_steering)
+    way = front.way(None) if adapter is None else adapter.glider_way
+    steering = front.steering(None if adapter is None else adapter.glider_steering)
     turns: tuple[Turn, ...] = tuple(prompt.pop(TURNS, ()))
     ids = prompt.get("prompt_token_ids") or ()
     if turns:
@@ -123,7 +123,7 @@ def _asked(front: Front, tokenizer: Any, prompt: dict[str, Any], asked: Any) -> 
         text = prompt["prompt"]
     else:
         text = front.text_of(ids, tokenizer)
-    return Asked(way, text, ids, turns, steering, prompt.get("cache_salt"))
+    return FrontRequest(way, text, ids, turns, steering, prompt.get("cache_salt"))
 
 
 def _adapter(front: Front, expert: str | None) -> Any:
@@ -138,16 +138,16 @@ def _adapter(front: Front, expert: str | None) -> Any:
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str((front.pool.path / record.home).resolve()))
 
 
-class Given:
+class Preset:
     """A row that this very process made; no client can send one, who can send JSON alone."""
 
     def __init__(self, row: Row | None, verdict: str | None, router: str | None = None, expert: str | None = None):
         self.row, self.verdict, self.router, self.expert = row, verdict, router, expert
 
-    def chosen(self, front: Front, client: str | None) -> Chosen:
+    def resolve(self, front: Front, client: str | None) -> Resolution:
         """What it comes to."""
         if self.expert is not None:
-            return Chosen(self.verdict, None, self.expert, client)
+            return Resolution(self.verdict, None, self.expert, client)
         return front.by_row(self.row, self.verdict, client, self.router)
 
 
@@ -186,12 +186,12 @@ def _maybe_get_adapters(before: Callable) -> Callable:
 
         try:
             way = front.way(request.model)
-            told = (getattr(request, "model_extra", None) or {}).get("glider")
-            front.steering(told)
+            steering = (getattr(request, "model_extra", None) or {}).get("glider")
+            front.steering(steering)
         except ApiError as fault:
             kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
             raise kind(fault.message) from fault
-        return _named(request.model or front.settings.name, way, told)
+        return _named(request.model or front.settings.name, way, steering)
 
     return maybe_get_adapters
 
@@ -208,5 +208,5 @@ def _named_class() -> type:
     return Named
 
 
-def _named(name: str, way: Any, told: Any) -> Any:
-    return _named_class()(lora_name=name, lora_int_id=1, lora_path="glider:", glider_way=way, glider_steering=told)
+def _named(name: str, way: Any, steering: Any) -> Any:
+    return _named_class()(lora_name=name, lora_int_id=1, lora_path="glider:", glider_way=way, glider_steering=steering)

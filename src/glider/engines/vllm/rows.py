@@ -34,8 +34,8 @@ class Row:
             return None
         settled = condition.settled
         if settled is not None and bool(settled.rows[0]):
-            chosen = settled.weights[0] != 0
-            return cls((), tuple(settled.experts[0][chosen].tolist()), tuple(settled.weights[0][chosen].tolist()))
+            used = settled.weights[0] != 0
+            return cls((), tuple(settled.experts[0][used].tolist()), tuple(settled.weights[0][used].tolist()))
         require_finite(condition)
         term = condition.term
         return cls(() if term is None else tuple(term[0].detach().float().tolist()))
@@ -86,7 +86,7 @@ def salt(row: Row | None, parts: Sequence[str], client: str | None) -> str | Non
     if row is None and client is None:
         return None
     content = hashlib.sha256()
-    told = () if row is None else (*parts, repr(row.term), repr(row.experts), repr(row.weights))
-    for part in ("bare" if row is None else "row", *told, "" if client is None else f"client {client}"):
+    condition = () if row is None else (*parts, repr(row.term), repr(row.experts), repr(row.weights))
+    for part in ("bare" if row is None else "row", *condition, "" if client is None else f"client {client}"):
         content.update(f"{len(part.encode())}:".encode() + part.encode())
     return content.hexdigest()

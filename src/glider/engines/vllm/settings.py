@@ -38,16 +38,16 @@ class PluginSettings(Config):
         """Those of an engine's configuration; None for an engine that serves no pool."""
         if not cls.serves(vllm_config):
             return None
-        told = vllm_config.additional_config
-        if not isinstance(told[KEY], dict):
-            raise EngineError(f"an object as {KEY} of --additional-config", repr(told[KEY])[:80], _REMEDY)
-        return cls.parse(**told[KEY])
+        additional = vllm_config.additional_config
+        if not isinstance(additional[KEY], dict):
+            raise EngineError(f"an object as {KEY} of --additional-config", repr(additional[KEY])[:80], _REMEDY)
+        return cls.parse(**additional[KEY])
 
     @staticmethod
     def serves(vllm_config: Any) -> bool:
         """Whether an engine of this configuration serves a pool."""
-        told = getattr(vllm_config, "additional_config", None)
-        return isinstance(told, dict) and KEY in told
+        additional = getattr(vllm_config, "additional_config", None)
+        return isinstance(additional, dict) and KEY in additional
 
     @property
     def model(self) -> ModelSpec:

@@ -141,7 +141,7 @@ def _grouped(parts: Sequence[tuple[int, int, RoutedSite]], table: RowTable) -> G
 
 def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.device) -> RowTable:
     scheduler, count = vllm_config.scheduler_config, len(prepared.experts)
-    kept = min(count, most_settled(prepared))
+    slots = min(count, most_settled(prepared))
     for site in prepared.sites.values():
         linear = router.linear(site) if isinstance(router, LinearRouter) else None
         if linear is None:
@@ -149,36 +149,36 @@ def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.d
             raise EngineError(
                 "a router that decides on the GPU", got, "Serve it by --mode select, or by `glider serve`."
             )
-        kept = max(kept, min(linear.k, count))
+        slots = max(slots, min(linear.k, count))
     captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
-    return RowTable(count, kept, scheduler.max_num_seqs, max(scheduler.max_num_batched_tokens, captured), device)
+    return RowTable(count, slots, scheduler.max_num_seqs, max(scheduler.max_num_batched_tokens, captured), device)
 
 
-def _groups(parts: Sequence[tuple[int, int, RoutedSite]], kept: int) -> list[TritonGroup]:
+def _groups(parts: Sequence[tuple[int, int, RoutedSite]], slots: int) -> list[TritonGroup]:
     """The sites of a layer as few groups as can be: all in one, or one by one."""
-    made = []
+    group_parts = []
     for start, stop, routed in parts:
         assert isinstance(routed.router, LinearRouter) and isinstance(routed.bank, Bank)
         linear = routed.router.linear(routed.site)
         assert linear is not None
-        made.append(GroupPart(start, stop, routed.bank, routed.site, linear))
-    together = [made] if TritonGroup.joins(made) else [[one] for one in made]
-    return [TritonGroup(group, kept) for group in together]
+        group_parts.append(GroupPart(start, stop, routed.bank, routed.site, linear))
+    together = [group_parts] if TritonGroup.joins(group_parts) else [[one] for one in group_parts]
+    return [TritonGroup(group, slots) for group in together]
 
 
 def check(layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared) -> None:
     """Raise `PoolError` unless the model has every site, with the widths that experts have there."""
     for name in prepared.sites:
         owner = next(expert for expert in prepared.experts if name in expert.sites)
-        wanted = owner.sites[name]
+        expected = owner.sites[name]
         if name not in places:
             got = "no such linear layer in vLLM's model"
             raise PoolError(f"a site {name}, as expert {owner.name} adapts it", got, "Serve it by `glider serve`.")
         place = places[name]
         got = (layers[place.layer].input_size, place.stop - place.start)
-        if got != (wanted.in_features, wanted.out_features):
+        if got != (expected.in_features, expected.out_features):
             raise PoolError(
-                f"a linear layer {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
+                f"a linear layer {expected.in_features} -> {expected.out_features} at {name} (expert {owner.name})",
                 f"{got[0]} -> {got[1]} in {place.layer}",
                 "The pool is for another architecture; give the base it was made for.",
             )
@@ -200,8 +200,8 @@ def _places(layers: Mapping[str, Any], packed: Mapping[str, Sequence[str]]) -> d
     """Every site that the layers could have, by the name that transformers gives it."""
     places: dict[str, Place] = {}
     for name, layer in layers.items():
-        parent, _, own = name.rpartition(".")
-        parts = list(packed.get(own, (own,)))
+        parent, _, last = name.rpartition(".")
+        parts = list(packed.get(last, (last,)))
         widths = list(layer.output_partition_sizes) if len(parts) > 1 else [layer.output_size]
         if len(parts) != len(widths):
             continue  # a site in it is told as missing

@@ -27,7 +27,7 @@ class Step:
         self._batch: Batch | None = None
         self._tokens = 0
         self._alike: tuple[tuple[str, ...], tuple[int, ...]] | None = None
-        self._told = False
+        self._warned = False
 
     def prepare(self, requests: Sequence[str], rows: Sequence[Any], tokens: Sequence[int]) -> None:
         """The next pass has these requests, each with its row as it came and so many tokens, one after the other."""
@@ -72,8 +72,8 @@ class Step:
         row = None if value is None else Row.decoded(value, self.experts)
         if self.table is not None and row is not None and len(row.experts) > self.table.queries.experts.shape[1]:
             row = None
-        if row is None and value is not None and not self._told:  # the front makes rows; another's are none
-            self._told = True
+        if row is None and value is not None and not self._warned:  # the front makes rows; another's are none
+            self._warned = True
             logging.getLogger("glider").error("a request has a row that is none; the base answers it")
         self._known[request] = (value, row)
         self._alike = None
