@@ -29,13 +29,13 @@ class Config(BaseModel):
 def faults(error: ValidationError, most: int = 8) -> str:
     """The faults of a pydantic error on one line: `rank: Input should be greater than 0 (got -1)`; of many the first,
     and how many more there are."""
-    told = [
+    messages = [
         f"{printable('.'.join(str(part) for part in fault['loc'][:8])) or 'settings'}: {printable(fault['msg'])}"
         + (f" (got {printable(_start(fault['input']), 60)})" if fault["type"] != "missing" else "")
         for fault in error.errors(include_url=False, include_context=False)[:most]
     ]
-    more = error.error_count() - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more else "")
+    more = error.error_count() - len(messages)
+    return "; ".join(messages) + (f"; and {more} more" if more else "")
 
 
 def _start(value: Any) -> str:
@@ -51,6 +51,6 @@ def cache_directory() -> Path:
     """Where converted models are kept: `$GLIDER_CACHE`, else `$XDG_CACHE_HOME/glider`, else `~/.cache/glider`."""
     import os
 
-    if chosen := os.environ.get("GLIDER_CACHE"):
-        return Path(chosen)
+    if directory := os.environ.get("GLIDER_CACHE"):
+        return Path(directory)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glider"

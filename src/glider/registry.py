@@ -114,8 +114,8 @@ class Registry(Generic[T]):
         if required or unknown:
             got = f"{name} without one" if required else f"{', '.join(sorted(unknown))} for {name}"
             remedy = f"Write {head}:NAME." if required else "Check the settings' names."
-            wanted = "an argument after a colon" if required else f"settings of {', '.join(sorted(known)) or 'none'}"
-            raise self.error(wanted, got, remedy)
+            expected = "an argument after a colon" if required else f"settings of {', '.join(sorted(known)) or 'none'}"
+            raise self.error(expected, got, remedy)
         if wrong := _unfit(entry.make, settings):
             raise self.error(f"settings of {head} of their types", wrong, "Mend the settings.")
         return entry.make(**settings)

@@ -126,9 +126,9 @@ def _check_sequences(router: Router, prepared: Prepared, site: Site, draw: torch
     whole = _weights(together, site)
     assert bool((whole[4] == 0).all()), "no expert for padding"
     for tokens in (slice(0, 4), slice(5, 8), slice(8, 9)):
-        own = router.route_sequences(site, x[tokens], None, numbers[tokens])
+        alone = router.route_sequences(site, x[tokens], None, numbers[tokens])
         torch.testing.assert_close(
-            _weights(own, site), whole[tokens], atol=1e-4, rtol=1e-4,
+            _weights(alone, site), whole[tokens], atol=1e-4, rtol=1e-4,
             msg="a prompt's decision does not depend on the others",
         )  # fmt: skip
 

@@ -20,14 +20,14 @@ def info(as_json: JsonOption = False) -> None:
     from glider.instructions.cache import cache
     from glider.routing.spectra_files import kept_files, spectra_directory
 
-    told, files = cache().info(), kept_files()
+    statistics, files = cache().info(), kept_files()
     size = sum(file.stat().st_size for file in files)
     if as_json:
         spectra = {"path": str(spectra_directory()), "experts": len(files), "bytes": size}
-        say_json({**asdict(told), "spectra": spectra})
+        say_json({**asdict(statistics), "spectra": spectra})
         return
-    held = ", ".join(f"{count} {kind}s" for kind, count in told.entries.items()) or "empty"
-    say(f"{told.path}: {held}; {told.bytes / 1e6:.1f} of {told.limit / 1e6:g} MB")
+    held = ", ".join(f"{count} {kind}s" for kind, count in statistics.entries.items()) or "empty"
+    say(f"{statistics.path}: {held}; {statistics.bytes / 1e6:.1f} of {statistics.limit / 1e6:g} MB")
     say(f"{spectra_directory()}: spectra of {len(files)} experts; {size / 1e6:.1f} MB")
 
 

@@ -66,16 +66,16 @@ def compare(
     if not names:
         raise ConfigError("at least one router in --routers", "none", "Write --routers base,glider.")
     columns = columns_of(config.columns)
-    chosen = _drawn(read_rows(data, config.split, columns), config.rows, config.seed)
+    sample = _drawn(read_rows(data, config.split, columns), config.rows, config.seed)
     others = [] if config.fewshot is None else read_rows(config.fewshot, columns=columns)
-    shots = _fewshot(others, chosen)[: config.fewshot_rows]
+    shots = _fewshot(others, sample)[: config.fewshot_rows]
     writer = make_describer(describer, base_url)
     quiet_libraries()
-    with _bars(len(chosen)) as tick:
+    with _bars(len(sample)) as tick:
         entries = list(
             run(
                 pool,
-                chosen,
+                sample,
                 names,
                 base=spec,
                 fewshot=shots,
@@ -86,10 +86,10 @@ def compare(
             )
         )
     if as_json:
-        head = {"pool": pool, "data": str(data), "rows": len(chosen), "seed": config.seed}
+        head = {"pool": pool, "data": str(data), "rows": len(sample), "seed": config.seed}
         say_json({**head, "entries": [asdict(entry) for entry in entries]})
     else:
-        _print_table(entries, len(chosen))
+        _print_table(entries, len(sample))
 
 
 def _drawn(rows: list["Row"], count: int | None, seed: int) -> list["Row"]:

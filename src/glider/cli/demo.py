@@ -71,9 +71,9 @@ def _show(shown: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> No
 
     question = " ".join(prompt.text.split())
     question = question if len(question) <= 100 else question[:48] + " ... " + question[-48:]
-    told = "its expert: " + prompt.expert if prompt.expert else "no expert in the pool"
+    home = "its expert: " + prompt.expert if prompt.expert else "no expert in the pool"
     shown.print()
-    shown.print(Text.assemble((f"{number:2d}  {prompt.task}", "bold"), " ", (f"({told})", "dim")))
+    shown.print(Text.assemble((f"{number:2d}  {prompt.task}", "bold"), " ", (f"({home})", "dim")))
     shown.print(f"    {question}", style="dim")
     shown.print(f"    {' '.join(answer.text.split())}", style="green")
     ranked = sorted(answer.global_scores.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]

@@ -19,24 +19,24 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, threads, the kernels there are, and which one runs."""
-    found = diagnosis()
+    report = diagnosis()
     if as_json:
-        say_json(found)
+        say_json(report)
         return
     from rich.table import Table
 
     table = Table("", "", box=None, pad_edge=False, show_header=False)
-    for package, number in found["versions"].items():
+    for package, number in report["versions"].items():
         table.add_row(package, number or "not installed")
-    table.add_row("machine", found["machine"])
-    table.add_row("threads", str(found["threads"]))
-    for kernel, refused in found["kernels"].items():
+    table.add_row("machine", report["machine"])
+    table.add_row("threads", str(report["threads"]))
+    for kernel, refused in report["kernels"].items():
         table.add_row(f"kernel {kernel}", refused or "available")
-    if found["instruction_sets"]:
-        table.add_row("instruction set", f"{found['instruction_set']} (of {', '.join(found['instruction_sets'])})")
-    table.add_row("runs", f"{found['runs']}: {found['why']}")
-    table.add_row("vllm", found["vllm"]["version"] or "not installed")
-    for mode, refused in found["vllm"]["modes"].items():
+    if report["instruction_sets"]:
+        table.add_row("instruction set", f"{report['instruction_set']} (of {', '.join(report['instruction_sets'])})")
+    table.add_row("runs", f"{report['runs']}: {report['why']}")
+    table.add_row("vllm", report["vllm"]["version"] or "not installed")
+    for mode, refused in report["vllm"]["modes"].items():
         table.add_row(f"vllm-args --mode {mode}", refused or "served")
     console().print(table)
 
@@ -51,9 +51,9 @@ def diagnosis() -> dict[str, Any]:
 
     absent = native.why_absent()
     reasons = dict[str, str | None].fromkeys(KERNELS) | {"native": absent, "triton": gpu.why_absent()}
-    wanted = wanted_kernel(None)
-    if wanted:
-        runs, why = wanted, f"{VARIABLE} says so"
+    kernel = wanted_kernel(None)
+    if kernel:
+        runs, why = kernel, f"{VARIABLE} says so"
     elif absent:
         runs, why = "torch", f"no native kernel: {absent}"
     else:

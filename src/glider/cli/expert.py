@@ -120,10 +120,10 @@ def gates(
     quiet_libraries()
     before = sum(site.has_gate for site in Expert.open(expert).sites.values())
     with _progress() as report:
-        made = make_gates(expert, data, spec, config, report, how)
-    told = f"validation loss: {_best(made.card.training['gates'])}" if how == "trained" else "mean inputs"
+        gated = make_gates(expert, data, spec, config, report, how)
+    quality = f"validation loss: {_best(gated.card.training['gates'])}" if how == "trained" else "mean inputs"
     instead = f", in place of {before}" if before else ""
-    say(f"{made.directory}: {len(made.sites)} gates{instead}, {told}")
+    say(f"{gated.directory}: {len(gated.sites)} gates{instead}, {quality}")
 
 
 def describe(
@@ -164,18 +164,18 @@ def describe(
     if writer is None:
         from glider.contribute.adopt import describe as give
 
-        made = give(expert, description or "", embedder, prefix)
-        say(f"{made.directory}: described")
+        result = give(expert, description or "", embedder, prefix)
+        say(f"{result.directory}: described")
         return
     from glider.contribute.describing import describe_expert
     from glider.instructions.cache import cache
     from glider.instructions.prompts import prompt_named
 
-    asked = None if prompt is None else prompt_named(prompt)
+    template = None if prompt is None else prompt_named(prompt)
     sample = {"data": data, "rows": rows, "seed": seed}
-    made, told = describe_expert(expert, writer, embedder, prefix, **sample, prompt=asked, cache=cache())
-    spent = "from the cache" if told.cached else f"{told.tokens_in} tokens read, {told.tokens_out} written"
-    say(f"{made.directory}: {told.text} ({told.source}, prompt {told.prompt}, {spent})")
+    result, written = describe_expert(expert, writer, embedder, prefix, **sample, prompt=template, cache=cache())
+    spent = "from the cache" if written.cached else f"{written.tokens_in} tokens read, {written.tokens_out} written"
+    say(f"{result.directory}: {written.text} ({written.source}, prompt {written.prompt}, {spent})")
 
 
 def profile(
@@ -192,10 +192,10 @@ def profile(
     from glider.contribute.adopt import make_profile
 
     quiet_libraries()
-    made = make_profile(expert, data, spec, config).profile
-    assert made is not None
-    embedded = "with" if made.inputs is not None else "without"
-    say(f"{expert}: {len(made.known[0])} n-grams, {len(made.held_back)} inputs held back, {embedded} embeddings")
+    result = make_profile(expert, data, spec, config).profile
+    assert result is not None
+    embedded = "with" if result.inputs is not None else "without"
+    say(f"{expert}: {len(result.known[0])} n-grams, {len(result.held_back)} inputs held back, {embedded} embeddings")
 
 
 def _best(record: dict[str, Any]) -> str:

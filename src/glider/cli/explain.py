@@ -51,13 +51,13 @@ def explain(
             "a router that uses experts", str(spec.router), "Explain glider, phatgoose or another method."
         )
     tokens, trace = model.trace(query, truncate=truncate)
-    kept = [site for site in trace.sites if fnmatch(site, sites)]
-    if not kept:
+    selected = [site for site in trace.sites if fnmatch(site, sites)]
+    if not selected:
         raise QueryError("sites that fit " + sites, "none", f"Sites look like {trace.sites[0]}.")
     if as_json:
-        say_json(_as_json(model, text, tokens, trace, kept), indent=None)
+        say_json(_as_json(model, text, tokens, trace, selected), indent=None)
     else:
-        _print_table(model, tokens, trace, kept)
+        _print_table(model, tokens, trace, selected)
 
 
 def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace", sites: list[str]) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
     if not calls:
         raise QueryError("sites that see the prompt's tokens", f"only others in {sites[0]} ...", "Widen --sites.")
     shares = torch.stack([trace.weights(call)[0] for call in calls]).mean(dim=0)  # (tokens, E)
-    told = _global(model, trace)
-    tell_unused(told["fault"])
-    if told["alpha"] is not None:
-        ranked = sorted(told["global_scores"].items(), key=lambda item: -item[1])
+    guidance = _global(model, trace)
+    tell_unused(guidance["fault"])
+    if guidance["alpha"] is not None:
+        ranked = sorted(guidance["global_scores"].items(), key=lambda item: -item[1])
         terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))
-        terminal.print(f"alpha   {told['alpha']:g}")
+        terminal.print(f"alpha   {guidance['alpha']:g}")
     table = Table("token", f"experts over {len(calls)} sites (share of weight)", box=None, pad_edge=False)
     for token, share in zip(tokens, shares, strict=True):
         order = share.argsort(descending=True)[:4].tolist()

@@ -71,11 +71,11 @@ def generate(
         return
     assert prompt is not None
     if placement.model_dump(exclude_defaults=True) or columns or batch_size != BATCH_SIZE:
-        wanted, got = "--data with what is for files (--map, --batch-size, --executor, --workers, ...)", "a prompt"
-        raise ConfigError(wanted, got, "Leave those options out, or give a file.")
+        expected, got = "--data with what is for files (--map, --batch-size, --executor, --workers, ...)", "a prompt"
+        raise ConfigError(expected, got, "Leave those options out, or give a file.")
     if engine == "vllm":
-        asked = make_query(read_prompt(prompt), description, examples)
-        _by_vllm(spec, asked, max_new_tokens, temperature, seed, truncate, as_json)
+        request = make_query(read_prompt(prompt), description, examples)
+        _by_vllm(spec, request, max_new_tokens, temperature, seed, truncate, as_json)
         return
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")

@@ -78,7 +78,7 @@ def import_official(
     opened = open_checkpoint(checkpoint, None if order is None else _names(order))
     vectors = None if embeddings is None else read_embeddings(embeddings)
     with _progress() as report:
-        made = import_checkpoint(
+        experts = import_checkpoint(
             opened,
             pool,
             _facts(base),
@@ -90,16 +90,16 @@ def import_official(
             licence=licence,
             report=report,
         )
-    kinds = "/".join(sorted({expert.card.training["gates"] for expert in made}))
+    kinds = "/".join(sorted({expert.card.training["gates"] for expert in experts}))
     embedded = "with" if vectors else "without"
-    say(f"{pool}: {len(made)} experts, {len(made.sites)} sites, {kinds} gates, {embedded} instructions")
+    say(f"{pool}: {len(experts)} experts, {len(experts.sites)} sites, {kinds} gates, {embedded} instructions")
 
 
 def _names(order: str) -> list[str]:
     """Names from a comma-separated list, or from a file with one a line."""
     file = Path(order)
-    given = read_text(file, LARGEST_YAML).split() if "," not in order and file.is_file() else order.split(",")
-    return [name.strip() for name in given if name.strip()]
+    parts = read_text(file, LARGEST_YAML).split() if "," not in order and file.is_file() else order.split(",")
+    return [name.strip() for name in parts if name.strip()]
 
 
 def _sentences(path: Path) -> dict[str, str]:

@@ -64,12 +64,12 @@ def _ask(question: str) -> list[str]:
     return typer.prompt(question, default="", show_default=False, err=True).split()
 
 
-def _adapters(given: list[str]) -> dict[str, str]:
+def _adapters(texts: list[str]) -> dict[str, str]:
     """Adapters by name; a directory without an adapter of its own stands for those in it."""
     from glider.experts.peft_format import ADAPTER_CONFIG_FILE
 
     adapters: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         place = Path(text).expanduser()
         single = not place.is_dir() or (place / ADAPTER_CONFIG_FILE).exists()
         places = [place] if single else sorted(file.parent for file in place.glob(f"*/{ADAPTER_CONFIG_FILE}"))
@@ -86,10 +86,10 @@ def _adapters(given: list[str]) -> dict[str, str]:
     return adapters
 
 
-def _files(given: list[str]) -> dict[str, Path]:
+def _files(texts: list[str]) -> dict[str, Path]:
     """Files of rows by the name of their task."""
     files: dict[str, Path] = {}
-    for text in given:
+    for text in texts:
         place = Path(text).expanduser()
         inside = sorted(file for file in place.iterdir() if file.name.endswith(ROWS)) if place.is_dir() else [place]
         for file in inside:
@@ -113,8 +113,8 @@ def _named_base(adapters: dict[str, str]) -> str | None:
                 raise ConfigError(f"an adapter's settings in {file}", str(fault), "Mend the file.") from fault
     named.discard("")
     if len(named) > 1:
-        told = ", ".join(sorted(named)[:4])
-        raise ConfigError("adapters of one base model", told, "Give --base, and leave out the adapters of others.")
+        bases = ", ".join(sorted(named)[:4])
+        raise ConfigError("adapters of one base model", bases, "Give --base, and leave out the adapters of others.")
     return named.pop() if named else None
 
 

@@ -96,8 +96,8 @@ def _not_loaded() -> None:
     raise AssertionError("only the named command runs")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from glider import __version__
 
         print(__version__)

@@ -27,7 +27,7 @@ def with_settings(
     """Replace the parameter `name` of a command by one option per field of a settings model, but those skipped."""
 
     def decorate(command: Callable) -> Callable:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name not in (name, _CONTEXT)]
+        remaining = [p for p in inspect.signature(command).parameters.values() if p.name not in (name, _CONTEXT)]
         fields = {
             field: info
             for field, info in settings.model_fields.items()
@@ -36,17 +36,17 @@ def with_settings(
         options = [_option(field, info) for field, info in fields.items()]
 
         def run(**arguments: Any) -> Any:
-            chosen = {field: arguments.pop(field) for field in fields}
+            values = {field: arguments.pop(field) for field in fields}
             context: typer.Context | None = arguments.pop(_CONTEXT, None)
             if context is not None:
                 if getattr(command, "takes_context", False):
                     arguments[_CONTEXT] = context
-                chosen = {field: value for field, value in chosen.items() if _is_given(context, field)}
-            return command(**arguments, **{name: settings.parse(**chosen)})
+                values = {field: value for field, value in values.items() if _is_given(context, field)}
+            return command(**arguments, **{name: settings.parse(**values)})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.takes_context = True  # pyright: ignore[reportFunctionMemberAccess]  as a command of further settings
-        parameters = [_CONTEXT_PARAMETER, *own, *options]
+        parameters = [_CONTEXT_PARAMETER, *remaining, *options]
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         )

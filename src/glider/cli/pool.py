@@ -292,10 +292,12 @@ def _background_with(path: Path) -> "Background":
 
 def _expected(verdicts: "Thresholds") -> list[str]:
     """What the verdicts are expected to get wrong, and how that is known."""
-    own, strange = verdicts.false_abstention, verdicts.false_acceptance
+    abstained, strange = verdicts.false_abstention, verdicts.false_acceptance
     lines = [f"verdicts: a query whose margin over everyday requests is below {verdicts.stranger:g} is a stranger"]
-    if own is not None:
-        lines.append(f"  of the experts' own queries {own:.1%} are called strangers ({verdicts.queries} held back)")
+    if abstained is not None:
+        lines.append(
+            f"  of the experts' own queries {abstained:.1%} are called strangers ({verdicts.queries} held back)"
+        )
     if strange is not None:
         lines.append(
             f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
@@ -315,9 +317,9 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
-    chosen = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
+    model_spec = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
     pool.verify()
-    model = chosen.over(chosen.load_base(base_of(pool)), pool)  # what was signed, and has a calibration since
+    model = model_spec.over(model_spec.load_base(base_of(pool)), pool)  # what was signed, and has a calibration since
     with Bars() as bars:
         report = counter(bars, "Trying gamma and beta")
         return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
