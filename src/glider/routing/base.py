@@ -31,8 +31,8 @@ class Decision:
     @property
     def slots(self) -> "SlotDecision":
         """The same in the general form: a slot for each token and place, its input that token."""
-        tokens, kept = self.experts.shape
-        owner = torch.arange(tokens, device=self.experts.device).repeat_interleave(kept)  # (S,)
+        tokens, places = self.experts.shape
+        owner = torch.arange(tokens, device=self.experts.device).repeat_interleave(places)  # (S,)
         one_hot = torch.nn.functional.one_hot(owner, tokens).to(self.weights.dtype)  # (S, T)
         return SlotDecision(self.experts.flatten(), one_hot, one_hot.T * self.weights.flatten(), self.scores)
 

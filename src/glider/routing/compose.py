@@ -81,8 +81,8 @@ class Composed:
 
 def _chosen_count(router: Composed) -> int | None:
     """K where the caller chose it; None for the method's own, which a smaller pool only clips."""
-    chosen = fields(router) if is_dataclass(router) else ()
-    for field in (field for field in chosen if field.name in ("select", "k")):
+    settings = fields(router) if is_dataclass(router) else ()
+    for field in (field for field in settings if field.name in ("select", "k")):
         value = getattr(router, field.name)
         if value != field.default:
             return value if isinstance(value, int) else getattr(value, "k", None)

@@ -177,9 +177,9 @@ class Condition:
         if term is not None and not bare:
             content.update(term[row].detach().float().cpu().numpy().tobytes())
         if self.settled is not None:
-            kept = self.settled.weights[row] != 0
-            content.update(self.settled.experts[row][kept].cpu().numpy().tobytes())
-            content.update(self.settled.weights[row][kept].float().cpu().numpy().tobytes())
+            used = self.settled.weights[row] != 0
+            content.update(self.settled.experts[row][used].cpu().numpy().tobytes())
+            content.update(self.settled.weights[row][used].float().cpu().numpy().tobytes())
         return content.digest()[:16]
 
     def _tensors(self) -> list[Tensor]:

@@ -30,8 +30,8 @@ class GlobalPart:
         for name, value in (("gamma", self.gamma), ("beta", self.beta), ("p", self.p)):
             fits = value is None or (value == value if name == "p" else abs(value) <= LARGEST_CONSTANT)
             if not fits:
-                wanted = "a number" if name == "p" else f"a number within {LARGEST_CONSTANT:g}"
-                raise RouterError(f"{name} as {wanted}", f"{value:g}", "Mend the router's setting.")
+                expected = "a number" if name == "p" else f"a number within {LARGEST_CONSTANT:g}"
+                raise RouterError(f"{name} as {expected}", f"{value:g}", "Mend the router's setting.")
 
     def prepare(self, pool: Pool) -> GlobalTerm:
         return self._term(pool, self.signal or pool.index.signal or DESCRIPTIONS, self.p)

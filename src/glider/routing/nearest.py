@@ -41,8 +41,8 @@ class Uniform:
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
         largest, experts = largest_scores(scores, self.k)
-        kept = (largest > -torch.inf).float()
-        return Decision(experts, kept / kept.sum(dim=-1, keepdim=True).clamp(min=1), scores)
+        present = (largest > -torch.inf).float()
+        return Decision(experts, present / present.sum(dim=-1, keepdim=True).clamp(min=1), scores)
 
 
 @dataclass(frozen=True)

@@ -78,5 +78,5 @@ def name_of(router: Router) -> str:
     """The registry's name of a router, or its class's for one that is not registered."""
     router = ungated(router)
     registered = (entry.name for entry in routers if entry.make is type(router))
-    own = getattr(router, "registered_as", None)  # where one class serves several names
-    return own or next(registered, type(router).__name__)
+    name = getattr(router, "registered_as", None)  # where one class serves several names
+    return name or next(registered, type(router).__name__)

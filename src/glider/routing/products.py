@@ -32,12 +32,12 @@ def weighted_sum(pool: Pool, weights: Mapping[str, float], sites: Iterable[str] 
     """
     pairs = {}
     for site in pool.sites if sites is None else sites:
-        kept = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
-        if kept:
-            factors = [expert.factors(site) for expert in kept]
-            scales = [weights[expert.name] * expert.scaling(site) for expert in kept]
-            a = torch.cat([own.float() for own, _ in factors])
-            b = torch.cat([scale * own.float() for scale, (_, own) in zip(scales, factors, strict=True)], dim=1)
+        members = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
+        if members:
+            factors = [expert.factors(site) for expert in members]
+            scales = [weights[expert.name] * expert.scaling(site) for expert in members]
+            a = torch.cat([left.float() for left, _ in factors])
+            b = torch.cat([scale * right.float() for scale, (_, right) in zip(scales, factors, strict=True)], dim=1)
             pairs[site] = (a, b)
     return pairs
 
@@ -49,11 +49,11 @@ def weighted_factors(pool: Pool, weights: Mapping[str, float]) -> dict[str, Pair
     """
     pairs = {}
     for site in pool.sites:
-        kept = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
-        if kept:
-            scaled = [(weights[expert.name] * expert.scaling(site) ** 0.5, expert.factors(site)) for expert in kept]
-            a = torch.stack([weight * own.float() for weight, (own, _) in scaled]).sum(dim=0)
-            b = torch.stack([weight * own.float() for weight, (_, own) in scaled]).sum(dim=0)
+        members = [expert for expert in pool if weights.get(expert.name, 0.0) != 0 and site in expert.sites]
+        if members:
+            scaled = [(weights[expert.name] * expert.scaling(site) ** 0.5, expert.factors(site)) for expert in members]
+            a = torch.stack([weight * left.float() for weight, (left, _) in scaled]).sum(dim=0)
+            b = torch.stack([weight * right.float() for weight, (_, right) in scaled]).sum(dim=0)
             pairs[site] = (a, b)
     return pairs
 

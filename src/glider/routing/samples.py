@@ -44,28 +44,28 @@ class NearestExample:
 
 def samples_of(pool: Pool) -> MeanSamples:
     """The mean training inputs of every expert; raises `RouterError` naming those that keep none."""
-    kept = _kept(pool, "inputs")
-    return MeanSamples(torch.nn.functional.normalize(torch.stack(kept).float(), dim=-1))
+    inputs = _values_of(pool, "inputs")
+    return MeanSamples(torch.nn.functional.normalize(torch.stack(inputs).float(), dim=-1))
 
 
 def examples_of(pool: Pool) -> NearestExample:
     """The single inputs that every expert keeps; raises `RouterError` naming those that keep none."""
-    kept = _kept(pool, "held_back_inputs")
-    owners = torch.cat([torch.full((len(rows),), expert) for expert, rows in enumerate(kept)])
-    return NearestExample(torch.nn.functional.normalize(torch.cat(kept).float(), dim=-1), owners)
+    inputs = _values_of(pool, "held_back_inputs")
+    owners = torch.cat([torch.full((len(rows),), expert) for expert, rows in enumerate(inputs)])
+    return NearestExample(torch.nn.functional.normalize(torch.cat(inputs).float(), dim=-1), owners)
 
 
-def _kept(pool: Pool, part: str) -> list[Tensor]:
+def _values_of(pool: Pool, part: str) -> list[Tensor]:
     def of(profile: Profile | None) -> Tensor | None:
         value = None if profile is None else getattr(profile, part)
         return value if value is not None and len(value) else None
 
-    kept = {expert.name: of(expert.profile) for expert in pool}
-    lacking = [name for name, value in kept.items() if value is None]
+    values = {expert.name: of(expert.profile) for expert in pool}
+    lacking = [name for name, value in values.items() if value is None]
     if lacking:
         raise RouterError(
             "a profile with embeddings of every expert",
             f"none in {', '.join(lacking)}",
             "Make them of training rows with `glider expert profile`, or choose by=descriptions.",
         )
-    return [value for value in kept.values() if value is not None]
+    return [value for value in values.values() if value is not None]

@@ -65,6 +65,6 @@ class TopP:
         ordered, experts = scores.float().sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(dim=-1)
         reached_before = probabilities.cumsum(dim=-1) - probabilities  # by the experts ahead in the order
-        kept = reached_before < self.p
-        kept[..., 0] = True
-        return Decision(experts, ordered.masked_fill(~kept, -torch.inf).softmax(dim=-1), scores)
+        selected = reached_before < self.p
+        selected[..., 0] = True
+        return Decision(experts, ordered.masked_fill(~selected, -torch.inf).softmax(dim=-1), scores)

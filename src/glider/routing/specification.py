@@ -39,8 +39,8 @@ def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
     if top_k is not None and whole is None and "k" in known:
         return routers.create(name, k=top_k, **plain)
     if "select" not in known:
-        wanted = "a router that selects experts, for top_k (--top-k), top_p (--top-p) or renormalise"
-        raise RouterError(wanted, name, "Leave the setting out.")
+        expected = "a router that selects experts, for top_k (--top-k), top_p (--top-p) or renormalise"
+        raise RouterError(expected, name, "Leave the setting out.")
     if not isinstance(whole, bool | None):
         raise RouterError("renormalise of true or false", repr(whole), "Give one of them.")
     select = TopP(top_p) if top_p is not None else TopK(2 if top_k is None else top_k, whole is not False)

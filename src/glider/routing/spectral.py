@@ -76,7 +76,7 @@ def spectra_of(pool: Pool) -> list[Spectra]:
     """The spectra of each expert, in the pool's order, from the cache where they are."""
     keys = [record.files[ADAPTER_WEIGHTS_FILE].sha256 for record in pool.index.experts]
     experts = dict(zip(keys, pool, strict=True))  # equal files are factorised once
-    known = {key: kept for key, expert in experts.items() if (kept := _read(key, expert)) is not None}
+    known = {key: spectra for key, expert in experts.items() if (spectra := _read(key, expert)) is not None}
     missing = {key: expert for key, expert in experts.items() if key not in known}
     known |= _compute(missing) if missing else {}
     return [known[key] for key in keys]

@@ -38,13 +38,13 @@ class FilteredNorm:
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
         x, basis = x.float(), site["basis"]
         coarse = (x @ site["directions"].T).abs().masked_fill(site.absent, -torch.inf)  # (T, E)
-        kept = min(self.candidates, int((~site.absent).sum()))
-        chosen = torch.zeros_like(coarse, dtype=torch.bool).scatter_(1, coarse.topk(kept, dim=-1).indices, True)
-        if kept == len(site.absent):
+        count = min(self.candidates, int((~site.absent).sum()))
+        shortlisted = torch.zeros_like(coarse, dtype=torch.bool).scatter_(1, coarse.topk(count, dim=-1).indices, True)
+        if count == len(site.absent):
             answers = (x @ basis.flatten(0, 1).T).unflatten(-1, basis.shape[:2])  # (T, E, S)
             return answers.norm(dim=-1)
         scores = torch.full_like(coarse, -torch.inf)
-        for expert in chosen.any(dim=0).nonzero()[:, 0].tolist():
-            tokens = chosen[:, expert].nonzero()[:, 0]
+        for expert in shortlisted.any(dim=0).nonzero()[:, 0].tolist():
+            tokens = shortlisted[:, expert].nonzero()[:, 0]
             scores[tokens, expert] = (x[tokens] @ basis[expert].T).norm(dim=-1)
         return scores

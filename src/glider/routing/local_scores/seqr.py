@@ -45,8 +45,8 @@ class QRNorm:
             return sites
         parts = ("mean", "deviation")
         known, _ = read_router(pool, KIND, {f"{n}.{part}": (len(pool),) for n in pool.sites for part in parts})
-        own = {name: {part: known[f"{name}.{part}"] for part in parts} for name in sites}
-        return {name: replace(site, tensors={**site.tensors, **own[name]}) for name, site in sites.items()}
+        statistics = {name: {part: known[f"{name}.{part}"] for part in parts} for name in sites}
+        return {name: replace(site, tensors={**site.tensors, **statistics[name]}) for name, site in sites.items()}
 
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:
         if "down" in site.tensors:

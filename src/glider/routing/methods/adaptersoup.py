@@ -71,9 +71,9 @@ class AdapterSoupTask(Static):
             model.detach()
         assert near is not None
         means = near.mean(dim=0)
-        chosen = tuple(pool.names[place] for place in means.argsort(descending=True, stable=True)[: soup.k].tolist())
+        selected = tuple(pool.names[place] for place in means.argsort(descending=True, stable=True)[: soup.k].tolist())
         scores = dict(zip(pool.names, means.tolist(), strict=True))
-        return cls(chosen), {"experts": list(chosen), "scores": scores, "rows": len(rows)}
+        return cls(selected), {"experts": list(selected), "scores": scores, "rows": len(rows)}
 
     def expert(self, pool: Pool) -> MergedExpert:
         require_experts(pool)

@@ -15,7 +15,7 @@ from glider.routing.local_scores.base import LocalScore, local_scores
 from glider.routing.select import Select, TopK
 
 GATES = "gates"
-_OWN = ("local", "local_settings")
+_LOCAL_FIELDS = ("local", "local_settings")
 
 
 @router("glider", paper="arXiv:2410.07172")
@@ -78,20 +78,20 @@ class Glider(Composed):
 
 def _over(entry: Entry[LocalScore]) -> Callable[..., Router]:
     """`glider` over another local score, the settings of both side by side."""
-    own = {parameter.name for parameter in fields(Glider)} - {*_OWN, "local_scale"}
+    glider_fields = {parameter.name for parameter in fields(Glider)} - {*_LOCAL_FIELDS, "local_scale"}
     theirs = signature(entry.make).parameters
 
     def make(**settings: Any) -> Router:
-        local = {name: value for name, value in settings.items() if name not in own}
-        rest = {name: value for name, value in settings.items() if name in own}
+        local = {name: value for name, value in settings.items() if name not in glider_fields}
+        rest = {name: value for name, value in settings.items() if name in glider_fields}
         return Glider(**rest, local=entry.name, local_settings=local)
 
     parameters = [
         parameter.replace(kind=Parameter.KEYWORD_ONLY)
         for parameter in (*signature(Glider).parameters.values(), *theirs.values())
-        if parameter.name in own or parameter.name in theirs
+        if parameter.name in glider_fields or parameter.name in theirs
     ]
-    if clash := own & theirs.keys():
+    if clash := glider_fields & theirs.keys():
         raise RouterError(f"settings of the local score {entry.name} beside glider's", ", ".join(clash), "Rename them.")
     make.__signature__ = Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     formula = (entry.make.__doc__ or f"the local score `{entry.name}`.").strip().splitlines()[0]

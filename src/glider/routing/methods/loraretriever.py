@@ -67,12 +67,12 @@ class LoraRetriever(ByEmbedding):
             return super().route(site, x, term)
         count = term.shape[1]
         absent = site.absent[:count]
-        kept = min(self.k, int((~absent).sum()))
-        _, singles = largest_scores(term.masked_fill(absent, -torch.inf), kept)  # (T, K)
+        k = min(self.k, int((~absent).sum()))
+        _, singles = largest_scores(term.masked_fill(absent, -torch.inf), k)  # (T, K)
         pairs = _pair_columns(singles, count)  # (T, K (K - 1) / 2)
-        own = torch.full(singles.shape, (1 if kept == 1 else 2 - kept) / kept**2, device=x.device)
-        crossed = torch.full(pairs.shape, 1 / kept**2, device=x.device)
-        return Decision(torch.cat([singles, pairs], dim=1), torch.cat([own, crossed], dim=1))
+        single_weights = torch.full(singles.shape, (1 if k == 1 else 2 - k) / k**2, device=x.device)
+        crossed = torch.full(pairs.shape, 1 / k**2, device=x.device)
+        return Decision(torch.cat([singles, pairs], dim=1), torch.cat([single_weights, crossed], dim=1))
 
 
 def _pair(first: Expert, second: Expert) -> MergedExpert:
@@ -89,8 +89,8 @@ def _pair(first: Expert, second: Expert) -> MergedExpert:
 
 def _pair_columns(singles: Int[Tensor, "T K"], count: int) -> Int[Tensor, "T P"]:
     """Columns of the pairs of the kept experts: after the `count` single ones, in the order of `combinations`."""
-    chosen = list(combinations(range(singles.shape[1]), 2))
-    left = singles[:, [i for i, _ in chosen]]
-    right = singles[:, [j for _, j in chosen]]
+    pairs = list(combinations(range(singles.shape[1]), 2))
+    left = singles[:, [i for i, _ in pairs]]
+    right = singles[:, [j for _, j in pairs]]
     low, high = torch.minimum(left, right), torch.maximum(left, right)
     return count + low * (2 * count - low - 1) // 2 + high - low - 1

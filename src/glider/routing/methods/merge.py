@@ -97,8 +97,8 @@ class Merge(Static):
         from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge  # PEFT brings transformers
 
         deltas = [product(expert, site) for expert in pool if site in expert.sites]
-        kept = [least[expert.name] for expert in pool if site in expert.sites]
-        trimmed = [delta.where(delta.abs() >= bound, 0.0) for delta, bound in zip(deltas, kept, strict=True)]
+        bounds = [least[expert.name] for expert in pool if site in expert.sites]
+        trimmed = [delta.where(delta.abs() >= bound, 0.0) for delta, bound in zip(deltas, bounds, strict=True)]
         stacked = torch.stack(trimmed)
         return factored(disjoint_merge(stacked, calculate_majority_sign_mask(stacked)), self.rank)
 

@@ -67,8 +67,8 @@ class Mole(Static):
 
 def layer_of(site: str) -> str:
     """The layer of a site: its name up to the first number, or the whole of it."""
-    found = _NUMBERED.match(site)
-    return found[1] if found else site
+    match = _NUMBERED.match(site)
+    return match[1] if match else site
 
 
 def layers(pool: Pool) -> list[str]:

@@ -53,13 +53,13 @@ class PerTask:
 
         settings.pop("seed", None)
         signal = settings.pop("global_", settings.pop("global", None))
-        model = ModelSpec(router=_Asked(signal), strict=True).over(base, pool)
+        model = ModelSpec(router=_SignalAlone(signal), strict=True).over(base, pool)
         try:
-            told = model.condition([row.input for row in rows]).global_scores
+            global_scores = model.condition([row.input for row in rows]).global_scores
         finally:
             model.detach()
-        assert told is not None
-        scores = dict(zip(pool.names, told.mean(dim=0).tolist(), strict=True))
+        assert global_scores is not None
+        scores = dict(zip(pool.names, global_scores.mean(dim=0).tolist(), strict=True))
         return cls(scores, **settings), {"scores": scores, "rows": len(rows)}
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class PerTask:
 
 
 @dataclass(frozen=True)
-class _Asked(Composed):
+class _SignalAlone(Composed):
     """A global signal and nothing else."""
 
     signal: str | None = None

@@ -49,7 +49,7 @@ class SoftMoe(ByLocal):
         dispatch, combine = scores.new_zeros(slots, len(x)), scores.new_zeros(len(x), slots)
         for number, tokens in enumerate(groups):
             place = torch.arange(number * len(there), (number + 1) * len(there), device=x.device)
-            own = scores[tokens][:, there]  # (N, E)
-            dispatch[place[:, None], tokens] = own.softmax(dim=0).T
-            combine[tokens[:, None], place] = own.softmax(dim=1)
+            group_scores = scores[tokens][:, there]  # (N, E)
+            dispatch[place[:, None], tokens] = group_scores.softmax(dim=0).T
+            combine[tokens[:, None], place] = group_scores.softmax(dim=1)
         return SlotDecision(there.repeat(len(groups)), dispatch, combine, scores)

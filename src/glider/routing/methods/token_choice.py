@@ -46,11 +46,11 @@ class TokenChoice(WholePrompts):
         return super().support if self.normalise == "sinkhorn" else Support()
 
     def alone(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        return self._kept(scores.softmax(dim=-1))
+        return self._largest(scores.softmax(dim=-1))
 
     def together(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        return self._kept(sinkhorn(scores, self.iterations))
+        return self._largest(sinkhorn(scores, self.iterations))
 
-    def _kept(self, weights: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        kept = kept_largest(weights, self.k)
-        return kept / (kept.sum(dim=-1, keepdim=True) + 1e-6) if self.renormalise else kept
+    def _largest(self, weights: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
+        largest = kept_largest(weights, self.k)
+        return largest / (largest.sum(dim=-1, keepdim=True) + 1e-6) if self.renormalise else largest

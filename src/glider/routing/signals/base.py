@@ -37,10 +37,10 @@ def require_experts(pool: Pool) -> None:
 def profiles(pool: Pool, *, inputs: bool = False) -> list[Profile]:
     """The profile of every expert; raises `RouterError` naming those without one."""
     require_experts(pool)
-    found = [expert.profile for expert in pool]
+    known = [expert.profile for expert in pool]
     lacking = [
         expert.name
-        for expert, profile in zip(pool, found, strict=True)
+        for expert, profile in zip(pool, known, strict=True)
         if profile is None or (inputs and profile.inputs is None)
     ]
     if lacking:
@@ -49,7 +49,7 @@ def profiles(pool: Pool, *, inputs: bool = False) -> list[Profile]:
             f"none in {', '.join(lacking)}",
             "Make them of training rows with `glider expert profile`, or choose the global signal `instruction`.",
         )
-    return [profile for profile in found if profile is not None]
+    return [profile for profile in known if profile is not None]
 
 
 def lead(scores: Float[Tensor, "B E"], absent: Bool[Tensor, "B E"]) -> Float[Tensor, "B E"]:

@@ -55,11 +55,11 @@ class Ensemble:
 
     def prepare(self, pool: Pool) -> Mixture:
         profiles_with_words(pool)
-        found = profiles(pool, inputs=True)
-        inputs = torch.stack([profile.inputs.float() for profile in found if profile.inputs is not None])
+        known = profiles(pool, inputs=True)
+        inputs = torch.stack([profile.inputs.float() for profile in known if profile.inputs is not None])
         described = all(expert.instruction is not None for expert in pool)
         descriptions = unit_instructions(pool) if described else None
-        words = Likelihoods.of_profiles(found)
+        words = Likelihoods.of_profiles(known)
         return Mixture(words, torch.nn.functional.normalize(inputs, dim=-1), descriptions)
 
     def threshold(self, pool: Pool) -> float | None:

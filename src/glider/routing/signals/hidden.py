@@ -28,21 +28,21 @@ class States:
     @classmethod
     def of_profiles(cls, experts: Sequence[Profile]) -> "States":
         """Means are of training inputs, the covariance of the held-back ones about their expert's own mean."""
-        means = torch.stack([kept.hidden.double() for kept in experts if kept.hidden is not None])
-        rows = [kept.held_back_hidden.double() for kept in experts if kept.held_back_hidden is not None]
+        means = torch.stack([profile.hidden.double() for profile in experts if profile.hidden is not None])
+        rows = [profile.held_back_hidden.double() for profile in experts if profile.held_back_hidden is not None]
         within = torch.cat([states - states.mean(dim=0) for states in rows])
         covariance = within.T @ within / max(1, len(within) - len(rows))
         variance = covariance.trace() / len(covariance)
         shrunk = covariance + SHRINKAGE * variance * torch.eye(len(covariance), dtype=torch.float64)
         directions, info = torch.linalg.solve_ex(shrunk, means.T)
-        made = cls(directions.T.float(), ((means.T * directions).sum(dim=0) / 2).float())
-        if info.item() or not (made.directions.isfinite().all() and made.offsets.isfinite().all()):
+        discriminants = cls(directions.T.float(), ((means.T * directions).sum(dim=0) / 2).float())
+        if info.item() or not (discriminants.directions.isfinite().all() and discriminants.offsets.isfinite().all()):
             raise RouterError(
                 "held-back hidden states that differ, in numbers that can be reckoned with",
                 "states without variance, or too large",
                 "Make the profiles again with `glider expert profile`.",
             )
-        return made
+        return discriminants
 
     def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
         assert features.hidden is not None
@@ -65,11 +65,11 @@ class Hidden:
     """
 
     def prepare(self, pool: Pool) -> States:
-        found = profiles(pool)
+        known = profiles(pool)
         lacking = [
             expert.name
-            for expert, kept in zip(pool, found, strict=True)
-            if kept.hidden is None or kept.held_back_hidden is None or len(kept.held_back_hidden) < 2
+            for expert, profile in zip(pool, known, strict=True)
+            if profile.hidden is None or profile.held_back_hidden is None or len(profile.held_back_hidden) < 2
         ]
         if lacking:
             raise RouterError(
@@ -77,7 +77,7 @@ class Hidden:
                 f"none in {', '.join(lacking)}",
                 "Make the profiles again with `glider expert profile`.",
             )
-        return States.of_profiles(found)
+        return States.of_profiles(known)
 
     def threshold(self, pool: Pool) -> float | None:
         return THRESHOLD

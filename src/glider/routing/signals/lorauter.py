@@ -30,8 +30,8 @@ class ByTask:
     def of(self, features: QueryFeatures, without: int | None = None) -> Float[Tensor, "B E"]:
         assert features.inputs is not None
         cosines = cosine(features.inputs, self.tasks)  # (B, K)
-        own = torch.where(self.best, cosines[:, :, None], _NO_TASK).amax(dim=1)  # (B, E)
-        return lead(own, absent(own, without)) / USUAL_LEAD
+        scores = torch.where(self.best, cosines[:, :, None], _NO_TASK).amax(dim=1)  # (B, E)
+        return lead(scores, absent(scores, without)) / USUAL_LEAD
 
 
 @signal("lorauter")
