@@ -54,9 +54,9 @@ def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[st
     with safe_open(path, framework="pt") as tensors:
         for name in copies:
             _require_equal(name, tensors.get_tensor(name), _owner(name, loaded.model), file)
-        kept = {name: tensors.get_tensor(name) for name in header.shapes if name not in copies}
+        remaining = {name: tensors.get_tensor(name) for name in header.shapes if name not in copies}
     path.unlink()
-    save_tensors(kept, path, {"format": "pt"})
+    save_tensors(remaining, path, {"format": "pt"})
     return copies
 
 
@@ -136,15 +136,15 @@ def _owner(name: str, model: nn.Module) -> torch.Tensor | None:
     return getattr(owner, part, None) if id(owner) in outer and part in ("weight", "bias") else None
 
 
-def _require_equal(name: str, got: torch.Tensor, wanted: Any, file: Path) -> None:
-    if got.shape != wanted.shape:
+def _require_equal(name: str, got: torch.Tensor, expected: Any, file: Path) -> None:
+    if got.shape != expected.shape:
         raise ExpertError(
-            f"{name} of {list(wanted.shape)} in {file}, as the base has it",
+            f"{name} of {list(expected.shape)} in {file}, as the base has it",
             f"{list(got.shape)}: the adapter was trained with another number of tokens",
             "New tokens need embeddings of their own, which cannot be weighed per token; train without resizing.",
         )
-    own = wanted.detach().to("cpu", got.dtype).float()
-    if not torch.allclose(got.float(), own, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7):
+    base_values = expected.detach().to("cpu", got.dtype).float()
+    if not torch.allclose(got.float(), base_values, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7):
         raise ExpertError(
             f"the base's own weight as {name} in {file}",
             "other values: it was trained, or is another base's",

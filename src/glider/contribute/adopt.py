@@ -179,9 +179,9 @@ def make_gates(
             record: dict[str, Any] = {"how": how}
         else:
             gates, record = _train_gates(expert, loaded, encoded, config, state, report)
-        told = {**expert.card.training, "gates": {**origin, **encoded.counts, **record, "versions": versions()}}
+        training = {**expert.card.training, "gates": {**origin, **encoded.counts, **record, "versions": versions()}}
         examples = expert.card.examples or task_data.sample(config)
-        card = expert.card.model_copy(update={"training": told, "examples": examples})
+        card = expert.card.model_copy(update={"training": training, "examples": examples})
         vectors = {site + GATE: gate.to("cpu", torch.bfloat16) for site, gate in gates.items()}
         return _replace(expert, card, {**expert.vectors, **vectors})
 
@@ -233,8 +233,8 @@ def make_profile(
     task = read_task(data, config)
     training, held_back = task.train, task.validation or task.train[: min(HELD_BACK, len(task.train) // 3)]
     if not held_back:
-        wanted = f"at least 3 rows, a third held back to calibrate a pool on ({3 * MINIMUM_QUERIES} are enough)"
-        raise DataError(wanted, f"{len(task.train)} in {data}", "Give more rows.")
+        expected = f"at least 3 rows, a third held back to calibrate a pool on ({3 * MINIMUM_QUERIES} are enough)"
+        raise DataError(expected, f"{len(task.train)} in {data}", "Give more rows.")
     if not task.validation:
         training = training[len(held_back) :]
     if not task.validation and len(held_back) < MINIMUM_QUERIES:
@@ -295,14 +295,14 @@ def _pairs_alone(adapter: Path) -> bool:
 def _adapter_directory(source: Path | str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        found = _download(str(source))  # its files are links within the hub's own cache
-        if not (found / ADAPTER_WEIGHTS_FILE).exists():
+        snapshot = _download(str(source))  # its files are links within the hub's own cache
+        if not (snapshot / ADAPTER_WEIGHTS_FILE).exists():
             raise ExpertError(
                 f"{ADAPTER_WEIGHTS_FILE} in the repository {source}",
                 "none",
                 "If it has adapter_model.bin, a pickle: save it again with PEFT, which writes safetensors.",
             )
-        return found
+        return snapshot
     refuse_links_out(path, ADAPTER_FILES)
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(

@@ -33,19 +33,19 @@ def describe_expert(
     are none, `DescriberError` where no description came; the expert is then as it was.
     """
     examples = _examples(Path(directory), data, rows, seed)
-    (told,) = describe(describer, [Task(examples)], cache=cache, prompt=prompt)
-    if told.text is None:
-        got = told.fault or "none"
+    (written,) = describe(describer, [Task(examples)], cache=cache, prompt=prompt)
+    if written.text is None:
+        got = written.fault or "none"
         raise DescriberError(f"a description by {describer.name}", got, "Try again, or give the sentence yourself.")
-    origin = DescriptionOrigin(describer=told.source, prompt=told.prompt)
-    return give(directory, told.text, embedder, prefix, origin), told
+    origin = DescriptionOrigin(describer=written.source, prompt=written.prompt)
+    return give(directory, written.text, embedder, prefix, origin), written
 
 
 def _examples(directory: Path, data: Path | str | None, rows: int, seed: int) -> tuple[Pair, ...]:
     if data is not None:
         read = [row for row in read_rows(data) if row.split in (None, "train")]
-        chosen = random.Random(seed).sample(read, min(rows, len(read)))
-        pairs = tuple((row.input, row.output) for row in chosen)
+        sample = random.Random(seed).sample(read, min(rows, len(read)))
+        pairs = tuple((row.input, row.output) for row in sample)
     else:
         pairs = tuple((example.input, example.output) for example in Expert.open(directory).card.examples[:rows])
     if not pairs:

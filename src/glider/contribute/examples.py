@@ -31,8 +31,8 @@ def encode_rows(
     encoded = [
         EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output)) for row in rows
     ]
-    kept = [row for row in encoded if len(row) <= max_tokens]
-    return kept, len(encoded) - len(kept)
+    fitting = [row for row in encoded if len(row) <= max_tokens]
+    return fitting, len(encoded) - len(fitting)
 
 
 class Batches:

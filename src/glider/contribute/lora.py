@@ -47,7 +47,7 @@ def lora_config(expert: Expert, model: Any) -> Any:
         lora_alpha=layout.alpha,  # pyright: ignore[reportArgumentType]
         use_rslora=layout.use_rslora,
         target_modules=list(expert.sites),
-        rank_pattern={exactly(site): found.rank for site, found in expert.sites.items() if found.rank != layout.rank},
+        rank_pattern={exactly(site): pair.rank for site, pair in expert.sites.items() if pair.rank != layout.rank},
         alpha_pattern={exactly(site): alpha for site, alpha in alphas.items() if alpha != layout.alpha},  # pyright: ignore
         lora_dropout=0.0,
         inference_mode=True,
@@ -74,9 +74,9 @@ def _require_linear(model: nn.Module, sites: str | list[str]) -> None:
     """Refuse a choice of sites that names nothing, or modules that are not linear."""
     if sites == "all-linear":
         return
-    chosen = [(name, module) for name, module in model.named_modules() if name and _fits(name, sites)]
-    other = [f"{name} ({type(module).__name__})" for name, module in chosen if linear_widths(module) is None]
-    if not chosen or other:
+    selected = [(name, module) for name, module in model.named_modules() if name and _fits(name, sites)]
+    other = [f"{name} ({type(module).__name__})" for name, module in selected if linear_widths(module) is None]
+    if not selected or other:
         linear = next(name for name, module in model.named_modules() if linear_widths(module) is not None)
         raise ConfigError(
             f"sites that are linear layers, such as {linear}",

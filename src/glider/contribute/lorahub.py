@@ -64,10 +64,10 @@ class LorahubSettings(Config):
         that cannot be summed, `MissingDependency` without nevergrad.
         """
         search = cls.parse(**settings)
-        chosen = [pool[name] for name in search.members(pool)]
-        require_experts(Pool(pool.path, pool.index, chosen))
+        members = [pool[name] for name in search.members(pool)]
+        require_experts(Pool(pool.path, pool.index, members))
         if search.composition == "factors":
-            require_summable(chosen)
+            require_summable(members)
         require_nevergrad()
         return search
 
@@ -114,9 +114,9 @@ def search_lorahub(
     return LorahubSearch(_weights(pool, names, best.weights), best, tuple(names), tuple(history), search.composition)
 
 
-def _weights(pool: Pool, names: Sequence[str], chosen: Sequence[float]) -> dict[str, float]:
+def _weights(pool: Pool, names: Sequence[str], candidate: Sequence[float]) -> dict[str, float]:
     """A weight for every expert of the pool: zero for those that are not searched over."""
-    return dict.fromkeys(pool.names, 0.0) | dict(zip(names, chosen, strict=True))
+    return dict.fromkeys(pool.names, 0.0) | dict(zip(names, candidate, strict=True))
 
 
 @contextmanager
@@ -129,8 +129,8 @@ def _weighing(
     """
     if composition == "products":
         weights = torch.zeros(len(names))
-        chosen = Pool(pool.path, pool.index, [pool[name] for name in names])
-        attached = attach(base.model, chosen, Weighted(weights))
+        members = Pool(pool.path, pool.index, [pool[name] for name in names])
+        attached = attach(base.model, members, Weighted(weights))
         try:
             yield lambda candidate: nullcontext(weights.copy_(torch.tensor(candidate)))
         finally:
@@ -167,8 +167,8 @@ def _mean_loss(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> float:
             logits = model(**batch).logits
         else:  # the targets stand together at the end; each token is predicted by the one before
             inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            kept = labels.shape[1] + 1
-            logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
+            length = labels.shape[1] + 1
+            logits = model(**inputs, use_cache=False, logits_to_keep=length).logits[:, -length:-1]
         flat = labels.flatten()
         total += torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), flat, reduction="sum").item()
         count += int((flat != -100).sum())

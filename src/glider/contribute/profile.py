@@ -18,7 +18,7 @@ def profile_of(
     embedded where there is an embedder."""
     draw = random.Random(seed)
     counted = [row.input for row in draw.sample(training, min(ROWS, len(training)))]
-    kept = [row.input for row in draw.sample(held_back, min(HELD_BACK, len(held_back)))]
-    inputs, kept_inputs = (embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, kept))
-    states, kept_states = (prompt_states(base, list(map(edges, t))) if t else None for t in (counted, kept))
-    return Profile.of(list(map(ngrams, counted)), list(map(ngrams, kept)), inputs, kept_inputs, states, kept_states)
+    reserved = [row.input for row in draw.sample(held_back, min(HELD_BACK, len(held_back)))]
+    inputs, kept_inputs = (embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, reserved))
+    states, kept_states = (prompt_states(base, list(map(edges, t))) if t else None for t in (counted, reserved))
+    return Profile.of(list(map(ngrams, counted)), list(map(ngrams, reserved)), inputs, kept_inputs, states, kept_states)

@@ -138,8 +138,8 @@ class TaskData:
 
     def sample(self, config: TrainConfig) -> tuple[Example, ...]:
         """The examples that go into the card."""
-        chosen = random.Random(config.seed).sample(self.train, min(config.examples, len(self.train)))
-        return tuple(Example(input=row.input, output=row.output) for row in chosen)
+        sample = random.Random(config.seed).sample(self.train, min(config.examples, len(self.train)))
+        return tuple(Example(input=row.input, output=row.output) for row in sample)
 
 
 def read_task(data: Path | str, config: TrainConfig) -> TaskData:
@@ -163,8 +163,8 @@ def _require_incomplete(out: Path, data_sha256: str, config: TrainConfig) -> Non
     except ExpertError:
         return  # whatever it is, it is in the way
     if training.get("data_sha256") == data_sha256 and training.get("config") == config.content:
-        wanted, got = f"an expert at {out} that is still to be trained", "a complete one, of these rows and settings"
-        raise ExpertError(wanted, got, "Nothing is left to do; use it, or give another --out.")
+        expected, got = f"an expert at {out} that is still to be trained", "a complete one, of these rows and settings"
+        raise ExpertError(expected, got, "Nothing is left to do; use it, or give another --out.")
 
 
 def require_text(description: str) -> None:

@@ -179,12 +179,14 @@ def _check_order(names: Sequence[str], count: int, path: Path) -> None:
 def _count_phatgoose(tensors: Mapping[str, Tensor], path: Path) -> int:
     """How many experts a file in PHATGOOSE's layout holds; 0 for a file of another layout."""
     matches = (_PHATGOOSE_KEY.fullmatch(key) for key in tensors)
-    found = {int(match["expert"]) for match in matches if match}
-    if absent := sorted(set(range(len(found))) - found):
+    numbers = {int(match["expert"]) for match in matches if match}
+    if absent := sorted(set(range(len(numbers))) - numbers):
         raise ExpertError(
-            f"experts 0 to {max(found)} in {path}", f"none numbered {absent[0]}", "Get the file anew; it is incomplete."
+            f"experts 0 to {max(numbers)} in {path}",
+            f"none numbered {absent[0]}",
+            "Get the file anew; it is incomplete.",
         )
-    return len(found)
+    return len(numbers)
 
 
 def _read_expert(name: str, file: Path, position: int | None) -> OfficialExpert:
@@ -231,8 +233,8 @@ def _check_site(site: str, of: Mapping[str, Tensor], name: str, file: Path) -> i
     a, b, gate = of["A"], of["B"], of["gate"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or gate.shape != a.shape[1:]:
         got = f"A {tuple(a.shape)}, B {tuple(b.shape)}, gate {tuple(gate.shape)}"
-        wanted = f"A (R, D), B (O, R) and a gate (D,) at {site} of expert {name} in {file}"
-        raise ExpertError(wanted, got, "Get the file anew.")
+        expected = f"A (R, D), B (O, R) and a gate (D,) at {site} of expert {name} in {file}"
+        raise ExpertError(expected, got, "Get the file anew.")
     return a.shape[0]
 
 
@@ -267,8 +269,8 @@ def _load(path: Path) -> Any:
         try:
             check_pickle(path)
         except UnfitFile as fault:
-            wanted = f"nothing but tensors and plain containers in {path}"
-            raise ExpertError(wanted, str(fault), again) from None
+            expected = f"nothing but tensors and plain containers in {path}"
+            raise ExpertError(expected, str(fault), again) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write; they are refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -130,10 +130,10 @@ def _check_base(expert: OfficialExpert, base: OfficialBase) -> None:
     model_id = base.identity.model_id
     for site, gate in expert.gates.items():
         got = base.widths.get(site)
-        wanted = (gate.numel(), expert.lora[f"base_model.model.{site}.lora_B.weight"].shape[0])
-        if got != wanted:
+        widths = (gate.numel(), expert.lora[f"base_model.model.{site}.lora_B.weight"].shape[0])
+        if got != widths:
             raise BaseModelError(
-                f"a linear module {wanted[0]} -> {wanted[1]} at {site} in the base model, as {expert.name} adapts it",
+                f"a linear module {widths[0]} -> {widths[1]} at {site} in the base model, as {expert.name} adapts it",
                 "no such module" if got is None else f"{got[0]} -> {got[1]} in {model_id}",
                 "Give the base model that the checkpoint was made for.",
             )

@@ -26,11 +26,11 @@ def encoded_tasks(
     """Rows of every expert, in the pool's order; raises `DataError` naming the experts without any that fit."""
     tasks = {}
     for expert in pool:
-        own = list(rows.get(expert.name, ()))[: settings.rows]
-        encoded, _ = encode_rows(own, base.tokenizer, expert.card.prompt, settings.max_tokens)
+        selected = list(rows.get(expert.name, ()))[: settings.rows]
+        encoded, _ = encode_rows(selected, base.tokenizer, expert.card.prompt, settings.max_tokens)
         held_back = len(encoded) // 8
-        tasks[expert.name] = TaskRows(own, encoded[held_back:], encoded[:held_back])
+        tasks[expert.name] = TaskRows(selected, encoded[held_back:], encoded[:held_back])
     if lacking := [name for name, task in tasks.items() if not task.train]:
-        wanted = f"rows of at most {settings.max_tokens} tokens for every expert"
-        raise DataError(wanted, f"none for {', '.join(lacking)}", "Give their training rows.")
+        expected = f"rows of at most {settings.max_tokens} tokens for every expert"
+        raise DataError(expected, f"none for {', '.join(lacking)}", "Give their training rows.")
     return tasks

@@ -40,15 +40,15 @@ def fit_vq(
 
     _over_rows(base, pool, tasks, keep, report, "Reading tokens")
     codes = {name: k_means(torch.cat(rows), settings.codes, draw) for name, rows in first.items()}
-    sizes = {name: torch.ones(len(own)) for name, own in codes.items()}
-    counts = {name: torch.full((len(pool), len(own)), _SMOOTHING) for name, own in codes.items()}
+    sizes = {name: torch.ones(len(site_codes)) for name, site_codes in codes.items()}
+    counts = {name: torch.full((len(pool), len(site_codes)), _SMOOTHING) for name, site_codes in codes.items()}
 
     def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         codes[site], sizes[site], nearest = moved(codes[site], sizes[site], x)
         counts[site][expert] += torch.bincount(nearest, minlength=len(codes[site]))
 
     _over_rows(base, pool, tasks, update, report, "Moving codes")
-    tensors = {f"{name}.codes": own for name, own in codes.items()}
+    tensors = {f"{name}.codes": site_codes for name, site_codes in codes.items()}
     for name, count in counts.items():
         shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
         tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
@@ -58,18 +58,18 @@ def fit_vq(
 def k_means(tokens: Float[Tensor, "N D"], codes: int, draw: torch.Generator) -> Float[Tensor, "C D"]:
     """Lloyd's iterations from tokens drawn by k-means++; a code that loses all its tokens stays where it was."""
     codes = min(codes, len(tokens))
-    chosen = tokens[torch.randint(len(tokens), (1,), generator=draw)]
-    nearest = (tokens - chosen).square().sum(dim=1)
+    centres = tokens[torch.randint(len(tokens), (1,), generator=draw)]
+    nearest = (tokens - centres).square().sum(dim=1)
     for _ in range(codes - 1):
         at = torch.multinomial(nearest + 1e-12, 1, generator=draw)
-        chosen = torch.cat([chosen, tokens[at]])
+        centres = torch.cat([centres, tokens[at]])
         nearest = torch.minimum(nearest, (tokens - tokens[at]).square().sum(dim=1))
     for _ in range(_LLOYD):
-        own = nearest_code(tokens, chosen)
-        sums = torch.zeros_like(chosen).index_add_(0, own, tokens)
-        sizes = torch.bincount(own, minlength=codes)[:, None]
-        chosen = torch.where(sizes > 0, sums / sizes.clamp(min=1), chosen)
-    return chosen
+        nearest_centre = nearest_code(tokens, centres)
+        sums = torch.zeros_like(centres).index_add_(0, nearest_centre, tokens)
+        sizes = torch.bincount(nearest_centre, minlength=codes)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return centres
 
 
 def moved(
@@ -116,8 +116,8 @@ def fit_ariadne(
     draw, rows = torch.Generator().manual_seed(settings.seed), []
     for number, task in enumerate(tasks.values()):
         vectors = _embedded(pool, [row.input for row in task.rows])
-        found = k_means(vectors, settings.centroids, draw)
-        rows.append(torch.cat([found, found[:1].expand(settings.centroids - len(found), -1)]))
+        centroids = k_means(vectors, settings.centroids, draw)
+        rows.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
         report("Embedding inputs", number + 1, len(pool))
     return {"centroids": torch.nn.functional.normalize(torch.stack(rows), dim=-1)}
 
@@ -129,8 +129,8 @@ def fit_lorauter(
     vectors = torch.stack([_embedded(pool, [row.input for row in task.rows]).mean(dim=0) for task in tasks.values()])
     best = torch.zeros(len(tasks), len(pool))
     for number, task in enumerate(tasks.values()):
-        chosen = halving(pool.names, [*task.validation, *task.train], lambda n, rows: _loss_under(base, pool, n, rows))
-        best[number, pool.names.index(chosen)] = 1
+        name = halving(pool.names, [*task.validation, *task.train], lambda n, rows: _loss_under(base, pool, n, rows))
+        best[number, pool.names.index(name)] = 1
         report("Choosing adapters by loss", number + 1, len(tasks))
     return {"tasks": torch.nn.functional.normalize(vectors, dim=-1), "best": best}
 
@@ -163,8 +163,8 @@ def _loss_under(base: BaseModel, pool: Pool, name: str, rows: Sequence[EncodedRo
     try:
         inputs = padded([row.prompt for row in rows], base.tokenizer.pad_token_id, base.model)
         condition = attached.router.condition(attached.prepared, _features(len(rows)))
-        found = likelihoods(base.model, attached, inputs, [[row.target] for row in rows], condition)
-        return -sum(one.total for (one,) in found) / sum(one.tokens for (one,) in found)
+        scored = likelihoods(base.model, attached, inputs, [[row.target] for row in rows], condition)
+        return -sum(one.total for (one,) in scored) / sum(one.tokens for (one,) in scored)
     finally:
         attached.detach()
 
@@ -213,12 +213,12 @@ def _pass(base: BaseModel, row: EncodedRow, attached: Any) -> None:
     batch = collate([row], base.tokenizer.pad_token_id, model.config.is_encoder_decoder)
     if not model.config.is_encoder_decoder:
         del batch["labels"]
-    given = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     if attached is None:
-        model(**given, use_cache=False)
+        model(**inputs, use_cache=False)
         return
     with attached.routing(None):
-        model(**given, use_cache=False)
+        model(**inputs, use_cache=False)
 
 
 @contextmanager

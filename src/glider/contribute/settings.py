@@ -91,11 +91,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_recipe(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        recipe = given.get("recipe", "paper")
-        return {**RECIPES.get(recipe if isinstance(recipe, str) else "paper", {}), **given}
+    def _by_recipe(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        recipe = value.get("recipe", "paper")
+        return {**RECIPES.get(recipe if isinstance(recipe, str) else "paper", {}), **value}
 
     @property
     def content(self) -> dict[str, Any]:

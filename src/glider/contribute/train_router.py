@@ -54,8 +54,8 @@ def train_router(
         raise RouterError(f"a router of {', '.join(sorted(fits))}", repr(kind), "Check the spelling.")
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
     tasks = encoded_tasks(base, pool, rows, settings)
-    told = settings.model_dump()
-    origin = {"router": kind, "settings": told, "experts": pool.names}
+    content = settings.model_dump()
+    origin = {"router": kind, "settings": content, "experts": pool.names}
     origin["rows"] = [[task.train, task.validation] for task in map(_plain, tasks.values())]
     out = router_path(pool.path, kind)
     own_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
@@ -64,7 +64,7 @@ def train_router(
     try:
         with training_state(out, origin) as state:
             tensors = fits[kind](base, pool, tasks, settings, state / "state.safetensors", report)
-            return put_router(pool, kind, tensors, told)
+            return put_router(pool, kind, tensors, content)
     finally:
         base.model.train(training)
         for parameter, needed in zip(base.model.parameters(), was, strict=True):
@@ -227,8 +227,8 @@ class _ByTask(_Loss):
         self.means, self.owner = means, owner
 
     def batches(self, tasks: Tasks, settings: RouterTraining) -> Any:
-        own = [Batches(task.train, settings.batch_size, settings.seed) for task in tasks.values()]
-        return _Turns(own)
+        task_batches = [Batches(task.train, settings.batch_size, settings.seed) for task in tasks.values()]
+        return _Turns(task_batches)
 
     @contextmanager
     def during(self, attached: Attached, rows: Sequence[EncodedRow]) -> Iterator[Callable[[], Tensor | None]]:
