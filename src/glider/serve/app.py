@@ -27,9 +27,9 @@ def build(service: Service) -> Guards:
             service.close()
 
     async def refused(_: Request, fault: Exception) -> JSONResponse:
-        told = errors.ApiError.of(fault)
-        service.metrics.refusals.labels(told.code or "").inc()
-        return told.response
+        error = errors.ApiError.of(fault)
+        service.metrics.refusals.labels(error.code or "").inc()
+        return error.response
 
     app = FastAPI(
         title="glider", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=replies.FAULTS

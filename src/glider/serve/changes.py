@@ -103,13 +103,13 @@ async def _load(service: Service, pool: ServedPool, body: LoadRequest) -> dict[s
     router = await asyncio.to_thread(_alone, pool, directory, name)
     generation = await _attached(service, pool, router, pool.model.pool)
     pool.alone[name] = generation
-    told = f"it is served by its name alone, and no query is sent to it: {reason}"
-    return _loaded(service, pool, name, False, generation.number, told)
+    message = f"it is served by its name alone, and no query is sent to it: {reason}"
+    return _loaded(service, pool, name, False, generation.number, message)
 
 
-def _loaded(service: Service, pool: ServedPool, name: str, routed: bool, number: int, told: str) -> dict[str, Any]:
+def _loaded(service: Service, pool: ServedPool, name: str, routed: bool, number: int, message: str) -> dict[str, Any]:
     model = service.pools.name_in(pool, name)
-    return {"object": "adapter", "id": model, "routed": routed, "generation": number, "message": told}
+    return {"object": "adapter", "id": model, "routed": routed, "generation": number, "message": message}
 
 
 async def _unload(service: Service, pool: ServedPool, name: str) -> dict[str, Any]:

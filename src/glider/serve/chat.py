@@ -45,8 +45,8 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
         raise ApiError(400, "max_tokens or max_completion_tokens", param="max_tokens", code="invalid_value")
     model = target.pool.model
     prompt = await service.runner.prepare(chat_prompt, model, body.messages)
-    wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    tokens = room(model, service.settings, prompt, wanted, "max_tokens", service.packed)
+    limit = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    tokens = room(model, service.settings, prompt, limit, "max_tokens", service.packed)
     exchange = Exchange(service, key, target, [prompt], body, request.state.request_id)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     try:

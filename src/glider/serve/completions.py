@@ -122,8 +122,8 @@ async def _chunks(
 
 
 def _prompt_text(exchange: Exchange, number: int) -> str:
-    asked = exchange.request.prompts[number]  # pyright: ignore[reportAttributeAccessIssue]
-    return asked if isinstance(asked, str) else exchange.target.pool.model.tokenizer.decode(asked)
+    prompt = exchange.request.prompts[number]  # pyright: ignore[reportAttributeAccessIssue]
+    return prompt if isinstance(prompt, str) else exchange.target.pool.model.tokenizer.decode(prompt)
 
 
 def _logprobs(exchange: Exchange, tokens: Sequence[Token], start: int) -> dict[str, Any]:

@@ -212,8 +212,8 @@ class Exchange:
 
     @property
     def _ends(self) -> frozenset[int]:
-        own = frozenset[int]() if self.request.ignore_eos else self.target.pool.model.encoder.ends()
-        return own | frozenset(self.request.stop_token_ids)
+        model_ends = frozenset[int]() if self.request.ignore_eos else self.target.pool.model.encoder.ends()
+        return model_ends | frozenset(self.request.stop_token_ids)
 
     def _clock(self, choice: Choice) -> None:
         now, metrics, name = time.monotonic(), self.service.metrics, self.target.label
@@ -245,18 +245,18 @@ class Exchange:
         if not self.guided:
             return {}
         first, way, weights = self.guided[0], self.target.way, self.choices[0].weights if self.choices else None
-        chosen = self.request.glider.experts
+        selection = self.request.glider.experts
         experts: dict[str, float] | None = weights.shares if weights is not None else None
         if way.expert is not None:
             experts = {way.expert: 1.0}
         elif way.kind == "base" or self.request.glider.verdict == "base":
             experts = {}
-        elif isinstance(chosen, dict):
-            experts = dict(chosen)
-        told: dict[str, Any] = {"verdict": first.verdict, "alpha": first.alpha, "experts": experts}
-        told |= {"scores": first.scores, "generation": self.generation.number}
+        elif isinstance(selection, dict):
+            experts = dict(selection)
+        fields: dict[str, Any] = {"verdict": first.verdict, "alpha": first.alpha, "experts": experts}
+        fields |= {"scores": first.scores, "generation": self.generation.number}
         if first.fault is not None:
-            told["fault"] = first.fault
+            fields["fault"] = first.fault
         if weights is not None:
-            told["trace"] = weights.told
-        return told
+            fields["trace"] = weights.told
+        return fields

@@ -37,8 +37,8 @@ class Guards:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        scope.setdefault("state", {})["request_id"] = given.decode() if _REQUEST_ID.fullmatch(given) else _new_id()
+        header = headers.get(b"x-request-id", b"")
+        scope.setdefault("state", {})["request_id"] = header.decode() if _REQUEST_ID.fullmatch(header) else _new_id()
         sent = _Sent(send, scope["state"]["request_id"])
         body = _Body(receive, self._settings)
         try:

@@ -77,10 +77,10 @@ class Keys:
             return EVERYBODY
         scheme, _, text = (authorization or "").partition(" ")
         shown = hashlib.sha256(text.strip().encode()).hexdigest()
-        found = None
+        match = None
         for key in self._keys:
             if hmac.compare_digest(shown, key.sha256):
-                found = key
-        if scheme.lower() != "bearer" or found is None:
+                match = key
+        if scheme.lower() != "bearer" or match is None:
             raise ApiError(401, "a valid key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-        return found
+        return match

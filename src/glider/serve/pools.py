@@ -109,27 +109,27 @@ class Pools:
         """The pools that a key may see (None: all)."""
         return [pool for name, pool in self.pools.items() if allowed is None or name in allowed]
 
-    def target(self, asked: str, allowed: Collection[str] | None = None) -> Target:
+    def target(self, name: str, allowed: Collection[str] | None = None) -> Target:
         """What a model's name means to whoever may see these pools; raises a 404 `ApiError` for every other name."""
         visible = self.visible(allowed)
         for pool in visible:
-            if asked == pool.name:
-                return Target(asked, pool, Way("routed"))
-            if asked in self.expert_names(pool):
-                return Target(asked, pool, Way("single", expert=self.expert_names(pool)[asked]))
-            if asked in self.adapter_names(pool):
-                return Target(asked, pool, Way("alone", expert=self.adapter_names(pool)[asked]))
-            if asked.startswith(f"{pool.name}:"):
-                return Target(asked, pool, Way("routed", router=asked[len(pool.name) + 1 :]))
-        if asked == self.base_name and visible:
-            return Target(asked, visible[0], Way("base"))
-        raise _unknown(asked)
+            if name == pool.name:
+                return Target(name, pool, Way("routed"))
+            if name in self.expert_names(pool):
+                return Target(name, pool, Way("single", expert=self.expert_names(pool)[name]))
+            if name in self.adapter_names(pool):
+                return Target(name, pool, Way("alone", expert=self.adapter_names(pool)[name]))
+            if name.startswith(f"{pool.name}:"):
+                return Target(name, pool, Way("routed", router=name[len(pool.name) + 1 :]))
+        if name == self.base_name and visible:
+            return Target(name, visible[0], Way("base"))
+        raise _unknown(name)
 
-    def pool_of(self, asked: str | None, allowed: Collection[str] | None = None) -> ServedPool:
+    def pool_of(self, name: str | None, allowed: Collection[str] | None = None) -> ServedPool:
         """The pool of a model's name; without one, the only pool that may be seen."""
         visible = self.visible(allowed)
-        if asked is not None:
-            return self.target(asked, allowed).pool
+        if name is not None:
+            return self.target(name, allowed).pool
         if len(visible) != 1:
             raise ApiError(400, "there are several pools: name one", param="model", code="missing_required_parameter")
         return visible[0]
@@ -173,8 +173,8 @@ class Pools:
             raise ConfigError("models of unlike names", got, "Name the pool otherwise: --pool NAME=DIRECTORY.")
 
 
-def _unknown(asked: str) -> ApiError:
-    return ApiError(404, f"no model {asked[:200]!r} here; see /v1/models", param="model", code="model_not_found")
+def _unknown(name: str) -> ApiError:
+    return ApiError(404, f"no model {name[:200]!r} here; see /v1/models", param="model", code="model_not_found")
 
 
 def _card(name: str, created: int, parent: str | None, root: str, **more: Any) -> dict[str, Any]:

@@ -29,12 +29,12 @@ def prompt_tokens(
     with torch.inference_mode(), model.attached.routing(condition, generation=generation):
         logits = model.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     values = logits.log_softmax(dim=-1)  # (S - 1, V)
-    own = values.gather(1, ids[0, 1:, None])[:, 0].tolist()
+    observed = values.gather(1, ids[0, 1:, None])[:, 0].tolist()
     best = values.topk(min(logprobs, values.shape[1]), dim=-1)
     likeliest = [
         tuple(zip(row, scores, strict=True))
         for row, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     first = Token(prompt.ids[0], decode([prompt.ids[0]]), None, ())
-    rest = zip(prompt.ids[1:], own, likeliest, strict=True)
+    rest = zip(prompt.ids[1:], observed, likeliest, strict=True)
     return [first, *(Token(token, decode([token]), value, top) for token, value, top in rest)]

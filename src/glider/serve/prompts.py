@@ -49,7 +49,7 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
 
 def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
     """Texts as they stand, or token ids. Raises `ApiError` for what is empty or no token."""
-    found = []
+    plain = []
     size = model.model.get_input_embeddings().weight.shape[0]
     for prompt in prompts:
         if isinstance(prompt, str):
@@ -60,12 +60,12 @@ def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
             ids, text = list(prompt), model.tokenizer.decode(prompt, skip_special_tokens=True)
         if not ids:
             raise ApiError(400, "a prompt with text is needed", param="prompt", code="invalid_value")
-        found.append(Prompt(ids, text))
-    return found
+        plain.append(Prompt(ids, text))
+    return plain
 
 
 def room(
-    model: "RoutedModel", settings: ServeSettings, prompt: Prompt, wanted: int | None, param: str, packed: bool
+    model: "RoutedModel", settings: ServeSettings, prompt: Prompt, requested: int | None, param: str, packed: bool
 ) -> int:
     """The longest answer to a prompt: what was asked for, or as much as there is room for up to the default.
 
@@ -74,11 +74,11 @@ def room(
     used = 0 if model.model.config.is_encoder_decoder else len(prompt.ids)
     limits = [limit for limit in (model.encoder.context, settings.cache_tokens if packed else None) if limit]
     limit = min(limits, default=None)
-    tokens = settings.default_tokens if wanted is None else wanted
+    tokens = settings.default_tokens if requested is None else requested
     if limit is None:
         return tokens
-    if used + (max(1, wanted) if wanted is not None else 1) > limit:
-        asked = "" if wanted is None else f" and {wanted} of an answer"
-        message = f"{len(prompt.ids)} tokens of a prompt{asked}, where {limit} is the most together"
+    if used + (max(1, requested) if requested is not None else 1) > limit:
+        answer = "" if requested is None else f" and {requested} of an answer"
+        message = f"{len(prompt.ids)} tokens of a prompt{answer}, where {limit} is the most together"
         raise ApiError(400, message, param=param if used < limit else "messages", code="context_length_exceeded")
     return min(tokens, limit - used)

@@ -26,18 +26,18 @@ class Draw:
 
     def __init__(self, model: "RoutedModel", request: Sampling, logprobs: int | None):
         self._model, self._request, self._logprobs = model, request, logprobs
-        own = model.model.generation_config
-        temperature = request.temperature if request.temperature is not None else own.temperature
+        defaults = model.model.generation_config
+        temperature = request.temperature if request.temperature is not None else defaults.temperature
         self.greedy = temperature == 0
         settings: dict[str, Any] = {}
-        penalty = request.repetition_penalty or own.repetition_penalty
+        penalty = request.repetition_penalty or defaults.repetition_penalty
         settings["repetition_penalty"] = float(1.0 if penalty is None else penalty)
         if not self.greedy:
             settings["do_sample"] = True
             settings["temperature"] = float(1.0 if temperature is None else temperature)
-            settings["top_p"] = float(_first(request.top_p, own.top_p, 1.0))
-            settings["top_k"] = max(0, int(_first(request.top_k, own.top_k, 0)))
-            settings["min_p"] = _first(request.min_p, own.min_p, None) or None
+            settings["top_p"] = float(_first(request.top_p, defaults.top_p, 1.0))
+            settings["top_k"] = max(0, int(_first(request.top_k, defaults.top_k, 0)))
+            settings["min_p"] = _first(request.min_p, defaults.min_p, None) or None
         if len(request.stops) > MAX_STOPS or "" in request.stops:
             raise ApiError(400, f"stop takes up to {MAX_STOPS} strings with text", param="stop", code="invalid_value")
         self._config = EngineSettings.of(model, 1, settings).config
@@ -46,8 +46,8 @@ class Draw:
     @property
     def ends(self) -> frozenset[int]:
         """Tokens that end an answer."""
-        own = frozenset[int]() if self._request.ignore_eos else self._model.encoder.ends()
-        return own | frozenset(self._request.stop_token_ids)
+        model_ends = frozenset[int]() if self._request.ignore_eos else self._model.encoder.ends()
+        return model_ends | frozenset(self._request.stop_token_ids)
 
     def settings(self, ids: Sequence[int], number: int, tokens: int) -> RequestSettings:
         """Those of the answer `number` to a prompt."""
@@ -62,13 +62,13 @@ class Draw:
         )
 
     def _penalties(self, start: int) -> list[Processor]:
-        request, found = self._request, []
+        request, processors = self._request, []
         if request.presence_penalty or request.frequency_penalty:
-            found.append(_Penalty(request.presence_penalty, request.frequency_penalty, start))
+            processors.append(_Penalty(request.presence_penalty, request.frequency_penalty, start))
         if request.logit_bias:
             size = self._model.model.get_output_embeddings().weight.shape[0]
-            found.append(_Bias(_bias_ids(request.logit_bias, size), self._model.model.device))
-        return found
+            processors.append(_Bias(_bias_ids(request.logit_bias, size), self._model.model.device))
+        return processors
 
 
 def _first(*values: Any) -> Any:
@@ -77,13 +77,13 @@ def _first(*values: Any) -> Any:
 
 
 def _bias_ids(bias: dict[str, float], size: int) -> dict[int, float]:
-    found = {}
+    biases = {}
     for key, value in bias.items():
         if not key.isdecimal() or len(key) > _LONGEST_ID or int(key) >= size:
             message = f"logit_bias takes token ids of 0 to {size - 1}, not {key[:40]!r}"
             raise ApiError(400, message, param="logit_bias", code="invalid_value")
-        found[int(key)] = value
-    return found
+        biases[int(key)] = value
+    return biases
 
 
 class _Penalty:

@@ -77,8 +77,8 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as fault:
         listener.close()
-        wanted, got = f"an address to listen at, {settings.host} port {settings.port}", fault.strerror or str(fault)
-        raise ConfigError(wanted, got, "Choose another --host or --port.") from fault
+        expected, got = f"an address to listen at, {settings.host} port {settings.port}", fault.strerror or str(fault)
+        raise ConfigError(expected, got, "Choose another --host or --port.") from fault
     return listener
 
 

@@ -75,10 +75,10 @@ class Service:
         key.require(right)
         return key
 
-    def target(self, request: Request, asked: str, right: Right = "ask") -> tuple[Key, Target]:
+    def target(self, request: Request, name: str, right: Right = "ask") -> tuple[Key, Target]:
         """Whoever asks, and the model that is asked for."""
         key = self.key(request, right)
-        return key, self.pools.target(asked, key.pools)
+        return key, self.pools.target(name, key.pools)
 
     @property
     def packed(self) -> bool:

@@ -64,15 +64,15 @@ class ServeSettings(Config):
     @property
     def pools(self) -> dict[str, str]:
         """Directory (or demo) of each pool, by name; raises `ConfigError` for names that are none, or come twice."""
-        found: dict[str, str] = {}
+        directories: dict[str, str] = {}
         for entry in self.pool:
-            name, given, place = entry.partition("=")
-            if not given:
+            name, separator, place = entry.partition("=")
+            if not separator:
                 name, place = entry.rstrip("/").rsplit("/", 1)[-1], entry
             if re.fullmatch(POOL_NAME, name) is None:
-                wanted = "a pool's name of letters, digits, '.', '_' and '-'"
-                raise ConfigError(wanted, repr(name), "Name it: --pool NAME=DIRECTORY.")
-            if name in found:
+                expected = "a pool's name of letters, digits, '.', '_' and '-'"
+                raise ConfigError(expected, repr(name), "Name it: --pool NAME=DIRECTORY.")
+            if name in directories:
                 raise ConfigError("pools of unlike names", f"{name} twice", "Name them: --pool NAME=DIRECTORY.")
-            found[name] = place
-        return found
+            directories[name] = place
+        return directories

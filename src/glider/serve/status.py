@@ -55,10 +55,10 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/models/{name:path}", **replies.described(replies.ModelCard))
     async def model(request: Request, name: str) -> dict[str, Any]:
         cards = service.pools.cards(service.key(request, "ask").pools)
-        found = next((card for card in cards if card["id"] == name), None)
-        if found is None:
+        match = next((card for card in cards if card["id"] == name), None)
+        if match is None:
             raise ApiError(404, f"no model {name[:200]!r} here", param="model", code="model_not_found")
-        return found
+        return match
 
     @router.get("/v1/pool", **replies.described(replies.PoolCards))
     async def pool(request: Request) -> dict[str, Any]:
@@ -95,11 +95,11 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
 
 
 def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": name, "model": model}
+    entry: dict[str, Any] = {"name": name, "model": model}
     if name in pool.model.pool.names:
         card = pool.model.pool[name].card
-        told |= {"task": card.task, "description": card.description, "licence": card.licence, "metrics": card.metrics}
-    return told
+        entry |= {"task": card.task, "description": card.description, "licence": card.licence, "metrics": card.metrics}
+    return entry
 
 
 def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
         inputs = model.encoder.forward_inputs(model.encoder.batch([prompt.ids]))
         with torch.inference_mode(), model.attached.routing(guide.condition, recorder=trace, generation=generation):
             model.model(**inputs)
-        told: dict[str, Any] = {
+        reply: dict[str, Any] = {
             "object": "route",
             "model": body.model,
             "verdict": guide.verdict,
@@ -136,8 +136,8 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
             "tokens": len(prompt.ids),
         }
         if steering.trace:
-            told["trace"] = _traced(model, prompt, trace)
-        return told
+            reply["trace"] = _traced(model, prompt, trace)
+        return reply
     finally:
         model.attached.give_back(generation)
 

@@ -120,8 +120,8 @@ def _settled(names: Sequence[str], weights: Mapping[str, float]) -> Condition:
 def _left_out(names: Sequence[str], steering: Steering) -> list[int]:
     out = {_place(names, name, "glider.exclude") for name in steering.exclude}
     if isinstance(steering.experts, list):
-        chosen = {_place(names, name, "glider.experts") for name in steering.experts}
-        out |= set(range(len(names))) - chosen
+        allowed = {_place(names, name, "glider.experts") for name in steering.experts}
+        out |= set(range(len(names))) - allowed
     if len(out) == len(names):
         raise ApiError(400, "no expert is left to choose from", param="glider.exclude", code="invalid_value")
     return sorted(out)

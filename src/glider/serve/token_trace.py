@@ -40,8 +40,8 @@ class TokenTrace(Trace):
 
 def layer_of(site: str) -> str:
     """The part of a site's name that ends with its layer's number: `model.layers.3`."""
-    found = re.match(r"(.*?\.\d+)\.", f"{site}.")
-    return found[1] if found else site
+    match = re.match(r"(.*?\.\d+)\.", f"{site}.")
+    return match[1] if match else site
 
 
 class TokenWeights:
