@@ -106,8 +106,8 @@ class Attached:
     def expert_memory(self) -> ExpertMemory | None:
         """What holding experts in limited memory came to so far; None where all of them lie in memory."""
         layers = (module for module in self.model.modules() if isinstance(module, RoutedLinear))
-        found = [layer.current.bank for layer in layers if self.context.current in layer._served]
-        banks = [bank for bank in found if isinstance(bank, HotBank)]
+        serving = [layer.current.bank for layer in layers if self.context.current in layer._served]
+        banks = [bank for bank in serving if isinstance(bank, HotBank)]
         if not banks:
             return None
         size = sum(tensor.nbytes for bank in banks for tensor in (bank.A, bank.B))
@@ -203,8 +203,8 @@ class Attached:
             if self._unfolded or not prepared.sites:
                 return  # folded already, or nothing to fold
             if prepared.judge is not None:
-                wanted, got = "an expert for every query", "a router that leaves some to the base"
-                raise RouterError(wanted, got, "Load it with abstain=False, or keep it attached.")
+                expected, got = "an expert for every query", "a router that leaves some to the base"
+                raise RouterError(expected, got, "Load it with abstain=False, or keep it attached.")
             expert = require_foldable(self.model, self._originals, prepared)
             for site, module in self._originals.items():
                 self._unfolded[site] = fold_into(module, site, expert)
@@ -281,7 +281,7 @@ class Attached:
     def _original(self, name: str, prepared: Prepared) -> nn.Module:
         """The base's module at a site, checked to be what the experts adapt."""
         owner = next(expert for expert in prepared.experts if name in expert.sites)
-        wanted = owner.sites[name]
+        expected = owner.sites[name]
         if name in self._originals:
             module = self._originals[name]
         else:
@@ -297,9 +297,9 @@ class Attached:
         if isinstance(module, RoutedLinear):
             raise PoolError("a model with no pool attached", f"a routed module at {name}", "Call detach() first.")
         got = linear_widths(module) or (None, None)
-        if got != (wanted.in_features, wanted.out_features):
+        if got != (expected.in_features, expected.out_features):
             raise PoolError(
-                f"a linear module {wanted.in_features} -> {wanted.out_features} at {name} (expert {owner.name})",
+                f"a linear module {expected.in_features} -> {expected.out_features} at {name} (expert {owner.name})",
                 f"{type(module).__name__} {got[0]} -> {got[1]}",
                 "The pool is for another architecture; give the base it was made for.",
             )
@@ -359,11 +359,11 @@ def _device(original: nn.Module) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
-def _stored(original: nn.Module, site: str, prepared: Prepared, wanted: torch.dtype | None) -> torch.dtype:
+def _stored(original: nn.Module, site: str, prepared: Prepared, requested: torch.dtype | None) -> torch.dtype:
     """The dtype in which a site's experts are stored."""
     weight = next(original.parameters(), None)
-    own = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
-    return storage(site, prepared.experts, wanted or own, wanted is None and _device(original).type == "cpu")
+    usual = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
+    return storage(site, prepared.experts, requested or usual, requested is None and _device(original).type == "cpu")
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

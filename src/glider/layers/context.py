@@ -196,8 +196,8 @@ class RoutingContext:
         self._default = (Segment(0),)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        wanted, got = "a bare model to copy or to pickle", "one with a pool attached"
-        raise RouterError(wanted, got, "Call detach() first, or load it anew.")
+        expected, got = "a bare model to copy or to pickle", "one with a pool attached"
+        raise RouterError(expected, got, "Call detach() first, or load it anew.")
 
     @property
     def batch(self) -> Batch | None:

@@ -59,10 +59,10 @@ class HotBank(nn.Module):
             return
         named = experts[(decision.weights != 0).cpu()].unique()  # one without weight adds nothing
         named = named[(self._place_of[named] < 0).long().argsort(stable=True)]  # those in memory first
-        for own in named.split(len(self._expert_at)):
-            self._hold(own)
+        for group in named.split(len(self._expert_at)):
+            self._hold(group)
             places = self._place_of[experts]
-            mine = torch.isin(experts, own)
+            mine = torch.isin(experts, group)
             yield Decision(
                 torch.where(mine, places, 0).to(weights.device), torch.where(mine.to(weights.device), weights, 0.0)
             )

@@ -69,13 +69,13 @@ class RoutedLinear(nn.Module):
         record = None
         if batch is not None and batch.recorder is not None:
             record = SiteRecord(self.name, x.numel() // self.in_features, x.shape[0] if x.ndim > 2 else None)
-        own = False
+        writable = False
         for segment in segments:
             site = self._served.get(segment.generation)
             if site is None:
                 continue  # this generation has no expert here
-            if not own:
-                y, own = _own(y, base), True
+            if not writable:
+                y, writable = _own(y, base), True
             watch = None if record is None else record.watch(segment.index)
             if site.by_sequence and segment.settled is None:
                 segment = self._with_sequences(segment, x)
@@ -88,8 +88,8 @@ class RoutedLinear(nn.Module):
         """A segment that knows which of its tokens stand together."""
         sequences = self.context.sequences
         if sequences is None:
-            wanted = f"a pass of the whole model (a router that decides prompts as a whole, at {self.name})"
-            raise QueryError(wanted, "a call of a part of it", "Call the model itself.")
+            expected = f"a pass of the whole model (a router that decides prompts as a whole, at {self.name})"
+            raise QueryError(expected, "a call of a part of it", "Call the model itself.")
         numbers = sequences.of_tokens(x.numel() // self.in_features, x.device)
         return replace(segment, sequence_of=numbers if segment.index is None else numbers[segment.index])
 

@@ -127,9 +127,9 @@ class RoutedSite(nn.Module):
         if self.kernel in ("native", "triton"):
             if self.kernel == "triton" and not learns and not mixes and gpu.refusal(x, self.bank.stack) is None:
                 return "triton"  # for an output of another dtype
-            wanted = f"a call that the {self.kernel} kernel can run at {self.site.name}"
+            expected = f"a call that the {self.kernel} kernel can run at {self.site.name}"
             got = "a router that mixes tokens" if mixes else self._refusal(x, learns)
-            raise KernelError(wanted, got, "Choose kernel torch.")
+            raise KernelError(expected, got, "Choose kernel torch.")
         if self.kernel == "reference" or x.device.type == "meta":
             return "reference"
         return "torch"

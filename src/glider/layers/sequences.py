@@ -72,8 +72,8 @@ def watch_passes(model: Any, passes: Passes, closing: ExitStack) -> None:
 
 def _entering(passes: Passes, together: bool) -> Callable[..., None]:
     def enter(_: Any, arguments: tuple, inputs: dict[str, Any]) -> None:
-        given = (inputs.get("input_ids"), inputs.get("inputs_embeds"), *arguments[:1])
-        ids = next((one for one in given if one is not None), None)
+        candidates = (inputs.get("input_ids"), inputs.get("inputs_embeds"), *arguments[:1])
+        ids = next((one for one in candidates if one is not None), None)
         if ids is None or not together:  # a decoder beside an encoder: all its tokens stand alone
             passes.enter_pass(Sequences(torch.zeros(0, 0, dtype=torch.long)))
             return

@@ -40,8 +40,8 @@ class SiteRecord:
         """The decision for every token, on the CPU; one that uses no expert has only weights of 0."""
         if len(self._parts) == 1 and self._parts[0][0] is None:
             return self._parts[0][1]
-        kept = max((decision.experts.shape[1] for _, decision, _ in self._parts), default=1)
-        experts, weights = torch.zeros(self.tokens, kept, dtype=torch.long), torch.zeros(self.tokens, kept)
+        per_token = max((decision.experts.shape[1] for _, decision, _ in self._parts), default=1)
+        experts, weights = torch.zeros(self.tokens, per_token, dtype=torch.long), torch.zeros(self.tokens, per_token)
         count = max((d.scores.shape[1] for _, d, _ in self._parts if d.scores is not None), default=0)
         scores = torch.full((self.tokens, count), -torch.inf) if count else None
         for index, decision, _ in self._parts:
@@ -65,8 +65,8 @@ class Watcher:
             dense = decision.token_weights(int(decision.experts.max()) + 1)
             decision = Decision(torch.arange(dense.shape[1]).expand(len(dense), -1), dense, decision.scores)
         scores = None if decision.scores is None else decision.scores.detach().float().cpu()
-        kept = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), scores)
-        self.parts.append((None if self.index is None else self.index.cpu(), kept, kernel))
+        noted = Decision(decision.experts.detach().cpu(), decision.weights.detach().float().cpu(), scores)
+        self.parts.append((None if self.index is None else self.index.cpu(), noted, kernel))
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ class Trace:
             if scores is None:
                 continue
             at = last if call.sees_prompt else torch.full((rows,), -1)
-            own = scores.view(rows, -1, len(self.experts))[torch.arange(rows), at]  # (B, E)
-            sums += torch.where(own.isfinite(), own, 0.0)
-            counts += own.isfinite()
+            latest = scores.view(rows, -1, len(self.experts))[torch.arange(rows), at]  # (B, E)
+            sums += torch.where(latest.isfinite(), latest, 0.0)
+            counts += latest.isfinite()
         return sums / counts.clamp(min=1)
 
     def usage(self, row: int | None = None) -> dict[str, float]:

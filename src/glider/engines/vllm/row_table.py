@@ -14,16 +14,16 @@ NOBODY = 0  # the row of padding, and of requests that the base answers
 class RowTable:
     """Rows of requests by their place in a pass, and the row of each token.
 
-    It has room for `requests` at once, of `tokens` together, with `slots` settled experts each.
+    It has room for `requests` at once, of `tokens` together, with `per_token` settled experts each.
     """
 
-    def __init__(self, experts: int, slots: int, requests: int, tokens: int, device: torch.device):
+    def __init__(self, experts: int, per_token: int, requests: int, tokens: int, device: torch.device):
         rows = requests + 1
         self.queries = QueryTable(
             torch.zeros(rows, experts, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),
-            torch.zeros(rows, slots, dtype=torch.long, device=device),
-            torch.zeros(rows, slots, device=device),
+            torch.zeros(rows, per_token, dtype=torch.long, device=device),
+            torch.zeros(rows, per_token, device=device),
         )
         self.row_of: Int[Tensor, " T"] = torch.zeros(tokens, dtype=torch.long, device=device)
         self._filled = 0

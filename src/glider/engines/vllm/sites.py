@@ -141,7 +141,7 @@ def _grouped(parts: Sequence[tuple[int, int, RoutedSite]], table: RowTable) -> G
 
 def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.device) -> RowTable:
     scheduler, count = vllm_config.scheduler_config, len(prepared.experts)
-    slots = min(count, most_settled(prepared))
+    per_token = min(count, most_settled(prepared))
     for site in prepared.sites.values():
         linear = router.linear(site) if isinstance(router, LinearRouter) else None
         if linear is None:
@@ -149,12 +149,12 @@ def _table(vllm_config: Any, router: Router, prepared: Prepared, device: torch.d
             raise EngineError(
                 "a router that decides on the GPU", got, "Serve it by --mode select, or by `glider serve`."
             )
-        slots = max(slots, min(linear.k, count))
+        per_token = max(per_token, min(linear.k, count))
     captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
-    return RowTable(count, slots, scheduler.max_num_seqs, max(scheduler.max_num_batched_tokens, captured), device)
+    return RowTable(count, per_token, scheduler.max_num_seqs, max(scheduler.max_num_batched_tokens, captured), device)
 
 
-def _groups(parts: Sequence[tuple[int, int, RoutedSite]], slots: int) -> list[TritonGroup]:
+def _groups(parts: Sequence[tuple[int, int, RoutedSite]], per_token: int) -> list[TritonGroup]:
     """The sites of a layer as few groups as can be: all in one, or one by one."""
     group_parts = []
     for start, stop, routed in parts:
@@ -163,7 +163,7 @@ def _groups(parts: Sequence[tuple[int, int, RoutedSite]], slots: int) -> list[Tr
         assert linear is not None
         group_parts.append(GroupPart(start, stop, routed.bank, routed.site, linear))
     together = [group_parts] if TritonGroup.joins(group_parts) else [[one] for one in group_parts]
-    return [TritonGroup(group, slots) for group in together]
+    return [TritonGroup(group, per_token) for group in together]
 
 
 def check(layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared) -> None:

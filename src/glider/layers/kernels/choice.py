@@ -18,18 +18,18 @@ def wanted_kernel(kernel: str | None) -> str | None:
     Raises `KernelError` for an unknown name, and for a kernel that can run nowhere here: the native one where it was
     not built, Triton's without Triton or a GPU.
     """
-    wanted = kernel or os.environ.get(VARIABLE) or None
-    if wanted not in (None, *KERNELS):
+    requested = kernel or os.environ.get(VARIABLE) or None
+    if requested not in (None, *KERNELS):
         place = "kernel" if kernel else f"the variable {VARIABLE}"
-        raise KernelError(f"a kernel of {', '.join(KERNELS)}", f"{place} {wanted!r}", "Check the spelling.")
+        raise KernelError(f"a kernel of {', '.join(KERNELS)}", f"{place} {requested!r}", "Check the spelling.")
     absent = native.why_absent()
-    if absent and wanted == "native":
+    if absent and requested == "native":
         raise KernelError("the native kernel", absent, "Install again with a C++ compiler, or choose torch.")
-    if wanted == "triton" and (reason := gpu.why_absent()):
+    if requested == "triton" and (reason := gpu.why_absent()):
         raise KernelError("the triton kernel", reason, "Choose kernel torch.")
-    if absent and wanted is None:
+    if absent and requested is None:
         _say_once(absent)
-    return wanted
+    return requested
 
 
 def require_native(bank: Bank, site: str) -> None:

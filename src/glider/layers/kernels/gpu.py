@@ -78,8 +78,8 @@ def refusal(x: Float[Tensor, "*N D"], bank: Bank | Factors) -> str | None:
     for what, dtype in (("tokens", x.dtype), ("experts", bank.A.dtype), ("experts", bank.B.dtype)):
         if dtype not in DTYPES:
             return f"{what} in {str(dtype).removeprefix('torch.')}"
-    if x.is_cuda and (found := _capability(x.device)) < _CAPABILITY:
-        return f"a GPU of compute capability {found[0]}.{found[1]}, older than {_CAPABILITY[0]}.{_CAPABILITY[1]}"
+    if x.is_cuda and (version := _capability(x.device)) < _CAPABILITY:
+        return f"a GPU of compute capability {version[0]}.{version[1]}, older than {_CAPABILITY[0]}.{_CAPABILITY[1]}"
     return None
 
 
@@ -92,7 +92,7 @@ def add_experts(
     products with all experts, which must be finite then. For calls that `refusal` lets pass, without gradients. A
     decision must name experts that exist: to look would need the host.
     """
-    tokens, kept = decision.experts.shape
+    tokens, per_token = decision.experts.shape
     if not tokens:
         return
     experts, weights = decision.experts.contiguous(), decision.weights.contiguous()
@@ -104,7 +104,7 @@ def add_experts(
         if dense and alike and bank.A.shape[0] * bank.A.shape[1] <= DENSE:
             _by_all(y, x, experts, weights, bank)
             return
-        step = max(FEW, _ROOM // (kept * y.shape[1]))
+        step = max(FEW, _ROOM // (per_token * y.shape[1]))
         for start in range(0, tokens, step):
             part = slice(start, start + step)
             _by_block(y[part], x[part], experts[part], weights[part], bank)
@@ -148,14 +148,14 @@ def _by_block(
     weights: Float[Tensor, "T K"],
     bank: Bank | Factors,
 ) -> None:
-    code, kept, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
+    code, per_token, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
     table = (blocks.order, blocks.starts, blocks.firsts, blocks.owners)
     z = x.new_empty(experts.numel(), rank)
     outputs = torch.empty(experts.numel(), out, dtype=torch.float32, device=x.device)
     code.project_block[(len(blocks.owners), _parts(rank, ranks))](
         *(z, x, bank.A, weights, bank.scaling, *table),
-        *(count, kept, rank, width, *x.stride(), *bank.A.stride()),
+        *(count, per_token, rank, width, *x.stride(), *bank.A.stride()),
         PAIRS=_PAIRS,
         RANKS=ranks,
         WIDTHS=_WIDTHS,
@@ -170,7 +170,7 @@ def _by_block(
         WIDEN=interpreted(),
     )
     code.add_pairs[(y.shape[0], _parts(out, OUTS))](
-        *(y, outputs, experts, weights, bank.scaling), *(kept, out, *y.stride()), OUTS=OUTS
+        *(y, outputs, experts, weights, bank.scaling), *(per_token, out, *y.stride()), OUTS=OUTS
     )
 
 

@@ -32,14 +32,14 @@ class GroupPart:
 class TritonGroup:
     """Experts and gates of sites that see the same tokens, stacked once; `parts` in the order of their outputs.
 
-    `kept` are the experts that a token has room for at a site, at least those that the router chooses. Sites whose
+    `per_token` are the experts that a token has room for at a site, at least those that the router chooses. Sites whose
     outputs lie at multiples of a tile, with routers that differ in their gates alone, go together: `joins` says so.
     Raises `KernelError` for a site with more experts than one program holds.
     """
 
     name = "triton"
 
-    def __init__(self, parts: Sequence[GroupPart], kept: int):
+    def __init__(self, parts: Sequence[GroupPart], per_token: int):
         first = parts[0]
         self.linear, self.sites = first.linear, len(parts)
         self.count, self.width = first.bank.A.shape[0], first.bank.A.shape[2]
@@ -48,16 +48,16 @@ class TritonGroup:
             raise KernelError(f"at most {MOST_EXPERTS} experts, for the triton kernel", got, "Take a smaller pool.")
         self.start, self.stop = first.start, parts[-1].stop
         self.chosen = min(first.linear.k, self.count)
-        self.kept = max(self.chosen, kept)
+        self.kept = max(self.chosen, per_token)
         rank = max(part.bank.A.shape[1] for part in parts)
         device, dtype = first.bank.A.device, first.bank.A.dtype
         self._a = torch.zeros(self.sites * self.count, rank, self.width, dtype=dtype, device=device)
         self._b = torch.zeros(self.count, rank, self.stop - self.start, dtype=dtype, device=device)
         self._bounds = [(part.start - self.start, part.stop - self.start) for part in parts]
         for number, (part, (start, stop)) in enumerate(zip(parts, self._bounds, strict=True)):
-            own = part.bank.A.shape[1]
-            self._a[number * self.count : (number + 1) * self.count, :own] = part.bank.A
-            self._b[:, :own, start:stop] = part.bank.B.mT
+            part_rank = part.bank.A.shape[1]
+            self._a[number * self.count : (number + 1) * self.count, :part_rank] = part.bank.A
+            self._b[:, :part_rank, start:stop] = part.bank.B.mT
         self._scaling = torch.cat([part.bank.scaling for part in parts])
         self._factors = gpu.Factors(self._a, self._b.mT, self._scaling)
         self._dense = bool(self._a.isfinite().all() & self._b.isfinite().all())
@@ -110,17 +110,17 @@ class TritonGroup:
                 z = gpu.weighed(x, decision.experts, decision.weights, self._factors)
                 each = ranks // self.sites
                 for number, (start, stop) in enumerate(self._bounds):
-                    own = self._b.reshape(each, -1)[:, start:stop]
-                    y[:, start:stop].addmm_(z[:, number * each : (number + 1) * each], own)
+                    outputs = self._b.reshape(each, -1)[:, start:stop]
+                    y[:, start:stop].addmm_(z[:, number * each : (number + 1) * each], outputs)
             else:
                 self._by_site(y, x, decision)
 
     def _by_site(self, y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision) -> None:
         for number, (start, stop) in enumerate(self._bounds):
-            own = slice(number * self.count, (number + 1) * self.count)
-            kept = slice(number * self.kept, (number + 1) * self.kept)
-            bank = gpu.Factors(self._a[own], self._b[:, :, start:stop].mT, self._scaling[own])
-            part = Decision(decision.experts[:, kept] - number * self.count, decision.weights[:, kept])
+            rows = slice(number * self.count, (number + 1) * self.count)
+            columns = slice(number * self.kept, (number + 1) * self.kept)
+            bank = gpu.Factors(self._a[rows], self._b[:, :, start:stop].mT, self._scaling[rows])
+            part = Decision(decision.experts[:, columns] - number * self.count, decision.weights[:, columns])
             gpu.add_experts(y[:, start:stop], x, part, bank)
 
     def _split(self, dtype: torch.dtype) -> Float[Tensor, "P D"] | None:

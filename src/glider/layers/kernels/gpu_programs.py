@@ -18,7 +18,7 @@ import triton.language as tl
 @no_type_check
 def project_pair(
     z_at, x_at, a_at, experts_at, weights_at, scaling_at,
-    kept, rank, width, x_row, x_column, a_expert, a_row, a_column,
+    per_token, rank, width, x_row, x_column, a_expert, a_row, a_column,
     RANKS: tl.constexpr, WIDTHS: tl.constexpr,
 ):  # fmt: skip
     """z[p] = w s A_e x for one pair and `RANKS` ranks."""
@@ -30,7 +30,7 @@ def project_pair(
         total = tl.zeros((RANKS, WIDTHS), dtype=tl.float32)
         for start in range(0, width, WIDTHS):
             columns = start + tl.arange(0, WIDTHS)
-            x = tl.load(x_at + pair // kept * x_row + columns * x_column, mask=columns < width, other=0.0)
+            x = tl.load(x_at + pair // per_token * x_row + columns * x_column, mask=columns < width, other=0.0)
             inside = (ranks < rank)[:, None] & (columns < width)[None, :]
             a_tile = a_at + expert * a_expert + ranks[:, None] * a_row + columns[None, :] * a_column
             a = tl.load(a_tile, mask=inside, other=0.0)
@@ -42,7 +42,7 @@ def project_pair(
 @no_type_check
 def add_token(
     y_at, z_at, b_at, experts_at, weights_at, scaling_at, sites_at,
-    kept, rank, out, y_row, y_column, b_expert, b_row, b_column, count,
+    per_token, rank, out, y_row, y_column, b_expert, b_row, b_column, count,
     OUTS: tl.constexpr, RANKS: tl.constexpr, SITES: tl.constexpr,
 ):  # fmt: skip
     """y[t] += sum over k of B_e z[t, k] for one token and `OUTS` outputs, k in its order.
@@ -56,8 +56,8 @@ def add_token(
     site = 0
     if SITES > 1:
         site = tl.load(sites_at + tl.program_id(1))
-    for k in range(0, kept):
-        pair = (token * SITES + site) * kept + k
+    for k in range(0, per_token):
+        pair = (token * SITES + site) * per_token + k
         expert = tl.load(experts_at + pair)
         weight = tl.load(weights_at + pair).to(tl.float32) * tl.load(scaling_at + expert).to(tl.float32)
         if weight != 0:
@@ -87,7 +87,7 @@ def pairs_of_block(order_at, starts_at, firsts_at, block, expert, PAIRS: tl.cons
 @no_type_check
 def project_block(
     z_at, x_at, a_at, weights_at, scaling_at, order_at, starts_at, firsts_at, owners_at,
-    count, kept, rank, width, x_row, x_column, a_expert, a_row, a_column,
+    count, per_token, rank, width, x_row, x_column, a_expert, a_row, a_column,
     PAIRS: tl.constexpr, RANKS: tl.constexpr, WIDTHS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """z[p] = w s A_e x for the pairs of a block, which have one expert e, and `RANKS` ranks."""
@@ -99,7 +99,7 @@ def project_block(
         total = tl.zeros((PAIRS, RANKS), dtype=tl.float32)
         for start in range(0, width, WIDTHS):
             columns = start + tl.arange(0, WIDTHS)
-            x_tile = x_at + (pairs // kept)[:, None] * x_row + columns[None, :] * x_column
+            x_tile = x_at + (pairs // per_token)[:, None] * x_row + columns[None, :] * x_column
             x = tl.load(x_tile, mask=ours[:, None] & (columns < width)[None, :], other=0.0)
             inside = (columns < width)[:, None] & (ranks < rank)[None, :]
             a_tile = a_at + expert * a_expert + columns[:, None] * a_column + ranks[None, :] * a_row
@@ -146,15 +146,15 @@ def expand_block(
 @no_type_check
 def add_pairs(
     y_at, outputs_at, experts_at, weights_at, scaling_at,
-    kept, out, y_row, y_column,
+    per_token, out, y_row, y_column,
     OUTS: tl.constexpr,
 ):  # fmt: skip
     """y[t] += sum over k of outputs[t, k] for one token and `OUTS` outputs, k in its order."""
     token = tl.program_id(0).to(tl.int64)
     outs = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
     total = tl.zeros((OUTS,), dtype=tl.float32)
-    for k in range(0, kept):
-        pair = token * kept + k
+    for k in range(0, per_token):
+        pair = token * per_token + k
         expert = tl.load(experts_at + pair)
         weight = tl.load(weights_at + pair).to(tl.float32) * tl.load(scaling_at + expert).to(tl.float32)
         if weight != 0:
@@ -168,16 +168,17 @@ def add_pairs(
 @no_type_check
 def weigh(
     z_at, experts_at, weights_at, scaling_at,
-    kept, rank, ranks_of_all,
+    per_token, rank, ranks_of_all,
     RANKS: tl.constexpr,
 ):  # fmt: skip
     """z[t, e R + r] *= w s where token t names expert e, else 0: z is x times the factors A of all experts."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     owners, total = columns // rank, tl.zeros((RANKS,), dtype=tl.float32)
-    for k in range(0, kept):
-        expert = tl.load(experts_at + token * kept + k)
-        weight = tl.load(weights_at + token * kept + k).to(tl.float32) * tl.load(scaling_at + expert).to(tl.float32)
+    for k in range(0, per_token):
+        expert = tl.load(experts_at + token * per_token + k)
+        weight = tl.load(weights_at + token * per_token + k).to(tl.float32)
+        weight *= tl.load(scaling_at + expert).to(tl.float32)
         total += tl.where(owners == expert, weight, 0.0)
     place, inside = z_at + token * ranks_of_all + columns, columns < ranks_of_all
     z = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -198,9 +199,9 @@ def moments(x_at, width, WIDTHS: tl.constexpr):
         inside = columns < width
         x = tl.load(x_at + columns, mask=inside, other=0.0).to(tl.float32)
         size = tl.minimum(width - start, WIDTHS).to(tl.float32)
-        own = tl.sum(x) / size
-        away = tl.where(inside, x - own, 0.0)
-        step = own - mean
+        part_mean = tl.sum(x) / size
+        away = tl.where(inside, x - part_mean, 0.0)
+        step = part_mean - mean
         spread += tl.sum(away * away) + step * step * start * size / (start + size)
         mean += step * size / (start + size)
     return mean, spread
@@ -211,13 +212,13 @@ def moments(x_at, width, WIDTHS: tl.constexpr):
 def choose(
     experts_at, weights_at, products_at, x_at, sums_at, absent_at, term_at, queries_at,
     routed_at, settled_at, shares_at,
-    count, width, kept, chosen, queries, tokens_each, divisor,
-    PARTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTHS: tl.constexpr, KEPT: tl.constexpr,
+    count, width, per_token, top, queries, tokens_each, divisor,
+    PARTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTHS: tl.constexpr, PLACES: tl.constexpr,
     STANDARDISE: tl.constexpr, ABSOLUTE: tl.constexpr, RENORMALISE: tl.constexpr,
     TERM: tl.constexpr, MAPPED: tl.constexpr, SETTLED: tl.constexpr, SITES: tl.constexpr,
 ):  # fmt: skip
     """The experts and weights of one token at one site, from its products with the gates (their parts are added up
-    here). The `chosen` best are followed by places of weight 0, up to `kept`. Of several sites experts are numbered
+    here). The `top` best are followed by places of weight 0, up to `per_token`. Of several sites experts are numbered
     through. With `SETTLED`, a mapped query that is not routed brings its own experts and shares.
 
     std(x) . v = (x . v - mean(x) sum(v)) / sqrt(var(x) + 1e-5).
@@ -246,10 +247,10 @@ def choose(
         scores += tl.load(term_at + query * count + experts, mask=there & known, other=0.0)
     chances = tl.exp(scores - tl.max(scores))
     chances = tl.where(there, chances / tl.sum(chances), -1.0)
-    places = tl.arange(0, KEPT)
-    selected = tl.zeros((KEPT,), dtype=tl.int64)
-    weights = tl.zeros((KEPT,), dtype=tl.float32)
-    for k in range(0, chosen):
+    places = tl.arange(0, PLACES)
+    selected = tl.zeros((PLACES,), dtype=tl.int64)
+    weights = tl.zeros((PLACES,), dtype=tl.float32)
+    for k in range(0, top):
         best = tl.minimum(tl.argmax(chances, axis=0), count - 1)
         chance = tl.sum(tl.where(experts == best, chances, 0.0))
         selected = tl.where(places == k, best.to(tl.int64), selected)
@@ -258,12 +259,12 @@ def choose(
     if RENORMALISE:
         weights = weights / (tl.sum(weights) + 1e-6)
     if SETTLED:
-        inside = (places < kept) & known
+        inside = (places < per_token) & known
         fixed = tl.load(routed_at + query, mask=known, other=1) == 0
-        selected = tl.where(fixed, tl.load(settled_at + query * kept + places, mask=inside, other=0), selected)
-        weights = tl.where(fixed, tl.load(shares_at + query * kept + places, mask=inside, other=0.0), weights)
+        selected = tl.where(fixed, tl.load(settled_at + query * per_token + places, mask=inside, other=0), selected)
+        weights = tl.where(fixed, tl.load(shares_at + query * per_token + places, mask=inside, other=0.0), weights)
     if TERM:
         weights = tl.where(known, weights, float("nan"))  # a map that leads elsewhere shows in every logit
-    at = (token * SITES + site) * kept + places
-    tl.store(experts_at + at, selected + site * count, mask=places < kept)
-    tl.store(weights_at + at, weights, mask=places < kept)
+    at = (token * SITES + site) * per_token + places
+    tl.store(experts_at + at, selected + site * count, mask=places < per_token)
+    tl.store(weights_at + at, weights, mask=places < per_token)

@@ -68,14 +68,14 @@ class TritonSite:
     def decide(
         self,
         x: Float[Tensor, "T D"],
-        kept: int,
+        per_token: int,
         term: Float[Tensor, "B E"] | None = None,
         query_of: Int[Tensor, " T"] | None = None,
     ) -> Decision:
-        """The decision by itself, of `kept` experts."""
+        """The decision by itself, of `per_token` experts."""
         assert self._linear is not None
         rows = None if self._rows is None else self._split(x.dtype)
-        return choose(x, self._linear, rows, self._sums, self._absent, (kept, kept), term, query_of)
+        return choose(x, self._linear, rows, self._sums, self._absent, (per_token, per_token), term, query_of)
 
     def _split(self, dtype: torch.dtype) -> Float[Tensor, "P D"]:
         assert self._rows is not None
@@ -116,9 +116,9 @@ def choose(
     table, `query_of` are rows of it.
     """
     sites = absent.shape[0] if absent.dim() > 1 else 1
-    tokens, count, scores, (chosen, kept) = len(x), absent.shape[-1], linear.scores, places
-    experts = torch.empty(tokens, sites * kept, dtype=torch.long, device=x.device)
-    weights = torch.empty(tokens, sites * kept, dtype=torch.float32, device=x.device)
+    tokens, count, scores, (top, per_token) = len(x), absent.shape[-1], linear.scores, places
+    experts = torch.empty(tokens, sites * per_token, dtype=torch.long, device=x.device)
+    weights = torch.empty(tokens, sites * per_token, dtype=torch.float32, device=x.device)
     if not tokens:
         return Decision(experts, weights)
     term = term if table is None else table.term
@@ -130,12 +130,12 @@ def choose(
             *(experts, weights, products, x, weights if sums is None else sums, absent),
             *(weights if term is None else term, experts if query_of is None else query_of),
             *fixed,
-            *(count, x.shape[1], kept, chosen, 0 if term is None else len(term)),
+            *(count, x.shape[1], per_token, top, 0 if term is None else len(term)),
             *(1 if term is None or query_of is not None else max(1, tokens // len(term)), scores.divisor),
             PARTS=parts,
             EXPERTS=gpu.power(count),
             WIDTHS=min(_WIDTHS, gpu.power(x.shape[1])),
-            KEPT=gpu.power(kept),
+            PLACES=gpu.power(per_token),
             STANDARDISE=scores.standardise and parts > 0,
             ABSOLUTE=scores.absolute,
             RENORMALISE=linear.renormalise,

@@ -56,8 +56,8 @@ def _by_pair(
     weights: Float[Tensor, "T K"],
     bank: Bank,
 ) -> None:
-    for row, token, own, scales in zip(y, x, experts.tolist(), weights.tolist(), strict=True):
-        for expert, scale in zip(own, scales, strict=True):
+    for row, token, selected, scales in zip(y, x, experts.tolist(), weights.tolist(), strict=True):
+        for expert, scale in zip(selected, scales, strict=True):
             if scale != 0:
                 z = torch.mv(bank.A[expert].to(x.dtype), token)
                 row.addmv_(bank.B[expert].to(x.dtype), z, alpha=scale)
@@ -78,14 +78,14 @@ def _by_expert(
     # on the CPU index_add_ takes longer than the products, but it alone knows an expert that a token names twice
     alone = x.device.type == "cpu" and not learns and not _named_twice(tokens, flat[order])
     parts = zip(tokens.split(counts), scales.split(counts), strict=True)
-    for expert, (own, scale) in enumerate(parts):
+    for expert, (members, scale) in enumerate(parts):
         if counts[expert]:  # one expert's tokens at a time: memory that is small enough to be used again is fast
-            z = _weighed(x.index_select(0, own) @ bank.A[expert].to(x.dtype).T, scale)
+            z = _weighed(x.index_select(0, members) @ bank.A[expert].to(x.dtype).T, scale)
             b = bank.B[expert].to(x.dtype).T
             if alone:
-                y.index_copy_(0, own, y.index_select(0, own).addmm_(z, b))
+                y.index_copy_(0, members, y.index_select(0, members).addmm_(z, b))
             else:
-                y.index_add_(0, own, z @ b)
+                y.index_add_(0, members, z @ b)
 
 
 def _named_twice(tokens: Int[Tensor, " P"], experts: Int[Tensor, " P"]) -> bool:

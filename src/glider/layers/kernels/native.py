@@ -26,9 +26,9 @@ def extension() -> ModuleType | None:
     except ImportError:
         return None
     any(_native.use_runtime(name) for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"))
-    wanted = os.environ.get("GLIDER_ISA")
-    if wanted in _native.isas():
-        _native.use_isa(wanted)
+    isa = os.environ.get("GLIDER_ISA")
+    if isa in _native.isas():
+        _native.use_isa(isa)
     return _native
 
 
@@ -68,9 +68,9 @@ class NativeSite:
     @classmethod
     def deciding(cls, width: int, site: Site, linear: LinearTopK, shortlist: bool | None = None) -> "NativeSite":
         """The router alone: `decide` is all it can."""
-        made = cls.__new__(cls)
-        made._open(len(site.absent), 1, width, 1, None, site, linear, shortlist)
-        return made
+        decider = cls.__new__(cls)
+        decider._open(len(site.absent), 1, width, 1, None, site, linear, shortlist)
+        return decider
 
     def _open(
         self,
@@ -150,13 +150,13 @@ class NativeSite:
     def decide(
         self,
         x: Float[Tensor, "T D"],
-        kept: int,
+        per_token: int,
         term: Float[Tensor, "B E"] | None = None,
         query_of: Int[Tensor, " T"] | None = None,
     ) -> Decision:
-        """The decision by itself, of `kept` experts (K, or all experts if they are fewer)."""
-        experts = torch.empty(x.shape[0], kept, dtype=torch.long)
-        weights = torch.empty(x.shape[0], kept)
+        """The decision by itself, of `per_token` experts (K, or all experts if they are fewer)."""
+        experts = torch.empty(x.shape[0], per_token, dtype=torch.long)
+        weights = torch.empty(x.shape[0], per_token)
         self._decide(
             *(self._site, x.data_ptr(), x.shape[0]),
             *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
