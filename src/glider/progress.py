@@ -8,6 +8,10 @@ from glider.printable import printable
 from glider.terminal import console
 
 Step = TypeVar("Step")
+Tick = Callable[[int], None]
+"""Is told how many are done."""
+NamedTick = Callable[[str, int], None]
+"""Is told a name, and how many are done under it."""
 RESUMES = "Stopped at any moment, the same command goes on where it stopped."
 _PATIENCE = 2.0  # seconds: what looks like taking less draws nothing
 

@@ -8,8 +8,9 @@ import pytest
 
 from glider.errors import DescriberError
 from glider.instructions.cache import Cache, key_of
-from glider.instructions.describers import Task, Tick, Written, describe
+from glider.instructions.describers import Task, Written, describe
 from glider.instructions.prompts import PROMPTS, prompt_for, prompt_named
+from glider.progress import Tick
 
 # a text that changes gets a new version: the old name must not stand for two prompts
 FINGERPRINTS = {

@@ -1,7 +1,7 @@
 """Several routers on the same rows: one table, paired against the first."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from glider.inference.model import RoutedModel
 from glider.inference.spec import BaseSpec, ModelSpec, base_of, open_pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
+from glider.progress import NamedTick
 from glider.routing.base import Router
 from glider.routing.completed import Fitted, fitted, needs_results
 from glider.routing.preparation import prepare
 from glider.routing.products import require_experts
 from glider.routing.specification import parsed, router_from
-
-Tick = Callable[[str, int], None]  # router, rows done
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def compare(
     max_new_tokens: int = 48,
     describer: Describer | None = None,
     require_key: str | Path | None = None,
-    tick: Tick = lambda router, done: None,
+    tick: NamedTick = lambda router, done: None,
 ) -> Iterator[Entry]:
     """Score each router on the rows; yields an entry as each is done.
 
@@ -175,7 +174,7 @@ class _Bench:
     selected: EvaluatedRows
     max_new_tokens: int
     describer: Describer | None
-    tick: Tick
+    tick: NamedTick
 
     def measured(self, contender: _Contender, fewshot: Sequence[Row]) -> _Measured:
         if contender.fitted is not None:

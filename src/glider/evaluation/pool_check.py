@@ -1,6 +1,6 @@
 """Experts that earn their place: what each gains on its own task, and what it does to the rows of others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glider.data.rows import Row
@@ -12,8 +12,7 @@ from glider.experts.gains import Gain
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import ModelSpec
-
-Tick = Callable[[str, int], None]  # router, rows done
+from glider.progress import NamedTick
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def check_pool(
     base: BaseModel,
     rows: Mapping[str, Sequence[Row]],
     max_new_tokens: int = 32,
-    tick: Tick = lambda router, done: None,
+    tick: NamedTick = lambda router, done: None,
 ) -> list[ExpertCheck]:
     """Score each expert's rows by the base, by the expert alone and by the pool (`glider`).
 
@@ -81,7 +80,7 @@ def _scored(
     base: BaseModel,
     selected: Mapping[str, EvaluatedRows],
     max_new_tokens: int,
-    tick: Tick,
+    tick: NamedTick,
 ) -> dict[str, list[RowResult]]:
     results: dict[str, list[RowResult]] = {}
     done = 0

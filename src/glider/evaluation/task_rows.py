@@ -1,7 +1,7 @@
 """One model on the rows of one task: every row's prediction, score and what guided it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,9 +11,9 @@ from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
+from glider.progress import Tick
 from glider.routing.condition import Condition
 
-Tick = Callable[[int], None]  # rows done
 _TOKENS = 768  # of the prompts in a batch, padding counted
 _CHOICE_TOKENS = 512  # of the choices in a batch, padding counted
 _ROWS = 8  # that are answered together

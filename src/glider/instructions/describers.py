@@ -4,7 +4,7 @@ A describer only writes; what it wrote is cleaned, bounded and cached here. The 
 followed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,10 +15,10 @@ from glider.errors import ConfigError, DescriberError
 from glider.instructions.cache import Cache, key_of
 from glider.instructions.cleaning import LONGEST, Nonsense, clean, printable
 from glider.instructions.prompts import Pair, Prompt, prompt_for
+from glider.progress import Tick
 from glider.registry import Registry
 from glider.routing.condition import Described
 
-Tick = Callable[[int], None]  # tasks that are done
 _KIND = "description"
 
 

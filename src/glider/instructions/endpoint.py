@@ -5,7 +5,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -19,9 +19,9 @@ from glider.errors import EndpointError, MissingDependency
 from glider.files.json_text import parse_json
 from glider.instructions.bounded_client import BoundedClient, TooLate, TooMuch
 from glider.printable import printable, struck, visible
+from glider.progress import Tick
 
 Service = Literal["chat", "embeddings"]
-Tick = Callable[[int], None]  # requests that are done
 _PASSING = frozenset({408, 409, 429})
 _BATCH_WIDE = frozenset({401, 403, 404, 429})
 _MOST_TOLD = 1 << 16  # characters of a reply that are looked at for a message

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import BaseModelError, MissingDependency
-from glider.instructions.describers import Tick, Written, describer
+from glider.instructions.describers import Written, describer
+from glider.progress import Tick
 
 if TYPE_CHECKING:
     from glider.inference.base_model import BaseModel

@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from glider.errors import EndpointError
-from glider.instructions.describers import Tick, Written, describer
+from glider.instructions.describers import Written, describer
 from glider.instructions.endpoint import Endpoint
+from glider.progress import Tick
 
 _LONGEST = 1_000_000  # bytes of a reply
 _MILLION = 1_000_000
