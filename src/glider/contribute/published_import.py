@@ -63,7 +63,7 @@ def import_checkpoint(
     pool = Path(pool)
     if pool.exists():
         raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another path.")
-    names = _chosen(checkpoint, without)
+    names = _names_without(checkpoint, without)
     instructions = None if embeddings is None else _instructions(names, embeddings)
     with new_directory(pool) as partial:
         Pool.create(partial, base.identity)
@@ -93,7 +93,7 @@ def import_checkpoint(
     return Pool.open(pool)
 
 
-def _chosen(checkpoint: OfficialCheckpoint, without: Collection[str]) -> list[str]:
+def _names_without(checkpoint: OfficialCheckpoint, without: Collection[str]) -> list[str]:
     if strangers := [name for name in without if name not in checkpoint.names]:
         raise ExpertError(
             f"experts of the checkpoint to leave out ({', '.join(checkpoint.names)})",

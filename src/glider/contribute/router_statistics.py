@@ -21,7 +21,7 @@ from glider.routing.methods.single import Single
 from glider.routing.scores import standardise
 from glider.shapes import Float, Tensor
 
-_KEPT = 512  # tokens of a site that the first codes are found on
+_SITE_TOKENS = 512  # tokens of a site that the first codes are found on
 _DECAY = 0.99  # of the moving averages
 _SMOOTHING = 1.0  # tokens of each expert added to every code
 _LLOYD = 8
@@ -33,7 +33,7 @@ def fit_vq(
     """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
     draw = torch.Generator().manual_seed(settings.seed)
     first: dict[str, list[Tensor]] = {name: [] for name in pool.sites}
-    share = max(1, _KEPT // max(1, sum(len(task.train) for task in tasks.values())))
+    share = max(1, _SITE_TOKENS // max(1, sum(len(task.train) for task in tasks.values())))
 
     def keep(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         first[site].append(x[torch.randperm(len(x), generator=draw)[:share]])

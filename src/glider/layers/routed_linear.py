@@ -75,7 +75,7 @@ class RoutedLinear(nn.Module):
             if site is None:
                 continue  # this generation has no expert here
             if not writable:
-                y, writable = _own(y, base), True
+                y, writable = _writable(y, base), True
             watch = None if record is None else record.watch(segment.index)
             if site.by_sequence and segment.settled is None:
                 segment = self._with_sequences(segment, x)
@@ -121,7 +121,7 @@ def _added(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segment: Segment,
     return y
 
 
-def _own(y: torch.Tensor, base: nn.Module) -> torch.Tensor:
+def _writable(y: torch.Tensor, base: nn.Module) -> torch.Tensor:
     """An output that may be written to: a layer of another kind may give what belongs to somebody else."""
     fresh = type(base) is nn.Linear and not base._forward_hooks and y.is_contiguous()
     return y if fresh else y.clone(memory_format=torch.contiguous_format)

@@ -76,10 +76,10 @@ def guided(
     left_out = _left_out(generation.names, steering)
     if left_out:
         condition = _without(condition, generation, left_out)
-    return _told(condition, verdict, generation)
+    return _guided_by(condition, verdict, generation)
 
 
-def _told(condition: Condition, verdict: str | None, generation: "Generation") -> Guided:
+def _guided_by(condition: Condition, verdict: str | None, generation: "Generation") -> Guided:
     described = condition.described[0] if condition.described else None
     values = [] if condition.global_scores is None else condition.global_scores[0].tolist()
     scores = {name: value for name, value in zip(generation.names, values, strict=False) if value != -torch.inf}

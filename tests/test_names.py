@@ -1,0 +1,55 @@
+"""A name says what its value is; a participle alone (`found`, `kept`) says nothing."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import glider
+
+SAYS_NOTHING = frozenset(("found", "own", "told", "kept", "wanted", "chosen", "asked", "made", "given"))
+_NAMED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar
+PUBLIC = {  # known to callers and to files, by these names
+    ("errors.py", "wanted"),
+    ("report/global_scores.py", "own"),
+    ("report/routing_map.py", "own"),
+    *((f"layers/kernels/{file}.py", "kept") for file in ("gpu_group", "gpu_site", "native")),
+    ("layers/kernels/gpu_group.py", "chosen"),
+    ("serve/exchange.py", "told"),
+    ("serve/token_trace.py", "told"),
+    ("serve/keys.py", "asked"),
+    ("serve/pools.py", "asked"),
+}
+
+
+def names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The names that a module gives, with their lines: of variables, parameters, functions, classes and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield (node.id if isinstance(node, ast.Name) else node.attr), node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, _NAMED) and node.name:
+            yield node.name, node.lineno
+
+
+def says_nothing(name: str) -> bool:
+    return name.strip("_").lower() in SAYS_NOTHING
+
+
+def test_what_is_counted():
+    tree = ast.parse(
+        "def told(own, *_kept): self.found = [given for given in x]\nclass Chosen: made = 1\nasked_text = x.wanted"
+    )
+    counted = {name for name, _ in names(tree) if says_nothing(name)}
+    assert counted == {"told", "own", "_kept", "found", "given", "Chosen", "made"}
+
+
+def test_no_value_is_named_by_a_participle_alone():
+    home = Path(glider.__file__).parent
+    nameless = [
+        f"{path.relative_to(home)}:{line} {name}"
+        for path in sorted(home.rglob("*.py"))
+        for name, line in names(ast.parse(path.read_text("utf8")))
+        if says_nothing(name) and (path.relative_to(home).as_posix(), name) not in PUBLIC
+    ]
+    assert not nameless, f"{len(nameless)}: " + ", ".join(nameless[:20])
