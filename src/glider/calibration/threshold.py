@@ -25,7 +25,7 @@ def calibrate(
     expert as held-out; p is the threshold with the best balanced accuracy.
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
-    is embedded or asked again when the pool grows. Experts with fewer than 16 have no part in it, which `source` tells.
+    is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records.
     gamma and beta stay as stored, or the paper's. Raises `PoolError` with fewer than two experts, or where all of them
     have fewer.
     """
@@ -67,7 +67,7 @@ def _but(few: Mapping[str, int]) -> str:
 
 
 def recalibrated(pool: Pool) -> Pool:
-    """The pool with its calibrations made anew, where its experts changed since.
+    """The pool, calibrated again where its experts changed since.
 
     One that can't be redone from the profiles stays as it is, with a warning that says why.
     """

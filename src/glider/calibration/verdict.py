@@ -27,8 +27,8 @@ def choose_thresholds(
 
     `stranger` is the margin that all but 2 % of everyday requests stay below, each judged by a background without its
     kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
-    conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called nobody's. Experts without a
-    profile have no part in it. Raises `PoolError` where no expert has a profile with held-back queries.
+    conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
+    profile are left out. Raises `PoolError` where no expert has a profile with held-back queries.
     """
     profiles = [expert.profile for expert in pool]
     contest = Contest.of(profiles, shipped() if background is None else background)
@@ -58,9 +58,9 @@ def choose_thresholds(
 
 
 def renewed_thresholds(pool: Pool) -> Pool:
-    """The pool with its thresholds made anew, where it has some and its experts changed since.
+    """The pool with its thresholds chosen again, where it has some and its experts changed since.
 
-    Those that cannot be made anew stay, with a warning that says why.
+    Thresholds that cannot be chosen again stay, with a warning that says why.
     """
     stored = pool.index.verdicts
     if stored is None or stored.names == tuple(pool.names):
@@ -79,7 +79,7 @@ def _held_back(pool: Pool) -> list[Tensor]:
 
 
 def _conformal(values: Float[Tensor, " N"], share: float) -> float:
-    """The largest threshold below which another value of the kind falls with at most that probability."""
+    """The largest threshold below which a new value falls with at most this probability."""
     place = floor(share * (len(values) + 1))
     return values.sort().values[place - 1].item() if place else values.min().item()
 

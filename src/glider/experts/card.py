@@ -1,4 +1,4 @@
-"""The card: what an expert says of itself."""
+"""The card: the description of an expert."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,11 @@ PROBE_TOLERANCE = 0.01
 
 
 class EmbedderIdentity(Config):
-    """Which embedder made an instruction embedding; another one's vectors mean nothing beside it.
+    """The embedder that made an instruction embedding; vectors of another embedder cannot be compared with it.
 
     `probe` holds the first coordinates of the embedding of a fixed sentence. They are compared with a tolerance, since
-    a hash of them would differ between machines whose arithmetic differs in the last bit. An empty probe is an unknown
-    one (vectors that came without their embedder): such an identity matches by name, prefix and dimension alone.
+    a hash of them would differ between machines whose arithmetic differs in the last bit. An empty probe is unknown
+    (vectors that came without their embedder): such an identity matches by name, prefix and dimension alone.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -68,7 +68,7 @@ class ExpertCard(Config):
     """`card.json`, format 1: what an expert is for, and where it comes from.
 
     Arguments:
-        name: The expert's, as its directory's.
+        name: The expert's name, which is its directory's.
         task: Name of the task.
         description: One sentence naming the task; None where nobody wrote one.
         described_by: Who wrote it; None for a person.
@@ -77,7 +77,7 @@ class ExpertCard(Config):
         base: Identity of the base model.
         prompt: The form in which prompts were put to it.
         embedder: What embedded the description.
-        training: How it was made: settings, hashes, versions.
+        training: How it was trained: settings, hashes, versions.
         metrics: Scores by name.
 
     Raises: `ExpertCard.read` raises `ExpertError` naming the file and the field.
@@ -105,7 +105,7 @@ class ExpertCard(Config):
 
     @classmethod
     def parsed(cls, content: bytes, path: Path) -> "ExpertCard":
-        """The card that lies in `path` with this content; raises as `read`."""
+        """The card of this content, read from `path`; raises as `read`."""
         try:
             value = parse_json(content, MOST_MEMBERS)
             require_format(value, FORMAT, "a card", path, ExpertError)
@@ -119,7 +119,7 @@ class ExpertCard(Config):
 
 
 def read_card(directory: Path) -> bytes:
-    """The bytes of a directory's card; raises `ExpertError` where there is none that can be read."""
+    """The bytes of a directory's card; raises `ExpertError` if there is no readable one."""
     path = directory / CARD_FILE
     try:
         return read_bytes(path, LARGEST_CARD)

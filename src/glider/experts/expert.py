@@ -55,16 +55,16 @@ class Expert:
     Made by `Expert.open`.
 
     Arguments:
-        name: What it is called in its pool.
-        directory: Where its files lie.
-        card: What `card.json` says.
+        name: Its name in its pool.
+        directory: The directory of its files.
+        card: The content of `card.json`.
         layout: Ranks, alphas and scalings of the adapter's settings.
-        sites: What it holds at each site, by the site's name.
+        sites: Its shapes at each site, by the site's name.
         files: Its opened tensor files, by name.
-        records: What the pool knows of its files, by name.
+        records: The pool's records of its files, by name.
         read: SHA-256 of the JSON files that were read, by name.
 
-    Raises: methods raise `ExpertError` naming the file that is not what it was, or not finite.
+    Raises: methods raise `ExpertError` naming the file that changed or is not finite.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Expert:
     ) -> Expert:
         """Open and check structure: files, card, adapter settings, tensor names and shapes.
 
-        `name` is what the expert is called here, by default as its card says; `records` are what a pool knows of its
-        files. With `signed` records nothing is believed that they do not vouch for. Raises `ExpertError` naming the
+        `name` is the expert's name here, by default its card's; `records` are a pool's records of its files. With
+        `signed` records only what they vouch for is accepted. Raises `ExpertError` naming the
         file. Values are checked by `verify`.
         """
         directory = Path(directory)
@@ -145,7 +145,7 @@ class Expert:
         return a, b
 
     def scaling(self, site: str) -> float:
-        """What the product `B A` is multiplied by."""
+        """The factor of the product `B A`."""
         return self.layout.scaling(site)
 
     def gate(self, site: str) -> Float[Tensor, " D"] | None:
@@ -159,14 +159,14 @@ class Expert:
 
     @cached_property
     def profile(self) -> Profile | None:
-        """What the expert keeps of its training inputs, or None where it has no profile."""
+        """The profile of the expert's training inputs, or None without one."""
         file = self._file(GLIDER_WEIGHTS_FILE)
         names = [name for name in file.header.shapes if name.startswith(PREFIX)]
         return Profile.of_tensors(dict(zip(names, file.read(names), strict=True))) if names else None
 
     @property
     def profile_widths(self) -> dict[str, int]:
-        """How wide the embeddings and hidden states of the profile are, from the header alone."""
+        """The widths of the profile's embeddings and hidden states, from the header alone."""
         shapes = self._file(GLIDER_WEIGHTS_FILE).header.shapes
         return {part: shapes[PREFIX + part][-1] for part in WIDTHS if PREFIX + part in shapes}
 
@@ -180,7 +180,7 @@ class Expert:
         """Check every file against its hash (where given) and every value for being finite.
 
         Without `adapter` the LoRA pairs, which are most of the bytes, are checked as they are read, or now where one
-        was read before or their hash is not given. From then on no tensor is handed out that is not what was checked.
+        was read before or their hash is not given. Afterwards only checked tensors are returned.
         """
         self._hashes.update({file: expected for file, expected in (hashes or {}).items() if file in TENSOR_FILES})
         for file, expected in (hashes or {}).items():
@@ -197,7 +197,7 @@ class Expert:
         self._finite_due = later
 
     def record(self) -> dict[str, FileRecord]:
-        """What the files are now, for a pool that takes the expert up."""
+        """Records of the files as they are now, for a pool that the expert joins."""
         digests = {file: self._file(file).digests() for file in TENSOR_FILES}
         places = {file: self.directory / file for file in EXPERT_FILES}
         return {
@@ -307,7 +307,8 @@ def _sites_of(directory: Path, adapter: Header, extra: Header) -> Mapping[str, E
 def _check_agreement(
     directory: Path, card: ExpertCard, layout: LoraLayout, sites: Mapping[str, ExpertSite], extra: Header
 ) -> None:
-    """The files say the same: ranks as the adapter's settings, the instruction as wide as the embedder's vectors."""
+    """Check that the files agree: ranks with the adapter's settings, the instruction's width with the embedder's
+    vectors."""
     for name, site in sites.items():
         try:
             rank, _ = layout.rank_at(name), layout.alpha_at(name)  # all are looked up now, where it may be refused

@@ -1,7 +1,7 @@
-"""`gains.json` of a pool: what each expert was measured to gain on its own task, beside the base alone.
+"""`gains.json` of a pool: the measured gain of each expert over the base alone, on the expert's own task.
 
-It lies beside the index and is no part of it: whoever measures need not sign anew, and nothing decides by it. Gains are
-kept by the content of an adapter, so that they follow one that is renamed and never one that was replaced.
+It lies beside the index and is not part of it: measuring needs no new signature, and nothing depends on it. Gains are
+stored by the content of an adapter, so that they follow a renamed adapter and never apply to a replaced one.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Gain(Config):
 
     @property
     def difference(self) -> float:
-        """What the expert adds."""
+        """The expert's gain."""
         return self.alone - self.base
 
 
@@ -43,13 +43,13 @@ class _Gains(Config):
 
 
 def read_gains(path: Path, index: PoolIndex) -> dict[str, Gain]:
-    """The gains of a pool's experts as they are now; raises `PoolError` for a file that is none."""
+    """The gains of a pool's experts as they are now; raises `PoolError` for a malformed file."""
     gains = _read(path / GAINS_FILE).adapters
     return {name: gains[adapter] for name, adapter in _adapters(index).items() if adapter in gains}
 
 
 def store_gains(pool: Pool, gains: Mapping[str, Gain]) -> None:
-    """Keep the gains of these experts beside those of the pool's others."""
+    """Store the gains of these experts, and keep those of the pool's others."""
     adapters = _adapters(pool.index)
     present = {adapters[name]: gain for name, gain in (read_gains(pool.path, pool.index) | dict(gains)).items()}
     write_json(pool.path / GAINS_FILE, _Gains(adapters=present).model_dump(mode="json", exclude_none=True))

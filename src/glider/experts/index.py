@@ -1,4 +1,4 @@
-"""`pool.json`: which experts a pool has, what their files were when they joined, and what is calibrated."""
+"""`pool.json`: a pool's experts, records of their files when they joined, and the calibrations."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ _LARGEST_ROUTER = 1 << 33  # bytes
 
 
 class FileRecord(Config):
-    """What a file of an expert was when the expert joined."""
+    """Record of an expert's file when the expert joined."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
@@ -31,7 +31,7 @@ class FileRecord(Config):
 
 
 class ExpertRecord(Config):
-    """One expert of a pool. Its directory is its name, unless it was renamed: then the files stay where they are."""
+    """One expert of a pool. Its directory has its name, unless it was renamed: then the files stay in place."""
 
     name: str = Field(pattern=NAME)
     directory: str | None = Field(None, pattern=NAME)
@@ -59,7 +59,7 @@ class Calibration(Config):
 
 
 class RouterRecord(Config):
-    """What a router was trained to: its file, the adapters that it is for, and how it was trained."""
+    """A trained router: its file, the adapters that it is for, and how it was trained."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0, le=_LARGEST_ROUTER)
@@ -68,7 +68,7 @@ class RouterRecord(Config):
 
 
 class PoolIndex(Config):
-    """`pool.json`, format 2; an index of format 1 is read as one whose files have no digests of their tensors."""
+    """`pool.json`, format 2; an index of format 1 is read as one without digests of tensors."""
 
     format: Literal[1, 2] = FORMAT
     base: BaseIdentity
@@ -81,7 +81,7 @@ class PoolIndex(Config):
 
 
 def read_pool_file(path: Path) -> bytes:
-    """The bytes of a pool's index; raises `PoolError` where there is none that can be read."""
+    """The bytes of a pool's index; raises `PoolError` if there is no readable one."""
     file = path / POOL_FILE
     try:
         return read_bytes(file, LARGEST_JSON)
@@ -94,7 +94,7 @@ def read_pool_file(path: Path) -> bytes:
 
 
 def parsed_index(content: bytes, file: Path) -> PoolIndex:
-    """The index that lies in `file` with this content; raises `PoolError` naming every fault."""
+    """The index of this content, read from `file`; raises `PoolError` naming every fault."""
     try:
         value = parse_json(content, MOST_MEMBERS)
         require_format(value, FORMAT, "a pool", file, PoolError)
@@ -113,7 +113,7 @@ def parsed_index(content: bytes, file: Path) -> PoolIndex:
 
 
 def write_index(path: Path, index: PoolIndex) -> PoolIndex:
-    """Put an index into a pool's directory, in the newest format; returns it as it is there."""
+    """Write an index into a pool's directory, in the newest format; returns it as written."""
     index = index.model_copy(update={"format": FORMAT})
     write_json(path / POOL_FILE, dump(index))
     return index

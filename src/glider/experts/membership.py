@@ -1,4 +1,4 @@
-"""Which experts a pool has: what may join, joining and leaving, whatever has become of the others."""
+"""How experts join and leave a pool, even one with broken experts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ LOCK_FILE = ".pool.lock"
 
 
 def add_expert(path: Path, directory: Path | str, name: str | None = None, require_key: Trust = UNSIGNED) -> str:
-    """Take up an expert, in place of what the index told of its directory before; returns what it is called here.
+    """Add an expert, in place of the index's earlier record of its directory; returns its name in the pool.
 
-    As `Pool.add`, but of a pool that need not open: experts that are broken are passed over. With `require_key` the
-    pool must be as its owner signed it; it is not any more afterwards.
+    As `Pool.add`, but for a pool that need not open: broken experts are skipped. With `require_key` the pool must be as
+    its owner signed it; the addition invalidates that signature.
     """
     with locked(path):
         before = read_index(path, require_key)
@@ -42,7 +42,7 @@ def add_expert(path: Path, directory: Path | str, name: str | None = None, requi
 def remove_expert(path: Path, name: str, require_key: Trust = UNSIGNED) -> list[str]:
     """Take an expert out of the index, even one whose files are broken; returns the names that are left.
 
-    As `Pool.remove`, but of a pool that need not open. `require_key` as in `add_expert`.
+    As `Pool.remove`, but for a pool that need not open. `require_key` as in `add_expert`.
     """
     with locked(path):
         index = read_index(path, require_key)
@@ -67,7 +67,7 @@ def is_unchanged(path: Path, name: str) -> bool:
 def joined(
     path: Path, index: PoolIndex, directory: Path | str, name: str | None, fresh: bool = False
 ) -> tuple[PoolIndex, Expert]:
-    """The index of the pool at `path` with an expert more, and the expert, verified; the index is not written.
+    """The index of the pool at `path` with one more expert, and that expert, verified; the index is not written.
 
     `directory` is a directory's name inside the pool, or an expert's directory elsewhere, which is copied in under
     `name` (default: its card's). Raises `PoolError` where a name is taken: by a `fresh` expert also its directory's.
@@ -130,7 +130,7 @@ def _copy(source: Path, place: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a pool's lock; what dead processes left is swept."""
+    """Hold a pool's lock; what dead processes left behind is removed."""
     lock = path / LOCK_FILE
     if not is_place_of_lock(lock):
         raise PoolError(f"the lock {lock} of the pool, a file", "a link or no regular file", "Remove it.")
@@ -148,7 +148,7 @@ def _openable(path: Path, index: PoolIndex, but: str) -> Iterator[Expert]:
 
 
 def read_index(path: Path, require_key: Trust) -> PoolIndex:
-    """The index, read once: what is parsed is what was signed, where a signature is asked for."""
+    """The index, read once: where a signature is required, the parsed bytes are the signed ones."""
     content = read_pool_file(path)
     if (keys := trusted_keys(require_key)) is not None:
         require_signature(content, path, keys)

@@ -46,9 +46,9 @@ class Pool:
 
     Arguments:
         path: The pool's directory.
-        index: What `pool.json` says.
+        index: The content of `pool.json`.
         experts: The experts of the index, opened, in its order.
-        require_key: File of public keys, the owner of one of which must have signed the pool.
+        require_key: File of public keys; the owner of one of them must have signed the pool.
 
     Raises: methods that change the pool raise `PoolError` and leave `pool.json` as it was.
     """
@@ -62,8 +62,8 @@ class Pool:
 
         Tensors are not read. `verify` checks hashes and values, and `glider.load` calls it. `require_key` is a file of
         public keys (default: `$GLIDER_TRUSTED_KEYS`, where it is set): the owner of one must have signed the pool, and
-        nothing is taken from it that the signature does not vouch for. With `only` these experts are opened, whatever
-        has become of the others: a pool to read, whose methods that change it work on the whole one.
+        only what the signature vouches for is used. With `only` just these experts are opened, even if others are
+        broken: a pool to read, whose methods that change it work on the whole pool.
         """
         path = Path(path)
         index = read_index(path, require_key)
@@ -103,7 +103,7 @@ class Pool:
         return Pool(self.path, index.model_copy(update={"experts": records}), (*self.experts, expert), self.require_key)
 
     def refuse_unsigned(self, name: str) -> None:
-        """Raise `PoolError` for an expert that no signature vouches for, where the pool must have one."""
+        """Raise `PoolError` for an expert without a signature, where the pool requires one."""
         if trusted_keys(self.require_key) is not None:
             raise PoolError(
                 f"experts of the pool that the owner of {trusted_keys(self.require_key)} signed",
@@ -127,10 +127,10 @@ class Pool:
         return cls.open(path, UNSIGNED)
 
     def add(self, directory: Path | str, name: str | None = None) -> Pool:
-        """Take up an expert under a new name; returns the pool as it is now.
+        """Add an expert under a new name; returns the pool as it is now.
 
         `directory` is the name of a directory inside the pool, or an expert's directory anywhere, which is copied into
-        the pool; `name` is what the expert is called here, by default as its directory, or as its card says of one from
+        the pool; `name` is the expert's name here, by default its directory's, or the card's for an expert from
         elsewhere. Reads that expert and the sizes of the others' files, and writes `pool.json` last. Raises `PoolError`
         for a name that is in the pool, and for an expert of another base model.
         """
@@ -150,7 +150,7 @@ class Pool:
             return now._write(now.index.model_copy(update={"experts": records}), experts)
 
     def rename(self, name: str, new: str) -> Pool:
-        """Give an expert another name in this pool; its files, its card and its place stay as they are."""
+        """Rename an expert in this pool; its files, its card and its directory stay as they are."""
         with self._changing() as now:
             position = now.names.index(now[name].name)
             if new in now.names:
@@ -163,14 +163,14 @@ class Pool:
             return now._write(now.index.model_copy(update={"experts": tuple(records)}), tuple(experts))
 
     def calibrate(self, signal: str, calibration: Calibration, default: bool = True) -> Pool:
-        """Store what a global signal was calibrated to; by `default` it is the one to use from now on."""
+        """Store the calibration of a global signal; with `default` the pool uses this signal from now on."""
         with self._changing() as now:
             stored = {**now.index.calibrations, signal: calibration}
             changed = {"calibrations": stored, "signal": signal if default else now.index.signal}
             return now._write(now.index.model_copy(update=changed), now.experts)
 
     def set_verdicts(self, thresholds: Thresholds, background: Background | None = None) -> Pool:
-        """Store the thresholds of verdicts, and the background that they are for where it is not the package's."""
+        """Store the thresholds of verdicts, and their background where it is not the package's."""
         with self._changing() as now:
             if background is not None:
                 background.save(self.path / BACKGROUND_FILE)

@@ -1,4 +1,4 @@
-"""What a router was trained to, beside the experts of a pool: a safetensors file and a record of it in `pool.json`.
+"""The tensors of trained routers, beside a pool's experts: a safetensors file each, with a record in `pool.json`.
 
 The record has the file's sha256 and those of the adapters that it was trained for, so that a signature on `pool.json`
 vouches for it too, and a router is never used with other experts than its own.
@@ -22,12 +22,12 @@ Shape = tuple[int | None, ...]  # None: any length
 
 
 def router_path(pool: Path, kind: str) -> Path:
-    """Where what a router was trained to lies."""
+    """The file of a trained router."""
     return pool / FOLDER / f"{kind}.safetensors"
 
 
 def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, str | float]) -> Pool:
-    """Store what a router was trained to and record it in the index; a signed pool is to be signed anew."""
+    """Store the tensors of a trained router and record them in the index; a signed pool must be signed again."""
     path = router_path(pool.path, kind)
     own_directory(path.parent)  # a link would lead what is written elsewhere
     plain = {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
@@ -41,7 +41,7 @@ def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: M
 
 
 def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, Tensor], RouterRecord]:
-    """What a router was trained to: exactly the tensors of these names and shapes, finite, in float32.
+    """The tensors of a trained router, exactly those of these names and shapes, finite, in float32.
 
     Raises `RouterError` where it was not trained for this pool, and `PoolError` for a file that is not the recorded one
     or holds anything else.

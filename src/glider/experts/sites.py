@@ -1,4 +1,4 @@
-"""The sites of an expert, told from the names and shapes of its tensors."""
+"""The sites of an expert, parsed from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSTRUCTION = "instruction"
 
 @dataclass(frozen=True)
 class ExpertSite:
-    """What an expert holds at one site, known from file headers alone."""
+    """The shapes of an expert at one site, known from file headers alone."""
 
     rank: int
     in_features: int
@@ -37,7 +37,7 @@ class ExpertSite:
 
 
 class MisfitError(Exception):
-    """Tensors that are no expert's; says in which file, what was wanted and what was got."""
+    """Tensors that do not form an expert: the file, what was expected and what was got."""
 
     def __init__(self, file: str, expected: str, got: str):
         super().__init__(f"{file}: wanted {expected}, got {got}")

@@ -28,7 +28,7 @@ Trust = Path | str | None
 
 
 def trusted_keys(trust: Trust) -> Path | None:
-    """The file of the keys that are asked for, or None where nobody's signature is."""
+    """The file of the required keys, or None where no signature is required."""
     if trust is None:
         named = os.environ.get(TRUSTED_KEYS_VARIABLE)
         return Path(named).expanduser() if named else None

@@ -19,7 +19,7 @@ _SHARE = 4  # of the descriptors that the process may have, one in so many
 
 
 class Descriptor:
-    """A descriptor of a regular file that is closed when nobody holds it any more."""
+    """A descriptor of a regular file that is closed when nothing holds it any more."""
 
     def __init__(self, path: Path):
         self.number = open_descriptor(path)
@@ -41,7 +41,7 @@ _used: "OrderedDict[int, weakref.ref[Holder]]" = OrderedDict()  # by id, those u
 
 
 def hold(file: Holder, descriptor: Descriptor) -> None:
-    """Let a file keep its descriptor, at the cost of the one whose file was not used for longest."""
+    """Let a file keep its descriptor; the least recently used file gives up its own."""
     with _lock:
         file.held = descriptor
         _used[id(file)] = weakref.ref(file)
@@ -56,7 +56,7 @@ def hold(file: Holder, descriptor: Descriptor) -> None:
 
 
 def descriptor_of(file: Holder, check: Callable[[int], object]) -> Descriptor:
-    """The descriptor of a file. One that is opened anew may be another file's, and `check` raises then."""
+    """The descriptor of a file. After reopening it may be another file's; then `check` raises."""
     with _lock:
         if (known := file.held) is not None:
             _used.move_to_end(id(file))

@@ -71,7 +71,7 @@ def header_of(descriptor: int, path: Path) -> Header:
 
 
 def header_in(content: bytes, most: int = MOST_TENSORS) -> Header:
-    """The header of a whole file's content, of at most so many tensors; `ValueError` says what is wrong with it."""
+    """The header of a whole file's content, with at most this many tensors; `ValueError` says what is wrong with it."""
     length = int.from_bytes(content[:8], "little")
     if not 2 <= length <= min(LARGEST_HEADER, len(content) - 8):
         raise UnfitFile(f"a header of {length} bytes in a file of {len(content)}")

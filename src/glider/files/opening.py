@@ -66,9 +66,9 @@ def read_text(path: Path | str, longest: int, *, follow: bool = True) -> str:
 
 
 def read_exactly(descriptor: int, begin: int, length: int) -> bytearray:
-    """So many bytes of a file into memory of our own; raises `UnfitFile` where it ends before.
+    """Read this many bytes of a file into glider's memory; raises `UnfitFile` if the file ends before.
 
-    A map of the file would end the process instead, once somebody cuts the file short.
+    With a memory map, a file that is cut short would kill the process.
     """
     content = bytearray(length)
     view, done = memoryview(content), 0

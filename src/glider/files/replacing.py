@@ -1,8 +1,8 @@
-"""Work that takes the place of what is there, whole or not at all, whenever the process is killed.
+"""Replaces files and directories whole or not at all, even if the process is killed.
 
 What is being written lies in a work directory beside its place, `.NAME.xxxxxxxx.partial`, locked while its process
 lives. A new directory changes places with the old one in one step where the system can do that; elsewhere in two, and
-the next opening finishes what was cut between them. What dead processes left is swept away by the next that writes.
+the next opening finishes what was cut between them. The next process that writes removes what dead processes left.
 """
 
 import ctypes

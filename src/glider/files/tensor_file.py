@@ -53,7 +53,7 @@ class TensorFile:
         self._digests = None if record is None else self._of_record(record)
 
     def expect(self, sha256: str) -> None:
-        """Check the whole file against this digest when it is read next, unless it came with digests of its own."""
+        """Check the whole file against this digest at the next read, unless the file came with its own digests."""
         if not self._recorded and self._sha256 != sha256:
             self._sha256, self._digests = sha256, None
 
@@ -64,7 +64,7 @@ class TensorFile:
         return base64.b64encode(whole).decode("ascii")
 
     def read(self, names: Iterable[str]) -> list[Tensor]:
-        """Tensors by name. Raises `ExpertError` for one that is not what it was."""
+        """Tensors by name. Raises `ExpertError` for a tensor that changed."""
         with self._lock:  # of several threads one passes over the file
             if self._digests is None:
                 self._pass(finite=False)

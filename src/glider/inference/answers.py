@@ -16,10 +16,10 @@ class Answer:
         token_ids: Its tokens, the end token included where it was written.
         finish_reason: "stop" or "length".
         global_scores: Score of each expert for the whole query; empty where the router has no global term.
-        alpha: What they were multiplied by.
-        usage: Mean weight of each expert over sites and tokens, where a trace was asked for.
-        description: The description that the query was asked by.
-        fault: Why the global term, a description or examples could not be used, or that nothing reads them.
+        alpha: The factor of the global scores.
+        usage: Mean weight of each expert over sites and tokens, if a trace was requested.
+        description: The description used for the query.
+        fault: Why the global term, a description or examples were not used.
         verdict: "fits", "unsure" or "stranger"; None without verdicts.
     """
 

@@ -40,7 +40,7 @@ def open_engine(model: "RoutedModel", batching: "ContinuousBatchingConfig | None
 class EngineSettings:
     """How the prompts of a run are answered: transformers' settings, as far as an engine can apply them.
 
-    `stop` ends an answer where its text has one of these; `seed` is the first prompt's, the next has the next number.
+    `stop` strings end an answer; `seed` is the first prompt's, and each further prompt has the next number.
     """
 
     config: "GenerationConfig"
@@ -54,7 +54,7 @@ class EngineSettings:
     def of(cls, model: "RoutedModel", max_new_tokens: int | None, settings: Mapping[str, Any]) -> "EngineSettings":
         """Settings completed as transformers' `generate` completes them.
 
-        Raises `QueryError` for ones that an engine cannot apply: beams, several answers, names that are none.
+        Raises `QueryError` for settings that an engine cannot apply: beams, several answers, unknown names.
         """
         rest = merged(settings)
         limit = new_tokens(rest.pop("max_new_tokens", None) if max_new_tokens is None else max_new_tokens)
@@ -131,7 +131,7 @@ class EngineRun:
                 yield int(name), answer
 
     def _steps(self) -> Iterator[tuple[str, str, str | None]]:
-        """Prompt, new text, and why it ended where it did."""
+        """The prompt, its new text, and why the text ended."""
         for event in events(self._engine, list(self._conditions)):
             decoder = self._decoders[event.request]
             if isinstance(event, Failed):

@@ -1,4 +1,4 @@
-"""Which text of a conversation is asked: what a verdict and a global term are made of, for whoever serves chats."""
+"""Selects the text of a conversation from which its verdict and its global term are computed."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,11 +13,10 @@ Turn = tuple[str, str]
 def asked_text(turns: Sequence[Turn], fits: Callable[[str], bool] | None = None) -> str:
     """The text that decides which experts a conversation's next answer uses, without a word of the chat template.
 
-    It is the last turn of the user: a new subject is a new question, whatever was talked about before. A follow-up of
-    at most four words ("Why?", "Shorter, please.") is asked together with the user's turn before it, so that it stays
-    with what it follows. What the assistant said is never asked. A system prompt counts where it names the task: if the
-    turn alone does not fit (`fits`, the pool's verdict on a text), but does after the system prompt, they are asked
-    together.
+    It is the user's last turn: a new subject is a new question, whatever came before. A follow-up of
+    at most four words ("Why?", "Shorter, please.") is joined to the user's turn before it, so that it keeps its
+    subject. The assistant's turns never count. A system prompt counts where it names the task: if the turn alone does
+    not fit (`fits`, the pool's verdict on a text) but does after the system prompt, both are used.
 
     Arguments:
         turns: The conversation, oldest first.

@@ -1,4 +1,4 @@
-"""What is said of a model that is about to be downloaded, by transformers and once."""
+"""Announces, once, a model that transformers is about to download."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from glider.terminal import console
 
 
 def tell_of_download(source: str) -> None:
-    """Say on stderr where a hub model will go, if it is not there yet; the hub's own bars tell how large it is."""
+    """Say on stderr where a hub model will be stored, if it is not there yet; the hub's own bars show its size."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.utils import enable_progress_bars
 

@@ -1,4 +1,4 @@
-"""What a plain forward pass of any transformers model takes, and what it gives."""
+"""Inputs and outputs of a plain forward pass of any transformers model."""
 
 import inspect
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from glider.shapes import Float, Int, Tensor
 
 
 def plain_model(model: Any) -> Any:
-    """The transformers model itself, of one that PEFT has wrapped."""
+    """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def accepts(model: Any, name: str) -> bool:
-    """Whether the model's forward pass names such an argument."""
+    """Whether the model's forward pass has an argument of this name."""
     return name in inspect.signature(plain_model(model).forward).parameters
 
 
 def positions(model: Any, mask: Int[Tensor, "B S"]) -> dict[str, Int[Tensor, "B S"]]:
     """`position_ids` of padded rows, for a model that takes them; others find them in the mask.
 
-    Where nothing is padded positions are the model's own business.
+    Without padding the model computes the positions itself.
     """
     if not bool((mask == 0).any()) or not accepts(model, "position_ids"):
         return {}
@@ -31,7 +31,7 @@ def positions(model: Any, mask: Int[Tensor, "B S"]) -> dict[str, Int[Tensor, "B 
 
 
 def last_logits(model: Any, count: int, **inputs: Any) -> tuple[Float[Tensor, "B C V"], Any]:
-    """Logits of the last `count` positions, and all that the pass gave."""
+    """Logits of the last `count` positions, and the pass's whole output."""
     limit = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
     output = model(**inputs, **limit)
     return output.logits[:, -count:], output
@@ -63,7 +63,7 @@ def decoder_inputs(model: Any, labels: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]
 
 
 def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Int[Tensor, "B S"]]:
-    """Rows of tokens as a batch that ends together; no mask where they are of one length."""
+    """Rows of tokens as a batch padded on the left; without a mask where all have one length."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

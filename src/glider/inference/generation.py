@@ -1,4 +1,4 @@
-"""Answers by transformers' own `generate`: its settings, checked, and its rows, each as it would be alone."""
+"""Answers by transformers' `generate`, with checked settings; each row's answer is the one it would get alone."""
 
 import inspect
 import math
@@ -33,7 +33,7 @@ _REFUSED = (
 def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those of a `generation_config` among them, which those beside it override.
 
-    Raises `QueryError` for a `generation_config` that is none, and for a number that is none.
+    Raises `QueryError` for a `generation_config` of another type, and for a value that is no number.
     """
     rest = dict(generation)
     config = rest.pop("generation_config", None)
@@ -48,7 +48,7 @@ def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_tokens(count: Any) -> int:
-    """The longest answer; raises `QueryError` for what is no number above 0."""
+    """The longest answer in tokens; raises `QueryError` unless it is a number above 0."""
     count = NEW_TOKENS if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise QueryError("max_new_tokens of at least 1", repr(count), "Give a whole number.")
@@ -57,7 +57,7 @@ def new_tokens(count: Any) -> int:
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Keyword arguments of transformers' `generate` for one answer a prompt."""
+    """Keyword arguments of transformers' `generate` for one answer per prompt."""
 
     arguments: dict[str, Any]
     max_new_tokens: int
@@ -68,7 +68,7 @@ class GenerateSettings:
     def of(cls, model: "RoutedModel", max_new_tokens: int | None, generation: Mapping[str, Any]) -> "GenerateSettings":
         """Settings as given; greedy unless `do_sample` says otherwise.
 
-        Raises `QueryError` for ones that leave no text or several for a prompt, and for names that are none.
+        Raises `QueryError` for settings that give no text or several texts for a prompt, and for unknown names.
         """
         rest = merged(generation)
         rest = {name: value for name, value in rest.items() if name != "tokenizer"}  # it is the model's own
@@ -121,9 +121,9 @@ def generate_rows(
     traced: bool,
     on_piece: OnPiece | None,
 ) -> tuple[list[Answer], Trace | None]:
-    """Answers to prompts in tokens, in batches that change nothing in any of them.
+    """Answers to prompts given as tokens, in batches that change none of the answers.
 
-    Where the model gives something else in a padded batch, prompts of one length run together; a trace is refused
+    Where padding would change the model's outputs, only prompts of one length run together; a trace is refused
     (`QueryError`) if that makes several batches.
     """
     answers: dict[int, Answer] = {}

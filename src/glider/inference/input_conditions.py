@@ -1,8 +1,8 @@
 """Calls of the transformers model itself: `pipeline(model=m.model)`, `m.model.generate(...)`, `m.model(...)`.
 
-They bring token ids and no query. The model that `load` gives reads its queries from the ids: decoded by its tokenizer,
-freed from the pool's own form of a prompt, they get the condition that `RoutedModel.generate` would give them. It holds
-for the whole of a `generate`, and from a forward pass on for those that continue on its cache.
+They pass token ids and no query. The model that `load` returns decodes its queries from the ids, strips the pool's own
+form of a prompt, and gives them the condition that `RoutedModel.generate` would. The condition holds for a whole
+`generate`, and after a forward pass for the passes that continue on its cache.
 """
 
 import functools
@@ -26,7 +26,7 @@ _CACHES = ("past_key_values", "cache_params")
 
 
 class InputConditions:
-    """Finds the condition of calls that come with token ids alone, until the pool is detached."""
+    """Computes the condition of calls that pass only token ids, until the pool is detached."""
 
     def __init__(self, routed: "RoutedModel"):
         self._routed, self._attached = routed, routed.attached
@@ -58,7 +58,7 @@ class InputConditions:
         closing.callback(model.__dict__.pop, "generate", None)
 
     def _unconditioned(self, ids: Any) -> bool:
-        """Whether a call with these ids has to find its condition: its router wants one and no block has set it."""
+        """Whether a call with these ids still needs a condition: its router uses one and no block has set it."""
         if self._attached.context.batch is not None or not self._attached.attached:
             return False
         generation = self._attached.generation
@@ -121,13 +121,13 @@ class InputConditions:
         return self._passes.stacks
 
     def _known(self, inputs: dict[str, Any]) -> tuple[Condition, Generation] | None:
-        """What the prompt of the cache that a pass continues on had."""
+        """The condition of the prompt whose cache a pass continues on."""
         caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
         return next((self._continued[cache] for cache in caches if cache in self._continued), None)
 
 
 def _continues(inputs: dict[str, Any]) -> bool:
-    """Whether a pass has tokens before it that are not among its ids."""
+    """Whether a pass continues on earlier tokens that are not among its ids."""
     if inputs.get("encoder_outputs") is not None and inputs.get("input_ids") is None:
         return True
     caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]

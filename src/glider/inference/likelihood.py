@@ -1,4 +1,5 @@
-"""How likely several continuations of several prompts are: every prompt is computed once, where the model allows it."""
+"""Log-likelihoods of several continuations of several prompts; every prompt is computed once where the model allows
+it."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -44,8 +45,9 @@ def likelihoods(
     `inputs` are padded prompts, on the left for a decoder-only `model`, on the right for an encoder-decoder one;
     `condition` has a row for each, made for `generation` (by default the current one). The values are those of a plain
     pass over each prompt and continuation alone. The continuations of all rows run as one batch on the prompts' cache
-    (or encoder states), each with its own row's condition, and a common beginning of the prompts runs once: as far as
-    `Sharing` found that this model gives the same so. Raises `QueryError` for likelihoods that are not finite.
+    (or encoder states), each with its own row's condition, and a common beginning of the prompts runs once, as far as
+    `Sharing` found that this does not change the model's
+    outputs. Raises `QueryError` for likelihoods that are not finite.
     """
     with attached.hold(generation) as held:
         return _likelihoods(model, _Routed(attached, held), inputs, continuations, condition)
@@ -171,7 +173,7 @@ def _whole(
     owner: torch.Tensor,
     condition: Condition,
 ) -> torch.Tensor:
-    """Each prompt with each continuation, as rows of their own; padded only where the model minds no padding."""
+    """Each prompt with each continuation as a row; padded only where padding changes nothing."""
     padded = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     prompts = [ids[mask.bool()].tolist() for ids, mask in padded]
     targets = [ids[ids != IGNORED].tolist() for ids in labels]
@@ -235,7 +237,7 @@ def _after_common(
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Logits after each prompt (B, 1, vocabulary), the prompts' cache, and the mask of what it holds.
 
-    The `count` tokens that all begin with run once.
+    The first `count` tokens, common to all prompts, run once.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     start = ids.shape[1] - mask.sum(dim=-1)  # (B,), where each row's tokens begin: they are padded on the left
@@ -256,7 +258,7 @@ def _after_common(
 
 
 def _common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
-    """How many tokens all prompts begin with; at least one of each is left over."""
+    """The length of the prompts' common beginning; at least one token of each prompt is left over."""
     lengths = mask.sum(dim=-1)
     most = int(lengths.min()) - 1
     places = (ids.shape[1] - lengths)[:, None] + torch.arange(most, device=ids.device)

@@ -48,7 +48,7 @@ class RoutedModel:
         strict: Whether a query that cannot be described is an error; otherwise it goes on by its local term.
         storage: How `reload` and `set_router` hold and compute experts; by default as they are now.
 
-    Raises: methods raise `QueryError` for prompts that are none and for logits that are not finite, and `RouterError`
+    Raises: methods raise `QueryError` for invalid prompts and for logits that are not finite, and `RouterError`
     after `detach()` and where the router cannot do what is asked.
     """
 
@@ -106,7 +106,7 @@ class RoutedModel:
 
     @property
     def router(self) -> Router:
-        """What chooses the experts."""
+        """The router that selects the experts."""
         return self.attached.router
 
     @property
@@ -115,7 +115,7 @@ class RoutedModel:
         return self.attached.generation.names
 
     def detach(self) -> Any:
-        """Take the pool off, when the queries in flight have ended, and return the bare transformers model."""
+        """Remove the pool once the queries in flight have ended, and return the bare transformers model."""
         self.attached.detach()
         return self.model
 
@@ -133,8 +133,8 @@ class RoutedModel:
     def reload(self) -> None:
         """Serve the pool as it is on disk now; queries in flight keep the experts that they began with.
 
-        Until the last of them has ended, the experts of both states lie in memory. Raises the `GliderError` of whatever
-        does not fit, and nothing has changed then.
+        Until the last of them has ended, the experts of both states lie in memory. Raises a `GliderError` for whatever
+        does not fit, and then changes nothing.
         """
         self._serve(self.pool.reload(), self.router)
 
@@ -162,7 +162,7 @@ class RoutedModel:
     def condition_of(
         self, queries: Sequence[Prompt], inputs: dict[str, torch.Tensor], generation: Generation | None = None
     ) -> Condition:
-        """`condition`, or for a router that observes the prompt what it makes of a first pass over it.
+        """As `condition`; a router that observes the prompt computes it from a first pass over the prompt.
 
         By default of the current generation.
         """
@@ -181,7 +181,7 @@ class RoutedModel:
                 yield
 
     def read(self, texts: Sequence[str]) -> torch.Tensor:
-        """Early hidden states (B, H) of the bare base model: what the signal `hidden` looks at."""
+        """Early hidden states (B, H) of the bare base model, which the signal `hidden` uses."""
         with self.attached.bare():
             return prompt_states(self.base, texts)
 

@@ -59,7 +59,7 @@ class PromptEncoder:
 
     @property
     def pad_id(self) -> int:
-        """A token to pad with. It is masked, so that any does that the model has an embedding for."""
+        """A token to pad with. It is masked, so any token that the model has an embedding for will do."""
         size = self.model.get_input_embeddings().weight.shape[0]
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((token for token in known if token is not None and token < size), 0)
@@ -72,7 +72,7 @@ class PromptEncoder:
         return frozenset((*ends, *more))
 
     def forward_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What a plain forward pass over prompts takes: positions of padded rows, and a decoder's start."""
+        """The inputs of a plain forward pass over prompts, with the positions of padded rows and a decoder's start."""
         if not self.model.config.is_encoder_decoder:
             return {**inputs, **positions(self.model, inputs["attention_mask"])}
         fed = torch.full((len(inputs["input_ids"]), 1), start_token(self.model), device=self.model.device)

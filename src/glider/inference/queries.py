@@ -1,4 +1,4 @@
-"""Queries -> descriptions -> vectors -> the global term, with whatever failed on the way told for each query.
+"""From queries to descriptions, vectors and the global term; each query records what failed on the way.
 
 A query whose description or embedding fails keeps the local term alone: its global scores are zero, its alpha is beta.
 """
@@ -37,14 +37,14 @@ class Query:
     """What the user asks, and what is known of its task.
 
     Arguments:
-        text: The prompt; of a chat what `conversation.asked_text` takes of its turns.
+        text: The prompt; for a chat the text that `conversation.asked_text` selects.
         description: One sentence naming the task, embedded in place of the text.
         examples: Input and output pairs of the same task: a describer reads them, and the signals that compare texts
             their inputs.
-        verdict: Instead of the pool's: "route" uses the experts by the router's own rule, "base" none.
-        messages: The turns of a chat, rendered by the base's chat template; `Query.chat` makes a query of them.
+        verdict: Overrides the pool's: "route" uses the experts by the router's rule, "base" uses none.
+        messages: The turns of a chat, rendered by the base's chat template; `Query.chat` makes such a query.
 
-    Raises: `QueryError` for what is no text, or no chat.
+    Raises: `QueryError` for anything but a text or a chat.
     """
 
     text: str
@@ -112,7 +112,7 @@ def turns_of(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
 
 
 def require_text(text: Any, what: str) -> str:
-    """The text; raises `QueryError` for what is none, or has half of a character in it."""
+    """The text; raises `QueryError` for another type, or for half of a character in it."""
     if not isinstance(text, str):
         raise QueryError(f"{what} as a string", f"{type(text).__name__} ({text!r})"[:80], "Give a string.")
     if not text.isascii() and (half := _HALF.search(text)):
@@ -128,7 +128,7 @@ def _is_text_part(part: Any) -> bool:
 
 @dataclass(frozen=True)
 class QueryReader:
-    """Reads what signals need of queries, and makes their condition.
+    """Computes the features of queries that signals need, and the queries' condition.
 
     `embedder` is the pool's; `describer` writes the descriptions of queries that come without; `read_states` gives
     early hidden states (B, H) of the bare base model for texts. Faults are in the result, with one warning for the
@@ -144,9 +144,9 @@ class QueryReader:
     def condition(self, queries: Sequence[Query], router: Router, prepared: Prepared) -> Condition:
         """The condition of a batch; signal, p and alpha belong to the row.
 
-        A query that brings a description, its own or a describer's, is asked by the router's term for descriptions
-        where there is one; a description that cannot be used is a fault of the row, and the query is asked as if it had
-        none. So is the fault of a description, or of examples, that nothing reads. Raises `EmbedderError` if the
+        A query with a description, its own or a describer's, uses the router's term for descriptions where there is
+        one. A description that cannot be used is recorded as a fault of the row, and the query is treated as if it had
+        none; so is a description, or examples, that nothing reads. Raises `EmbedderError` if the
         installed embedder is not the pool's.
         """
         queries = [self._with_request(query, router, prepared) for query in queries]
@@ -164,7 +164,7 @@ class QueryReader:
         return Condition.cat(parts).rows(order.argsort()) if len(parts) > 1 else parts[0]
 
     def _with_request(self, query: Query, router: Router, prepared: Prepared) -> Query:
-        """A chat whose system prompt may name its task, with the text that is asked."""
+        """A chat whose system prompt may name its task, with the text that decides."""
         turns = [(turn["role"], turn["content"]) for turn in query.messages]
         if prepared.judge is None or not any(role == "system" for role, _ in turns):
             return query
@@ -177,9 +177,9 @@ class QueryReader:
     def features(
         self, queries: Sequence[Query], needs: Collection[Need]
     ) -> tuple[QueryFeatures, tuple[Described, ...]]:
-        """The features that are needed, and what was embedded for each query where descriptions or texts were.
+        """The needed features, and the description or text that was embedded for each query, if any.
 
-        The vectors of a query with a fault are zero. Embeddings are by the pool's embedder.
+        The vectors of a query with a fault are zero. The pool's embedder embeds.
         """
         count = len(queries)
         grams = tuple(tuple(map(ngrams, _texts(query))) for query in queries) if "grams" in needs else None
@@ -211,7 +211,7 @@ class QueryReader:
         return bool(query.description) or (self.describer is not None and self.describer.name != "none")
 
     def _condition_of(self, queries: Sequence[Query], router: Router, prepared: Prepared) -> Condition:
-        """The condition of queries that are asked by one term."""
+        """The condition of queries that share one global term."""
         term, judge = prepared.global_term, prepared.judge
         needs = frozenset[Need]() if term is None else term.scores.needs
         features, described = self.features(queries, needs | _judging(judge))
@@ -224,7 +224,7 @@ class QueryReader:
         return self._judged(queries, condition, features, prepared)
 
     def judged(self, queries: Sequence[Query], condition: Condition, prepared: Prepared) -> Condition:
-        """A condition that the router made otherwise than of the queries' features, with their verdicts."""
+        """A condition that the router did not compute from the queries' features, with their verdicts."""
         judging = _judging(prepared.judge)
         features, _ = self.features(queries, judging)
         unused = [self._unused(query, None, frozenset(), judging) for query in queries]
@@ -234,7 +234,7 @@ class QueryReader:
     def _unused(
         self, query: Query, term: GlobalTerm | None, needs: Collection[Need], judging: Collection[Need]
     ) -> str | None:
-        """Why the query's description, or its examples, are left unread; None where all that it brings is read."""
+        """Why the query's description or its examples are not used; None where all are used."""
         lost = []
         if query.description and "instructions" not in needs:
             reason = f"the signal {term.signal} reads the query's text" if term else "the router has no global term"
@@ -263,14 +263,14 @@ class QueryReader:
 
 
 def _judging(judge: Judge | None) -> frozenset[Need]:
-    """What a judge reads of queries."""
+    """The features of queries that a judge uses."""
     if judge is None:
         return frozenset()
     return frozenset[Need]({"grams"}) | (frozenset() if judge.term is None else judge.term.scores.needs)
 
 
 def _with_faults(described: Sequence[Described], unused: Sequence[str | None]) -> tuple[Described, ...]:
-    """What was described, with a fault for each query that brings what nobody reads."""
+    """The descriptions, with a fault for each query whose description or examples nothing uses."""
     if not any(unused):
         return tuple(described)
     known = described or [Described(None, "none") for _ in unused]

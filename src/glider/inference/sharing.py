@@ -1,10 +1,10 @@
-"""What may be computed together, or once for several rows of tokens: found by trying it on the model itself.
+"""What may be computed together, or once for several rows of tokens, found by testing the model itself.
 
 Padding, kept keys and values, and a beginning that several rows share change nothing in a model whose attention looks
 at distances between tokens. Recurrent layers, attention by the place in the row, windows and chunks are exceptions, and
-no field of a configuration tells them for sure. So random tokens are run, each row alone and then together, at least as
-many as the rows in question have, and past every window and chunk that the configuration names. What differs is not
-done, and nothing is shared beyond the length that was tried.
+no field of a configuration identifies them reliably. So random tokens are run, each row alone and then together, at
+least as many as the rows in question have, and past every window and chunk that the configuration names. Where the
+results differ nothing is shared, and nothing is shared beyond the tested length.
 """
 
 import threading
@@ -39,7 +39,7 @@ class Sharing:
         self._model, self._passes = model, passes
 
     def allows(self, kind: Kind, length: int) -> bool:
-        """Whether rows of so many tokens, padding included, may be computed in this way; tried once for each size.
+        """Whether rows of this many tokens, padding included, may be computed in this way; tested once for each size.
 
         "padding": rows of unlike lengths in one batch; "generation": the tokens that are written after such; "cache":
         several continuations on one prompt's cache; "padded cache": the same for prompts of unlike lengths; "prefix":
@@ -117,7 +117,7 @@ def _padding(model: Any, row: Row, length: int) -> Pairs:
 
 
 def _generation(model: Any, row: Row, length: int) -> Pairs:
-    """The first steps of `generate`, whose own business positions and caches are."""
+    """The first steps of `generate`, which manages positions and caches itself."""
     rows = [row(length), row(_beside(model, length))]
     together = _steps(model, padded(rows, 0, model))
     for number, one in enumerate(rows):
@@ -185,7 +185,7 @@ def _beside(model: Any, length: int) -> int:
 def _fed(
     model: Any, cache: Any, first: Float[Tensor, "B 1 V"], mask: Int[Tensor, "B S"], rows: list[list[int]], row: Row
 ) -> Pairs:
-    """Log-probabilities of continuations on a cache, beside those of each whole row."""
+    """Log-probabilities of continuations on a cache, with those of each whole row."""
     following = [row(_FOLLOWING) for _ in rows]
     fed = torch.tensor(following, device=mask.device)
     seen = torch.cat([mask, torch.ones_like(fed)], dim=1)
@@ -217,7 +217,7 @@ def _encoder_pairs(model: Any, rows: list[list[int]], target: list[int], *, stat
 
 
 def _close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
-    """Equality within what rounding does to log-probabilities."""
+    """Equality within the rounding of log-probabilities."""
     coarse = 0.0 if dtype == torch.float32 else _TOLERANCE_EPS * torch.finfo(dtype).eps
     difference = torch.where(one == other, 0.0, one - other).abs().max()
     return bool(difference <= max(_TOLERANCE, coarse))  # not where it is NaN

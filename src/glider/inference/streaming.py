@@ -22,9 +22,9 @@ class Piece:
 class Decoder:
     """The text of one answer, token by token.
 
-    Text ends before the first stop string (`stopped` is true then, and `ids` are the tokens it took to write that).
-    What may be the beginning of one is held back, and what a tokenizer that cleans up spaces may still change. Each
-    token is decoded beside those just before it, not beside all.
+    Text ends before the first stop string (then `stopped` is true, and `ids` are the tokens up to it). Text that may
+    begin a stop string, or that a tokenizer which cleans up spaces may still change, is held back. Each token is
+    decoded with the few before it, not with all.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
@@ -38,18 +38,18 @@ class Decoder:
         self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
 
     def add(self, token: int, last: bool = False) -> str:
-        """The text that a token brings; none while a character is incomplete, unless it is the last."""
+        """The new text of a token; empty while a character is incomplete, unless it is the last token."""
         if self.stopped:
             return ""
         self.ids.append(token)
         return self.rest() if last else self._shown(self._cleaned(self._new(), False), False)
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer."""
+        """The text held back, at the end of the answer."""
         return "" if self.stopped else self._shown(self._cleaned(self._new(whole=True), True), True)
 
     def _new(self, whole: bool = False) -> str:
-        """Text of the tokens that were not decoded yet."""
+        """The text of the tokens not yet decoded."""
         context = self._decoded(self.ids[self._before : self._read])
         text = self._decoded(self.ids[self._before :])
         if (text.endswith(_UNFINISHED) and not whole) or len(text) < len(context):
@@ -58,7 +58,7 @@ class Decoder:
         return text[len(context) :]
 
     def _cleaned(self, new: str, last: bool) -> str:
-        """The text that no later token changes, cleaned up."""
+        """The text that no later token can change, cleaned up."""
         if self._clean is None:
             return new
         text = self._unclean + new
@@ -67,7 +67,7 @@ class Decoder:
         return self._clean(text[:cut])
 
     def _shown(self, new: str, last: bool) -> str:
-        """The part of the new text, and of what was held back, that can be told."""
+        """The part of the new text and of the text held back that can be released."""
         text = self._held + new
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if places:
@@ -100,7 +100,7 @@ def _cleaning(tokenizer: Any) -> Callable[[str], str] | None:
 
 
 def _settled(text: str) -> int:
-    """How much of a text cleaning up does not change, whatever follows."""
+    """The length of the text that cleaning up leaves unchanged, whatever follows."""
     cut = len(text)
     if (space := text.find(" ", max(0, len(text) - _LONGEST_CLEANED + 1))) >= 0:
         cut = space

@@ -1,4 +1,4 @@
-"""What a router's decisions are right for, asked before anything is computed."""
+"""Checks, before anything is computed, that a router's decisions are valid for a call."""
 
 from glider.errors import QueryError
 from glider.routing.base import Router, support_of
@@ -7,7 +7,7 @@ from glider.routing.base import Router, support_of
 def require_support(
     router: Router, queries: int, cached: bool | None = None, *, shares: bool = False, pieces: bool = False
 ) -> None:
-    """Raise `QueryError` for what a router's decisions are not right for.
+    """Raise `QueryError` for a call for which a router's decisions are not valid.
 
     Several queries in a pass; a cache of keys and values (`cached`; None where nothing is generated), or none where it
     tells a prompt from its answer; a prompt that is computed once for all its choices (`shares`) or in `pieces`.

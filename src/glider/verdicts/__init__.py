@@ -1,1 +1,1 @@
-"""Verdicts: whether a query fits the pool, is nobody's, or lies between."""
+"""Verdicts: whether a query fits an expert of the pool, no expert, or lies between."""

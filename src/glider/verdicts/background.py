@@ -1,4 +1,4 @@
-"""What everyday requests look like: hashed n-grams of a few thousand, which stand for the base in the contest.
+"""Hashed n-grams of a few thousand everyday requests, which stand for the base in the contest.
 
 The requests were written for this project (`reproduce/background`). They are counted by fold, each of other kinds, so
 that some can be judged by a background that has not seen their kind.

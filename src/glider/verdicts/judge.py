@@ -1,4 +1,4 @@
-"""The verdict of each query, and what follows of it for the query's row."""
+"""The verdict of each query, and its effect on the query's row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ Override = Literal["route", "base"]
 
 @dataclass(frozen=True)
 class Judge:
-    """Says of each query whether the pool knows its task, and lets the base alone answer those that nobody knows.
+    """Decides for each query whether the pool knows its task; the base alone answers unknown ones.
 
-    - `stranger`: even the likeliest expert's margin over everyday requests is below `thresholds.stranger`. The row is
-      the base's.
+    - `stranger`: even the likeliest expert's margin over everyday requests is below `thresholds.stranger`. The base
+    answers the row.
     - `fits`: no stranger, and the best global score is above the p of alpha; of a pool of one expert, its margin is at
       least `thresholds.fits`.
-    - `unsure`: what lies between.
+    - `unsure`: otherwise.
 
-    A query that brought a description which an expert's is near fits, whatever its words. With `settles` every token of
+    A query whose description is near an expert's fits, whatever its words. With `settles` every token of
     a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every token of an unsure one
     the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. `term` scores the experts
     for a router that has no global term.
@@ -74,7 +74,7 @@ class Judge:
     def _scores(
         self, condition: Condition, features: QueryFeatures, margins: Float[Tensor, "B E"], term: GlobalTerm | None
     ) -> tuple[Float[Tensor, "B E"], Bool[Tensor, " B"]]:
-        """How near each expert is to each query, and whether the best is near enough to be its own."""
+        """The score of each expert for each query, and whether the best is high enough to fit."""
         if self.contest.experts == 1:
             return margins, margins[:, 0] >= self.thresholds.fits
         scores = condition.global_scores

@@ -1,4 +1,4 @@
-"""What a pool stores of its verdicts: thresholds, and what they are expected to get wrong."""
+"""What a pool stores for its verdicts: thresholds and their expected error rates."""
 
 from pydantic import Field
 
