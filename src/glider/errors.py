@@ -1,4 +1,4 @@
-"""Errors that teach: what was wanted, what was got, what to do.
+"""Errors that teach: what was expected, what was there instead, what to do.
 
 Every mistake a user can make is a `GliderError`. The command line prints its one line and exits with
 `exit_code`; a library caller catches the subclass that names the part it came from. What an error quotes may be a
@@ -11,7 +11,7 @@ LONGEST_PART = 2000  # characters of what was wanted, what was got and what to d
 
 
 class GliderError(Exception):
-    """A mistake the user can mend.
+    """A mistake that the user can correct.
 
     Arguments:
         wanted: What was expected.
@@ -97,7 +97,7 @@ class EndpointError(GliderError):
 
 
 class GliderWarning(UserWarning):
-    """Something failed that the work goes on without."""
+    """Something failed, and the work goes on without it."""
 
     def __init__(self, message: str):
         super().__init__(printable(str(message), 3 * LONGEST_PART))

@@ -9,15 +9,15 @@ from glider.terminal import console
 
 Step = TypeVar("Step")
 Tick = Callable[[int], None]
-"""Is told how many are done."""
+"""Receives the number done."""
 NamedTick = Callable[[str, int], None]
-"""Is told a name, and how many are done under it."""
+"""Receives a name and the number done under it."""
 RESUMES = "Stopped at any moment, the same command goes on where it stopped."
 _PATIENCE = 2.0  # seconds: what looks like taking less draws nothing
 
 
 class Bars:
-    """A bar for each name that is mentioned, with a text beside it.
+    """A bar for each name, with a text beside it.
 
     On a terminal the bars vanish at the end unless they are to `stay`. Elsewhere `say` and `finish` print plain lines,
     and nothing else is shown. Work that `resumes` says so when it is interrupted.
@@ -70,7 +70,7 @@ class Bars:
 
 
 def counter(bars: Bars, name: str) -> Callable[[int, int], None]:
-    """What shows a count of steps as a bar: called with the steps done and their number."""
+    """A callback that shows a count of steps as a bar; it receives the steps done and their number."""
     return lambda done, of: bars.update(name, done / of if of else 0.0, f"{done}/{of}")
 
 

@@ -74,17 +74,17 @@ class Registry(Generic[T]):
         return put
 
     def alias(self, name: str, of: str) -> None:
-        """Let a former name stand for the one that it has now; it is listed nowhere."""
+        """Let a former name stand for the current one; it is not listed."""
         self._aliases[name] = of
 
     def current(self, name: str) -> str:
-        """A name as it is now, with its argument: what a former one became."""
+        """The current form of a name, with its argument."""
         self._load()
         head, colon, argument = name.partition(":")
         return self._aliases.get(head, head) + colon + argument
 
     def former(self, name: str) -> str:
-        """The first name that an implementation had, with its argument: results are known by it."""
+        """The first name of an implementation, with its argument, by which results are identified."""
         head, colon, argument = self.current(name).partition(":")
         return next((old for old, new in self._aliases.items() if new == head), head) + colon + argument
 

@@ -1,4 +1,4 @@
-"""Answers to a chunk of prompts: the same whoever asks, and whenever."""
+"""Answers to a chunk of prompts, the same on every machine and at any time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Answering:
     settings: AnswerSettings
 
     def chunk(self, rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
-        """An answer for each row. One that cannot be answered has a `fault`, and is no reason to lose the others."""
+        """An answer for each row. A row that cannot be answered has a `fault` and does not affect the others."""
         try:
             return [_entry(row, answer) for row, answer in zip(rows, self._answers(rows), strict=True)]
         except QueryError:
@@ -46,7 +46,7 @@ class Answering:
         return _entry(row, answer)
 
     def _answers(self, rows: Sequence[PromptRow]) -> list[Answer]:
-        """Rows stand one after the other in their file: the draws of each are those of its place there."""
+        """The rows are consecutive in their file; sampling of each row depends on its place there."""
         settings = self.settings
         drawn = {"do_sample": True, "temperature": settings.temperature, "seed": settings.seed + rows[0].row}
         return self.model.generate_batch(

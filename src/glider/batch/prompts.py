@@ -1,4 +1,4 @@
-"""Prompts in a file: rows of which nothing but the question is needed."""
+"""Prompts in a file: rows of which only the question is needed."""
 
 import json
 import zlib
@@ -19,7 +19,7 @@ _FORMS = "`input` or `prompt`, a text or the turns of a chat, or `messages`; --m
 
 
 class PromptRow(BaseModel):
-    """A prompt, and what is known of it. An answer that stands beside it is not read."""
+    """A prompt with its id and description. An answer in the row is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,9 +29,9 @@ class PromptRow(BaseModel):
     description: str | None = None
 
     def query(self, description: str | None, examples: Sequence[Pair] = ()) -> Query:
-        """The query; `description` is that of rows without one, `examples` are every row's.
+        """The query; `description` is for rows without one, `examples` for every row.
 
-        Raises `QueryError` for what is no chat.
+        Raises `QueryError` for a malformed chat.
         """
         described = self.description or description
         if isinstance(self.prompt, str):
@@ -40,7 +40,7 @@ class PromptRow(BaseModel):
 
 
 def read_prompts(path: Path, columns: Mapping[str, str]) -> list[PromptRow]:
-    """The prompts of a file in any form that rows may have; raises `DataError` for what is none."""
+    """The prompts of a file in any form of rows; raises `DataError` for a malformed one."""
     try:
         rows = [_row(number, record, columns, where) for number, (where, record) in enumerate(_records(path))]
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def read_prompts(path: Path, columns: Mapping[str, str]) -> list[PromptRow]:
 
 
 def chunks_of(rows: Sequence[PromptRow], size: int) -> list[list[PromptRow]]:
-    """The rows in their order, so many at a time: what is answered together, and kept together."""
+    """The rows in their order, this many at a time: a chunk is answered and stored together."""
     return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 

@@ -22,7 +22,7 @@ from glider.jobs.ray_node import Shipment, node_name, place_of
 
 @dataclass(frozen=True)
 class Errand:
-    """What an actor is to load, and how it answers."""
+    """The model that an actor loads, and how it answers."""
 
     spec: ModelSpec
     settings: AnswerSettings
@@ -42,7 +42,7 @@ class Errand:
 
 
 class Answerer:
-    """The actor. What goes wrong comes back as a fault, in the place of answers."""
+    """The actor. A failure comes back as a fault instead of answers."""
 
     def __init__(self, errand: Errand):
         self.errand = errand
@@ -105,7 +105,7 @@ def _absolute(spec: ModelSpec) -> ModelSpec:
 
 
 def _pool(ray: Any, executor: RayExecutor, spec: ModelSpec) -> Shipment | None:
-    """The pool as it is sent: opened here, where its signature was asked for."""
+    """The pool as it is sent: opened here, where its signature is required."""
     if spec.pool == "demo":
         return None
     source = pool_source(spec.open_pool())
@@ -115,7 +115,7 @@ def _pool(ray: Any, executor: RayExecutor, spec: ModelSpec) -> Shipment | None:
 
 
 def _fail(fault: dict[str, Any]) -> None:
-    """Raise what an actor met, as what it was."""
+    """Raise an actor's error here, with its own class."""
     node = f"{fault['node']}: "
     if len(fault["parts"]) == 3:
         expected, got, remedy = fault["parts"]

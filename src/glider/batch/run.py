@@ -1,4 +1,4 @@
-"""Prompts of a file -> a file of answers, which appears whole; until then they are kept beside it, chunk by chunk."""
+"""From a file of prompts to a file of answers, which appears whole; until then chunks of answers lie beside it."""
 
 import hashlib
 import json
@@ -34,10 +34,10 @@ class BatchRun:
     columns: Mapping[str, str]
 
     def go(self, answer: Callable[[Sequence[list[PromptRow]]], Answered], tick: Callable[[int, int], None]) -> str:
-        """Answer what is missing by `answer`, which gets the chunks, and write the answers: "done" or "unchanged".
+        """Answer the missing chunks by `answer` and write all answers; returns "done" or "unchanged".
 
-        Stopped at any moment, the same call goes on. Raises `ConfigError` where other answers lie at `out`, or another
-        process is at work on it.
+        The same call resumes after an interruption. Raises `ConfigError` if `out` holds other answers, or another
+        process is writing it.
         """
         if self.out.suffix == ".parquet":
             _pyarrow()
@@ -66,17 +66,17 @@ class BatchRun:
 
     @property
     def work(self) -> Path:
-        """Where answers lie until all are there."""
+        """The directory of answers until all are there."""
         return self.out.parent / f".{self.out.name}.answering"
 
     @property
     def record(self) -> Path:
-        """What made the answers, beside them."""
+        """The record beside the answers of how they were made."""
         return self.out.parent / f"{self.out.name}.run.json"
 
     @property
     def key(self) -> str:
-        """The hash of everything that decides the answers; where they are made is no part of it."""
+        """The hash of everything that decides the answers; the machine is not part of it."""
         return hashlib.sha256(canonical_json([FORMAT, self._content()]).encode()).hexdigest()
 
     def faults(self) -> int:

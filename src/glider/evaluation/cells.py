@@ -32,7 +32,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class BenchSpec:
-    """Where the cells of a run are evaluated: the pool, the base model, the precision of float32 products."""
+    """The setting of a run's cells: the pool, the base model, the precision of float32 products."""
 
     pool: str
     require_key: str | None
@@ -52,7 +52,7 @@ class BenchSpec:
         return (*keys, source_of(self.pool, self.require_key, self.pool_hash))
 
     def moved(self, places: Mapping[Path, Path]) -> "BenchSpec":
-        """The same bench over the pool in another place; raises `PoolError` where another one lies there."""
+        """The same bench with the pool at another path; raises `PoolError` if another pool is there."""
         key = None if self.require_key is None else str(places[Path(self.require_key)])
         if self.pool == "demo":
             return replace(self, require_key=key)
@@ -77,7 +77,7 @@ def require_by_vllm(spec: BenchSpec, plans: Sequence[RouterPlan]) -> None:
 class Bench:
     """A base model in memory on which one router after another is evaluated; a process has one at a time.
 
-    By vLLM each router has an engine of its own, started when it is needed, and closed for the next.
+    With vLLM each router has its own engine, started when needed and closed before the next.
     """
 
     _open: "Bench | None" = None
@@ -119,7 +119,8 @@ class Bench:
             model.close() if self.spec.engine == "vllm" else model.detach()
 
     def model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
-        """The base model under a router, which stays on it for the next task where it can; and what a search found."""
+        """The base model under a router, which stays attached for the next task where possible, and the result of its
+        search."""
         name = plan.label if not plan.by_task else f"{plan.label}\n{task.set}\n{task.name}"
         if self._model is None or self._router != name:
             self.take_off()
@@ -195,12 +196,12 @@ class Cell:
 
     @property
     def effort(self) -> float:
-        """The same for all: a router stays on its base model for the tasks in their order."""
+        """Equal for all cells, so that a router stays attached while its tasks run in order."""
         return 1.0
 
     @property
     def folder(self) -> None:
-        """Nowhere: a cell is evaluated anew."""
+        """None: a cell is always evaluated from the start."""
         return
 
     def leaving(self) -> "Cell":
@@ -218,7 +219,7 @@ class Cell:
         return replace(self, plan=plan, task=task, bench=self.bench.moved(places))
 
     def take(self, content: Parcel) -> None:
-        """Nothing is kept of a cell that was begun."""
+        """Do nothing: an unfinished cell leaves no state."""
 
     def arrived(self, result: dict[str, Any]) -> dict[str, Any]:
         """The result's content."""
@@ -268,8 +269,8 @@ class Cell:
         self.store({"fault": {"type": fault.type, "message": fault.text}})
 
     def read(self) -> dict[str, Any] | None:
-        """The finished result of this very cell; None where there is none, or one of other settings, or a fault, or one
-        that an earlier version wrote without what guessing gives."""
+        """The finished result of this very cell; None where there is none, or only a fault, a result of other settings,
+        or one that an earlier version wrote without the accuracy of guessing."""
         try:
             content = read_json(self.path, LARGEST_RESULT, MOST_OF_RESULT)
         except (OSError, ValueError):
@@ -297,7 +298,7 @@ class BestOf(Cell):
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that have a part in a result."""
+    """Versions of the packages that affect a result."""
     installed = {}
     for name in _PACKAGES:
         try:

@@ -62,7 +62,7 @@ class _Contender:
 
     @property
     def fitted(self) -> Fitted | None:
-        """What has to be fitted on few-shot rows; the settings are then those of the search."""
+        """The method to fit on few-shot rows; the settings are then those of the search."""
         return fitted(self.name, self.settings)
 
     @property
@@ -151,7 +151,7 @@ def compare(
 
 
 def _require(contender: _Contender, pool: Pool, rows: Sequence[Row], fewshot: Sequence[Row]) -> None:
-    """Raise the error of what cannot be run."""
+    """Raise the error of a contender that cannot be run."""
     if contender.of_results:
         require_experts(pool)
     elif contender.fitted is not None:

@@ -1,4 +1,4 @@
-"""What a router does to its base model: the paired difference of rows, and how many of them it made worse."""
+"""The effect of a router on its base model: the paired difference of rows, and the share of rows made worse."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from glider.evaluation.statistics import task_mean, two_level_interval
 
 @dataclass(frozen=True)
 class Harm:
-    """A router beside the base on the same rows: `difference` of the means of task means, with its 95 % interval (other
+    """A router compared with the base on the same
+    rows: `difference` of the means of task means, with its 95 % interval (other
     rows of these tasks), and `worse`, the share of rows that the base answered better (mean over tasks)."""
 
     difference: float
@@ -35,7 +36,7 @@ class Harm:
 
 
 def verdict_shares(verdicts: Sequence[str | None]) -> dict[str, float]:
-    """The share of rows of each verdict; none where nobody judged."""
+    """The share of rows of each verdict; empty without verdicts."""
     counted: Mapping[str, int] = Counter(verdict for verdict in verdicts if verdict)
     return {name: counted[name] / len(verdicts) for name in ("fits", "unsure", "stranger") if name in counted}
 

@@ -1,4 +1,4 @@
-"""How good an answer is, in [0, 1]: the metrics of the tasks, one number for each row."""
+"""The metrics of the tasks: the score of each row's answer, in [0, 1]."""
 
 import re
 import string

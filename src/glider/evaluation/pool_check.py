@@ -1,4 +1,4 @@
-"""Experts that earn their place: what each gains on its own task, and what it does to the rows of others."""
+"""Checks that experts help: the gain of each on its own task, and its effect on rows of other tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from glider.progress import NamedTick
 class ExpertCheck:
     """One expert on its own rows, and on the rows of other tasks that were nearest to it.
 
-    `gain` is the expert alone beside the base, `routed` the pool beside the base, on its own rows. `lent` is the pool
-    beside each row's own expert, on rows of other tasks whose best expert was this one: below zero it pulls them down.
+    `gain` is the difference of the expert alone to the base, `routed` that of the pool to the base, on its own rows.
+    `lent` is the difference of the pool to each row's own expert, on rows of other tasks whose best expert was this
+    one: below zero it makes them worse.
     """
 
     expert: str
@@ -35,7 +36,7 @@ class ExpertCheck:
 
     @property
     def measured(self) -> Gain:
-        """The gain on its own rows, as a pool keeps it."""
+        """The gain on its own rows, as a pool stores it."""
         difference = self.gain
         return Gain(
             metric=self.metric,
@@ -48,7 +49,8 @@ class ExpertCheck:
 
     @property
     def hurts(self) -> bool:
-        """Whether it is worse than the base on its own task, or pulls others' rows down, beyond chance."""
+        """Whether it is significantly worse than the base on its own task, or makes other tasks' rows significantly
+        worse."""
         return self.gain.high < 0 or (self.lent is not None and self.lent.high < 0)
 
 

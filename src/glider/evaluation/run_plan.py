@@ -1,4 +1,4 @@
-"""What a run evaluates: routers x tasks, read from one YAML file and checked before anything is loaded."""
+"""The plan of a run: routers x tasks, read from one YAML file and checked before anything is loaded."""
 
 import hashlib
 import random
@@ -29,7 +29,7 @@ MOST_LEFT_OUT = 0.05  # share of a task's rows that may lack choices by a fault 
 
 
 class TaskPlan(Config):
-    """One task. What is not given is the set's, then the run's."""
+    """One task. Missing settings are the set's, then the run's."""
 
     data: Path
     name: str | None = None
@@ -52,7 +52,7 @@ class SetPlan(Config):
 
 
 class RouterPlan(Config):
-    """A router with its settings (`top_k` and `top_p` too) under a name of its own.
+    """A router with its settings (`top_k` and `top_p` too) under its own name.
 
     `{task}` in the router stands for the task's name: `single:{task}` is each task's own expert, and tasks without one
     are left out. `lorahub` without weights searches them on `fewshot` rows of each task; its settings are then those of
@@ -240,7 +240,7 @@ class Task:
         raise DataError(f"few-shot rows of {self.path} ({', '.join(splits)})", "none", "Name another split.")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, apart from the file's content."""
+        """The settings that decide the result, apart from the file's content."""
         names = ("set", "name", "split", "rows", "seed", "metric", "append", "max_new_tokens", "description")
         return {name: getattr(self, name) for name in names} | ({"columns": self.columns} if self.columns else {})
 
@@ -251,9 +251,9 @@ def pool_hash(pool: Pool) -> str:
 
 
 def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
-    """The hash by which a finished cell is known again; a default that changed makes another one.
+    """The hash that identifies a finished cell; a changed default changes it.
 
-    A router that has another name than it had is known by its first one.
+    A renamed router is identified by its first name.
     """
     router = config["router"]
     settings = known_settings(router["router"], router["settings"])
@@ -262,7 +262,7 @@ def cell_key(config: dict[str, Any], hashes: dict[str, str]) -> str:
 
 
 def without_place(router: str) -> str:
-    """`multitask:PATH` with the name alone: where an expert lies decides nothing, and its hashes tell what it is."""
+    """`multitask:PATH` with the name alone: an expert's path does not matter, and its hashes identify it."""
     place = outside(router)
     return router if place is None else f"{router.partition(':')[0]}:{place.name}"
 

@@ -1,4 +1,4 @@
-"""Routers x tasks, one JSON file for each pair: a run that may stop anywhere and goes on where it was."""
+"""Routers x tasks, one JSON file for each pair: a run that can stop anywhere and be resumed."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -73,8 +73,8 @@ class Run:
     ) -> Iterator[JobResult]:
         """Evaluate what is missing, router by router; yields how each cell ended.
 
-        A cell that fails is written as a fault, without a score, and tried again by the next run. Interrupted at any
-        moment, no file is partial, and the next run goes on with the cell that was broken off. Raises `BaseModelError`
+        A cell that fails is written as a fault, without a score, and tried again by the next run. An interruption
+        leaves no partial file, and the next run continues with the interrupted cell. Raises `BaseModelError`
         where there is no base model, and `ConfigError` while another process writes results there; with `shared` only
         while it writes those of the same router and set, so that several processes may fill one directory.
         """
@@ -111,7 +111,7 @@ class Run:
         return router.router == "single:{task}" and task.name not in self.pool.names
 
     def _folder(self, router: RouterPlan) -> Path:
-        """Where a router's results lie: under its name, or under the former one where kept results are."""
+        """The folder of a router's results: under its name, or its former name where results exist there."""
         folder, former = (self.out / _file_name(name) for name in (router.label, routers.former(router.label)))
         return former if former.is_dir() and not folder.is_dir() else folder
 
@@ -140,7 +140,7 @@ class Run:
 
 
 def _named(kind: str, every: list[Kind], name: Callable[[Kind], str], only: Sequence[str]) -> list[Kind]:
-    """Those of the names asked for, or all."""
+    """The items of the requested names, or all."""
     known = {name(one) for one in every}
     if unknown := [label for label in only if label not in known]:
         raise ConfigError(f"a {kind} of the run ({', '.join(sorted(known))})", ", ".join(unknown), "Check the name.")
@@ -148,7 +148,7 @@ def _named(kind: str, every: list[Kind], name: Callable[[Kind], str], only: Sequ
 
 
 def _with_singles(routers: Sequence[RouterPlan], only: Sequence[str], pool: Pool) -> list[str]:
-    """The names asked for; a router of others' results, whatever its name, brings the single experts."""
+    """The requested names; a router that needs others' results adds the single experts."""
     if not any(plan.of_results and plan.label in only for plan in routers):
         return list(only)
     singles = {f"single:{name}" for name in pool.names}

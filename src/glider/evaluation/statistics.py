@@ -1,4 +1,4 @@
-"""Intervals and paired tests over rows and tasks, by SciPy as far as it goes.
+"""Intervals and paired tests over rows and tasks, by SciPy where it has them.
 
 A row's score is a number; a method's scores on a set are a list of rows for each task, and its score is the mean of the
 tasks' means, so that a task counts the same however many rows it has.
@@ -39,8 +39,8 @@ def task_mean(tasks: Tasks) -> float:
 def two_level_interval(tasks: Tasks, seed: int = 0, *, resample_tasks: bool = True) -> tuple[float, float]:
     """95 % bootstrap interval (percentile) of the mean of task means.
 
-    Tasks are drawn with replacement, then rows within each drawn task (SciPy's bootstrap has one level). It says how
-    far the score would move with other tasks of the kind; with `resample_tasks=False`, with other rows of these tasks.
+    Tasks are drawn with replacement, then rows within each drawn task (SciPy's bootstrap has one level). It estimates
+    the score's variation over other tasks of the kind; with `resample_tasks=False`, over other rows of these tasks.
     """
     chance = np.random.default_rng(seed)
     rows = [np.asarray(scores, dtype=float) for scores in tasks]
@@ -59,7 +59,7 @@ def two_level_interval(tasks: Tasks, seed: int = 0, *, resample_tasks: bool = Tr
 def paired_p(first: Sequence[float], second: Sequence[float], seed: int = 0) -> float:
     """Two-sided p of "the mean difference is zero", by random swaps within rows (paired permutation test).
 
-    Given task means in place of rows it asks whether the difference holds over tasks.
+    Given task means in place of rows it tests the difference over tasks.
     """
     return _sign_flips(np.asarray(second, dtype=float) - np.asarray(first, dtype=float), seed)
 

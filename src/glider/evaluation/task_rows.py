@@ -1,4 +1,4 @@
-"""One model on the rows of one task: every row's prediction, score and what guided it."""
+"""One model on the rows of one task: every row's prediction, score and routing."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _ROWS = 8  # that are answered together
 
 @dataclass(frozen=True)
 class RowResult:
-    """What came of one row. `choices`: log-likelihood per token (end token counted) of each, in the row's order."""
+    """The result of one row. `choices`: log-likelihood per token (end token counted) of each, in the row's order."""
 
     id: str | int | None
     place: int  # among the rows of the split
@@ -47,7 +47,7 @@ def score_rows_of(
 ) -> list[RowResult]:
     """Results in the order of the rows; rows of like length run together.
 
-    `description` and `examples` are of the task: every query has them, for the global term; they are no part of the
+    `description` and `examples` are the task's: every query has them, for the global term; they are not part of the
     prompt.
     `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
     metrics: of the greedy answer. Prompts beyond the model's context keep their end.
@@ -77,7 +77,7 @@ def score_rows_of(
 
 
 def summary_of(selected: EvaluatedRows, results: Sequence[RowResult]) -> dict[str, Any]:
-    """The task's score (mean over rows) and how it came about."""
+    """The task's score (mean over rows) and how it was computed."""
     summary: dict[str, Any] = {
         "metric": selected.metric,
         "score": sum(result.score for result in results) / len(results),

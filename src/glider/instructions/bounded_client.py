@@ -1,4 +1,5 @@
-"""An HTTP client for strangers: every reply, of any status, ends in time and has an end; nobody sends it elsewhere.
+"""An HTTP client for untrusted servers: every reply, of any status, is bounded in time and size, and no redirect is
+followed.
 
 The OpenAI client waits for as long as single bytes keep coming, reads the body of an error to its end whatever its
 length, and unpacks it. Here each request runs in a thread that is left behind at its deadline, and a body is counted
@@ -35,7 +36,7 @@ class BoundedClient:
         weakref.finalize(self, self.http.close)
 
     def run(self, work: Callable[[], Result], deadline: float, longest: int) -> Result:
-        """What `work` gives, which sends one request; `TooLate` at the deadline, whatever it is doing then.
+        """The result of `work`, which sends one request; raises `TooLate` at the deadline.
 
         A body of more than `longest` bytes is `TooMuch`, and so is a packed one: it was asked for as it is.
         """
@@ -68,7 +69,7 @@ class BoundedClient:
 
 
 class _Bounds(threading.local):
-    """What the reply to the request of this thread may be."""
+    """The bounds of the reply to this thread's request."""
 
     deadline: float
     longest: int

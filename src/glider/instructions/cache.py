@@ -1,7 +1,7 @@
-"""Descriptions and embeddings on disk, found by a hash of all that they depend on.
+"""Descriptions and embeddings on disk, by a hash of everything they depend on.
 
 One SQLite file, shared by processes, each write a transaction, so that a kill at any moment leaves it whole. Values are
-bytes that the reader checks: nothing in the file can run. A cache that cannot be used is done without.
+bytes that the reader checks: nothing in the file can run. Without a usable cache glider works uncached.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class Cache:
         self._off = self.limit <= 0
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there."""
+        """The values of the keys that are present."""
         values: dict[bytes, bytes] = {}
         with self._lock:
             try:
@@ -178,7 +178,8 @@ class Cache:
                 )
 
     def _give_up(self, fault: Exception) -> None:
-        """Do without from now on. A file found damaged is removed, so that the next process begins a new one."""
+        """Work without the cache from now
+        on. A file found damaged is removed, so that the next process begins a new one."""
         self._off = True
         if self._connection is not None:
             with suppress(sqlite3.Error):

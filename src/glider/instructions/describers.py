@@ -1,7 +1,7 @@
-"""Who writes the one sentence that names a task: a registry, and the descriptions that come of it.
+"""Describers, which write the one sentence that names a task: a registry, and the resulting descriptions.
 
-A describer only writes; what it wrote is cleaned, bounded and cached here. The text is embedded and printed, never
-followed.
+A describer only writes; its text is cleaned, bounded and cached here. The text is embedded and printed, never followed
+as an instruction.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _KIND = "description"
 
 @dataclass(frozen=True)
 class Written:
-    """What a describer wrote for one prompt, or why it wrote nothing; tokens and cost as far as they are known."""
+    """A describer's text for one prompt, or why there is none; tokens and cost as far as known."""
 
     text: str | None = None
     fault: str | None = None
@@ -44,7 +44,8 @@ class Describer(Protocol):
 
     @property
     def makes(self) -> dict[str, Any] | None:
-        """All that its text depends on beside the prompt (JSON values); None for one that reads no prompt."""
+        """Everything the text depends on besides the prompt (JSON values); None for a describer that reads no
+        prompt."""
         ...
 
     def write(self, prompts: Sequence[str], tick: Tick = lambda done: None) -> list[Written]:
@@ -63,7 +64,7 @@ describer = describers.register
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of a task: examples (input, output), or else the text of one query."""
+    """A task to describe: its examples (input, output), or else the text of one query."""
 
     examples: tuple[Pair, ...] = ()
     text: str | None = None
@@ -89,7 +90,7 @@ def describe(
     prompt: Prompt | None = None,
     tick: Tick = lambda done: None,
 ) -> list[Described]:
-    """Describe tasks, each once: what the cache knows is taken from it, equal tasks are asked for together.
+    """Describe tasks, each once: cached descriptions are reused, and equal tasks share one prompt.
 
     `prompt` is by default the one that suits each task's examples. A failure is a fault in the result.
     """
@@ -123,7 +124,7 @@ def describe(
 
 @describer("given")
 class FixedText(Config):
-    """The text as it is given, for every task."""
+    """The given text, for every task."""
 
     argument: str
 
@@ -166,7 +167,7 @@ def _write(describer: Describer, prompts: Sequence[str], tick: Tick) -> list[Wri
 
 
 def _recall(cache: Cache | None, keys: Sequence[bytes]) -> dict[bytes, str]:
-    """Descriptions that the cache holds; an entry that is no clean sentence counts as none."""
+    """Cached descriptions; an entry that is not a clean sentence is ignored."""
     if cache is None:
         return {}
     known = {}

@@ -1,4 +1,4 @@
-"""Text -> instruction embedding. A pool names its embedder, and only that one may embed a query for it."""
+"""From text to instruction embedding. A pool names its embedder, and only that one may embed queries for it."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Encode = Callable[[list[str]], Tensor]  # texts -> (B, G)
 
 
 class Embedder:
-    """What turns texts into vectors of unit length, each text with a fixed prefix before it."""
+    """Turns texts into vectors of unit length, each text with a fixed prefix."""
 
     def __init__(self, name: str, encode: Encode, prefix: str = ""):
         self.name, self.prefix, self._encode = name, prefix, encode
@@ -57,7 +57,7 @@ def load_embedder(name: str = EMBEDDED_EMBEDDER, prefix: str = "") -> Embedder:
 
 
 def load_for(identity: EmbedderIdentity) -> Embedder:
-    """Load the embedder a pool names; raises `EmbedderError` if what is installed makes other vectors."""
+    """Load the embedder a pool names; raises `EmbedderError` if the installed one makes other vectors."""
     embedder = load_embedder(identity.embedder, identity.prefix)
     if not identity.matches(embedder.identity):
         raise EmbedderError(

@@ -32,8 +32,8 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class Endpoint(Config):
     """Which model of which endpoint, and how long to try.
 
-    Nothing waits longer than `timeout` for a request, whatever is answered and however slowly. A redirect is not
-    followed: the prompt goes where the user said. The key stands in no text that comes of a reply.
+    No request takes longer than `timeout`, however slow the reply. Redirects are not followed: the prompt goes only
+    where the user said. The key never appears in text made from a reply.
     """
 
     argument: str = Field(min_length=1, description="Name of the model.")
@@ -48,17 +48,17 @@ class Endpoint(Config):
 
     @property
     def address(self) -> str:
-        """Where requests go."""
+        """The address of requests."""
         return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
 
     @property
     def shown(self) -> str:
-        """The address as it may be told: without a name and a password in it, and without a query."""
+        """The address as it may be shown: without name, password and query."""
         parts = urlsplit(self.address)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
     def strike(self, text: str) -> str:
-        """A text without the key, and without what is secret in the address."""
+        """A text without the key and the secret parts of the address."""
         parts = urlsplit(self.address)
         secrets = [os.environ.get(self.key_variable), parts.password, parts.netloc.rpartition("@")[0]]
         secrets += [value for _, value in parse_qsl(parts.query)]
@@ -192,7 +192,7 @@ class Endpoint(Config):
             raise
 
     def _answered(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """The reply; raises for an error that came with the status of success, as routers of many models send it."""
+        """The reply; raises for an error with a status of success, as gateways to many models send it."""
         error = reply.get("error")
         if not error or reply.get("choices") or reply.get("data"):
             return reply
@@ -229,7 +229,7 @@ class Endpoint(Config):
         return EndpointError(f"an answer of {self.argument} at {self.shown}", got, remedy, passing=passing, down=down)
 
     def _printable(self, text: str) -> str:
-        """What a reply says, fit for a message."""
+        """The text of a reply, fit for a message."""
         return printable(self.strike(text[:_MOST_TOLD]))
 
 

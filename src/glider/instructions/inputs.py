@@ -1,6 +1,6 @@
-"""What the global signals read in a query's own text: hashed word n-grams, and the part that is embedded.
+"""The features of a query's text for the global signals: hashed word n-grams, and the part that is embedded.
 
-Of a long text the beginning and the end count, where a prompt says what it wants.
+Of a long text only the beginning and the end count, where a prompt usually states its task.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""What a describer is asked: prompts under a name and a version, so that a result can say which one made it.
+"""Prompts for describers, under a name and a version, so that a result can record which one made it.
 
-A prompt that is changed gets a new version: texts written by the old one stay what they were.
+A changed prompt gets a new version; texts of the old one stay valid.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ _FORMER = {prompt.former: prompt for prompt in PROMPTS.values() if prompt.former
 
 
 def prompt_for(examples: Sequence[Pair]) -> Prompt:
-    """The prompt that suits what is known of a task: the paper's for three examples, `query@1` for none."""
+    """The prompt for a task's examples: the paper's for three, `query@1` for none."""
     return PROMPTS["query@1" if not examples else "paper-3@2" if len(examples) == 3 else "examples@1"]
 
 

@@ -1,4 +1,4 @@
-"""What a job is: a self-contained, retryable, idempotent piece of work, whose result one process stores."""
+"""A job: a self-contained, retryable, idempotent piece of work, whose result one process stores."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from glider.errors import GliderError
 
 Status = Literal["unchanged", "done", "failed", "absent"]
 Report = Callable[[str, str, float], None]
-"""Is told a job's name, what it does now, and the share that is done."""
+"""Receives a job's name, its current step, and the share that is done."""
 
 
 class Resources(Config):
@@ -45,7 +45,7 @@ class Job(Protocol):
         ...
 
     def run(self, report: Report) -> Any:
-        """Do the work, anywhere; returns what `store` takes. An attempt that was broken off may be made again."""
+        """Do the work, on any machine; returns the argument of `store`. An interrupted attempt may be repeated."""
         ...
 
     def store(self, result: Any) -> None:
@@ -57,7 +57,7 @@ class Job(Protocol):
 class Fault:
     """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors.
 
-    Of another machine, `node` names it, and `log` is the end of what the job printed there.
+    On another machine, `node` names it, and `log` is the end of the job's output there.
     """
 
     type: str
@@ -74,14 +74,14 @@ class Fault:
 
     @property
     def message(self) -> str:
-        """For a user: our own errors speak for themselves."""
+        """The text for a user; our own errors need no class name."""
         text = self.text if self.parts else f"{self.type}: {self.text}"
         return f"{text} (on {self.node})" if self.node else text
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one attempt at a job gave: a result, or a fault."""
+    """The outcome of one attempt at a job: a result or a fault."""
 
     job: Any
     result: Any = None
@@ -98,7 +98,7 @@ class JobResult:
 
     @property
     def message(self) -> str:
-        """Why it failed; empty where it did not."""
+        """Why it failed; empty if it did not."""
         return "" if self.fault is None else self.fault.message
 
 
@@ -109,11 +109,11 @@ class Executor(Protocol):
 
 
 def silent(name: str, text: str, share: float) -> None:
-    """A report to nobody."""
+    """A report that does nothing."""
 
 
 def attempt(job: Any, report: Report = silent) -> Attempt:
-    """Run a job; what goes wrong is its fault."""
+    """Run a job; an error becomes the attempt's fault."""
     try:
         return Attempt(job, result=job.run(report))
     except Exception as error:  # one job's failure is reported at the end, and is not the others'

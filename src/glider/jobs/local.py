@@ -20,8 +20,8 @@ from glider.jobs.base import Attempt, Fault, Report, attempt
 class LocalExecutor:
     """Worker processes on this machine; one worker is this process itself.
 
-    A worker keeps what it has loaded from one job to the next. One that dies is the failure of its job alone, and
-    another takes its place. None outlives the caller.
+    A worker keeps loaded models from one job to the next. If a worker dies only its job fails, and a new worker
+    replaces it. No worker outlives the caller.
     """
 
     workers: int = 1
@@ -83,7 +83,7 @@ class Worker:
         return cls(process, here)
 
     def give(self, job: Any) -> None:
-        """Let it run a job."""
+        """Give it a job to run."""
         self.job = job
         try:
             self.connection.send(job)
@@ -98,12 +98,12 @@ class Worker:
             return None
 
     def stop(self) -> None:
-        """End it, now that it has no job."""
+        """End it while it has no job."""
         self.connection.close()
         self.process.join()
 
     def early_end(self) -> Fault:
-        """Why a process that is gone, is gone."""
+        """Why a process died."""
         self.process.join()
         code = self.process.exitcode
         reason = f"exit code {code}"
@@ -115,7 +115,7 @@ class Worker:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads inside the block; None leaves their number."""
+    """Compute with this many threads inside the block; None leaves their number."""
     import torch
 
     before = torch.get_num_threads()
@@ -127,7 +127,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def _work(connection: Any, workers: int) -> None:
-    """The loop of a worker, which ends with the process that started it; Ctrl-C is that one's to handle."""
+    """The loop of a worker, which ends with the process that started it; that process handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     share = max(1, (os.cpu_count() or 1) // workers)

@@ -14,13 +14,13 @@ from glider.files.replacing import is_directory
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a job reads, or a directory, of which those of the named files that are there."""
+    """A file that a job reads, or a directory with those of the named files that exist."""
 
     path: Path
     names: tuple[str, ...] = ()
 
     def pack(self) -> "Parcel":
-        """The content; raises `ConfigError` for a file that is not there or cannot be read."""
+        """The content; raises `ConfigError` for a missing or unreadable file."""
         if not self.names:
             return Parcel(((self.path.name, _content(self.path)),), self.path.name)
         refuse_links_out(self.path, self.names)
@@ -41,7 +41,7 @@ class Parcel:
 
     @classmethod
     def of(cls, directory: Path) -> "Parcel":
-        """Everything in a directory but what is being written; nothing where there is none."""
+        """Everything in a directory except files being written; empty if there is no directory."""
         return cls(tuple((str(path.relative_to(directory)), _content(path)) for path in _files(directory)))
 
     @property
@@ -69,7 +69,7 @@ class Parcel:
 
 
 def state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """What tells one state of a directory's files from another: names, times and sizes."""
+    """The state of a directory's files: names, times and sizes."""
     state = []
     for path in _files(directory):
         status = path.stat()
@@ -100,7 +100,7 @@ def _content(path: Path) -> bytes:
 
 
 def _inside(name: str) -> Path:
-    """A path that leads nowhere else."""
+    """The path, checked to stay inside."""
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or ".." in path.parts:
         raise ConfigError("paths inside a directory", repr(name), "Send other files.")

@@ -1,4 +1,4 @@
-"""Where jobs run, as a user says it. Imports neither torch nor Ray, so that the command line is instant."""
+"""The user's options of where jobs run. Imports neither torch nor Ray, so that the command line is instant."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from glider.errors import ConfigError
 
 
 class Placement(Config):
-    """The executor and what it is given. All but `workers` is for a cluster."""
+    """The executor and its options. All but `workers` are for a cluster."""
 
     executor: Literal["local", "ray"] = Field("local", description="Where jobs run: local, ray.")
     workers: int | None = Field(
@@ -60,7 +60,8 @@ class Placement(Config):
         return RayExecutor(workers=self.workers, keep=keep, **options)
 
     def session(self, packages: Sequence[Path] = ()) -> AbstractContextManager[Any]:
-        """What keeps the connection to a cluster over several runs; `packages` are sent along to be imported there."""
+        """A context that keeps the connection to a cluster over several
+        runs; `packages` are sent along to be imported there."""
         if self.executor == "local":
             return nullcontext()
         from glider.jobs.ray_cluster import connected

@@ -1,4 +1,4 @@
-"""What of a pool's directory has to be where the pool is used."""
+"""The files of a pool's directory that must be where the pool is used."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from glider.jobs.parcel import Source
 
 
 def pool_source(pool: Pool) -> Source:
-    """The index, what belongs to it, and every expert's files."""
+    """The index with its files, and every expert's files."""
     files = [f"{record.home}/{name}" for record in pool.index.experts for name in record.files]
     files += [router_path(Path(), kind).as_posix() for kind in pool.index.routers or {}]
     return Source(pool.path, (POOL_FILE, SIGNATURE_FILE, BACKGROUND_FILE, *files))

@@ -1,4 +1,4 @@
-"""A Ray cluster: connected to, asked what it has, left as it was."""
+"""Connects to a Ray cluster, reads its resources, and leaves it as it was."""
 
 import os
 import socket
@@ -70,13 +70,13 @@ def _require_answer(address: str) -> None:
 
 @dataclass(frozen=True)
 class Need:
-    """What one job takes of a node."""
+    """The resources of a node that one job takes."""
 
     cpus: float
     gpus: float
 
     def room(self, ray: Any) -> int:
-        """How many such jobs the nodes that are alive have room for, were nothing else there."""
+        """How many such jobs the living nodes could hold if they were empty."""
         return sum(self._at(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
     def require(self, ray: Any) -> None:

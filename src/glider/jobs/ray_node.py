@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster: one job, its reports, its checkpoints, and what it leaves."""
+"""The code that runs on a node of a Ray cluster: one job, its reports, its checkpoints, and its files."""
 
 import os
 import queue
@@ -40,7 +40,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Order:
-    """A job as it is sent: with what it reads, with what was begun of it, and how it is to be run."""
+    """A job as it is sent: with its inputs, its unfinished work, and how to run it."""
 
     job: Any
     shipments: tuple[Shipment, ...]
@@ -76,14 +76,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was done so far: whoever goes on from it need not begin anew."""
+    """The work done so far, from which another node can resume."""
 
     content: Parcel
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the job ended, and what it left in its folder."""
+    """How the job ended, and the files in its folder."""
 
     result: Any = None
     content: Parcel | None = None
@@ -91,9 +91,9 @@ class Ended:
 
 
 def work(order: Order) -> Iterator[Any]:
-    """Run a job and tell of it: `Begun`, then what comes, then `Ended`.
+    """Run a job and yield its messages: `Begun`, then the reports, then `Ended`.
 
-    The job has a thread of its own, so that this one can pass on what it tells while it runs.
+    The job runs in its own thread, so that this one can pass on its messages meanwhile.
     """
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     yield Begun(node_name())
@@ -106,7 +106,7 @@ def work(order: Order) -> Iterator[Any]:
 
 
 def node_name() -> str:
-    """What a user knows this machine and process by."""
+    """The name of this machine and process for a user."""
     import ray
 
     address = ray.util.get_node_ip_address()
@@ -142,7 +142,7 @@ def _result(order: Order, messages: "queue.SimpleQueue[Any]") -> Ended:
 
 
 class Courier:
-    """The report of a job: passes on what it tells, not too often, and every state that it leaves on disk."""
+    """The report of a job: passes on its progress, not too often, and every state that it saves on disk."""
 
     def __init__(self, job: Any, messages: "queue.SimpleQueue[Any]"):
         self.folder, self.messages = job.folder, messages
@@ -162,7 +162,7 @@ class Courier:
 
 
 class Log:
-    """What this process prints from now on, where it prints into a file, as Ray's workers do."""
+    """The output of this process from now on, if it prints into a file, as Ray's workers do."""
 
     def __init__(self) -> None:
         self.files = [(place, _size(place)) for place in ("/proc/self/fd/1", "/proc/self/fd/2")]
@@ -231,7 +231,7 @@ def _places(shipments: tuple[Shipment, ...]) -> Mapping[Path, Path]:
 
 
 def place_of(shipment: Shipment) -> Path:
-    """Where what was sent lies here; raises `ConfigError` where another file lies at a path that all should share."""
+    """The path of a shipment on this machine; raises `ConfigError` if a shared path holds another file."""
     if shipment.parcel is None:
         if (got := shipment.source.at(shipment.path).pack().digest) != shipment.digest:
             expected = f"{shipment.path} as it is where the run began ({shipment.digest[:12]})"

@@ -1,4 +1,4 @@
-"""Actors that do one job after the other and keep what they have loaded: asked for, up, at work, gone.
+"""Actors that run one job after another and keep loaded models: requested, ready, at work, gone.
 
 Only an actor that is up is given a job. One that the cluster has no room for yet must hold none: the room that it waits
 for may be that of an idle actor of ours, which would keep it until the run ends, and the run would wait for the job.
@@ -34,7 +34,7 @@ class Seats:
     idle: list[Any] = field(default_factory=list)
 
     def ask(self, count: int) -> None:
-        """Let so many be here or on their way."""
+        """Request actors until this many are ready or starting."""
         while len(self.idle) + len(self.coming) < count:
             actor = self.ray.remote(Seat).options(**self.take, max_restarts=0).remote()
             self.coming[actor.__ray_ready__.remote()] = actor
@@ -43,7 +43,7 @@ class Seats:
             self.ray.kill(actor)
 
     def arrive(self, up: Any) -> None:
-        """Take in the one that is up; raises a `RayError` where it was lost on its way."""
+        """Add the actor that is ready; raises a `RayError` if it was lost while starting."""
         actor = self.coming.pop(up)
         self.ray.get(up)
         self.idle.append(actor)
@@ -81,7 +81,7 @@ class Running:
         return cls(job, messages, actor.__ray_ready__.remote(), actor)
 
     def hear(self, ray: Any) -> Any:
-        """The next message, of which or of the end there is word already.
+        """The next message; it or the end has already arrived.
 
         Raises `StopIteration` after the last one, and a `RayError` where none will come.
         """

@@ -1,4 +1,4 @@
-"""A run of jobs: what is finished is left, the rest is run, and one process stores what comes."""
+"""Runs jobs: finished ones are skipped, the rest is run, and one process stores the results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,9 +39,9 @@ def run_jobs(
     report: Report = silent,
     unchanged: Callable[[Any], None] = lambda job: None,
 ) -> Iterator[JobResult]:
-    """Run what is not finished and store each result; `unchanged` is called with the jobs that are finished.
+    """Run the unfinished jobs and store each result; `unchanged` is called with the finished ones.
 
-    Stopped at any moment, the same call goes on. A job that fails, in running or in storing, is told so and stops no
+    The same call resumes after an interruption. A job that fails, in running or storing, is reported and stops no
     other. The caller holds the folder (`only_writer`).
     """
     todo = []

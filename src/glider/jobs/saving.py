@@ -1,4 +1,4 @@
-"""How often a job that can go on saves itself, where that is not for the job to choose."""
+"""How often a resumable job saves its state, where the executor decides that."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ _steps: ContextVar[int | None] = ContextVar("steps", default=None)
 
 @contextmanager
 def saving_every(steps: int) -> Iterator[None]:
-    """Let trainings inside the block save themselves every so many steps, where each saving is sent somewhere.
+    """Let trainings inside the block save their state every this many steps, where each state is sent somewhere.
 
-    It is no setting of a training: how often one saves itself depends on where it runs, and changes no bit of it.
+    It is not a setting of the training: it depends on where the training runs, and changes no bit of the result.
     """
     token = _steps.set(steps)
     try:

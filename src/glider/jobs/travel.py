@@ -1,4 +1,4 @@
-"""Jobs that run where their files are not: what one must tell of itself so that another machine can do it."""
+"""Jobs that run on machines without their files: what a job must declare so that another machine can run it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ class Travelling(Job, Protocol):
 
     @property
     def effort(self) -> float:
-        """About how long it takes, in any unit that the jobs of a run share."""
+        """The approximate duration, in any unit that the jobs of a run share."""
         ...
 
     @property
     def folder(self) -> Path | None:
-        """Where it works and keeps what it has begun; it goes with the job, and comes back. None: nowhere."""
+        """The folder of its unfinished work, which travels with the job and comes back. None: it has none."""
         ...
 
     def leaving(self) -> "Travelling":
-        """The job as it is sent away. Raises `GliderError` where its result could not be stored when it comes."""
+        """The job as it is sent. Raises `GliderError` if its result could not be stored."""
         ...
 
     def moved(self, places: Mapping[Path, Path], scratch: Path) -> "Travelling":
@@ -35,11 +35,11 @@ class Travelling(Job, Protocol):
         ...
 
     def take(self, content: Parcel) -> None:
-        """Let `folder` hold what has come: work that goes on, or what is done."""
+        """Put received files into `folder`: unfinished or finished work."""
         ...
 
     def arrived(self, result: Any) -> Any:
-        """What `store` takes here, of what `run` returned elsewhere, once `folder` has come back."""
+        """The argument of `store` here, from the return value of `run` elsewhere, once `folder` has come back."""
         ...
 
 

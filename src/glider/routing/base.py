@@ -1,4 +1,4 @@
-"""What a router is: settings that turn scores into a decision. A method of the literature is a router."""
+"""A router: settings that turn scores into a decision. Each method of the literature is a router."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class SlotDecision:
 
 @dataclass(frozen=True)
 class Site:
-    """What a router has prepared for one site: named tensors with a row for each expert, zero where it is absent."""
+    """A router's prepared tensors for one site: named, with a row for each expert, zero where it is absent."""
 
     name: str
     absent: Bool[Tensor, " E"]
@@ -90,7 +90,7 @@ Need = Literal["instructions", "grams", "inputs", "hidden"]
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """What is known of a batch of queries. A global signal names the parts that it needs; the others may be None."""
+    """The features of a batch of queries. A global signal names the parts that it needs; the others may be None."""
 
     count: int
     instructions: Float[Tensor, "B G"] | None = None  # embedded descriptions
@@ -126,7 +126,8 @@ class GlobalTerm:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a router makes of a pool, once: the experts that can be chosen (in column order) and each site's tensors.
+    """A router's preparation of a pool, made once: the experts to choose from (in column order) and each site's
+    tensors.
 
     `described_term` serves the queries that bring a description, where `global_term` does not read descriptions and the
     pool can. With one expert only, every decision is known before: such a router is static, and its expert can be
@@ -150,7 +151,8 @@ class Router(Protocol):
     """
 
     def prepare(self, pool: Pool) -> Prepared:
-        """Whatever depends on the pool alone. Raises `RouterError` where the pool lacks what the method needs."""
+        """Compute whatever depends on the pool alone. Raises `RouterError` where the pool lacks what the method
+        needs."""
         ...
 
     def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
@@ -164,7 +166,7 @@ class Router(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """A router that decides by query from what the prompt's tokens say: the prompt runs twice.
+    """A router that decides for a whole query from its prompt's tokens: the prompt runs twice.
 
     In the first pass there is no term and `route` gives token scores; their mean makes the condition that holds for the
     second pass and for every new token. One with an attribute `observes` of "last" gets those of the prompt's last
@@ -191,7 +193,7 @@ class SequenceRouter(Protocol):
 
 
 def support_of(router: Router) -> Support:
-    """What a router declares, or that it is right everywhere."""
+    """A router's declared support; by default its decisions are right everywhere."""
     return getattr(router, "support", Support())
 
 

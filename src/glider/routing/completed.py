@@ -1,6 +1,6 @@
-"""Methods that a pool alone does not complete: they are fitted on a few rows, or need the results of others.
+"""Methods that need more than a pool: fitting on a few rows, or the results of other routers.
 
-A router's class says so by attributes, so that whoever evaluates routers knows none of them by name:
+A router's class declares this by attributes, so that evaluation code names no router:
 
 - `fitted_setting`: the setting that `fit` finds on rows; where it is not given, settings are those of the search.
 - `results_setting`: the setting that takes each expert's score on the rows that are evaluated.
@@ -27,7 +27,7 @@ class Fitted(Protocol):
         ...
 
     def fit(self, base: Any, pool: Pool, rows: Sequence[Row], **settings: Any) -> tuple[Router, dict[str, Any]]:
-        """The router for a task's rows on a base model (`BaseModel`), and what is worth keeping of the search."""
+        """The router fitted to a task's rows on a base model (`BaseModel`), and a record of the search."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What holds for each query of a batch: its global term, whether its experts are settled, what it was described as."""
+"""The condition of each query of a batch: its global term, its settled experts, its description."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class Settled:
 
     @property
     def rows(self) -> Bool[Tensor, " B"]:
-        """Whose experts are settled."""
+        """The rows whose experts are settled."""
         return (self.weights != 0).any(dim=-1)
 
     def padded(self, width: int) -> "Settled":
-        """The same with so many places a row."""
+        """The same with this many places per row."""
         missing = (0, width - self.experts.shape[1])
         return Settled(torch.nn.functional.pad(self.experts, missing), torch.nn.functional.pad(self.weights, missing))
 
@@ -66,7 +66,7 @@ class Condition:
 
     @classmethod
     def local(cls, rows: int) -> "Condition":
-        """Rows without a global term: their tokens decide by themselves."""
+        """Rows without a global term, routed by local scores alone."""
         return cls(rows)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A decision described rather than computed: linear scores, top-k. A kernel that knows it makes it by itself."""
+"""A declarative decision, linear scores and top-k, which kernels can compute themselves."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -38,7 +38,7 @@ class LinearLocal(Protocol):
 
 @runtime_checkable
 class LinearRouter(Protocol):
-    """A router that can say how it decides at a site. What it says and what `route` does must be the same."""
+    """A router that can declare its decision at a site. The declaration and `route` must agree."""
 
     def linear(self, site: Site) -> LinearTopK | None:
         """None where the decision is of another kind."""

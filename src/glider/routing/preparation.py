@@ -1,4 +1,4 @@
-"""What a router makes of a pool, with errors that name the router, and whether its queries have verdicts."""
+"""Prepares a pool for a router, with errors that name the router, and with a judge where queries have verdicts."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from glider.shapes import Float, Tensor
 class Gated:
     """A router, and whether the base alone answers queries that no expert suits.
 
-    Whoever serves a router takes it apart by `prepare` and `ungated`.
+    Use `prepare` and `ungated` to take it apart.
     """
 
     router: Router

@@ -1,4 +1,4 @@
-"""The files that keep experts' spectra: one for each adapter file, found by its content, gone when long unused."""
+"""Files of experts' spectra: one for each adapter file, found by its content, deleted when long unused."""
 
 import os
 import time
@@ -18,7 +18,7 @@ def spectra_directory() -> Path:
 
 
 def spectra_file(adapter_sha256: str) -> Path:
-    """Where the spectra of an adapter file are kept: the name tells the content, so that none can be out of date."""
+    """The file of an adapter's spectra: its name is a hash of the content, so that it is never out of date."""
     return spectra_directory() / f"{adapter_sha256}-{FORMAT}.safetensors"
 
 
@@ -28,14 +28,14 @@ def kept_files() -> list[Path]:
 
 
 def note_use(file: Path) -> None:
-    """Let a file's time tell its last use, to the day."""
+    """Record a file's last use in its time, to the day."""
     with suppress(OSError):  # a cache that is read-only, or cleared in between: nothing is lost
         if time.time() - file.stat().st_mtime > _DAY:
             os.utime(file)
 
 
 def forget_unused() -> None:
-    """Delete what no pool has asked for in `UNUSED_DAYS`."""
+    """Delete files that no pool has used for `UNUSED_DAYS`."""
     oldest = time.time() - UNUSED_DAYS * _DAY
     for file in kept_files():
         with suppress(FileNotFoundError):  # another process was faster

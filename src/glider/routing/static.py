@@ -37,7 +37,7 @@ class MergedExpert:
 
 
 class Static:
-    """A router that makes one expert of a pool and uses it for every token. Subclasses say which."""
+    """A router that makes one expert from a pool and uses it for every token; subclasses define `expert`."""
 
     def expert(self, pool: Pool) -> ExpertLike:
         """The one expert; raises `RouterError` or `PoolError` where the pool does not give one."""

@@ -17,7 +17,7 @@ _CARRIED = (
 
 
 def plugin_settings(spec: ModelSpec, mode: Mode, unsure: Unsure = "nearest", name: str | None = None) -> PluginSettings:
-    """What an engine is told of a pool. Raises `GliderError` for what cannot be served inside vLLM."""
+    """The settings of an engine for a pool. Raises `GliderError` for what cannot be served inside vLLM."""
     for field in ("expert_memory", "expert_dtype", "prompt"):
         if getattr(spec, field) is not None:
             raise ConfigError("a pool that vLLM holds as it is", field, "Leave it out, or use `glider serve`.")

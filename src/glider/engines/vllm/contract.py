@@ -1,4 +1,4 @@
-"""What the plug-in touches of vLLM, by name and parameters, and the versions it is known to be there in."""
+"""The parts of vLLM that the plug-in uses, by name and parameters, and the versions known to have them."""
 
 import inspect
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Touched:
 
     @property
     def fault(self) -> str | None:
-        """What is not as it was, or None."""
+        """What is missing or changed, or None."""
         try:
             value: Any = reduce(getattr, self.name.split("."), import_module(self.module))
         except (ImportError, AttributeError) as fault:
@@ -111,7 +111,7 @@ def require_vllm() -> str:
 
 
 def require_contract(touched: tuple[Touched, ...]) -> None:
-    """Raise `EngineError` where one of these names is not what it was."""
+    """Raise `EngineError` where one of these names is missing or changed."""
     version = require_vllm()
     faults = [one.fault for one in touched if one.fault is not None]
     if faults:

@@ -1,4 +1,4 @@
-"""What each request uses, decided from its text in the process that takes requests. Holds no base model."""
+"""Decides which experts each request uses, from its text, in the process that takes requests. Holds no base model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from glider.serve.steering import Guided, Way, guided
 
 @dataclass(frozen=True)
 class FrontRequest:
-    """What is asked of the pool: under which name, which text, how it is steered, and the client's own salt."""
+    """A request to the pool: the model's name, the text, the steering, and the client's own salt."""
 
     way: Way
     text: str
@@ -75,7 +75,7 @@ class Front:
         return [self.settings.name, self.settings.base, *self.singles]
 
     def require_names(self, model_config: Any) -> None:
-        """Raise `EngineError` for a served name that means nothing to the pool."""
+        """Raise `EngineError` for a served name that the pool does not know."""
         served = model_config.served_model_name
         served = [served] if isinstance(served, str) else list(served or [])
         for name in served:
@@ -85,7 +85,7 @@ class Front:
                 raise EngineError(f"names of {', '.join(self.models)}", got, "Give names to `glider vllm-args`.")
 
     def way(self, name: str | None) -> Way:
-        """How a model's name is answered; raises `ApiError` (404) for one that is none."""
+        """How a model's name is answered; raises `ApiError` (404) for an unknown name."""
         if not name or name == self.settings.name:
             return Way("routed")
         if name == self.settings.base:
@@ -208,5 +208,5 @@ def turns_in(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
 
 
 def asked_in(turns: Sequence[Turn]) -> str:
-    """The text that is asked in a chat."""
+    """The text of a chat that decides."""
     return asked_text(turns)

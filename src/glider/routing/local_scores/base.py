@@ -1,4 +1,4 @@
-"""What a local score is: it makes, of the tensors prepared for a site, each expert's score for each token."""
+"""A local score: it computes each expert's score for each token from the tensors prepared for a site."""
 
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ class LocalScore(Protocol):
     """Frozen settings of a score of each expert for each token at a site."""
 
     def prepare(self, pool: Pool) -> dict[str, Site]:
-        """What the score needs of each site; raises `RouterError` where an expert lacks it."""
+        """Prepare the tensors of each site; raises `RouterError` where an expert lacks what is needed."""
         ...
 
     def scores(self, x: Float[Tensor, "T D"], site: Site) -> Float[Tensor, "T E"]:

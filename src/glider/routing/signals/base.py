@@ -1,4 +1,4 @@
-"""What a global signal is: it makes, of what a pool's experts keep, the scores of whole queries."""
+"""A global signal: it computes the scores of whole queries from what a pool's experts store."""
 
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +20,8 @@ class Signal(Protocol):
     """Frozen settings of a signal."""
 
     def prepare(self, pool: Pool) -> GlobalScores:
-        """Whatever depends on the pool alone. Raises `RouterError` naming the experts that lack what is needed."""
+        """Compute whatever depends on the pool alone. Raises `RouterError` naming the experts that lack what is
+        needed."""
         ...
 
     def threshold(self, pool: Pool) -> float | None:
@@ -55,7 +56,7 @@ def profiles(pool: Pool, *, inputs: bool = False) -> list[Profile]:
 def lead(scores: Float[Tensor, "B E"], absent: Bool[Tensor, "B E"]) -> Float[Tensor, "B E"]:
     """How far each expert's score is above the mean of the other present experts; minus infinity where absent.
 
-    What all experts share of a query (its length, common words) falls out. 0 where there is no other.
+    What all experts share for a query (its length, common words) cancels. 0 where there is no other expert.
     """
     known = scores.masked_fill(absent, 0.0)
     others = (~absent).sum(dim=-1, keepdim=True) - 1

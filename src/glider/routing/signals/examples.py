@@ -62,12 +62,12 @@ class Likelihoods:
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
     def places(self, text: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
-        """Where those n-grams of a text stand in the index that somebody knows."""
+        """The places in the index of those n-grams of a text that any expert knows."""
         place = torch.searchsorted(self.grams, text).clamp(max=len(self.grams) - 1)
         return place[self.grams[place] == text]
 
     def weights(self, sizes: Int[Tensor, " M"], present: int | None = None) -> Float[Tensor, " M"]:
-        """How much n-grams count that so many of those present know (default: of all)."""
+        """The weight of n-grams that this many of the present experts know (default: of all)."""
         present = self.count if present is None else present
         return torch.where(sizes > 0, ((1 + present) / (1 + sizes)).log() + 1, 0.0)
 
@@ -129,7 +129,7 @@ def entries(starts: Int[Tensor, " M"], sizes: Int[Tensor, " M"]) -> Int[Tensor, 
 
 
 def norm(weights: Float[Tensor, " M"]) -> Tensor:
-    """What a sum over n-grams is divided by, so that long texts do not count for more."""
+    """The divisor of a sum over n-grams, so that long texts do not count for more."""
     return (weights.square().sum() + 1e-9).sqrt()
 
 
