@@ -44,7 +44,7 @@ class GliderEndpoints:
         if self.front is None:
             return ApiError(404, "this engine serves no pool", code="not_found").response
         try:
-            return JSONResponse(told_of(self.front, RouteRequest.model_validate(body)))
+            return JSONResponse(route_reply(self.front, RouteRequest.model_validate(body)))
         except ValidationError as fault:
             return invalid(fault.errors()).response
         except (ApiError, GliderError) as fault:
@@ -77,7 +77,7 @@ def pool_card(front: Front) -> dict[str, Any]:
     }
 
 
-def told_of(front: Front, request: RouteRequest) -> dict[str, Any]:
+def route_reply(front: Front, request: RouteRequest) -> dict[str, Any]:
     """What a prompt would use, without an answer; raises `ApiError` for one that is none."""
     turns = tuple((one.role, one.text) for one in request.messages or ())
     if (request.prompt is None) == (request.messages is None):

@@ -207,6 +207,6 @@ def turns_in(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def asked_in(turns: Sequence[Turn]) -> str:
+def chat_text(turns: Sequence[Turn]) -> str:
     """The text of a chat that decides."""
     return asked_text(turns)

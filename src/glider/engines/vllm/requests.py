@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from glider.engines.vllm.front import Front, FrontRequest, Resolution, asked_in, turns_in
+from glider.engines.vllm.front import Front, FrontRequest, Resolution, chat_text, turns_in
 from glider.engines.vllm.metrics import metrics
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import PluginSettings
@@ -118,7 +118,7 @@ def _front_request(front: Front, tokenizer: Any, prompt: dict[str, Any], adapter
     turns: tuple[Turn, ...] = tuple(prompt.pop(TURNS, ()))
     ids = prompt.get("prompt_token_ids") or ()
     if turns:
-        text = asked_in(turns)
+        text = chat_text(turns)
     elif isinstance(prompt.get("prompt"), str):
         text = prompt["prompt"]
     else:
