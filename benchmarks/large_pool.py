@@ -1,11 +1,12 @@
 """How long does a large pool take to open and to grow, and how much memory does it hold before its first use?
 
     python benchmarks/large_pool.py [--experts 1000] [--rank 4] [--layouts 1] [--repeats 3] [--json out.json]
-                                    [--profile]
+                                    [--tasks TASKS] [--profile]
 
 Makes a pool of experts in the shape of SmolLM2-135M (210 sites) in a temporary directory; the tensors are hard links
-to one file, the cards differ. With --layouts K there are K such files, each without another one of the sites. Every
-repeat is a fresh process, and the best of them counts.
+to one file, the cards differ. With --layouts K there are K such files, each without another one of the sites. With
+--tasks, a folder of JSON Lines, every expert has a profile of inputs that stand together there, and what is calibrated
+anew when an expert joins is timed as well. Every repeat is a fresh process, and the best of them counts.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import cProfile
 import json
 import os
 import pstats
+import random
 import subprocess
 import sys
 import tempfile
@@ -21,13 +23,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from glider.data.rows import read_rows
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
-from glider.experts.expert import EXPERT_FILES, write_expert
+from glider.experts.expert import EXPERT_FILES, GLIDER_WEIGHTS_FILE, write_expert
 from glider.experts.pool import POOL_FILE, ExpertRecord, FileRecord, Pool, PoolIndex
+from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.experts.prompt_format import PromptFormat
-from glider.files.disk import sha256, write_json
+from glider.files.disk import write_json
+from glider.files.opening import sha256
+from glider.instructions.inputs import ngrams
 
 LAYERS, WIDTH, KEY_WIDTH, INNER = 30, 576, 192, 1536
 EMBEDDER = EmbedderIdentity(embedder="all-MiniLM-L6-v2", dimension=384, probe=(0.0,) * 8)
@@ -42,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--layouts", type=int, default=1, help="how many different sets of sites the experts have")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tasks", type=Path, help="rows to make the experts' profiles of")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in the fresh processes
@@ -57,6 +65,8 @@ def main() -> None:
         pool = Path(directory) / "pool"
         began = time.perf_counter()
         make_pool(pool, arguments.experts, arguments.repeats, arguments.rank, arguments.layouts)
+        if arguments.tasks:
+            add_profiles(pool, arguments.tasks)
         made = time.perf_counter() - began
         runs = [fresh_process(pool, f"new{i}", arguments.profile) for i in range(arguments.repeats)]
     best = {name: min(run[name] for run in runs) for name in runs[0]}
@@ -82,6 +92,7 @@ def measure(path: Path, newcomer: str, profile: bool) -> dict[str, float]:
     clock = time.perf_counter()
     pool.add(newcomer)
     added = time.perf_counter() - clock
+    calibrated = calibration(Pool.open(path)) if (path / "profiles").exists() else {}
     if profile:
         profiler.disable()
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(40)  # pyright: ignore
@@ -91,7 +102,46 @@ def measure(path: Path, newcomer: str, profile: bool) -> dict[str, float]:
         "open_resident_megabytes": held,
         "add_seconds": added,
         "add_growth_megabytes": resident_megabytes() - held,
+        **calibrated,
     }
+
+
+def calibration(pool: Pool) -> dict[str, float]:
+    """Seconds of what joining makes anew, the threshold of `examples` and those of verdicts; reading profiles apart."""
+    from glider.calibration.threshold import calibrate
+    from glider.calibration.verdict import choose_thresholds
+
+    clock = [time.perf_counter()]
+    for work in (
+        lambda: [expert.profile for expert in pool],
+        lambda: calibrate(pool, "examples"),
+        lambda: choose_thresholds(pool),
+    ):
+        work()
+        clock.append(time.perf_counter())
+    names = ("profiles_seconds", "calibrate_seconds", "verdicts_seconds")
+    return {name: after - before for name, before, after in zip(names, clock[:-1], clock[1:], strict=True)}
+
+
+def add_profiles(path: Path, tasks: Path) -> None:
+    """Give every expert, of the pool or beside it, a profile of inputs that stand together in the tasks' files."""
+    inputs = [ngrams(row.input) for file in sorted(tasks.glob("*.jsonl.gz")) for row in read_rows(file)[:400]]
+    chance = random.Random(0)
+    index = PoolIndex.model_validate_json((path / POOL_FILE).read_text("utf8"))
+    known = {record.name: record for record in index.experts}
+    for home in sorted(place.parent for place in path.glob(f"*/{GLIDER_WEIGHTS_FILE}")):
+        start = chance.randrange(len(inputs) - ROWS - HELD_BACK)
+        profile = Profile.of(inputs[start : start + ROWS], inputs[start + ROWS : start + ROWS + HELD_BACK])
+        file = home / GLIDER_WEIGHTS_FILE
+        tensors = load_file(file) | profile.tensors()
+        file.unlink()
+        save_file(tensors, file)
+        if home.name in known:
+            files = {**known[home.name].files, GLIDER_WEIGHTS_FILE: record(file)}
+            known[home.name] = known[home.name].model_copy(update={"files": files})
+    index = index.model_copy(update={"experts": tuple(known[entry.name] for entry in index.experts)})
+    write_json(path / POOL_FILE, index.model_dump(mode="json", exclude_none=True))
+    (path / "profiles").touch()  # tells the fresh processes
 
 
 def fresh_process(path: Path, newcomer: str, profile: bool) -> dict[str, float]:

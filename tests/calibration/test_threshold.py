@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.calibration.threshold import best_threshold, calibrate, recalibrated
+from glider.calibration import threshold, verdict
+from glider.calibration.threshold import best_threshold, calibrate, recalibrated, sample
 from glider.errors import GliderWarning, PoolError, RouterError
 from glider.experts.membership import remove_expert
 from glider.experts.pool import Calibration
@@ -94,3 +95,22 @@ def test_too_few_queries_are_refused(make_pool, llama_directory: Path, pool_with
         calibrate(make_pool(llama_directory, experts=1, name="small"), "instruction")
     with pytest.raises(RouterError, match="profile"):
         calibrate(make_pool(llama_directory, name="bare"), "instruction")
+
+
+def test_a_few_experts_stand_for_a_large_pool_and_stay_the_same_as_it_grows(pool_with_profiles, monkeypatch) -> None:
+    names = [f"expert{i}" for i in range(200)]
+    few = sample(names, 128, 32)
+    assert len(few) == 32 and few <= set(names) and sample(names[:128], 128, 32) == names[:128]
+    grown = sample([*names, "one more"], 128, 32)
+    assert len(set(few) - set(grown)) <= 1
+
+    pool = pool_with_profiles()
+    whole = calibrate(pool, "examples")
+    monkeypatch.setattr(threshold, "MANY_EXPERTS", 2)
+    monkeypatch.setattr(threshold, "SAMPLED_EXPERTS", 2)
+    part = calibrate(pool, "examples")
+    assert (whole.queries, part.queries) == (72, 48)
+    assert "2 experts for those of 3" in part.source and "for those of" not in whole.source
+    monkeypatch.setattr(verdict, "MANY_EXPERTS", 2)
+    monkeypatch.setattr(verdict, "SAMPLED_EXPERTS", 2)
+    assert verdict.choose_thresholds(pool).queries == 48

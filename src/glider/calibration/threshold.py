@@ -1,7 +1,8 @@
 """The threshold p of alpha, chosen for a pool and a global signal from its experts' own held-back queries."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from hashlib import sha256
 
 import torch
 
@@ -13,6 +14,7 @@ from glider.shapes import Float, Tensor
 
 MINIMUM_QUERIES = 16  # of each expert
 MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
+MANY_EXPERTS, SAMPLED_EXPERTS = 128, 32  # beyond so many that have queries, so many of them are asked
 
 
 def calibrate(
@@ -25,7 +27,8 @@ def calibrate(
     expert as held-out; p is the threshold with the best balanced accuracy.
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
-    is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records.
+    is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records. In a
+    pool of more than 128 the queries of 32 experts stand for all of them.
     gamma and beta stay as stored, or the paper's. Raises `PoolError` with fewer than two experts, or where all of them
     have fewer.
     """
@@ -41,9 +44,11 @@ def calibrate(
             ", ".join(f"{count} of {name}" for name, count in few.items()),
             "Make profiles of more rows (`glider expert profile`), or give more rows.",
         )
+    known = [name for name in pool.names if name not in few]
+    sampled = sample(known, MANY_EXPERTS, SAMPLED_EXPERTS)
     held_in, held_out = [], []
     for column, name in enumerate(pool.names):
-        if name in few:
+        if name not in sampled:
             continue  # it can be chosen, but says nothing about p
         held_in.append(scores.of(features[name]).amax(dim=-1))
         held_out.append(scores.of(features[name], without=column).amax(dim=-1))
@@ -57,13 +62,23 @@ def calibrate(
         balanced_accuracy=round(accuracy, 4),
         queries=sum(map(len, held_in)),
         experts=tuple(pool.names),
-        source=f"leave-one-out over {'the profiles' if queries is None else 'given rows'}{_but(few)}",
+        source=_source(queries is None, few, sampled, known),
         **constants,
     )
 
 
-def _but(few: Mapping[str, int]) -> str:
-    return f" (without {', '.join(few)}: fewer than {MINIMUM_QUERIES} queries)" if few else ""
+def _source(of_profiles: bool, few: Mapping[str, int], sampled: Collection[str], known: Sequence[str]) -> str:
+    """What the calibration was made of."""
+    without = f" (without {', '.join(few)}: fewer than {MINIMUM_QUERIES} queries)" if few else ""
+    part = "" if len(sampled) == len(known) else f", the queries of {len(sampled)} experts for those of {len(known)}"
+    return f"leave-one-out over {'the profiles' if of_profiles else 'given rows'}{without}{part}"
+
+
+def sample(names: Sequence[str], many: int, count: int) -> Collection[str]:
+    """All names, or `count` of more than `many`: by their hashes, so that it hardly changes as experts come and go."""
+    if len(names) <= many:
+        return names
+    return set(sorted(names, key=lambda name: sha256(name.encode("utf8")).digest())[:count])
 
 
 def recalibrated(pool: Pool) -> Pool:

@@ -5,6 +5,7 @@ from math import floor
 
 import torch
 
+from glider.calibration.threshold import sample
 from glider.errors import GliderWarning, PoolError
 from glider.experts.pool import Pool
 from glider.routing.base import QueryFeatures
@@ -18,6 +19,7 @@ ACCEPTANCE = 0.02  # of everyday requests of a kind that the background has not 
 FITTING = 0.95  # share of its own queries that fit a pool of one expert
 MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
 LEAST_QUERIES = 8
+MANY_EXPERTS, SAMPLED_EXPERTS = 256, 64  # beyond so many that have profiles, so many of them are asked
 
 
 def choose_thresholds(
@@ -28,7 +30,8 @@ def choose_thresholds(
     `stranger` is the margin that all but 2 % of everyday requests stay below, each judged by a background without its
     kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
     conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
-    profile are left out. Raises `PoolError` where no expert has a profile with held-back queries.
+    profile are left out; of more than 256 with one, 64 stand for all of them. Raises `PoolError` where no expert has a
+    profile with held-back queries.
     """
     profiles = [expert.profile for expert in pool]
     contest = Contest.of(profiles, shipped() if background is None else background)
@@ -73,9 +76,10 @@ def renewed_thresholds(pool: Pool) -> Pool:
 
 
 def _held_back(pool: Pool) -> list[Tensor]:
-    profiles = [expert.profile for expert in pool]
-    most = max(LEAST_QUERIES, MOST_QUERIES // max(1, len(profiles)))
-    return [query for profile in profiles if profile is not None for query in profile.queries[:most]]
+    profiles = {expert.name: expert.profile for expert in pool if expert.profile is not None}
+    sampled = sample(list(profiles), MANY_EXPERTS, SAMPLED_EXPERTS)
+    most = max(LEAST_QUERIES, MOST_QUERIES // max(1, len(pool)))
+    return [query for name, profile in profiles.items() if name in sampled for query in profile.queries[:most]]
 
 
 def _conformal(values: Float[Tensor, " N"], share: float) -> float:
