@@ -151,6 +151,21 @@ def test_the_field_glider_steers(server: Server, library: RoutedModel) -> None:
         assert status == 400, reply
 
 
+def test_replies_say_what_answered(server: Server) -> None:
+    for text in (FITS, STRANGER):
+        _, route = server.ask("/v1/route", {"model": "demo", "messages": [{"role": "user", "content": text}]})
+        expected = {name: route[name] for name in ("verdict", "alpha", "experts", "scores", "generation")}
+        status, reply = server.chat(text)
+        assert status == 200 and reply["glider"] == expected
+        body = {"model": "demo", "max_tokens": 4, "stream": True, "stream_options": {"include_usage": True}}
+        _, stream = server.ask("/v1/chat/completions", {**body, "messages": [{"role": "user", "content": text}]})
+        pieces = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        assert [piece.get("glider") for piece in pieces if piece["choices"]][-1] == expected
+        assert sum("glider" in piece for piece in pieces) == 1
+    _, reply = server.chat(STRANGER, "paws")
+    assert reply["glider"]["experts"] == {"paws": 1.0}
+
+
 def test_a_client_cannot_choose_terms_or_end_the_engine(server: Server, library: RoutedModel) -> None:
     for term in ([0.0], [1e300] * 8, ["nan"] * 8):
         status, reply = server.chat(FITS, vllm_xargs={"glider": term})

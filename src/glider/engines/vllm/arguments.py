@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.engines.vllm.front import Front
+from glider.engines.vllm.replies import MIDDLEWARE
 from glider.engines.vllm.settings import KEY, LOAD_FORMAT, Mode, PluginSettings, Unsure, one_word, pool_digest
 from glider.errors import ConfigError, EngineError
 from glider.inference.spec import ModelSpec, open_pool
@@ -75,4 +76,5 @@ def command_line(settings: PluginSettings, routers: tuple[str, ...] = ()) -> lis
             words.append(flag)
         else:
             words += [flag, one_word(value) if isinstance(value, dict) else str(value)]
+    words += ["--middleware", MIDDLEWARE]
     return [*words, "--served-model-name", *front.models, *(f"{settings.name}:{router}" for router in routers)]

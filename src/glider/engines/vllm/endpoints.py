@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from glider.engines.vllm.front import Front, FrontRequest
+from glider.engines.vllm.replies import experts_of
 from glider.engines.vllm.requests import FRONT
-from glider.engines.vllm.rows import Row
 from glider.errors import GliderError
 from glider.inference.conversation import asked_text
 from glider.serve.errors import ApiError, invalid
@@ -92,20 +92,9 @@ def route_reply(front: Front, request: RouteRequest) -> dict[str, Any]:
         "model": request.model,
         "verdict": resolution.verdict,
         "alpha": guided.alpha,
-        "experts": _experts(front, resolution.row, resolution.expert),
+        "experts": experts_of(front, resolution.row, resolution.expert),
         "scores": guided.scores,
         "generation": front.generation.number,
         "description": guided.description,
         "fault": guided.fault,
     }
-
-
-def _experts(front: Front, row: Row | None, expert: str | None) -> dict[str, float] | None:
-    """Experts that every token uses, by weight; empty for the base, None where each token decides."""
-    if expert is not None:
-        return {expert: 1.0}
-    if row is None:
-        return {}
-    if not row.experts:
-        return None
-    return {front.names[one]: weight for one, weight in zip(row.experts, row.weights, strict=True)}

@@ -13,6 +13,7 @@ from typing import Any
 
 from glider.engines.vllm.front import Front, FrontRequest, Resolution, chat_text, turns_in
 from glider.engines.vllm.metrics import metrics
+from glider.engines.vllm.replies import note
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import GliderError
@@ -86,6 +87,7 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
         raise kind(fault.message) from fault
     except GliderError as fault:
         raise VLLMValidationError(str(fault)) from fault
+    note(front, resolution)
     metrics().count(front.settings.name, resolution.verdict, time.perf_counter() - began)
     params = params.clone()
     if resolution.row is not None:

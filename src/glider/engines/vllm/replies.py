@@ -1,0 +1,145 @@
+"""The field `glider` in the replies of vLLM's server: what answered, as `glider serve` says it.
+
+`glider vllm-args` names `ReplyField` as vLLM's `--middleware`. A request opens a list in its context; where its
+condition is made, the resolution of each of its prompts is put there; the reply, or the last chunk of a stream, says
+what the first prompt's came to. Replies of other routes, and errors, pass as they are.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+from glider.engines.vllm.front import Front, Resolution
+from glider.engines.vllm.rows import Row
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MIDDLEWARE = "glider.engines.vllm.replies.ReplyField"
+ROUTES = ("/v1/chat/completions", "/v1/completions")
+_DATA, _DONE, _BREAK = b"data: ", b"data: [DONE]", b"\n\n"
+_resolutions: ContextVar[list[dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
+
+
+def note(front: Front, resolution: Resolution) -> None:
+    """Keep what a prompt's condition came to for the reply of the request that is being taken, if there is one."""
+    resolutions = _resolutions.get()
+    if resolutions is not None:
+        resolutions.append(routing_of(front, resolution))
+
+
+def routing_of(front: Front, resolution: Resolution) -> dict[str, Any]:
+    """The field `glider` of a reply."""
+    guidance = resolution.guided
+    field: dict[str, Any] = {
+        "verdict": resolution.verdict,
+        "alpha": None if guidance is None else guidance.alpha,
+        "experts": experts_of(front, resolution.row, resolution.expert),
+        "scores": {} if guidance is None else guidance.scores,
+        "generation": front.generation.number,
+    }
+    if guidance is not None and guidance.fault is not None:
+        field["fault"] = guidance.fault
+    return field
+
+
+def experts_of(front: Front, row: Row | None, expert: str | None) -> dict[str, float] | None:
+    """Experts that every token uses, by weight; empty for the base, None where each token decides."""
+    if expert is not None:
+        return {expert: 1.0}
+    if row is None:
+        return {}
+    if not row.experts:
+        return None
+    return {front.names[one]: weight for one, weight in zip(row.experts, row.weights, strict=True)}
+
+
+class ReplyField:
+    """ASGI middleware: adds the field to the replies of requests that a pool answered."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]):
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] not in ROUTES:
+            await self.app(scope, receive, send)
+            return
+        resolutions: list[dict[str, Any]] = []
+        token = _resolutions.set(resolutions)
+        try:
+            await self.app(scope, receive, _Reply(send, resolutions).send)
+        finally:
+            _resolutions.reset(token)
+
+
+class _Reply:
+    """One reply on its way out: whole bodies wait for their end, a stream's events for the next one."""
+
+    def __init__(self, send: Send, resolutions: list[dict[str, Any]]):
+        self.forward, self.resolutions = send, resolutions
+        self.start: Message | None = None
+        self.kind, self.parts = "", bytearray()
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the application's."""
+        if message["type"] == "http.response.start":
+            headers = {name.lower(): value for name, value in message["headers"]}
+            kind = headers.get(b"content-type", b"").split(b";")[0].strip()
+            plain = message["status"] == 200 and b"content-encoding" not in headers
+            self.kind = {b"application/json": "whole", b"text/event-stream": "stream"}.get(kind, "") if plain else ""
+            if self.kind == "whole":
+                self.start = message
+            else:
+                await self.forward(message)
+        elif message["type"] != "http.response.body" or not self.kind:
+            await self.forward(message)
+        elif self.kind == "whole":
+            await self._whole(message)
+        else:
+            await self._stream(message)
+
+    async def _whole(self, message: Message) -> None:
+        self.parts += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        assert self.start is not None
+        body = self._with_field(bytes(self.parts))
+        headers = [(name, value) for name, value in self.start["headers"] if name.lower() != b"content-length"]
+        await self.forward({**self.start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self.forward({**message, "body": body})
+
+    async def _stream(self, message: Message) -> None:
+        """Keep back an answer's end, and what follows it, until other choices' chunks or the stream's end follow."""
+        self.parts += message.get("body", b"")
+        *events, rest = bytes(self.parts).split(_BREAK)
+        more = message.get("more_body", False)
+        chunks = [place for place, event in enumerate(events) if _choices(event)]
+        ends = bool(chunks) and all(choice.get("finish_reason") for choice in _choices(events[chunks[-1]]))
+        last = chunks[-1] if ends else len(events)
+        if any(event.startswith(_DONE) for event in events) or not more:
+            if last < len(events):
+                events[last] = _DATA + self._with_field(events[last][len(_DATA) :])
+            ready, self.parts = _joined(events) + rest, bytearray()
+        else:
+            ready, self.parts = _joined(events[:last]), bytearray(_joined(events[last:]) + rest)
+        if ready or not more:
+            await self.forward({**message, "body": ready})
+
+    def _with_field(self, body: bytes) -> bytes:
+        if not self.resolutions:
+            return body
+        reply = json.loads(body)
+        reply["glider"] = self.resolutions[0]
+        return json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _choices(event: bytes) -> list[dict[str, Any]]:
+    """The choices that an event of a stream holds pieces of."""
+    return json.loads(event[len(_DATA) :]).get("choices") or [] if event.startswith(_DATA + b"{") else []
+
+
+def _joined(events: list[bytes]) -> bytes:
+    return b"".join(event + _BREAK for event in events)

@@ -1,0 +1,116 @@
+"""The field `glider` in replies that pass through the middleware, behind a real ASGI application."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
+
+from glider.engines.vllm import replies
+
+ROUTING = {"verdict": "fits", "alpha": 103.0, "experts": {"paws": 1.0}, "scores": {}, "generation": 1}
+CHAT = "/v1/chat/completions"
+
+
+def piece(text: str, finish: str | None = None, index: int = 0) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def served(parts: list[bytes], resolved: bool = True, status: int = 200) -> TestClient:
+    """A server that streams these bytes, or gives a reply or an error, and resolves each request's condition first."""
+    app = FastAPI()
+
+    async def body() -> AsyncIterator[bytes]:
+        for number, part in enumerate(parts):
+            if resolved and not number:  # in the task of the stream, as vLLM does
+                resolutions = replies._resolutions.get()
+                assert resolutions is not None
+                resolutions += [ROUTING, {"verdict": "stranger"}]
+            yield part
+
+    async def reply() -> Any:
+        if parts:
+            return StreamingResponse(body(), media_type="text/event-stream")
+        resolutions = replies._resolutions.get()
+        if resolved and resolutions is not None:
+            resolutions.append(ROUTING)
+        return JSONResponse({"id": "1", "text": "é"}, status)
+
+    app.post(CHAT)(reply)
+    app.post("/v1/other")(reply)
+    app.add_middleware(replies.ReplyField)
+    return TestClient(app)
+
+
+def events(parts: list[Any], done: bool = True) -> bytes:
+    ended = b"data: [DONE]\n\n" if done else b""
+    return b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in parts) + ended
+
+
+def read(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+
+
+def test_a_whole_reply_has_the_field_and_its_length() -> None:
+    reply = served([]).post(CHAT)
+    assert reply.json() == {"id": "1", "text": "é", "glider": ROUTING}
+    assert int(reply.headers["content-length"]) == len(reply.content)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_errors_pass_as_they_are(status: int) -> None:
+    reply = served([], status=status).post(CHAT)
+    assert reply.status_code == status and reply.json() == {"id": "1", "text": "é"}
+
+
+def test_other_routes_and_requests_of_no_pool_pass_as_they_are() -> None:
+    assert served([]).post("/v1/other").json() == {"id": "1", "text": "é"}
+    assert served([], resolved=False).post(CHAT).json() == {"id": "1", "text": "é"}
+    stream = events([piece("a"), piece("", "stop")])
+    assert served([stream], resolved=False).post(CHAT).content == stream
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("more", [[], [{"choices": [], "usage": {"total_tokens": 3}}]])
+def test_a_streams_last_chunk_has_the_field_however_it_is_cut(size: int, more: list[Any]) -> None:
+    pieces = [piece("a"), piece("b"), piece("", "stop"), *more]
+    whole = events(pieces)
+    received = read(served([whole[i : i + size] for i in range(0, len(whole), size)]).post(CHAT).text)
+    assert received == [*pieces[:2], {**pieces[2], "glider": ROUTING}, *pieces[3:]]
+
+
+def test_the_last_of_several_answers_ends_has_the_field() -> None:
+    pieces = [piece("a"), piece("b", index=1), piece("", "stop"), piece("c", index=1), piece("", "length", 1)]
+    received = read(served([events([one], done=False) for one in pieces] + [b"data: [DONE]\n\n"]).post(CHAT).text)
+    assert received == [*pieces[:4], {**pieces[4], "glider": ROUTING}]
+
+
+def test_a_stream_that_ends_without_done_loses_nothing() -> None:
+    pieces = [piece("a"), piece("", "stop")]
+    text = served([events(pieces, done=False) + b"data: {"]).post(CHAT).text
+    assert text.endswith("data: {") and read(text.removesuffix("data: {"))[-1]["glider"] == ROUTING
+
+
+def test_no_token_waits_for_the_next_one() -> None:
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for part in (piece("a"), piece("b")):
+            await send({"type": "http.response.body", "body": events([part], done=False), "more_body": True})
+            assert sent[-1] == events([part], done=False)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    import asyncio
+
+    asyncio.run(replies.ReplyField(app)({"type": "http", "path": CHAT}, None, send))  # pyright: ignore
+    assert b"".join(sent) == events([piece("a"), piece("b")], done=False)
