@@ -27,8 +27,8 @@ def calibrate(
     expert as held-out; p is the threshold with the best balanced accuracy.
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
-    is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records. In a
-    pool of more than 128 the queries of 32 experts stand for all of them.
+    is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records. In
+    a pool of more than 128 the queries of 32 experts stand for all of them.
     gamma and beta stay as stored, or the paper's. Raises `PoolError` with fewer than two experts, or where all of them
     have fewer.
     """
