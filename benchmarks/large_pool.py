@@ -28,10 +28,11 @@ from safetensors.torch import load_file, save_file
 from glider.data.rows import read_rows
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
-from glider.experts.expert import EXPERT_FILES, GLIDER_WEIGHTS_FILE, write_expert
+from glider.experts.expert import EXPERT_FILES, write_expert
 from glider.experts.pool import POOL_FILE, ExpertRecord, FileRecord, Pool, PoolIndex
 from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.experts.prompt_format import PromptFormat
+from glider.experts.sites import GLIDER_WEIGHTS_FILE
 from glider.files.disk import write_json
 from glider.files.opening import sha256
 from glider.instructions.inputs import ngrams
