@@ -41,6 +41,8 @@ from served import Server, serving
 
 SHOWN = Console(stderr=True, highlight=False, soft_wrap=True)
 LENGTHS = (1, 4, 16, 48)  # tokens of the answers
+LONGEST = 200  # of those that are cancelled
+ROOM = LONGEST + 60  # tokens beside a prompt's own
 BAD: list[tuple[str, Any, int]] = [  # path, body, status
     ("chat/completions", {"model": "nobody", "messages": [{"role": "user", "content": "a"}]}, 404),
     ("chat/completions", {"model": "{pool}", "messages": []}, 400),
@@ -149,7 +151,7 @@ class Soak:
         names = [self.pool, self.pool, self.pool, f"{self.pool}:phatgoose", base, expert]
         cases = []
         for number, prompt in enumerate(PROMPTS):
-            text = " ".join([prompt.text] * self.chance.choice((1, 1, 2, 5)))
+            text = await self._fitted(" ".join([prompt.text] * self.chance.choice((1, 1, 2, 5))), models[0])
             settings = {"model": names[number % len(names)], "max_tokens": LENGTHS[number % len(LENGTHS)]}
             user = {"role": "user", "content": text}
             cases.append(Case("chat/completions", {**settings, "messages": [user]}))
@@ -157,6 +159,16 @@ class Soak:
             turns = [user, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
             cases.append(Case("chat/completions", {**settings, "messages": turns}))
         return cases
+
+    async def _fitted(self, text: str, model: dict[str, Any]) -> str:
+        """As much of a text as leaves room for a conversation and the longest answer."""
+        limit = (model["max_model_len"] or 10**9) - ROOM
+        while True:
+            body = {"model": model["id"], "prompt": text}
+            answer = await self.client.post(f"{self.server.url}/tokenize", json=body)
+            if answer.raise_for_status().json()["count"] <= limit:
+                return text
+            text = text[: len(text) // 2]
 
     async def _quiet(self, case: Case) -> Quiet:
         chat = case.path.startswith("chat")
@@ -219,7 +231,7 @@ class Soak:
 
     async def _cancelled(self, case: Case) -> None:
         """A client that hangs up: in the midst of a stream, or while it waits."""
-        body = {**case.body, "max_tokens": 200, "ignore_eos": True, "n": self.chance.choice((1, 3))}
+        body = {**case.body, "max_tokens": LONGEST, "ignore_eos": True, "n": self.chance.choice((1, 3))}
         if self.chance.random() < 0.5:
             most = self.chance.randrange(6)
             async with aclosing(self._streamed(case.path, {**body, "return_token_ids": True})) as tokens:

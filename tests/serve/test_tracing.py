@@ -163,7 +163,7 @@ def test_spans_go_where_the_environment_says(serve: Any) -> None:
     try:
         endpoint = f"http://127.0.0.1:{collector.server_port}"
         served = serve(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_COMPRESSION="none")
-        assert httpx.post(f"{served.url}/v1/chat/completions", json=chat()[2], timeout=60).status_code == 200
+        assert httpx.post(f"{served.url}/v1/chat/completions", json=chat()[2], timeout=600).status_code == 200
         assert served.stop() == 0
     finally:
         collector.shutdown()

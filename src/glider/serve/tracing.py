@@ -59,7 +59,7 @@ class Tracing:
         self._trace = trace
         is_set = isinstance(trace.get_tracer_provider(), TracerProvider)  # by `opentelemetry-instrument`
         self._ours = provider is None and not is_set
-        self.provider = _provider() if self._ours else provider
+        self.provider: Any = _provider() if self._ours else provider
 
     def instrument(self, app: "FastAPI") -> None:
         """Trace an application's requests, except those of probes."""
