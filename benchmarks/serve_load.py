@@ -39,7 +39,7 @@ from rich.table import Table
 from glider.demo.prompts import PROMPTS
 from glider.files.disk import write_json
 from glider.progress import Bars
-from served import Server, counted, serving, transformers_serving
+from served import Server, metric_sum, serving, transformers_serving
 
 TIMEOUT = 3600.0  # seconds of a request, on a machine that others use
 
@@ -163,11 +163,11 @@ def random_pool(base_name: str | None, count: int) -> Iterator[Path]:
 
 def texts(count: int, start: int) -> list[str]:
     """Prompts of the demo's tasks and of none, each the only one of its words."""
-    found = []
+    prompts = []
     for number in range(start, start + count):
-        prompt = PROMPTS[number % len(PROMPTS)].text
-        found.append(f"No. {number}. " + " ".join([prompt] * (1 + number % 3)))
-    return found
+        task = PROMPTS[number % len(PROMPTS)].text
+        prompts.append(f"No. {number}. " + " ".join([task] * (1 + number % 3)))
+    return prompts
 
 
 async def measured(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,12 +182,12 @@ async def measured(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[s
             for way in ways if pair % 2 == 0 else ways[::-1]:
                 runs.append({"way": way.name, "pair": pair, **await run(client, way, prompts, arguments)})
                 report(runs[-1])
-        routing = [counted((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
+        routing = [metric_sum((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
         first: dict[str, list[float]] = {way.name: [] for way in ways}
         for number, text in enumerate(texts(arguments.first, 10_000)):
             for way in ways if number % 2 == 0 else ways[::-1]:
                 first[way.name].append((await timed(client, way, text, 1)).first)
-        after = [counted((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
+        after = [metric_sum((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
     return {"runs": runs, "first": first, "routing_ms": mean_routing(routing, after)}
 
 
@@ -266,8 +266,8 @@ def report(one: dict[str, Any]) -> None:
 def ratios(runs: Sequence[dict[str, Any]], way: str, other: str, value: Any) -> str:
     """Median, least and most of the pairs' ratios."""
     of = {(one["way"], one["pair"]): value(one) for one in runs}
-    found = sorted(of[way, pair] / of[other, pair] for name, pair in of if name == way)
-    return f"{statistics.median(found):.2f} ({found[0]:.2f}-{found[-1]:.2f})"
+    values = sorted(of[way, pair] / of[other, pair] for name, pair in of if name == way)
+    return f"{statistics.median(values):.2f} ({values[0]:.2f}-{values[-1]:.2f})"
 
 
 def print_tables(result: dict[str, Any], arguments: argparse.Namespace) -> None:

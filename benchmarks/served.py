@@ -99,7 +99,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             continue
 
 
-def counted(text: str, name: str) -> float:
+def metric_sum(text: str, name: str) -> float:
     """The sum of a metric over its labels, in Prometheus' text."""
     lines = [line for line in text.splitlines() if re.match(rf"{re.escape(name)}(\{{| )", line)]
     return sum(float(line.rpartition(" ")[2]) for line in lines)

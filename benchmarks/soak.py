@@ -172,14 +172,16 @@ class Soak:
 
     async def _quiet(self, case: Case) -> Quiet:
         chat = case.path.startswith("chat")
-        asked = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
-        body = await self._post(case.path, {**case.body, **asked, "temperature": 0, "return_token_ids": True})
+        fields = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
+        body = await self._post(case.path, {**case.body, **fields, "temperature": 0, "return_token_ids": True})
         choice = body["choices"][0]
-        told = choice["logprobs"]
+        logprobs = choice["logprobs"]
         if chat:
-            likeliest = [{one["token"]: one["logprob"] for one in place["top_logprobs"]} for place in told["content"]]
+            likeliest = [
+                {one["token"]: one["logprob"] for one in place["top_logprobs"]} for place in logprobs["content"]
+            ]
         else:
-            likeliest = told["top_logprobs"]
+            likeliest = logprobs["top_logprobs"]
         return Quiet(tuple(choice["token_ids"]), tuple(likeliest), choice["finish_reason"] == "stop")
 
     async def _work(self) -> None:
@@ -263,13 +265,13 @@ class Soak:
 
     async def _watch(self) -> None:
         """Memory, and a line a minute."""
-        said = 0
+        minutes = 0
         while (now := time.monotonic()) < self.end:
             self.tally.memory.append((now - self.began, self.server.resident_megabytes))
-            if now - self.began >= 60 * said:
-                said += 1
-                told = ", ".join(f"{count} {name}" for name, count in sorted(self.tally.counts.items()))
-                SHOWN.print(f"{(now - self.began) / 60:.1f} min: {self.tally.memory[-1][1]:.0f} MB; {told}")
+            if now - self.began >= 60 * minutes:
+                minutes += 1
+                counts = ", ".join(f"{count} {name}" for name, count in sorted(self.tally.counts.items()))
+                SHOWN.print(f"{(now - self.began) / 60:.1f} min: {self.tally.memory[-1][1]:.0f} MB; {counts}")
             await asyncio.sleep(min(2.0, max(0.05, self.end - now)))
 
     async def _settle(self) -> None:

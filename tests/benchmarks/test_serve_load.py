@@ -17,10 +17,10 @@ def test_the_benchmark_runs_on_a_tiny_model(tmp_path: Path, llama_directory: Pat
     out = tmp_path / "out.json"
     ran = subprocess.run([*command, *work, "--json", out], check=True, capture_output=True, text=True)
     assert "routed by ensemble" in " ".join(ran.stdout.split())
-    told = json.loads(out.read_text("utf8"))
-    assert [(one["way"], one["tokens"]) for one in told["runs"]] == [
+    result = json.loads(out.read_text("utf8"))
+    assert [(one["way"], one["tokens"]) for one in result["runs"]] == [
         ("base", 30), ("routed", 30), ("routed", 30), ("base", 30)
     ]  # fmt: skip
-    assert all(one["seconds"] > 0 and len(one["first"]) == 5 for one in told["runs"])
-    assert {way: len(times) for way, times in told["first"].items()} == {"base": 3, "routed": 3}
-    assert told["routing_ms"] > 0
+    assert all(one["seconds"] > 0 and len(one["first"]) == 5 for one in result["runs"])
+    assert {way: len(times) for way, times in result["first"].items()} == {"base": 3, "routed": 3}
+    assert result["routing_ms"] > 0

@@ -17,7 +17,7 @@ def test_a_short_soak_finds_no_fault(tmp_path: Path, llama_directory: Path, make
     work = ["--router", "glider(global=examples, p=-1.0)", "--workers", "16", "--places", "6", "--reload-every", "0.5"]
     ran = subprocess.run([*command, *work, "--json", tmp_path / "out"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-4000:]
-    told = json.loads((tmp_path / "out").read_text("utf8"))
-    assert told["faults"] == []
-    assert min(told["counts"][kind] for kind in ("greedy", "cancelled", "refused", "reloads")) > 0
-    assert told["near_ties"] <= 0.02 * told["counts"]["greedy"]
+    result = json.loads((tmp_path / "out").read_text("utf8"))
+    assert result["faults"] == []
+    assert min(result["counts"][kind] for kind in ("greedy", "cancelled", "refused", "reloads")) > 0
+    assert result["near_ties"] <= 0.02 * result["counts"]["greedy"]

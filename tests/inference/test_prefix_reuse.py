@@ -71,48 +71,48 @@ def test_a_turn_takes_up_what_the_turns_before_it_left(
     model: RoutedModel, engine: PackedEngine, first: Condition, second: Condition
 ) -> None:
     """Prompt and answer of the first turn are the beginning of the second's prompt."""
-    said, none = answer(engine, "first", FIRST, first)
-    more = [*FIRST, *said, *range(100, 130)]
+    earlier, none = answer(engine, "first", FIRST, first)
+    more = [*FIRST, *earlier, *range(100, 130)]
     got, shared = answer(engine, "second", more, second)
     assert none == 0
     assert shared == (len(FIRST) + NEW - 1) // PAGE * PAGE  # whole pages; the last token was never computed
-    assert (said, got) == (alone(model, FIRST, first), alone(model, more, second))
+    assert (earlier, got) == (alone(model, FIRST, first), alone(model, more, second))
 
 
 def test_turns_of_unlike_conditions_share_nothing(
     model: RoutedModel, engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys and values depend on who is asked: taken over, they make other answers."""
-    said, _ = answer(engine, "first", FIRST, ROUTED)
-    more = [*FIRST, *said, *range(100, 130)]
+    earlier, _ = answer(engine, "first", FIRST, ROUTED)
+    more = [*FIRST, *earlier, *range(100, 130)]
     for number, condition in enumerate((OTHER, settled(2, 0.1, 0.2, 0.9, 0.3), Condition.nobody(1))):
         got, shared = answer(engine, f"other{number}", more, condition)
         assert (shared, got) == (0, alone(model, more, condition))
     monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation: ())
-    said, _ = answer(engine, "again", FIRST[::-1], ROUTED)
-    more = [*FIRST[::-1], *said, *range(100, 130)]
+    earlier, _ = answer(engine, "again", FIRST[::-1], ROUTED)
+    more = [*FIRST[::-1], *earlier, *range(100, 130)]
     got, shared = answer(engine, "taken over", more, OTHER)
     assert shared > 0
     assert got != alone(model, more, OTHER)
 
 
 def test_turns_of_unlike_generations_share_nothing(model: RoutedModel, engine: PackedEngine) -> None:
-    said, _ = answer(engine, "first", FIRST, ROUTED)
+    earlier, _ = answer(engine, "first", FIRST, ROUTED)
     model.reload()
-    got, shared = answer(engine, "second", [*FIRST, *said], ROUTED)
-    assert (shared, got) == (0, alone(model, [*FIRST, *said], ROUTED))
+    got, shared = answer(engine, "second", [*FIRST, *earlier], ROUTED)
+    assert (shared, got) == (0, alone(model, [*FIRST, *earlier], ROUTED))
 
 
 def test_what_is_evicted_is_computed_anew(model: RoutedModel) -> None:
     small = ContinuousBatchingConfig(page_size=PAGE, max_batch_tokens=256, num_blocks=12, safety_margin=0.0)
     engine = PackedEngine(model.attached, small)
     try:
-        said, _ = answer(engine, "first", FIRST, ROUTED)
+        earlier, _ = answer(engine, "first", FIRST, ROUTED)
         answer(engine, "other", FIRST[::-1] + FIRST[:30], ROUTED)
-        got, shared = answer(engine, "second", [*FIRST, *said], ROUTED)
+        got, shared = answer(engine, "second", [*FIRST, *earlier], ROUTED)
     finally:
         engine.close()
-    assert (shared, got) == (0, alone(model, [*FIRST, *said], ROUTED))
+    assert (shared, got) == (0, alone(model, [*FIRST, *earlier], ROUTED))
 
 
 def test_a_digest_leaves_out_what_its_row_does_not_use() -> None:

@@ -37,25 +37,25 @@ def test_answers_are_those_in_process(server: Served, model: RoutedModel, client
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}
     ran = subprocess.run(command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    told = json.loads(ran.stdout.splitlines()[-1])
+    answered = json.loads(ran.stdout.splitlines()[-1])
     answers = model.generate(TEXTS, max_new_tokens=16)
-    assert [text.strip() for text in told["chat"]] == [answer.text for answer in answers]
-    assert told["streamed"] == told["responses"] == told["chat"][0]
-    assert told["usage"] == len(answers[0].token_ids)
-    assert told["logprobs"] == len(answers[0].token_ids) - (answers[0].finish_reason == "stop")
+    assert [text.strip() for text in answered["chat"]] == [answer.text for answer in answers]
+    assert answered["streamed"] == answered["responses"] == answered["chat"][0]
+    assert answered["usage"] == len(answers[0].token_ids)
+    assert answered["logprobs"] == len(answers[0].token_ids) - (answers[0].finish_reason == "stop")
     turns = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": "Yes."},
              {"role": "user", "content": TEXTS[1]}]  # fmt: skip
     (continued,) = model.generate([turns], max_new_tokens=16)
-    assert told["turns"].strip() == continued.text
+    assert answered["turns"].strip() == continued.text
     theirs = server.client()
     steered = theirs.chat.completions.create(
         model="tiny", messages=turns[:1], temperature=0, max_tokens=16, extra_body={"glider": {"experts": ["e2"]}}
     )  # pyright: ignore
-    assert told["steered"] == steered.choices[0].message.content != told["chat"][0]
+    assert answered["steered"] == steered.choices[0].message.content != answered["chat"][0]
     plain = theirs.completions.create(model="tiny", prompt=TEXTS[0], temperature=0, max_tokens=16)
-    assert told["completion"] == plain.choices[0].text
-    assert told["embedded"] == len(theirs.embeddings.create(model="tiny", input=TEXTS[0]).data[0].embedding)
-    assert told["fault"].startswith("404 ") and "no model 'nobody' here" in told["fault"]
+    assert answered["completion"] == plain.choices[0].text
+    assert answered["embedded"] == len(theirs.embeddings.create(model="tiny", input=TEXTS[0]).data[0].embedding)
+    assert answered["fault"].startswith("404 ") and "no model 'nobody' here" in answered["fault"]
 
 
 def instances(kind: Any, *arguments: tuple) -> list[Instance]:
@@ -81,10 +81,10 @@ def test_the_harness_scores_as_in_process(
     harness: Any, llama_directory: Path, pool_directory: Path, name: str, router: str
 ) -> None:
     """Where the experts do not depend on the text: the server sees context and continuation as one prompt."""
-    asked = instances("loglikelihood", *((context, choice) for context in CONTEXTS for choice in CHOICES))
+    requests = instances("loglikelihood", *((context, choice) for context in CONTEXTS for choice in CHOICES))
     inside = GliderLM(base=str(llama_directory), pool=str(pool_directory), router=router)
-    expected = inside.loglikelihood(asked, disable_tqdm=True)
-    got = harness(name).loglikelihood(asked, disable_tqdm=True)
+    expected = inside.loglikelihood(requests, disable_tqdm=True)
+    got = harness(name).loglikelihood(requests, disable_tqdm=True)
     assert [value for value, _ in got] == pytest.approx([value for value, _ in expected], abs=2e-3)
     assert [greedy for _, greedy in got] == [greedy for _, greedy in expected]
 
@@ -94,11 +94,11 @@ def test_the_harness_scores_as_in_process(
 def test_the_harness_generates_as_in_process(
     harness: Any, llama_directory: Path, pool_directory: Path, tokenized: bool
 ) -> None:
-    asked = instances("generate_until", *((text, dict(UNTIL)) for text in TEXTS))
+    requests = instances("generate_until", *((text, dict(UNTIL)) for text in TEXTS))
     inside = GliderLM(base=str(llama_directory), pool=str(pool_directory), router="glider(global=examples, p=-1.0)")
     expected = inside.generate_until(instances("generate_until", *((text, dict(UNTIL)) for text in TEXTS)),
                                      disable_tqdm=True)  # fmt: skip
-    got = harness("tiny", tokenized_requests=tokenized).generate_until(asked, disable_tqdm=True)
+    got = harness("tiny", tokenized_requests=tokenized).generate_until(requests, disable_tqdm=True)
     assert got == expected
 
 
@@ -106,6 +106,6 @@ def test_the_harness_generates_as_in_process(
 def test_the_harness_chats_as_in_process(server: Served, model: RoutedModel) -> None:
     client = LocalChatCompletion(model="tiny", base_url=f"{server.url}/v1/chat/completions", max_retries=1)
     history = [client.apply_chat_template([{"role": "user", "content": text}]) for text in TEXTS]
-    asked = instances("generate_until", *((one, {"until": ["\0"], "max_gen_toks": 12}) for one in history))
-    got = client.generate_until(asked, disable_tqdm=True)
+    requests = instances("generate_until", *((one, {"until": ["\0"], "max_gen_toks": 12}) for one in history))
+    got = client.generate_until(requests, disable_tqdm=True)
     assert [text.strip() for text in got] == [answer.text for answer in model.generate(TEXTS, max_new_tokens=12)]

@@ -14,7 +14,7 @@ PAGE = 32
 ASKED = "Tell me about the e0 e03 and e07, and about the e2 e21 too."
 
 
-def counted(served: Served) -> tuple[int, int]:
+def prefix_cache(served: Served) -> tuple[int, int]:
     text = httpx.get(f"{served.url}/metrics").text
     return tuple(  # pyright: ignore[reportReturnType]
         int(float(re.findall(rf"^vllm:prefix_cache_{name}_total (\S+)", text, re.MULTILINE)[0]))
@@ -24,10 +24,10 @@ def counted(served: Served) -> tuple[int, int]:
 
 def say(served: Served, model: str, turns: list[Any], **steering: Any) -> tuple[Any, int, int]:
     """The answer, the prompt's tokens and those of them that the cache had."""
-    before = counted(served)
+    before = prefix_cache(served)
     settings = {"model": model, "messages": turns, "temperature": 0, "max_tokens": 16}
     answer: Any = served.client().chat.completions.create(**settings, extra_body={"glider": steering})
-    after = counted(served)
+    after = prefix_cache(served)
     assert after[0] - before[0] == answer.usage.prompt_tokens
     return answer.choices[0].message.content, answer.usage.prompt_tokens, after[1] - before[1]
 
@@ -35,8 +35,8 @@ def say(served: Served, model: str, turns: list[Any], **steering: Any) -> tuple[
 def conversation(served: Served, model: str, **steering: Any) -> tuple[int, int, list[Any], str]:
     """Of two turns: tokens of the first prompt, those that the second took from the cache, its turns, its answer."""
     turns = [{"role": "system", "content": f"You are {model}."}, {"role": "user", "content": ASKED}]
-    said, first, _ = say(served, model, turns, **steering)
-    turns += [{"role": "assistant", "content": said}, {"role": "user", "content": "And what about the e3 e31?"}]
+    content, first, _ = say(served, model, turns, **steering)
+    turns += [{"role": "assistant", "content": content}, {"role": "user", "content": "And what about the e3 e31?"}]
     answer, _, shared = say(served, model, turns, **steering)
     return first, shared, turns, answer
 

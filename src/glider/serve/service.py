@@ -23,7 +23,7 @@ from glider.serve.runner import Runner
 from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way, guided
-from glider.serve.tracing import Tracing, wanted
+from glider.serve.tracing import Tracing, is_traced
 
 if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
@@ -43,7 +43,7 @@ class Service:
         self.runner = Runner(pools.first.model, settings)
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
         self.metrics = Metrics()
-        self.tracing = (tracing or Tracing()) if wanted(settings.otel, os.environ) else None
+        self.tracing = (tracing or Tracing()) if is_traced(settings.otel, os.environ) else None
         self.changing = asyncio.Lock()
         self.started = time.time()
         self.ready = False

@@ -19,25 +19,27 @@ log = logging.getLogger("glider.serve")
 EXTRA = "pip install 'glider-moe[otel]'"
 _PACKAGE = "opentelemetry-instrumentation-fastapi"
 _MODULES = ("opentelemetry.sdk", "opentelemetry.instrumentation.fastapi")
-_NAMED = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+_DESTINATIONS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 _PROBES = "/health,/ready,/version,/load,/metrics"
 
 
-def wanted(asked: bool | None, environment: Mapping[str, str]) -> bool:
-    """Whether requests are traced: as asked for, else where OpenTelemetry's own variables say where spans go.
+def is_traced(requested: bool | None, environment: Mapping[str, str]) -> bool:
+    """Whether requests are traced: as requested, else where OpenTelemetry's own variables say where spans go.
 
-    Raises `MissingDependency` where it is asked for and not installed. Variables alone, which a machine may set for all
+    Raises `MissingDependency` where it is requested and not installed. Variables alone, which a machine may set for all
     its programs, are then only warned of.
     """
-    named = [name for name in _NAMED if environment.get(name)]
-    off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if asked is False or (not asked and (not named or off or environment.get("OTEL_TRACES_EXPORTER") == "none")):
+    destinations = [name for name in _DESTINATIONS if environment.get(name)]
+    off = (
+        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
+    )
+    if requested is False or (not requested and (off or not destinations)):
         return False
     if all(_is_installed(module) for module in _MODULES):
         return True
-    if asked:
+    if requested:
         raise MissingDependency(_PACKAGE, "trace requests", EXTRA)
-    log.warning("%s is set, but %s is not installed: no request is traced (%s)", named[0], _PACKAGE, EXTRA)
+    log.warning("%s is set, but %s is not installed: no request is traced (%s)", destinations[0], _PACKAGE, EXTRA)
     return False
 
 
@@ -65,11 +67,11 @@ class Tracing:
         """Trace an application's requests, except those of probes."""
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-        named = "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS" in os.environ or "OTEL_PYTHON_EXCLUDED_URLS" in os.environ
+        is_configured = "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS" in os.environ or "OTEL_PYTHON_EXCLUDED_URLS" in os.environ
         FastAPIInstrumentor.instrument_app(
             app,
             tracer_provider=self.provider,
-            excluded_urls=None if named else _PROBES,
+            excluded_urls=None if is_configured else _PROBES,
             exclude_spans=["receive", "send"],  # a stream has one for each token
         )
 
@@ -119,8 +121,8 @@ def _exporter(environment: Mapping[str, str]) -> Any:
             "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
         )
         name = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}.get(protocol, protocol)
-    known = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
-    if name not in known:
-        there = ", ".join(sorted(known)) or "none"
+    exporters = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
+    if name not in exporters:
+        there = ", ".join(sorted(exporters)) or "none"
         raise ConfigError(f"an exporter of spans that is installed ({there})", name, "Set OTEL_TRACES_EXPORTER.")
-    return known[name].load()()
+    return exporters[name].load()()
