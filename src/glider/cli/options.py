@@ -12,6 +12,7 @@ from glider.config import Config
 Settings = TypeVar("Settings", bound=Config)
 _FLAGS = {  # where an option's name is not its field's
     "abstain": "--abstain/--no-abstain",
+    "otel": "--otel/--no-otel",
     "signal": "--global",
     "require_key": "--key",
     "columns": "--map",

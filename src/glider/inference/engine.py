@@ -75,6 +75,14 @@ class Can:
     why_not: str = ""
 
 
+@dataclass(frozen=True)
+class PrefixCache:
+    """Tokens of prompts that were looked up in the cache of earlier requests, and those of them that it had."""
+
+    queries: int = 0
+    hits: int = 0
+
+
 class Engine(Protocol):
     """Requests in token ids: added at any time and from any thread, each served by the generation of the pool that was
     current when it was added."""
@@ -82,6 +90,11 @@ class Engine(Protocol):
     @property
     def can(self) -> Can:
         """What it can do."""
+        ...
+
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """What it did not compute anew, since it was made."""
         ...
 
     def add(

@@ -19,7 +19,17 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, GliderError, QueryError
-from glider.inference.engine import Can, Ended, Event, Failed, NewToken, RequestSettings, Sampler, require_finite
+from glider.inference.engine import (
+    Can,
+    Ended,
+    Event,
+    Failed,
+    NewToken,
+    PrefixCache,
+    RequestSettings,
+    Sampler,
+    require_finite,
+)
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
 from glider.layers.attach import Attached, Generation
 from glider.layers.context import Batch, Part
@@ -41,6 +51,7 @@ class _Request:
     salt: tuple[int, ...]
     cancelled: bool = False  # by the caller: nothing more is told but its end
     failed: bool = False  # which was told
+    counted: bool = False  # in what the cache was asked for
 
 
 class PackedEngine:
@@ -68,10 +79,15 @@ class PackedEngine:
         self._fault: GliderError | None = None  # raised in the manager's thread, which would keep its text alone
         self._hooks = ExitStack()
         self._packed: list[_Request] = []  # of the pass in flight, in its order
+        self._prefix_cache = PrefixCache()
 
     @property
     def can(self) -> Can:
         return Can()
+
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        return self._prefix_cache
 
     def add(
         self,
@@ -317,7 +333,15 @@ class PackedEngine:
             salt = self._requests[request_id].salt
             return [token ^ mark for token, mark in zip(tokens, salt, strict=False)] + list(tokens[len(salt) :])
 
-        cache.search_prefix_match = lambda request_id, tokens: search(request_id, marked(request_id, tokens))
+        def search_own(request_id: str, tokens: Sequence[int]) -> int:
+            shared = search(request_id, marked(request_id, tokens))
+            request, before = self._requests[request_id], self._prefix_cache
+            if not request.counted:  # one that waits for room is looked up with every pass
+                request.counted = True
+                self._prefix_cache = PrefixCache(before.queries + len(tokens), before.hits + shared)
+            return shared
+
+        cache.search_prefix_match = search_own
         for allocator in cache.cache_allocators.values():
             mark = allocator.mark_complete_blocks
 

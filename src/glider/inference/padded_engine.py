@@ -11,7 +11,17 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from glider.errors import QueryError
-from glider.inference.engine import Can, Ended, Event, Failed, NewToken, RequestSettings, Sampler, require_finite
+from glider.inference.engine import (
+    Can,
+    Ended,
+    Event,
+    Failed,
+    NewToken,
+    PrefixCache,
+    RequestSettings,
+    Sampler,
+    require_finite,
+)
 from glider.inference.forward import padded
 from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
@@ -60,6 +70,10 @@ class PaddedEngine:
     @property
     def can(self) -> Can:
         return self._can
+
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        return PrefixCache()  # each batch has a cache of its own
 
     def add(
         self,

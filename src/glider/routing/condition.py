@@ -171,15 +171,20 @@ class Condition:
         return replace(self, bare=self.bare_rows | torch.tensor(rows, dtype=torch.bool))
 
     def digest(self, row: int) -> bytes:
-        """16 bytes that two rows share only if they are treated the same, whatever batch they are in."""
-        term, bare = self.term, self.bare is not None and bool(self.bare[row])
-        content = hashlib.sha256(b"bare" if bare else b"")
-        if term is not None and not bare:
-            content.update(term[row].detach().float().cpu().numpy().tobytes())
-        if self.settled is not None:
-            used = self.settled.weights[row] != 0
+        """16 bytes that two rows share only if they are treated the same, whatever batch they are in.
+
+        What a row does not use is left out: scores of one whose experts are settled, and both of one that is bare.
+        """
+        if self.bare is not None and bool(self.bare[row]):
+            return hashlib.sha256(b"bare").digest()[:16]
+        if self.settled is not None and bool((used := self.settled.weights[row] != 0).any()):
+            content = hashlib.sha256(b"settled")
             content.update(self.settled.experts[row][used].cpu().numpy().tobytes())
             content.update(self.settled.weights[row][used].float().cpu().numpy().tobytes())
+            return content.digest()[:16]
+        content, term = hashlib.sha256(b"routed"), self.term
+        if term is not None:
+            content.update(term[row].detach().float().cpu().numpy().tobytes())
         return content.digest()[:16]
 
     def _tensors(self) -> list[Tensor]:

@@ -42,4 +42,6 @@ def build(service: Service) -> Guards:
     for part in (chat, completions, responses, tokens, status, changes):
         app.include_router(part.routes(service))
     app.include_router(page.routes())
+    if service.tracing is not None:
+        service.tracing.instrument(app)
     return Guards(app, service.settings)

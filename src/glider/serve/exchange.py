@@ -132,6 +132,7 @@ class Exchange:
         service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
         for number in range(count):
             await self._begin(number, tokens[number // request.n], draw)
+        service.describe(self)
 
     def _prepare(self, logprobs: int | None) -> Draw:
         """In the thread that prepares: conditions, for the generation that will answer."""
@@ -186,6 +187,7 @@ class Exchange:
                 choice.finish_reason = delta.finish_reason
                 del self._names[event.request]
                 self.service.runner.forget(event.request)
+                self.service.describe(self)
             yield delta
 
     def _token(self, choice: Choice, event: NewToken) -> Delta:
@@ -231,6 +233,7 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
+        self.service.describe(self)
         for name in self._names:
             self.service.runner.forget(name)
         if self._places is not None:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from glider.inference.engine import PrefixCache
+
 if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
 
@@ -32,6 +34,9 @@ class Metrics:
         self.queued = histogram("vllm:request_queue_time_seconds", "In the queue.", _SHORT)
         self.prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts.", *_MODEL)
         self.generation_tokens = counter("vllm:generation_tokens", "Tokens of answers.", *_MODEL)
+        self.prefix_queries = counter("vllm:prefix_cache_queries", "Tokens of prompts looked up in the cache.")
+        self.prefix_hits = counter("vllm:prefix_cache_hits", "Those that it had from earlier requests.")
+        self._reported = PrefixCache()
         self.success = counter("vllm:request_success", "Answers that ended.", "model_name", "finished_reason")
         self.requests = counter("glider:requests", "Requests that were answered or failed.", "pool", "verdict")
         self.routing = histogram("glider:routing_seconds", "Making a request's condition.", _SHORT, ("pool",))
@@ -52,8 +57,11 @@ class Metrics:
             self.success.labels(name, choice.finish_reason or "abort").inc()
         self.requests.labels(exchange.target.pool.name, exchange.verdict_label).inc()
 
-    def text(self, running: int, waiting: int) -> bytes:
+    def text(self, running: int, waiting: int, cache: PrefixCache) -> bytes:
         """All of them, in Prometheus' format."""
         self.running.set(running)
         self.waiting.set(waiting)
+        self.prefix_queries.inc(cache.queries - self._reported.queries)
+        self.prefix_hits.inc(cache.hits - self._reported.hits)
+        self._reported = cache
         return generate_latest(self.registry)

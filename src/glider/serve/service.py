@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from glider.serve.runner import Runner
 from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way, guided
+from glider.serve.tracing import Tracing, is_traced
 
 if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
@@ -34,13 +36,14 @@ _LOOK = 0.1  # seconds between looks whether a client has hung up
 class Service:
     """A server's state. Made in the main thread, started in its event loop."""
 
-    def __init__(self, pools: Pools, settings: ServeSettings):
+    def __init__(self, pools: Pools, settings: ServeSettings, tracing: Tracing | None = None):
         self.pools, self.settings = pools, settings
         self.examples = _examples(settings.examples)
         self.keys = Keys.read(settings.api_key_file, list(pools.pools))
         self.runner = Runner(pools.first.model, settings)
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
         self.metrics = Metrics()
+        self.tracing = (tracing or Tracing()) if is_traced(settings.otel, os.environ) else None
         self.changing = asyncio.Lock()
         self.started = time.time()
         self.ready = False
@@ -68,6 +71,8 @@ class Service:
         """Stop, and give the pools back."""
         self.drain()
         self.runner.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def key(self, request: Request, right: Right) -> Key:
         """Whoever asks; raises an `ApiError` (401, 403) for a wrong key, or one without this right."""
@@ -107,6 +112,11 @@ class Service:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+
+    def describe(self, exchange: "Exchange") -> None:
+        """Tell a request's span what is known of it, where there are spans."""
+        if self.tracing is not None:
+            self.tracing.describe(exchange)
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
         """Count a request, and write it into the log: without prompts unless that was asked for."""

@@ -44,6 +44,10 @@ class ServeSettings(Config):
     changes_from: str | None = Field(
         default=None, description="Directory that adapters may be loaded from. Default: each pool's own."
     )
+    otel: bool | None = Field(
+        default=None,
+        description="Trace requests by OpenTelemetry. Default: where OTEL_TRACES_EXPORTER or an OTLP endpoint is set.",
+    )
     log_prompts: bool = Field(default=False, description="Write prompts and answers into the log.")
 
     @field_validator("pool")

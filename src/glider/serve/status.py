@@ -45,7 +45,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         service.key(request, "metrics")
-        text = service.metrics.text(service.places.running, service.places.waiting)
+        text = service.metrics.text(service.places.running, service.places.waiting, service.runner.engine.prefix_cache)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/v1/models", **replies.described(replies.Models))
