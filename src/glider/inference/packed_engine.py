@@ -19,7 +19,17 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, GliderError, QueryError
-from glider.inference.engine import Can, Ended, Event, Failed, NewToken, RequestSettings, Sampler, require_finite
+from glider.inference.engine import (
+    Can,
+    Ended,
+    Event,
+    Failed,
+    NewToken,
+    RequestSettings,
+    Sampler,
+    not_finite,
+    require_finite,
+)
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
 from glider.layers.attach import Attached, Generation
 from glider.layers.context import Batch, Part
@@ -245,21 +255,22 @@ class PackedEngine:
         for row, (request, state) in enumerate(zip(self._packed, states, strict=True)):
             token, logprob, others = likeliest[row], None, ()
             if broken[row]:
-                self._fail(state.request_id, request)
+                self._fail(state.request_id, request, not_finite())
             elif not request.sampler.plain:
                 so_far = [*state.initial_tokens, *state.generated_tokens]
-                token, logprob, others = request.sampler.next(so_far, logits[row])
+                try:
+                    token, logprob, others = request.sampler.next(so_far, logits[row])
+                except GliderError as fault:
+                    self._fail(state.request_id, request, fault)
             tokens.append(token)
             if not request.cancelled and not request.failed:
                 passes = 0 if request.trace is None else request.trace.passes
                 self._events.put(NewToken(state.request_id, token, logprob, others, passes))
         output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
 
-    def _fail(self, name: str, request: _Request) -> None:
-        """Give up a request whose logits mean nothing; the others go on."""
+    def _fail(self, name: str, request: _Request, fault: GliderError) -> None:
+        """Give up a request that has no next token; the others go on."""
         if not request.failed:
-            remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
-            fault = QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", remedy)
             request.failed = True
             self._events.put(Failed(name, fault))
             self._manager.cancel_request(name)
