@@ -21,7 +21,7 @@ def post(served: Served, body: Any, path: str = "/v1/chat/completions", **header
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
         ("functions", []),
         ("audio", {}),
         ("nonsense", 1),
