@@ -23,7 +23,7 @@ LIMITS = {  # of llguidance, for one grammar and for each of its steps
     "verbose_errors": False,
 }
 SPACING = {  # between the parts of JSON: one space or line, not as many as a model likes to write
-    "whitespace_pattern": r"( |\n {0,16})?",
+    "whitespace_pattern": r"( |\n {0,8})?",
     "lenient": False,
     "coerce_one_of": False,
 }
