@@ -149,11 +149,11 @@ class TemplateReader:
                 self._inside = event["type"] != "region_close"
                 if event["type"] == "region_close":
                     values = event["value"] if isinstance(event["value"], list) else [event["value"]]
-                    found = [Call.of(value.get("function", value), self._names) for value in values]
-                    if None in found:
+                    parts = [Call.of(value.get("function", value), self._names) for value in values]
+                    if None in parts:
                         texts.append(self._raw)
                     else:
-                        calls += found
+                        calls += parts
             elif event["type"] == "region_chunk":
                 (reasoning if field in _REASONING else texts).append(event["text"])
         if events and not self._inside:

@@ -97,8 +97,8 @@ async def _chunks(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -
         more = _more(exchange, one, body)
         if one.finish_reason is not None and not left:
             more["glider"] = exchange.told
-        told = {"content": one.text, "reasoning_content": one.reasoning}
-        delta: dict[str, Any] = {name: text for name, text in told.items() if text}
+        texts = {"content": one.text, "reasoning_content": one.reasoning}
+        delta: dict[str, Any] = {name: text for name, text in texts.items() if text}
         if one.calls:
             first = len(exchange.choices[one.index].calls) - len(one.calls)
             delta["tool_calls"] = [{"index": first + n, **call.message} for n, call in enumerate(one.calls)]

@@ -59,15 +59,15 @@ def rendered(
 @lru_cache(maxsize=16)
 def dialect_of(tokenizer: Any, template: str | None, with_tools: bool) -> Dialect:
     """What a template knows, in conversations that name tools or do not."""
-    asked = [{"role": "user", "content": "Ask."}]
+    question = [{"role": "user", "content": "Ask."}]
     function = {"type": "function", "id": _ID, "function": _CALL}
-    called = [
-        *asked,
+    exchange = [
+        *question,
         {"role": "assistant", "content": "", "tool_calls": [function]},
         {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": _RESULT},
     ]
     tools = [_tool(_OTHER)] if with_tools else None
-    first, second = (_tried(tokenizer, template, turns, tools) for turns in (asked, called))
+    first, second = (_tried(tokenizer, template, turns, tools) for turns in (question, exchange))
     turns = all(word in second for word in (_NAME, _VALUE, _RESULT))
     response_template, mark = _response_template(tokenizer), _mark(second)
     if mark is not None and response_template is not None and not _reads(tokenizer, first, mark):

@@ -13,11 +13,11 @@ _OBJECT = {"type": "object"}
 
 def format_grammar(request: Sampling) -> Grammar | None:
     """What the answers of a request must be; None for text. Raises `ApiError`."""
-    asked = request.response_format
-    if asked is None or asked.type == "text":
+    form = request.response_format
+    if form is None or form.type == "text":
         return None
-    refuse_ends(request, f"response_format {asked.type}")
-    schema = asked.json_schema.schema_ if isinstance(asked, SchemaFormat) else _OBJECT
+    refuse_ends(request, f"response_format {form.type}")
+    schema = form.json_schema.schema_ if isinstance(form, SchemaFormat) else _OBJECT
     return Grammar.of_schema(Schema.of(schema, _PARAM))
 
 

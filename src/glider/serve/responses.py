@@ -122,8 +122,8 @@ class _Answer:
 
     @property
     def _format(self) -> dict[str, Any]:
-        asked = None if self._body.text is None else self._body.text.format
-        return {"type": "text"} if asked is None else asked.model_dump(by_alias=True)
+        form = None if self._body.text is None else self._body.text.format
+        return {"type": "text"} if form is None else form.model_dump(by_alias=True)
 
     @property
     def _usage(self) -> dict[str, Any]:

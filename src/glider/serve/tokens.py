@@ -31,8 +31,8 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
         if body.messages is not None:
             tools = None if body.tools is None else [tool.rendered for tool in body.tools]
-            told = body.add_generation_prompt
-            prompt = await service.runner.prepare(chat_prompt, model, body.messages, told, tools)
+            begins = body.add_generation_prompt
+            prompt = await service.runner.prepare(chat_prompt, model, body.messages, begins, tools)
             ids = prompt.ids
         else:
             ids = await service.runner.prepare(_ids, model, body.prompt, body.add_special_tokens)

@@ -91,7 +91,7 @@ def _grammar(request: ChatRequest, mark: Mark | None, special: bool) -> Grammar 
         raise ApiError(400, message, param=field, code="unsupported_value")
     single = request.parallel_tool_calls is False or isinstance(choice, NamedChoice)
     refuse_ends(request, "a call", ("stop", "stop_token_ids", "ignore_eos") if forced else ("ignore_eos",))
-    asked = [
+    callable_tools = [
         (number, tool)
         for number, tool in enumerate(tools)
         if not isinstance(choice, NamedChoice) or tool.function.name == choice.function.name
@@ -102,7 +102,7 @@ def _grammar(request: ChatRequest, mark: Mark | None, special: bool) -> Grammar 
         (False, True): "head body | tail",
         (False, False): "(head body)* tail",
     }[forced, single]
-    return _calls(start, asked, mark, special, "tool_choice" if forced else field)
+    return _calls(start, callable_tools, mark, special, "tool_choice" if forced else field)
 
 
 def _calls(start: str, tools: Sequence[tuple[int, Tool]], mark: Mark, special: bool, param: str) -> Grammar:
