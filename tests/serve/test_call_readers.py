@@ -5,9 +5,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from transformers import AddedToken
 
+from glider.inference.streaming import Decoder
 from glider.serve.call_readers import CallReader, MarkedReader, Read, TemplateReader
 from glider.serve.dialect import dialect_of
 from glider.serve.errors import ApiError
@@ -63,11 +67,13 @@ TEXTS = {
 }
 
 
+@settings(deadline=None)
 @given(text=st.sampled_from(sorted(TEXTS)), places=st.lists(st.integers(0, 300), max_size=30))
 def test_marked_calls_are_read_however_they_come(text: str, places: list[int]) -> None:
     assert read(MarkedReader(["rain"]), cut(text, places)) == (*TEXTS[text], "")
 
 
+@settings(deadline=None)
 @given(text=st.sampled_from(sorted(TEXTS)), places=st.lists(st.integers(0, 300), max_size=30))
 def test_nothing_that_was_written_is_lost(text: str, places: list[int]) -> None:
     """Without a tool of that name all of it is text."""
@@ -113,6 +119,32 @@ def test_what_a_template_writes_is_found() -> None:
         tokenizer, TEMPLATE.replace("{{ m.content }}", "{% if m.role != 'tool' %}{{ m.content }}{% endif %}"), True
     )
     assert deaf.tools and not deaf.turns
+
+
+@pytest.mark.parametrize("special", [None, False, True], ids=["text", "tokens", "special tokens"])
+@pytest.mark.parametrize("fields", [{"tool_choice": "required"}, {"parallel_tool_calls": False}, {}], ids=str)
+def test_marks_may_be_tokens(special: bool | None, fields: dict[str, Any]) -> None:
+    """A grammar whose text is a mark does not take the token that is one, such as Qwen's."""
+    tokenizer: Any = byte_tokenizer(chat=True)
+    tokenizer.chat_template = TEMPLATE
+    if special is not None:
+        marks = [AddedToken(mark, special=special) for mark in ("<tool_call>", "</tool_call>")]
+        tokenizer.add_tokens(marks, special_tokens=special)
+    strict = {"type": "function", "function": {**RAIN["function"], "strict": True}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "tools": [strict], **fields}
+    form = form_of(Model(tokenizer), ChatRequest.model_validate(body), [5])  # pyright: ignore[reportArgumentType]
+    assert form.grammar is not None and form.reader is not None
+    call = '<tool_call>\n{"name": "rain", "arguments": {"at": "Bonn", "days": 3}}\n</tool_call>'
+    reach = from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=[1])
+    for text, fits in ((call, True), (call.replace("3", "30"), False), (call.replace("rain", "snow"), False)):
+        ids = tokenizer(text).input_ids
+        matcher = LLMatcher(reach, form.grammar.text, log_level=0)
+        assert not matcher.get_error()
+        assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) is fits
+    decoder = Decoder(tokenizer, exact=True, special=form.marked)
+    ids = tokenizer(f"Well. {call}" if "tool_choice" not in fields else call).input_ids
+    text, calls, _ = read(form.reader(), [*map(decoder.add, ids), decoder.rest()])
+    assert (text, calls) == ("Well." if "tool_choice" not in fields else "", [("rain", {"at": "Bonn", "days": 3})])
 
 
 def test_a_response_template_that_is_none_is_not_used() -> None:

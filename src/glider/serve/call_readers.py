@@ -73,7 +73,7 @@ class MarkedReader:
     def __init__(self, names: Collection[str]):
         self._names = frozenset(names)
         self._held = ""  # space, the beginning of a mark, or a call that has not ended
-        self._called = False
+        self._fresh = False  # a call has ended, and no text has come since
 
     def feed(self, text: str) -> Read:
         self._held += text
@@ -88,10 +88,10 @@ class MarkedReader:
             call = Call.of(_json(body), self._names)
             if call is None:
                 texts.append(f"{self._shown(before)}{_OPEN}{body}{_CLOSE}")
-                continue
-            texts.append(self._shown(before).rstrip())
-            calls.append(call)
-            self._called = True
+            else:
+                texts.append(self._shown(before).rstrip())
+                calls.append(call)
+            self._fresh = call is not None
         cut = begin if begin >= 0 else _partial(self._held)
         cut = len(self._held[:cut].rstrip())
         text, self._held = self._held[:cut], self._held[cut:]
@@ -99,10 +99,13 @@ class MarkedReader:
 
     def rest(self) -> Read:
         held, self._held = self._held, ""
-        return Read("" if self._called and not held.strip() else self._shown(held))
+        return Read(self._shown(held))
 
     def _shown(self, text: str) -> str:
-        return text.lstrip() if self._called else text
+        if self._fresh:
+            text = text.lstrip()
+            self._fresh = not text
+        return text
 
 
 class TemplateReader:

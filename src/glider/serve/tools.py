@@ -1,7 +1,7 @@
 """`tools` and `tool_choice`: what a request may ask of this base, and the grammar of its calls."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from glider.serve.schemas import ChatRequest, NamedChoice, Tool
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
-_MARK = "<tool_call>"
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}  # what templates write
 
 
@@ -66,18 +66,17 @@ def form_of(model: "RoutedModel", request: ChatRequest, prompt: Sequence[int]) -
         raise ApiError(400, message, param="response_format", code="unsupported_parameter")
     dialect, tokenizer = require_tools(model), model.tokenizer
     text = tokenizer.decode(list(prompt))
-    special = any(
-        token.special and str(token) == _MARK for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
-    )
-    return Form(
-        _grammar(request, dialect.mark, special),
-        lambda: dialect.reader(tokenizer, text, tools),
-        special or dialect.response_template is not None,
-    )
+    tokens = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    marked = dialect.response_template is not None or any(tokens.get(mark) for mark in (_OPEN, _CLOSE))
+    grammar = _grammar(request, dialect.mark, frozenset(tokens))
+    return Form(grammar, lambda: dialect.reader(tokenizer, text, tools), marked)
 
 
-def _grammar(request: ChatRequest, mark: Mark | None, special: bool) -> Grammar | None:
-    """The grammar that the request's fields need; None where the model may write what it likes."""
+def _grammar(request: ChatRequest, mark: Mark | None, tokens: Set[str]) -> Grammar | None:
+    """The grammar that the request's fields need; None where the model may write what it likes.
+
+    `tokens` are those that were added to the vocabulary: a grammar names them, and has the others' text.
+    """
     tools, choice = request.tools or [], request.tool_choice
     forced = choice == "required" or isinstance(choice, NamedChoice)
     strict = next((number for number, tool in enumerate(tools) if tool.function.strict), None)
@@ -102,19 +101,19 @@ def _grammar(request: ChatRequest, mark: Mark | None, special: bool) -> Grammar 
         (False, True): "head body | tail",
         (False, False): "(head body)* tail",
     }[forced, single]
-    return _calls(start, callable_tools, mark, special, "tool_choice" if forced else field)
+    return _calls(start, callable_tools, mark, tokens, "tool_choice" if forced else field)
 
 
-def _calls(start: str, tools: Sequence[tuple[int, Tool]], mark: Mark, special: bool, param: str) -> Grammar:
+def _calls(start: str, tools: Sequence[tuple[int, Tool]], mark: Mark, tokens: Set[str], param: str) -> Grammar:
     """Text and calls in the form that the template writes."""
-    opening = _MARK if special else json.dumps(_MARK)
-    closing = json.dumps(f"{mark.after}</tool_call>")
+    opening, closing = (part if part in tokens else json.dumps(part) for part in (_OPEN, _CLOSE))
+    after = f"{json.dumps(mark.after)} " if mark.after else ""
     lines = [
         "%llguidance {}",
         f"start: {start}",
         f"opening: {opening}",
-        f"body: ({' | '.join(f'call_{number}' for number, _ in tools)}) {closing}",
-        "head: TEXT opening" if special else f"head[lazy]: TEXT {opening}",
+        f"body: ({' | '.join(f'call_{number}' for number, _ in tools)}) {after}{closing}",
+        "head: TEXT opening" if _OPEN in tokens else f"head[lazy]: TEXT {opening}",
         "tail: TEXT",
         r"TEXT: /(.|\n)*/",
     ]
