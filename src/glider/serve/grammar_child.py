@@ -9,12 +9,13 @@ import random
 import resource
 import sys
 import threading
+from typing import Any
 
 CPU_SECONDS = 2  # for all schemas of a request; ordinary ones take milliseconds
 MEMORY = 1 << 30  # bytes of address space beside what the process has at the start
 STACK = 1 << 20  # bytes; the server's threads have more
 STEPS = 40  # tokens of one byte that are written by each schema
-LIMITS = {  # of llguidance, for one grammar and for each of its steps
+LIMITS: dict[str, Any] = {  # of llguidance, for one grammar and for each of its steps
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
     "max_lexer_states": 50_000,
@@ -22,14 +23,14 @@ LIMITS = {  # of llguidance, for one grammar and for each of its steps
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
-SPACING = {  # between the parts of JSON: one space or line, not as many as a model likes to write
+SPACING: Any = {  # between the parts of JSON: one space or line, not as many as a model likes to write
     "whitespace_pattern": r"( |\n {0,8})?",
     "lenient": False,
     "coerce_one_of": False,
 }
 
 
-def fault_of(schema: str, tokenizer: object) -> str | None:
+def fault_of(schema: str, tokenizer: Any) -> str | None:
     """Why no JSON can be written by a schema; None where some can."""
     from llguidance import LLMatcher, LLParserLimits
 
