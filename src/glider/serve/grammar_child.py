@@ -43,7 +43,8 @@ def fault_of(schema: str, tokenizer: Any) -> str | None:
     for step in range(STEPS):
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
-            return matcher.get_error().split("\n<non-verbose/>")[0]
+            fault = matcher.get_error().split("\n<non-verbose/>")[0]
+            return "no JSON fits it" if fault.startswith("NoExtension") else fault
         tokens = [token for token in range(256) if mask[token // 8] >> (token % 8) & 1]
         if not tokens:
             return "no JSON fits it" if step == 0 else None
