@@ -36,11 +36,13 @@ def test_curl_is_answered(served: Served) -> None:
 
 
 def test_python_is_answered(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     names: dict = {}
-    exec(here(code, served), names)
-    names["client"].close()
+    exec(here(first, served), names)
     assert "{'e" in capsys.readouterr().out
+    exec(here(second, served), names)
+    assert "words=" in capsys.readouterr().out
+    names["client"].close()
 
 
 def test_settings_are_what_there_is() -> None:

@@ -203,6 +203,27 @@ def test_blocks_are_shared_where_the_condition_is_the_same(model: RoutedModel) -
     assert widths[::3] == [len(ids), widths[3], len(ids), len(ids)] and widths[3] <= 16
 
 
+def test_a_processor_that_gives_up_fails_its_own_request(model: RoutedModel, engine: Engine) -> None:
+    """A fault in one request's processors ended the requests that shared its pass."""
+    ids, condition = ids_of(model, TEXTS[0]), model.condition([TEXTS[0]])
+
+    def give_up(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if so_far.shape[1] == len(ids) + 2:
+            raise QueryError("a token", "none", "Ask for less.")
+        return logits
+
+    engine.add("alone", ids, condition, RequestSettings(8))
+    expected = run(engine, ["alone"])["alone"].tokens
+    engine.add("fails", ids, condition, RequestSettings(8, processors=(give_up,)))
+    engine.add("goes on", ids, condition, RequestSettings(8))
+    last = {event.request: event for event in events(engine, ["fails", "goes on"])}
+    failed, ended = last["fails"], last["goes on"]
+    assert isinstance(failed, Failed) and "Ask for less" in str(failed.fault)
+    assert isinstance(ended, Ended) and ended.tokens == expected
+    engine.add("later", ids, condition, RequestSettings(8))
+    assert run(engine, ["later"])["later"].tokens == expected
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_condition_that_is_not_finite_is_refused(model: RoutedModel, engine: Engine, value: float) -> None:
     ids, broken = ids_of(model, TEXTS[0]), Condition.of(torch.full((1, 4), value), torch.ones(1))

@@ -14,14 +14,14 @@ ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content":
 
 
 def post(served: Served, body: Any, path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
-    return httpx.post(f"{served.url}{path}", json=body, headers=headers)
+    return httpx.post(f"{served.url}{path}", json=body, headers=headers, timeout=120)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
         ("functions", []),
         ("audio", {}),
         ("nonsense", 1),

@@ -19,7 +19,7 @@ def serve(spec: ModelSpec, settings: ServeSettings) -> None:
     """Serve pools as models of an OpenAI-compatible API, with a page at / that shows what they do."""
     from glider.errors import MissingDependency
 
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(package, "serve a pool", "pip install 'glider-moe[serve]'")
     from glider.cli.terminal import quiet_libraries

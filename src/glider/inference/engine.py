@@ -17,7 +17,10 @@ from glider.layers.trace import Trace
 from glider.routing.condition import Condition
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Changes the logits (1, V) of the next token, given the tokens so far (1, S), as transformers' processors do."""
+"""Changes the logits (1, V) of the next token, given the tokens so far (1, S), as transformers' processors do.
+
+One that raises a `GliderError` fails its request, and no other.
+"""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,12 @@ def require_finite(condition: Condition | None) -> None:
     if term is not None and bool((term.isnan() | (term == torch.inf)).any()):
         got = "ones with NaN or infinity"
         raise QueryError("global scores and alpha that are finite, or -inf for an expert left out", got, "Check them.")
+
+
+def not_finite() -> QueryError:
+    """What is told of logits that mean nothing."""
+    remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
+    return QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", remedy)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from glider.inference.engine import (
     PrefixCache,
     RequestSettings,
     Sampler,
+    not_finite,
     require_finite,
 )
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
@@ -261,21 +262,22 @@ class PackedEngine:
         for row, (request, state) in enumerate(zip(self._packed, states, strict=True)):
             token, logprob, others = likeliest[row], None, ()
             if broken[row]:
-                self._fail(state.request_id, request)
+                self._fail(state.request_id, request, not_finite())
             elif not request.sampler.plain:
                 so_far = [*state.initial_tokens, *state.generated_tokens]
-                token, logprob, others = request.sampler.next(so_far, logits[row])
+                try:
+                    token, logprob, others = request.sampler.next(so_far, logits[row])
+                except GliderError as fault:
+                    self._fail(state.request_id, request, fault)
             tokens.append(token)
             if not request.cancelled and not request.failed:
                 passes = 0 if request.trace is None else request.trace.passes
                 self._events.put(NewToken(state.request_id, token, logprob, others, passes))
         output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
 
-    def _fail(self, name: str, request: _Request) -> None:
-        """Give up a request whose logits mean nothing; the others go on."""
+    def _fail(self, name: str, request: _Request, fault: GliderError) -> None:
+        """Give up a request that has no next token; the others go on."""
         if not request.failed:
-            remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
-            fault = QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", remedy)
             request.failed = True
             self._events.put(Failed(name, fault))
             self._manager.cancel_request(name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from glider.errors import QueryError
+from glider.errors import GliderError, QueryError
 from glider.inference.engine import (
     Can,
     Ended,
@@ -20,6 +20,7 @@ from glider.inference.engine import (
     PrefixCache,
     RequestSettings,
     Sampler,
+    not_finite,
     require_finite,
 )
 from glider.inference.forward import padded
@@ -221,12 +222,11 @@ class _Steps(LogitsProcessor):
 
     def _next(self, row: _Row, so_far: Sequence[int], logits: torch.Tensor) -> int:
         if bool(logits.isnan().any()) or not bool(logits.isfinite().any()):
-            remedy = "Run the model in float32 or bfloat16, and check the experts (`glider pool verify`)."
-            row.ended = "failed"
-            fault = QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", remedy)
-            self._engine._end(row, fault)
-            return self._engine._pad
-        token, logprob, likeliest = row.sampler.next(so_far, logits)
+            return self._fail(row, not_finite())
+        try:
+            token, logprob, likeliest = row.sampler.next(so_far, logits)
+        except GliderError as fault:
+            return self._fail(row, fault)
         row.tokens.append(token)
         if not row.cancelled:
             passes = 0 if row.trace is None else row.trace.passes
@@ -240,6 +240,12 @@ class _Steps(LogitsProcessor):
         if row.ended and row.trace is None:
             self._engine._end(row)
         return token
+
+    def _fail(self, row: _Row, fault: GliderError) -> int:
+        """Give up a request that has no next token; the others go on."""
+        row.ended = "failed"
+        self._engine._end(row, fault)
+        return self._engine._pad
 
 
 class _AllEnded(StoppingCriteria):

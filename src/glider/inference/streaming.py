@@ -24,16 +24,17 @@ class Decoder:
 
     Text ends before the first stop string (then `stopped` is true, and `ids` are the tokens up to it). Text that may
     begin a stop string, or that a tokenizer which cleans up spaces may still change, is held back. Each token is
-    decoded with the few before it, not with all.
+    decoded with the few before it, not with all. An `exact` text is not cleaned up, and with `special` tokens are shown
+    that are otherwise left out.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), exact: bool = False, special: bool = False):
+        self._tokenizer, self._stop, self._special = tokenizer, tuple(stop), special
         self.ids: list[int] = []
         self.text = ""  # without what is held back
         self.stopped = False
         self._held = ""
-        self._clean = _cleaning(tokenizer)
+        self._clean = None if exact else _cleaning(tokenizer)
         self._unclean = ""  # text that is not cleaned up yet
         self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
 
@@ -81,7 +82,9 @@ class Decoder:
         return text
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=not self._special, clean_up_tokenization_spaces=False
+        )
 
 
 _LONGEST_CLEANED = 4  # letters of " n't" and the like, each of which begins with a space

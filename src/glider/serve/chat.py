@@ -15,6 +15,7 @@ from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
+from glider.serve.tools import form_of, offered
 
 
 def routes(service: Service) -> APIRouter:
@@ -44,10 +45,11 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "max_tokens or max_completion_tokens", param="max_tokens", code="invalid_value")
     model = target.pool.model
-    prompt = await service.runner.prepare(chat_prompt, model, body.messages)
+    prompt = await service.runner.prepare(chat_prompt, model, body.messages, tools=offered(body))
+    form = await service.runner.prepare(form_of, model, body, prompt.ids)
     limit = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     tokens = room(model, service.settings, prompt, limit, "max_tokens", service.packed)
-    exchange = Exchange(service, key, target, [prompt], body, request.state.request_id)
+    exchange = Exchange(service, key, target, [prompt], body, request.state.request_id, form)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     try:
         await service.until_hangup(request, exchange.open([tokens], logprobs))
@@ -66,7 +68,7 @@ async def _whole(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) ->
         choices.append(
             {
                 "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": {"content": content, "refusal": None} if body.logprobs else None,
                 "finish_reason": choice.finish_reason,
                 **_ids(body, choice),
@@ -95,10 +97,26 @@ async def _chunks(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -
         more = _more(exchange, one, body)
         if one.finish_reason is not None and not left:
             more["glider"] = exchange.told
-        if one.text or one.finish_reason or more:
-            yield chunk(one.index, {"content": one.text} if one.text else {}, one.finish_reason, **more)
+        texts = {"content": one.text, "reasoning_content": one.reasoning}
+        delta: dict[str, Any] = {name: text for name, text in texts.items() if text}
+        if one.calls:
+            first = len(exchange.choices[one.index].calls) - len(one.calls)
+            delta["tool_calls"] = [{"index": first + n, **call.message} for n, call in enumerate(one.calls)]
+        if delta or one.finish_reason or more:
+            yield chunk(one.index, delta, one.finish_reason, **more)
     if options is not None and options.include_usage:
         yield {**head, "choices": [], "usage": exchange.usage}
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """An answer; one that is calls alone has no content."""
+    content = choice.text if choice.text or not choice.calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.calls:
+        message["tool_calls"] = [call.message for call in choice.calls]
+    return message
 
 
 def _more(exchange: Exchange, delta: Delta, body: ChatRequest) -> dict[str, Any]:

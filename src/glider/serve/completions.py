@@ -10,12 +10,14 @@ from fastapi.responses import JSONResponse, Response
 from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Exchange, Token
+from glider.serve.formats import format_grammar
 from glider.serve.prompt_scores import prompt_tokens
 from glider.serve.prompts import plain_prompts, room
 from glider.serve.replies import Completion, described
 from glider.serve.schemas import CompletionRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
+from glider.serve.tools import Form
 
 
 def routes(service: Service) -> APIRouter:
@@ -53,7 +55,7 @@ async def _open(service: Service, request: Request, body: CompletionRequest) -> 
         room(model, service.settings, prompt, body.max_tokens, "max_tokens", service.packed) if body.max_tokens else 0
         for prompt in prompts
     ]
-    exchange = Exchange(service, key, target, prompts, body, request.state.request_id)
+    exchange = Exchange(service, key, target, prompts, body, request.state.request_id, Form(format_grammar(body)))
     try:
         await service.until_hangup(request, exchange.open(tokens, body.logprobs))
     except BaseException:

@@ -2,25 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import fail_after
 
 from glider.inference.conversation import Turn
 from glider.inference.engine import Ended, Event, Failed, NewToken
 from glider.inference.streaming import Decoder
+from glider.serve.call_readers import Call, CallReader, Read
 from glider.serve.errors import ApiError
+from glider.serve.formats import not_kept, require_json
 from glider.serve.pools import Target
 from glider.serve.sampling import Draw
 from glider.serve.schemas import Sampling
 from glider.serve.steering import Guided, guided
 from glider.serve.token_trace import TokenTrace, TokenWeights
+from glider.serve.tools import Form
 
 if TYPE_CHECKING:
     from glider.serve.keys import Key
     from glider.serve.service import Service
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Delta:
 
     index: int
     text: str = ""
+    calls: tuple[Call, ...] = ()
+    reasoning: str = ""
     token: Token | None = None
     finish_reason: str | None = None
     experts: dict[str, float] | None = None
@@ -61,14 +68,29 @@ class Choice:
     decoder: Decoder
     weights: TokenWeights | None
     trace: TokenTrace | None
+    reader: CallReader | None = None
+    calls: list[Call] = field(default_factory=list)
+    reasoning: str = ""
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
     last: float | None = None  # when its last token came
 
+    def read(self, text: str, last: bool) -> Read:
+        """What some more text is, where the answer may call tools."""
+        if self.reader is None:
+            return Read(text)
+        read = self.reader.feed(text)
+        if not last:
+            return read
+        rest = self.reader.rest()
+        return Read(read.text + rest.text, (*read.calls, *rest.calls), read.reasoning + rest.reasoning)
+
     def take(self, delta: Delta) -> None:
         self.text += delta.text
+        self.calls += delta.calls
+        self.reasoning += delta.reasoning
         if delta.token is not None:
             self.tokens.append(delta.token)
 
@@ -84,8 +106,10 @@ class Exchange:
         prompts: Sequence[Prompt],
         request: Sampling,
         request_id: str,
+        form: Form | None = None,
     ):
         self.service, self.key, self.target, self.request = service, key, target, request
+        self.form = Form() if form is None else form
         self.prompts, self.request_id = list(prompts), request_id
         self.began = time.monotonic()
         self.choices: list[Choice] = []
@@ -122,22 +146,28 @@ class Exchange:
             message = f"{count} answers of one request, where {service.settings.max_choices} is the most"
             raise ApiError(400, message, param="n", code="invalid_value")
         service.places.check(self.key.name, self.key.max_streams)
-        draw = await service.runner.prepare(self._prepare, logprobs)
+        grammar = self.form.grammar
+        matcher = None if grammar is None else await self._in_time(service.grammars.matcher(grammar))
+        draw = await service.runner.prepare(self._prepare, logprobs, matcher)
         waited = time.monotonic()
-        try:
-            with fail_after(self._left()):
-                self._places = await service.places.enter(count, self.key.name, self.key.max_streams)
-        except TimeoutError:
-            raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
+        self._places = await self._in_time(service.places.enter(count, self.key.name, self.key.max_streams))
         service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
         for number in range(count):
             await self._begin(number, tokens[number // request.n], draw)
         service.describe(self)
 
-    def _prepare(self, logprobs: int | None) -> Draw:
+    async def _in_time(self, work: Awaitable[Result]) -> Result:
+        """What the request waits for before it begins."""
+        try:
+            with fail_after(self._left()):
+                return await work
+        except TimeoutError:
+            raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
+
+    def _prepare(self, logprobs: int | None, matcher: Any) -> Draw:
         """In the thread that prepares: conditions, for the generation that will answer."""
         pool, steering = self.target.pool, self.request.glider
-        draw = Draw(pool.model, self.request, logprobs)
+        draw = Draw(pool.model, self.request, logprobs, matcher)
         self.generation = self.target.take()
         began = time.monotonic()
         for prompt in self.prompts:
@@ -154,8 +184,10 @@ class Exchange:
         if self.request.glider.trace and self.generation.names:
             names = self.generation.names
             trace, weights = TokenTrace(names, guide.condition, len(prompt.ids)), TokenWeights(names)
-        tokenizer = self.target.pool.model.tokenizer
-        self.choices.append(Choice(number, Decoder(tokenizer, self.request.stops), weights, trace))
+        form, exact = self.form, self.form != Form()
+        decoder = Decoder(self.target.pool.model.tokenizer, self.request.stops, exact, form.marked)
+        reader = None if form.reader is None else form.reader()
+        self.choices.append(Choice(number, decoder, weights, trace, reader))
         if tokens == 0:
             return
         settings = draw.settings(prompt.ids, number % self.request.n, tokens)
@@ -180,7 +212,7 @@ class Exchange:
                 continue  # ended by a stop string
             choice = self.choices[self._names[event.request]]
             if isinstance(event, Failed):
-                raise ApiError.of(event.fault)
+                raise ApiError.of(event.fault, self.form.grammar and self.form.grammar.param)
             delta = self._token(choice, event) if isinstance(event, NewToken) else self._end(choice, event)
             choice.take(delta)
             if delta.finish_reason is not None:
@@ -205,12 +237,30 @@ class Exchange:
         if event.token in self._ends:
             return Delta(choice.index, experts=experts)  # its `Ended` follows
         text = choice.decoder.add(event.token)
-        return Delta(choice.index, text, token, "stop" if choice.decoder.stopped else None, experts)
+        return self._delta(choice, text, "stop" if choice.decoder.stopped else None, token, experts)
 
     def _end(self, choice: Choice, event: Ended) -> Delta:
         if event.reason == "cancelled":
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
-        return Delta(choice.index, choice.decoder.rest(), finish_reason=event.reason)
+        return self._delta(choice, choice.decoder.rest(), event.reason)
+
+    def _delta(
+        self,
+        choice: Choice,
+        text: str,
+        reason: str | None,
+        token: Token | None = None,
+        experts: dict[str, float] | None = None,
+    ) -> Delta:
+        read, grammar = choice.read(text, reason is not None), self.form.grammar
+        if reason == "stop" and grammar is not None:
+            if grammar.json:
+                require_json(choice.text + read.text)
+            if grammar.calls and not (choice.calls or read.calls):
+                raise not_kept("call of a tool")
+        if reason == "stop" and (choice.calls or read.calls):
+            reason = "tool_calls"
+        return Delta(choice.index, read.text, read.calls, read.reasoning, token, reason, experts)
 
     @property
     def _ends(self) -> frozenset[int]:

@@ -3,48 +3,88 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glider.experts.chat_template import bounded
+from glider.files.json_text import parse_json
 from glider.inference.conversation import asked_text
+from glider.serve.bodies import MOST_MEMBERS
+from glider.serve.dialect import dialect_of, rendered
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
-from glider.serve.schemas import Message
+from glider.serve.schemas import Message, ToolCall
 from glider.serve.settings import ServeSettings
+from glider.serve.tools import require_tools
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
 
-def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_prompt: bool = True) -> Prompt:
+def chat_prompt(
+    model: "RoutedModel",
+    messages: Sequence[Message],
+    generation_prompt: bool = True,
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> Prompt:
     """A conversation in the chat template of the experts' cards, or the base's own; one user turn alone in their form.
 
-    Raises `ApiError` where nobody asks anything, and for a base without a template where there is more than one turn.
+    Raises `ApiError` where nobody asks anything, for a base without a template where there is more than one turn, and
+    for one whose template does not write tools, calls or their results where there are any.
     """
     turns = [("system" if one.role == "developer" else one.role, one.text) for one in messages]
     text = asked_text(turns)
     if not text.strip():
         raise ApiError(400, "a user's turn with text is needed", param="messages", code="invalid_value")
     form, tokenizer = model.prompt, model.tokenizer
-    if len(turns) == 1 and generation_prompt:
+    if len(turns) == 1 and generation_prompt and tools is None:
         return Prompt(form.prompt_ids(tokenizer, turns[0][1]), text, tuple(turns))
     if form.template is None and not getattr(tokenizer, "chat_template", None):
-        message = "this base has no chat template: send one user turn"
-        raise ApiError(400, message, param="messages", code="unsupported_value")
-    said = tuple(turns)
+        param = "messages" if tools is None else "tools"
+        message = f"this base has no chat template: send one user turn{'' if tools is None else ', without tools'}"
+        raise ApiError(400, message, param=param, code="unsupported_value")
+    if tools is not None:
+        require_tools(model)
+    conversation = _conversation(model, messages, tools is not None)
     if form.system is not None and all(role != "system" for role, _ in turns):
-        turns.insert(0, ("system", form.system))
-    conversation = [{"role": role, "content": content} for role, content in turns]
+        conversation.insert(0, {"role": "system", "content": form.system})
     try:
-        with bounded(form.template):
-            rendered = tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **({} if form.template is None else {"chat_template": form.template}),
-            )
+        written = rendered(tokenizer, form.template, conversation, tools, generation_prompt)
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
-    return Prompt(tokenizer(rendered, add_special_tokens=False)["input_ids"], text, said)
+    return Prompt(tokenizer(written, add_special_tokens=False)["input_ids"], text, tuple(turns))
+
+
+def _conversation(model: "RoutedModel", messages: Sequence[Message], with_tools: bool) -> list[dict[str, Any]]:
+    """Turns as chat templates take them."""
+    names: dict[str, str] = {}  # of the functions that were called, by the call's id
+    conversation: list[dict[str, Any]] = []
+    for one in messages:
+        turn: dict[str, Any] = {"role": "system" if one.role == "developer" else one.role, "content": one.text}
+        if one.reasoning_content is not None:
+            turn["reasoning_content"] = one.reasoning_content
+        if one.tool_calls is not None:
+            turn["tool_calls"] = [_call(call) for call in one.tool_calls]
+            names |= {call.id: call.function.name for call in one.tool_calls}
+        if one.tool_call_id is not None:
+            if one.tool_call_id not in names:
+                message = "a tool_call_id that no call before it has"
+                raise ApiError(400, message, param="messages", code="invalid_value")
+            turn |= {"tool_call_id": one.tool_call_id, "name": names[one.tool_call_id]}
+        conversation.append(turn)
+    if names and not dialect_of(model.tokenizer, model.prompt.template, with_tools).turns:
+        message = "the chat template of this base knows no calls of tools"
+        raise ApiError(400, message, param="messages", code="unsupported_value")
+    return conversation
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """A call as chat templates take it: its arguments are no text."""
+    try:
+        arguments = parse_json(call.function.arguments.encode(), MOST_MEMBERS)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        message = f"the arguments of the call {call.id!r} are no JSON object"
+        raise ApiError(400, message, param="messages", code="invalid_value")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:

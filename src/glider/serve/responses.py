@@ -15,7 +15,11 @@ from glider.serve.schemas import ResponsesRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
 
-_PARAMS = {"messages": "input", "max_tokens": "max_output_tokens"}  # what the chat API calls them
+_PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}  # what the chat API calls them
 
 
 def routes(service: Service) -> APIRouter:
@@ -107,7 +111,7 @@ class _Answer:
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format},
             "tool_choice": "none",
             "tools": [],
             "top_p": body.top_p,
@@ -115,6 +119,11 @@ class _Answer:
             "usage": self._usage if ended else None,
         }
         return {**response, "glider": self._exchange.told} if ended else response
+
+    @property
+    def _format(self) -> dict[str, Any]:
+        form = None if self._body.text is None else self._body.text.format
+        return {"type": "text"} if form is None else form.model_dump(by_alias=True)
 
     @property
     def _usage(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from glider.inference.batches import EngineSettings
 from glider.inference.engine import Processor, RequestSettings, request_processors
+from glider.serve.constraint import Constraint
 from glider.serve.errors import ApiError
 from glider.serve.schemas import MAX_STOPS, Sampling
 
@@ -24,8 +25,9 @@ class Draw:
     What a request leaves open is the base's own generation config, or else OpenAI's: temperature 1 over all tokens.
     """
 
-    def __init__(self, model: "RoutedModel", request: Sampling, logprobs: int | None):
-        self._model, self._request, self._logprobs = model, request, logprobs
+    def __init__(self, model: "RoutedModel", request: Sampling, logprobs: int | None, matcher: Any = None):
+        """`matcher` is at the start of the grammar that each answer keeps to."""
+        self._model, self._request, self._logprobs, self._matcher = model, request, logprobs, matcher
         defaults = model.model.generation_config
         temperature = request.temperature if request.temperature is not None else defaults.temperature
         self.greedy = temperature == 0
@@ -53,10 +55,14 @@ class Draw:
         """Those of the answer `number` to a prompt."""
         model: Any = self._model.model
         start = 1 if model.config.is_encoder_decoder else len(ids)
+        processors = (*self._penalties(start), *request_processors(model, self._config, ids))
+        if self._matcher is not None:
+            constraint = Constraint(self._matcher.deep_copy(), start)
+            processors = (constraint.before, *processors, constraint.after)
         return RequestSettings(
             max_new_tokens=tokens,
             ends=self.ends,
-            processors=(*self._penalties(start), *request_processors(model, self._config, ids)),
+            processors=processors,
             seed=None if self.greedy else (self._first_seed + number) % _SEEDS,
             logprobs=self._logprobs,
         )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 Role = Literal["system", "developer", "user", "assistant"]
+ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _FIRST = Field(fail_fast=True)  # one fault is told; a million of them would be made
 Texts = Annotated[list[StrictStr], _FIRST]
@@ -29,11 +30,37 @@ class Part(Body):
     text: StrictStr
 
 
-class Message(Body):
-    """One turn. Of other modalities, names and tool calls nothing is known here."""
+class CalledFunction(Body):
+    name: StrictStr
+    arguments: StrictStr = Field(description="JSON of an object.")
 
-    role: Role
-    content: StrictStr | Annotated[list[Part], _FIRST]
+
+class ToolCall(Body):
+    """A call of an earlier turn, as an answer had it."""
+
+    id: StrictStr
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(Body):
+    """One turn. Of other modalities and names nothing is known here."""
+
+    role: ChatRole
+    content: StrictStr | Annotated[list[Part], _FIRST] = ""
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
+    tool_call_id: StrictStr | None = None
+    reasoning_content: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _of_its_role(self) -> "Message":
+        if self.role != "assistant" and (self.tool_calls is not None or self.reasoning_content is not None):
+            raise ValueError("tool_calls and reasoning_content are the assistant's")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("the role tool, and no other, has a tool_call_id")
+        if "content" not in self.model_fields_set and self.tool_calls is None:
+            raise ValueError("content is missing")
+        return self
 
     @property
     def text(self) -> str:
@@ -62,6 +89,27 @@ class StreamOptions(Body):
     continuous_usage_stats: StrictBool = False
 
 
+class PlainFormat(Body):
+    type: Literal["text", "json_object"]
+
+
+class JsonSchema(Body):
+    """A schema that the answer keeps to, whatever `strict` says."""
+
+    name: StrictStr = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: StrictStr | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: StrictBool | None = None
+
+
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")]
+
+
 class Sampling(Body):
     """How an answer is drawn; what both ways of asking share."""
 
@@ -83,6 +131,7 @@ class Sampling(Body):
     logit_bias: dict[str, Annotated[float, Field(strict=True, ge=-100, le=100)]] = Field(default={}, max_length=1024)
     return_token_ids: StrictBool = False
     user: StrictStr | None = Field(default=None, description="Written into the log beside the request.")
+    response_format: ResponseFormat | None = None
     glider: Steering = Steering()
 
     @property
@@ -90,8 +139,44 @@ class Sampling(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
+class Function(Body):
+    name: StrictStr = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of type object.")
+    strict: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _of_an_object(self) -> "Function":
+        if self.parameters is not None and self.parameters.get("type") != "object":
+            raise ValueError("parameters are a JSON schema of type object")
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The schema of its arguments; without parameters there are none."""
+        if self.parameters is not None:
+            return self.parameters
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def rendered(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        function = {"name": self.function.name, "description": self.function.description or ""}
+        return {"type": "function", "function": {**function, "parameters": self.function.arguments}}
+
+
+class FunctionName(Body):
+    name: StrictStr
+
+
+class NamedChoice(Body):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatRequest(Sampling):
@@ -100,8 +185,9 @@ class ChatRequest(Sampling):
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
     logprobs: StrictBool = False
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    tool_choice: Literal["none"] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     modalities: Annotated[list[Literal["text"]], _FIRST] | None = None
@@ -129,8 +215,21 @@ class InputMessage(Body):
         return Message(role=self.role, content=text)
 
 
+class NamedFormat(JsonSchema):
+    """A schema's format as the responses API has it, on one level."""
+
+    type: Literal["json_schema"]
+
+
 class TextOptions(Body):
-    format: ResponseFormat | None = None
+    format: Annotated[PlainFormat | NamedFormat, Field(discriminator="type")] | None = None
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """The same in the form of the chat API."""
+        if not isinstance(self.format, NamedFormat):
+            return None if self.format is None else {"type": self.format.type}
+        return {"type": "json_schema", "json_schema": self.format.model_dump(by_alias=True, exclude={"type"})}
 
 
 class ObfuscationOptions(Body):
@@ -174,6 +273,7 @@ class ResponsesRequest(Body):
             top_p=self.top_p,
             stream=self.stream,
             user=self.user,
+            response_format=None if self.text is None else self.text.response_format,  # pyright: ignore
             glider=self.glider,
         )
 
@@ -196,6 +296,7 @@ class TokenizeRequest(Body):
     model: StrictStr | None = None
     prompt: StrictStr | None = None
     messages: Annotated[list[Message], _FIRST] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
     add_special_tokens: StrictBool = True
     add_generation_prompt: StrictBool = True
     return_token_strs: StrictBool = False

@@ -15,6 +15,7 @@ from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
 from glider.printable import dump_json
 from glider.serve.errors import ApiError
+from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
 from glider.serve.places import Places
@@ -41,6 +42,7 @@ class Service:
         self.examples = _examples(settings.examples)
         self.keys = Keys.read(settings.api_key_file, list(pools.pools))
         self.runner = Runner(pools.first.model, settings)
+        self.grammars = Grammars(pools.first.model)
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
         self.metrics = Metrics()
         self.tracing = (tracing or Tracing()) if is_traced(settings.otel, os.environ) else None
@@ -50,6 +52,7 @@ class Service:
 
     def warm(self) -> None:
         """Ask every pool something, so that what is loaded at the first question is loaded before it."""
+        self.grammars.warm()
         for pool in self.pools.pools.values():
             ids = pool.model.prompt.prompt_ids(pool.model.tokenizer, "Hello")
             guided(pool.model, pool.generation, Way("routed"), Query("Hello"), ids, Steering())
@@ -70,6 +73,7 @@ class Service:
     def close(self) -> None:
         """Stop, and give the pools back."""
         self.drain()
+        self.grammars.close()
         self.runner.close()
         if self.tracing is not None:
             self.tracing.close()

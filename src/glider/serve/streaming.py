@@ -18,8 +18,9 @@ log = logging.getLogger("glider.serve")
 class EventStream(StreamingResponse):
     """Chunks of an exchange, one event each, and `[DONE]`; a fault on the way is an event of its own.
 
-    `named` events carry their `type` as their name, as those of the responses API. The exchange is closed with the
-    response, whether it was sent, broken off or never begun.
+    `named` events carry their `type` as their name, as those of the responses API; their fault is told twice over, as
+    the API has it and as the official client raises it. The exchange is closed with the response, whether it was sent,
+    broken off or never begun.
     """
 
     def __init__(self, exchange: "Exchange", chunks: AsyncIterator[dict[str, Any]], named: bool = False):
@@ -43,7 +44,8 @@ async def _events(chunks: AsyncIterator[dict[str, Any]], named: bool) -> AsyncIt
         if not isinstance(fault, ApiError):
             log.exception("a stream failed")
         body = ApiError.of(fault).body
-        yield _event({"type": "error", "sequence_number": number, **body["error"], **body} if named else body, False)
+        event = {**body["error"], "type": "error", "sequence_number": number, **body} if named else body
+        yield _event(event, named)
     if not named:
         yield "data: [DONE]\n\n"
 

@@ -27,8 +27,12 @@ def routes(service: Service) -> APIRouter:
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+        if body.tools is not None and body.messages is None:
+            raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
         if body.messages is not None:
-            prompt = await service.runner.prepare(chat_prompt, model, body.messages, body.add_generation_prompt)
+            tools = None if body.tools is None else [tool.rendered for tool in body.tools]
+            begins = body.add_generation_prompt
+            prompt = await service.runner.prepare(chat_prompt, model, body.messages, begins, tools)
             ids = prompt.ids
         else:
             ids = await service.runner.prepare(_ids, model, body.prompt, body.add_special_tokens)
