@@ -17,6 +17,7 @@ from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
+from glider.files.opening import read_text
 from glider.inference.base_model import BaseModel
 from glider.layers.widths import linear_widths
 
@@ -67,8 +68,7 @@ def prompt_of(directory: Path, loaded: BaseModel) -> PromptFormat:
     """
     natural, settings = PromptFormat.of(loaded.model, loaded.tokenizer), _json(directory / TOKENIZER_FILE)
     template = settings.get("chat_template")
-    if (directory / TEMPLATE_FILE).is_file() and (directory / TEMPLATE_FILE).stat().st_size <= LONGEST_TEMPLATE:
-        template = (directory / TEMPLATE_FILE).read_text("utf8", errors="replace")
+    template = _template(directory / TEMPLATE_FILE) or template
     known = loaded.tokenizer.get_vocab()
     added = _json(directory / TOKENS_FILE).keys() | {
         token.get("content")
@@ -159,6 +159,17 @@ def _short(name: str) -> str:
 def _some(names: list[str], of: int | None = None) -> str:
     shown = ", ".join(names[:3])[:200] + (", ..." if len(names) > 3 else "")
     return f"{len(names)} sites ({shown})" if of is None else f"{len(names)} of {of} sites ({shown})"
+
+
+def _template(path: Path) -> str | None:
+    """A chat template's text; None where there is no file, and with a warning where it is none to read."""
+    try:
+        return read_text(path, 4 * LONGEST_TEMPLATE)  # bytes; what is longer in characters is told below
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as fault:
+        warn(f"{path} is not used: {fault}")
+        return None
 
 
 def _json(path: Path) -> dict[str, Any]:

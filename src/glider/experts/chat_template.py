@@ -1,13 +1,14 @@
 """A chat template that an expert's card brings: a stranger's program, if a small one.
 
-Jinja's sandbox keeps it from the machine, and not from running for ever. So it has a deadline, looked at at each of its
-lines, and no products or powers, by which one line would fill the memory. Whatever it raises is one error.
+Jinja's sandbox keeps it from the machine, and neither from running for ever nor from filling the memory. So it has a
+deadline, looked at at each of its lines, no products or powers, and a bound on the texts that it makes
+(`template_sandbox`). Whatever it raises is one error.
 """
 
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from glider.printable import printable
 DEADLINE = 2.0  # seconds for one prompt; real templates take a thousandth
 _COMPILED = "<template>"  # what Jinja calls the file of a template that lies in none
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers' own
+_WANTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
 
 
 class _TooLong(BaseException):
@@ -30,17 +32,14 @@ def bounded(template: str | None) -> Iterator[None]:
     if template is None:
         yield
         return
-    expected, remedy = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
     if (fault := _fault(template)) is not None:
-        raise QueryError(expected, fault, remedy)
+        raise QueryError(_WANTED, fault, _REMEDY)
     until, before = time.monotonic() + DEADLINE, sys.gettrace()
 
     def look(frame: Any, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != _COMPILED:
-            return None
-        if time.monotonic() > until:
+        if time.monotonic() > until:  # looked at where anything is called, a filter's own loops among them
             raise _TooLong
-        return look
+        return look if frame.f_code.co_filename == _COMPILED else None
 
     sys.settrace(look)
     try:
@@ -48,11 +47,32 @@ def bounded(template: str | None) -> Iterator[None]:
     except QueryError:
         raise
     except _TooLong:
-        raise QueryError(expected, f"one that takes more than {DEADLINE:g} s", remedy) from None
+        raise QueryError(_WANTED, f"one that takes more than {DEADLINE:g} s", _REMEDY) from None
     except Exception as fault:
-        raise QueryError(expected, printable(f"{type(fault).__name__}: {fault}"), remedy) from fault
+        raise QueryError(_WANTED, printable(f"{type(fault).__name__}: {fault}"), _REMEDY) from fault
     finally:
         sys.settrace(before)
+
+
+def rendered(tokenizer: Any, template: str, turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    """Turns by a card's template, with the names that transformers gives a template; inside a `bounded` block.
+
+    Raises what the template raises.
+    """
+    from glider.experts.template_sandbox import TooLarge, budgeted, compiled
+
+    names = {"messages": [dict(turn) for turn in turns], "tools": None, "documents": None}
+    pieces = []
+    try:
+        with budgeted(turns) as budget:
+            for piece in compiled(template).generate(
+                **tokenizer.special_tokens_map, **names, add_generation_prompt=add_generation_prompt
+            ):
+                budget.spend(len(piece))
+                pieces.append(piece)
+    except TooLarge:
+        raise QueryError(_WANTED, "one whose texts fill the memory", _REMEDY) from None
+    return "".join(pieces)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glider.experts.chat_template import bounded
+from glider.experts.chat_template import bounded, rendered
 from glider.inference.conversation import asked_text
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
@@ -35,16 +35,16 @@ def chat_prompt(model: "RoutedModel", messages: Sequence[Message], generation_pr
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
         with bounded(form.template):
-            rendered = tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **({} if form.template is None else {"chat_template": form.template}),
-            )
+            if form.template is None:
+                text_of_turns = tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=generation_prompt
+                )
+            else:
+                text_of_turns = rendered(tokenizer, form.template, conversation, generation_prompt)
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
-    return Prompt(tokenizer(rendered, add_special_tokens=False)["input_ids"], text, said)
+    return Prompt(tokenizer(text_of_turns, add_special_tokens=False)["input_ids"], text, said)
 
 
 def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
