@@ -1,5 +1,5 @@
-"""What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights, a
-prompt form of its own; and what a reader should know of it."""
+"""What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights; and
+what a reader should know of it."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,15 +14,11 @@ from torch import nn
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
-from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
-from glider.files.opening import read_text
 from glider.inference.base_model import BaseModel
 from glider.layers.widths import linear_widths
 
-TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE = "chat_template.jinja", "tokenizer_config.json", "added_tokens.json"
-TEXT_FILES = (TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE)
 _PREFIX = "base_model.model."
 
 
@@ -59,33 +55,6 @@ def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[st
     path.unlink()
     save_tensors(remaining, path, {"format": "pt"})
     return copies
-
-
-def prompt_of(directory: Path, loaded: BaseModel) -> PromptFormat:
-    """The base's natural prompt, or the one by the chat template that the adapter brings.
-
-    What the adapter's tokenizer has and the base's lacks is told.
-    """
-    natural, settings = PromptFormat.of(loaded.model, loaded.tokenizer), _json(directory / TOKENIZER_FILE)
-    template = settings.get("chat_template")
-    template = _template(directory / TEMPLATE_FILE) or template
-    known = loaded.tokenizer.get_vocab()
-    added = _json(directory / TOKENS_FILE).keys() | {
-        token.get("content")
-        for token in _dict(settings.get("added_tokens_decoder")).values()
-        if isinstance(token, dict)
-    }
-    unknown = sorted(str(token) for token in added if isinstance(token, str) and token not in known)
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:5]))[:200]
-        warn(f"{directory} brings tokens that the base's tokenizer lacks, which are read as plain text: {shown}")
-    if not isinstance(template, str) or template == loaded.tokenizer.chat_template:
-        return natural
-    if natural.kind == "encoder-decoder" or len(template) > LONGEST_TEMPLATE:
-        warn(f"{directory} brings a chat template that is not used")
-        return natural
-    warn(f"{directory} brings a chat template other than the base's: it is kept in the card, and used")
-    return PromptFormat(kind="chat", template=template)
 
 
 def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
@@ -159,26 +128,3 @@ def _short(name: str) -> str:
 def _some(names: list[str], of: int | None = None) -> str:
     shown = ", ".join(names[:3])[:200] + (", ..." if len(names) > 3 else "")
     return f"{len(names)} sites ({shown})" if of is None else f"{len(names)} of {of} sites ({shown})"
-
-
-def _template(path: Path) -> str | None:
-    """A chat template's text; None where there is no file, and with a warning where it is none to read."""
-    try:
-        return read_text(path, 4 * LONGEST_TEMPLATE)  # bytes; what is longer in characters is told below
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as fault:
-        warn(f"{path} is not used: {fault}")
-        return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """What a JSON file beside an adapter says; nothing where there is none that can be read."""
-    try:
-        return _dict(read_json(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -11,7 +11,8 @@ import torch
 
 from glider.calibration.threshold import MINIMUM_QUERIES
 from glider.config import EMBEDDED_BASE
-from glider.contribute.adapter_files import TEXT_FILES, named_as, prompt_of, tell_oddities, without_base_weights
+from glider.contribute.adapter_files import named_as, tell_oddities, without_base_weights
+from glider.contribute.adapter_tokenizer import TEXT_FILES, prompt_of
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
