@@ -11,6 +11,7 @@ from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
+from glider.inference.sharing import reads_ahead
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def load_base(
     The identity's id is the hub id, the directory's own name for a path (a path says nothing on another machine).
     `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, ...
     With a device_map or quantised weights the model stays where they put it. Raises `BaseModelError` where there is no
-    such model, and `ConfigError` for `trust_remote_code`.
+    such model and for one that reads ahead (BERT, XLNet), and `ConfigError` for `trust_remote_code`.
     """
     if arguments.get("trust_remote_code"):
         raise ConfigError("a model that transformers knows", "trust_remote_code", "Leave it out: no foreign code runs.")
@@ -86,6 +87,12 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
 def _completed(model: Any, tokenizer: Any, model_id: str, source: str) -> BaseModel:
     model.eval()
+    if not model.config.is_encoder_decoder and reads_ahead(model):
+        raise BaseModelError(
+            "a language model, whose tokens see those before them alone",
+            f"{type(model).__name__}, whose tokens see those behind them too: what it says of a token knows the token",
+            "Give a causal model; of one that was trained as a decoder, set is_decoder in its config.json.",
+        )
     return BaseModel(model, completed_tokenizer(tokenizer), identify(model, model_id), source)
 
 

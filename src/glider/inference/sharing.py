@@ -21,6 +21,7 @@ from glider.shapes import Float, Int, Tensor
 
 Kind = Literal["padding", "generation", "cache", "padded cache", "prefix", "encoder"]
 SHORTEST, LONGEST = 64, 8192  # tokens that are tried
+_READ = 8  # tokens, of which the last is changed
 _STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
@@ -30,6 +31,23 @@ _TOLERANCE_EPS = 32  # times the resolution of a coarser dtype
 
 _lock = threading.RLock()
 _known: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]]" = weakref.WeakKeyDictionary()
+
+
+def reads_ahead(model: Any) -> bool:
+    """Whether a token's logits depend on tokens behind it, which no likelihood and no continuation may look at.
+
+    Tried with two rows that differ in their last token; False where the model takes no text alone.
+    """
+    tokens = _ordinary_tokens(model)
+    row = tokens[torch.arange(_READ).mul(7).add(3) % len(tokens)]
+    other = torch.cat([row[:-1], tokens[(tokens == row[-1]).long().argmax().add(1) % len(tokens)][None]])
+    try:
+        with torch.no_grad(), _evaluating(model), _exact(model.device):
+            logits = model(input_ids=torch.stack([row, other]).to(model.device), use_cache=False).logits
+            first, second = logits[:, : _READ - 1].float().log_softmax(-1)
+            return bool(first.isfinite().all()) and not _close(first, second, model.dtype)
+    except (*_FAULTS, AssertionError):
+        return False
 
 
 class Sharing:
