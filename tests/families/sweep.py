@@ -37,6 +37,7 @@ KINDS = {
 CHECKS = ("import", "all-linear", "PEFT", "batch", "scores", "packed", "stream")
 PROMPTS = ["a short one", "and another that is quite a bit longer"]
 ALIKE = ["x" * 90 + end for end in ("a short one", "another", "one that is quite a bit longer")]  # share a beginning
+UNLIKE = [PROMPTS[0], ALIKE[2]]  # within every window of `_SIZES`, and past it
 # sizes by the names that configurations give them; what a family lacks is left out
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "encoder_hidden_size", "decoder_hidden_size"), 32),
@@ -59,6 +60,7 @@ _SIZES: dict[str, Any] = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "is_decoder": True,
     "embed_dim": 32, "depth": 2, "patch_size": 4, "num_channels": 3, "image_size": 16, "word_embed_proj_dim": 32,
     "image_token_id": 250, "image_token_index": 250, "video_token_id": 251, "audio_token_id": 252,
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), 32),
     "vocab_size_per_layer_input": 259, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
 }  # fmt: skip
 # sizes that must fit others of the same family
@@ -128,7 +130,9 @@ def _fitting(default: Any) -> dict[str, Any]:
     taken = {
         name: value
         for name, value in _SIZES.items()
-        if name in known and not (isinstance(known[name], list | tuple) and isinstance(value, int))
+        if name in known
+        and not (isinstance(known[name], list | tuple) and isinstance(value, int))
+        and not (known[name] is None and ("window" in name or "chunk" in name))
     }
     if "num_key_value_heads" in known and known.get("num_key_value_heads") is None:
         taken.pop("num_key_value_heads")
@@ -236,8 +240,8 @@ def _same_as_peft(model: Any, wanted: torch.Tensor) -> None:
 
 
 def _batch(model: Any) -> None:
-    alone = [model.generate([prompt], max_new_tokens=5)[0].token_ids for prompt in PROMPTS]
-    together = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
+    alone = [model.generate([prompt], max_new_tokens=5)[0].token_ids for prompt in UNLIKE]
+    together = [answer.token_ids for answer in model.generate(UNLIKE, max_new_tokens=5)]
     assert together == alone, f"{together} in a batch, {alone} alone"
 
 
@@ -271,8 +275,8 @@ def _plain(model: Any, ids: list[int], target: list[int], prompt: str) -> float:
 
 
 def _packed(model: Any) -> None:
-    wanted = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
-    got = [answer.token_ids for answer in model.generate_batch(PROMPTS, max_new_tokens=5)]
+    wanted = [answer.token_ids for answer in model.generate(UNLIKE, max_new_tokens=5)]
+    got = [answer.token_ids for answer in model.generate_batch(UNLIKE, max_new_tokens=5)]
     assert got == wanted, f"{got}, generate {wanted}"
 
 

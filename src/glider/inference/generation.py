@@ -127,7 +127,7 @@ def generate_rows(
     (`QueryError`) if that makes several batches.
     """
     answers: dict[int, Answer] = {}
-    groups, trace = _groups(model, rows), None
+    groups, trace = _groups(model, rows, settings.max_new_tokens), None
     if traced and len(groups) > 1:
         got = f"{len(rows)} of unlike lengths, and padding changes what {type(model.model).__name__} gives"
         raise QueryError("a batch of prompts of one length, to be traced", got, "Trace the prompts one by one.")
@@ -139,10 +139,11 @@ def generate_rows(
     return [answers[i] for i in range(len(rows))], trace
 
 
-def _groups(model: "RoutedModel", rows: Sequence[list[int]]) -> list[list[int]]:
-    """Numbers of rows that may run as one batch."""
+def _groups(model: "RoutedModel", rows: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+    """Numbers of rows that may run as one batch: tried as far as the answers may go."""
     lengths = sorted({len(row) for row in rows})
-    if len(lengths) == 1 or Sharing(model.model, model.attached.bare).allows("generation", lengths[-1]):
+    longest = lengths[-1] if model.model.config.is_encoder_decoder else lengths[-1] + new_tokens
+    if len(lengths) == 1 or Sharing(model.model, model.attached.bare).allows("generation", longest):
         return [list(range(len(rows)))]
     return [[i for i, row in enumerate(rows) if len(row) == length] for length in lengths]
 
