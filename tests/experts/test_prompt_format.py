@@ -92,6 +92,8 @@ def test_an_unknown_format_is_refused():
                 "{% set all.x = all.x ~ all.x %}",
                 "{% set all.x = all.x + all.x %}",
                 "{% set all.x = [all.x, all.x] %}",
+                "{% set all.x = all.x * 2 %}",
+                "{% set all.x = (all.x|length) ** 9999 %}",
                 "{% set all.x = dict(a=all.x, b=all.x).items() %}",
                 "{% set all.x = all.x|replace('', all.x) %}",
                 "{% set all.x = all.x.replace('', all.x) %}",
@@ -128,6 +130,7 @@ def test_a_template_of_a_card_that_fails_or_never_ends_is_refused(llama_director
         "{% set system = messages|selectattr('role', 'equalto', 'system')|map(attribute='content')|list %}"
         "{{ '%s of %5.2f' % (system|length, 1) }}{{ 'a\nb'|indent(3, true) }}{{ '{} and {:>4}'.format(1, 'x') }}"
         "{{ messages[1:]|length }}{{ messages[-1].content.replace('e', '3').title().rjust(20) }}"
+        "{{ '=' * 12 }}{{ 3 * 4 }}{{ 2 ** 5 }}{{ 2.5 * 2 }}"
         "{{ tools is none }}{{ nothing is defined }}{{ nothing|default('none') }}{{ [1, 2] + [3] }}{{ dict(a=1) }}",
     ],
 )

@@ -10,8 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BertConfig,
+    FSMTConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     XLNetConfig,
@@ -193,7 +195,20 @@ def test_a_model_that_reads_ahead_is_refused_by_what_it_does(tmp_path: Path, con
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
-    with pytest.raises(BaseModelError, match="tokens see those behind them too"):
+    with pytest.raises(BaseModelError, match=r"tokens see those behind them too|tokens first"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_an_encoder_decoder_that_takes_tokens_first_is_refused(tmp_path: Path):
+    """Its tokens would be routed by other rows' queries, without a word where the numbers divide."""
+    torch.manual_seed(0)
+    config = FSMTConfig(
+        langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=259, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+    )  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="take the tokens first"):
         load_base(str(tmp_path / "base"))
 
 

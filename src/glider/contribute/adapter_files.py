@@ -20,6 +20,13 @@ from glider.inference.base_model import BaseModel
 from glider.layers.widths import linear_widths
 
 _PREFIX = "base_model.model."
+_LAYERS = "layers_to_transform"
+_STRANGERS = (  # a part of a tensor's name, what it is, and what to do
+    ("lora_embedding_", "LoRA of an embedding, which looks rows up", "Leave the embedding out of target_modules."),
+    ("lora_magnitude_vector", "a magnitude of DoRA, which is more than B A x", "Train it with use_dora=False."),
+    (".default.weight", "a name of PEFT's model in memory", "Save it by PEFT's save_pretrained."),
+    (".bias", "a bias that was trained", "Train it with bias='none' and lora_bias=False."),
+)
 
 
 @contextmanager
@@ -57,6 +64,19 @@ def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[st
     return copies
 
 
+def require_pairs(path: Path, source: Path) -> None:
+    """Raise `ExpertError` for a file with more than LoRA pairs, by what the first other tensor is."""
+    for name in read_header(path).shapes:
+        if parse_key(name) is not None:
+            continue
+        known = (rest for part, *rest in _STRANGERS if part in name)
+        what, remedy = next(known, ["a tensor of another kind, or of another name than PEFT's", ""])
+        if not name.startswith(_PREFIX):
+            what, remedy = f"a name without {_PREFIX}", "Save it by PEFT's save_pretrained."
+        wanted = f"LoRA pairs on linear layers alone in {source / ADAPTER_WEIGHTS_FILE}"
+        raise ExpertError(wanted, f"{name}: {what}", remedy or "Retrain it with LoRA pairs alone.")
+
+
 def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
     """Warn of what is allowed and seldom meant: another base, settings nobody knows, parts that do nothing."""
     config = read_json(directory / ADAPTER_CONFIG_FILE)
@@ -66,9 +86,19 @@ def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
         warn(f"{directory} names the base {named[:100]!r}, and is imported for {got}: is it the same model?")
     if settings := unknown_settings(directory):
         warn(f"{directory} has settings that this glider does not know, and leaves out: {', '.join(settings)[:300]}")
-    silent = [site for site in expert.sites if not bool(expert.factors(site)[1].any())]
-    if silent:
-        warn(f"{directory} changes nothing at {_some(silent, len(expert.sites))}: B is zero there")
+    factors = {site: expert.factors(site) for site in expert.sites}
+    silent = {
+        "B is zero there": [site for site, (_, b) in factors.items() if not bool(b.any())],
+        "A is zero there": [site for site, (a, b) in factors.items() if not bool(a.any()) and bool(b.any())],
+        "alpha is zero there": [site for site in factors if expert.scaling(site) == 0],
+    }
+    for reason, sites in silent.items():
+        if sites:
+            warn(f"{directory} changes nothing at {_some(sites, len(expert.sites))}: {reason}")
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        warn(f"{directory} was trained for {str(task)[:40]}, which is no writing of text")
+    if beside := _left_out(config, expert):
+        warn(f"{directory} has pairs that its own settings leave out, and PEFT with them: {_some(beside)} are taken")
     if config.get("layers_to_transform") is None and isinstance(config.get("target_modules"), list):
         lacking = _without_pair(loaded.model, config["target_modules"], config.get("exclude_modules"), expert)
         if lacking:
@@ -85,6 +115,20 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
     adapted = [site for site in linear if _fits(site, names) and not _fits(site, left_out)]
     absent = [name for name in names if not any(_fits(site, [name]) for site in expert.sites)]
     return absent or [site for site in adapted if site not in expert.sites]
+
+
+def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
+    """Sites of pairs that the settings do not name, as far as they are names and numbers."""
+    targets, excluded, layers = (config.get(name) for name in ("target_modules", "exclude_modules", _LAYERS))
+    layers = [layers] if isinstance(layers, int) else layers
+    beside = []
+    for site in expert.sites:
+        number = next((int(part) for part in site.split(".") if part.isdigit()), None)
+        named = not isinstance(targets, list) or _fits(site, [name for name in targets if isinstance(name, str)])
+        out = isinstance(excluded, list) and _fits(site, [name for name in excluded if isinstance(name, str)])
+        if not named or out or (isinstance(layers, list) and number is not None and number not in layers):
+            beside.append(site)
+    return beside
 
 
 def _fits(site: str, names: list[str]) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glider.contribute.adapter_files import warn
+from glider.errors import QueryError
+from glider.experts.chat_template import bounded
 from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
 from glider.files.json_text import read_json
 from glider.files.opening import read_beginning, read_text
@@ -29,6 +31,12 @@ def prompt_of(directory: Path, loaded: BaseModel) -> PromptFormat:
         return natural
     if natural.kind == "encoder-decoder" or len(template) > LONGEST_TEMPLATE:
         warn(f"{directory} brings a chat template that is not used")
+        return natural
+    try:
+        with bounded(template):
+            pass  # it is compiled
+    except QueryError as fault:
+        warn(f"{directory} brings a chat template that is not used: {fault.got}. Prompts have the base's own form")
         return natural
     warn(f"{directory} brings a chat template other than the base's: it is kept in the card, and used")
     return PromptFormat(kind="chat", template=template)

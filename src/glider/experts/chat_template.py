@@ -1,11 +1,10 @@
 """A chat template that an expert's card brings: a stranger's program, if a small one.
 
 Jinja's sandbox keeps it from the machine, and neither from running for ever nor from filling the memory. So it has a
-deadline, looked at at each of its lines, no products or powers, and a bound on the texts that it makes
-(`template_sandbox`). Whatever it raises is one error.
+deadline, looked at at each of its lines, and a bound on the texts that it makes (`template_sandbox`). Whatever it
+raises is one error.
 """
 
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from glider.printable import printable
 
 DEADLINE = 2.0  # seconds for one prompt; real templates take a thousandth
 _COMPILED = "<template>"  # what Jinja calls the file of a template that lies in none
-_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers' own
 _WANTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
 
 
@@ -32,8 +30,6 @@ def bounded(template: str | None) -> Iterator[None]:
     if template is None:
         yield
         return
-    if (fault := _fault(template)) is not None:
-        raise QueryError(_WANTED, fault, _REMEDY)
     until, before = time.monotonic() + DEADLINE, sys.gettrace()
 
     def look(frame: Any, event: str, _: Any) -> Any:
@@ -43,6 +39,8 @@ def bounded(template: str | None) -> Iterator[None]:
 
     sys.settrace(look)
     try:
+        if (fault := _fault(template)) is not None:
+            raise QueryError(_WANTED, fault, _REMEDY)
         yield
     except QueryError:
         raise
@@ -77,13 +75,16 @@ def rendered(tokenizer: Any, template: str, turns: Sequence[Mapping[str, Any]], 
 
 @lru_cache(maxsize=64)
 def _fault(template: str) -> str | None:
-    """What a template has that a card's may not."""
-    from jinja2 import Environment, TemplateSyntaxError, nodes
+    """Why a template cannot be used whatever is asked; None for one that can be run."""
+    from jinja2 import TemplateSyntaxError
+
+    from glider.experts.template_sandbox import TooLarge, budgeted, compiled
 
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+        with budgeted(()):
+            compiled(template)  # what is constant in it is computed here
     except (TemplateSyntaxError, RecursionError) as fault:
         return printable(f"one that does not parse: {fault}")
-    if next(tree.find_all((nodes.Mul, nodes.Pow)), None) is not None:
-        return "one with a product or a power, which no chat needs"
+    except TooLarge:
+        return "one whose texts fill the memory"
     return None

@@ -117,8 +117,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator in ("*", "**"):
-            raise TooLarge
-        if operator == "%" and isinstance(left, str):
+            _check_product(operator, left, right)
+        elif operator == "%" and isinstance(left, str):
             _check_percent(left, right)
         elif operator == "+":
             _spend(left, right)
@@ -271,6 +271,18 @@ def _check_method(owner: str | bytes, name: str, args: tuple, kwargs: Mapping[st
                     _check_width(number)
                     width = max(width, number)
         _spend(owner, times=3, beside=width * (owner.count("\t") + 1 if isinstance(owner, str) else 1))  # ß is SS
+
+
+def _check_product(operator: str, left: Any, right: Any) -> None:
+    """Count what a product or power gives: a text so many times, or a number of so many digits."""
+    for one, times in ((left, right), (right, left)):
+        if operator == "*" and isinstance(one, str | bytes | list | tuple) and isinstance(times, int):
+            return _spend(one, times=max(0, times))
+    if isinstance(left, int) and isinstance(right, int):
+        digits = left.bit_length() * max(1, right) if operator == "**" else left.bit_length() + right.bit_length()
+        if digits > _WIDEST:
+            raise TooLarge
+    return None
 
 
 def _check_fields(text: str, args: tuple, kwargs: Mapping[str, Any]) -> None:

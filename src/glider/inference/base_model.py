@@ -11,7 +11,7 @@ from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
-from glider.inference.sharing import reads_ahead
+from glider.inference.sharing import oddity
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ def load_base(
     from transformers.utils import logging
 
     source, model_id = locate(base)
+    if base.startswith(("/", "./", "../", "~")) and not Path(source).exists():
+        remedy = f"Check the path, or give a hub id, or {EMBEDDED_BASE} for the embedded model."
+        raise BaseModelError(f"a transformers model at {base}", "no such directory", remedy)
     tell_of_download(source)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments))
@@ -87,11 +90,11 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
 def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str | None) -> BaseModel:
     model.eval()
-    if not model.config.is_encoder_decoder and reads_ahead(model):
+    if (odd := oddity(model)) is not None:
         raise BaseModelError(
-            "a language model, whose tokens see those before them alone",
-            f"{type(model).__name__}, whose tokens see those behind them too: what it says of a token knows the token",
-            "Give a causal model; of one that was trained as a decoder, set is_decoder in its config.json.",
+            "a language model whose layers take rows of tokens, and whose tokens see those before them alone",
+            f"{type(model).__name__}, {odd}",
+            "Give another model; of one that was trained as a decoder, set is_decoder in its config.json.",
         )
     identity = identify(model, model_id).model_copy(update={"path": path})
     return BaseModel(model, completed_tokenizer(tokenizer), identity, source)
