@@ -73,8 +73,8 @@ def require_pairs(path: Path, source: Path) -> None:
         what, remedy = next(known, ["a tensor of another kind, or of another name than PEFT's", ""])
         if not name.startswith(_PREFIX):
             what, remedy = f"a name without {_PREFIX}", "Save it by PEFT's save_pretrained."
-        wanted = f"LoRA pairs on linear layers alone in {source / ADAPTER_WEIGHTS_FILE}"
-        raise ExpertError(wanted, f"{name}: {what}", remedy or "Retrain it with LoRA pairs alone.")
+        expected = f"LoRA pairs on linear layers alone in {source / ADAPTER_WEIGHTS_FILE}"
+        raise ExpertError(expected, f"{name}: {what}", remedy or "Retrain it with LoRA pairs alone.")
 
 
 def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:

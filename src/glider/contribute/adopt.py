@@ -309,8 +309,8 @@ def _adapter_directory(source: Path | str) -> Path:
         raise ExpertError("the directory of an adapter", f"the file {path}", "Give the directory that PEFT saved.")
     refuse_links_out(path, ADAPTER_FILES)
     if not any((path / file).exists() for file in ADAPTER_FILES):
-        wanted = f"{ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE} in {path}"
-        raise ExpertError(wanted, "neither", "Give a directory that PEFT saved.")
+        expected = f"{ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE} in {path}"
+        raise ExpertError(expected, "neither", "Give a directory that PEFT saved.")
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(
             f"{ADAPTER_WEIGHTS_FILE} in {path}",

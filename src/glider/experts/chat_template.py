@@ -17,7 +17,7 @@ from glider.printable import printable
 
 DEADLINE = 2.0  # seconds for one prompt; real templates take a thousandth
 _COMPILED = "<template>"  # what Jinja calls the file of a template that lies in none
-_WANTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
+_EXPECTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
 
 
 class _TooLong(BaseException):
@@ -40,14 +40,14 @@ def bounded(template: str | None) -> Iterator[None]:
     sys.settrace(look)
     try:
         if (fault := _fault(template)) is not None:
-            raise QueryError(_WANTED, fault, _REMEDY)
+            raise QueryError(_EXPECTED, fault, _REMEDY)
         yield
     except QueryError:
         raise
     except _TooLong:
-        raise QueryError(_WANTED, f"one that takes more than {DEADLINE:g} s", _REMEDY) from None
+        raise QueryError(_EXPECTED, f"one that takes more than {DEADLINE:g} s", _REMEDY) from None
     except Exception as fault:
-        raise QueryError(_WANTED, printable(f"{type(fault).__name__}: {fault}"), _REMEDY) from fault
+        raise QueryError(_EXPECTED, printable(f"{type(fault).__name__}: {fault}"), _REMEDY) from fault
     finally:
         sys.settrace(before)
 
@@ -69,7 +69,7 @@ def rendered(tokenizer: Any, template: str, turns: Sequence[Mapping[str, Any]], 
                 budget.spend(len(piece))
                 pieces.append(piece)
     except TooLarge:
-        raise QueryError(_WANTED, "one whose texts fill the memory", _REMEDY) from None
+        raise QueryError(_EXPECTED, "one whose texts fill the memory", _REMEDY) from None
     return "".join(pieces)
 
 

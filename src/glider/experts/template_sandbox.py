@@ -40,9 +40,9 @@ class TooLarge(BaseException):
 class Budget:
     """Characters that a rendering may still make."""
 
-    def __init__(self, given: int):
-        self.largest = LARGEST + _OF_INPUT * given
-        self.left = MOST + _OF_INPUT_IN_ALL * given
+    def __init__(self, characters: int):
+        self.largest = LARGEST + _OF_INPUT * characters
+        self.left = MOST + _OF_INPUT_IN_ALL * characters
 
     def spend(self, count: int) -> None:
         """Count characters; raises `TooLarge` where they are too many."""
@@ -77,8 +77,8 @@ _budget: ContextVar[Budget] = ContextVar("budget")
 @contextmanager
 def budgeted(turns: Sequence[Mapping[str, Any]]) -> Iterator[Budget]:
     """Bound what is rendered inside the block by the size of the conversation."""
-    given = sum(len(text) for turn in turns for text in turn.values() if isinstance(text, str))
-    budget = Budget(given)
+    characters = sum(len(text) for turn in turns for text in turn.values() if isinstance(text, str))
+    budget = Budget(characters)
     token = _budget.set(budget)
     try:
         yield budget

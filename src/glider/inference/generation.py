@@ -129,8 +129,8 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
     mode = config.get_generation_mode(arguments.get("assistant_model")).value
     code = arguments.get("custom_generate")
     if mode not in _MODES or isinstance(code, str):
-        wanted, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"
-        raise QueryError(wanted, got, "Leave its settings out: no foreign code runs.")
+        expected, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"
+        raise QueryError(expected, got, "Leave its settings out: no foreign code runs.")
     if mode == "assisted_generation":
         return config, "assisted generation"
     return config, "a TextStreamer" if isinstance(arguments.get("streamer"), TextStreamer) else None

@@ -123,7 +123,8 @@ def _encoder_decoder(
         with routed(condition):
             read = model.get_encoder()(**inputs)
         with routed(condition.rows(owner)):
-            outputs = type(read)(last_hidden_state=read.last_hidden_state[owner])  # a decoder may ask for its other parts
+            states = read.last_hidden_state[owner]
+            outputs = type(read)(last_hidden_state=states)  # its own kind: a decoder may ask for the other parts
             return model(
                 encoder_outputs=outputs, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
             ).logits
