@@ -60,6 +60,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
              n_group=1, topk_group=1, first_k_dense_replace=1),
         ["o_proj"],
     ),
+    "gpt_bigcode": (  # one head of keys, which its configuration does not say
+        "GPTBigCodeConfig", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, multi_query=True, **_TOKENS),
+        ["c_attn"],
+    ),
     "mamba": (
         "MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4, **_TOKENS),
         ["in_proj", "x_proj"],

@@ -133,7 +133,9 @@ def test_a_row_that_a_criterion_ends_has_no_padding_in_its_answer(llama: RoutedM
     assert together[0].usage == pytest.approx(alone.usage, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba", "deepseek_v2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba", "deepseek_v2", "gpt_bigcode"]
+)
 def test_a_batch_answers_as_its_prompts_alone(routed: Callable[[str], RoutedModel], name: str) -> None:
     model = routed(name)
     alone = [model.generate([prompt], max_new_tokens=6)[0].token_ids for prompt in PROMPTS]

@@ -68,13 +68,32 @@ def _odd_cache(attached: Attached) -> str | None:
     if model not in _odd:
         ids = torch.full((1, 2), min(3, model.get_input_embeddings().weight.shape[0] - 1), device=model.device)
         with attached.bare(), torch.no_grad():
-            layers = getattr(model(input_ids=ids, use_cache=True).past_key_values, "layers", None) or ()
-        shapes = {(layer.keys.shape[-1], layer.values.shape[-1]) for layer in layers if _has_keys(layer)}
-        widths = sorted({width for pair in shapes for width in pair})
-        _odd[model] = f"widths {', '.join(map(str, widths))}" if len(widths) > 1 else None
-        if not all(map(_has_keys, layers)):
-            _odd[model] = "layers without keys"
+            cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        layers = getattr(cache, "layers", None) or ()
+        shapes = {
+            (tensor.shape[1], tensor.shape[-1])
+            for layer in layers
+            if _has_keys(layer)
+            for tensor in (layer.keys, layer.values)
+        }
+        odd = None if all(map(_has_keys, layers)) else "layers without keys"
+        if odd is None and shapes and shapes != {room := _paged_shape(model.config.get_text_config(), shapes)}:
+            odd = f"heads and widths {sorted(shapes)}, where a paged cache has room for {room or 'one of each'}"
+        _odd[model] = odd
     return _odd[model]
+
+
+def _paged_shape(config: Any, shapes: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """Heads and width that transformers makes a paged cache for, among those that a pass showed where it keeps to
+    itself how it finds them; None where a configuration does not tell."""
+    from transformers.generation.continuous_batching import utils
+
+    if not (hasattr(utils, "find_head_dim") and hasattr(utils, "find_num_key_value_heads")):
+        return min(shapes)
+    try:
+        return utils.find_num_key_value_heads(config), utils.find_head_dim(config)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _has_keys(layer: Any) -> bool:
