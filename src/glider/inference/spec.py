@@ -68,6 +68,10 @@ class BaseSpec(Config):
 
         return load_base(self.base or default, dtype=self.torch_dtype, device=device_of(self.device), **self.arguments)
 
+    def load_base_of(self, pool: "Pool") -> "BaseModel":
+        """The base model, by default the one that a pool was made for; raises `BaseModelError` where there is none."""
+        return self.load_base() if self.base is not None else self.load_base(base_of(pool))
+
 
 class ModelSpec(BaseSpec):
     """A base model, a pool, and how tokens are routed among its experts.
@@ -206,7 +210,7 @@ class ModelSpec(BaseSpec):
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
         if self.abstain is not False and getattr(method, "abstains", False):
             _warn_without_profiles(pool)
-        base = self.load_base(base_of(pool)) if base is None else base
+        base = self.load_base_of(pool) if base is None else base
         return self._attached(base, pool, method, prepared, writer)
 
     def over(self, base: "BaseModel", pool: "Pool | None" = None) -> "RoutedModel":
