@@ -92,7 +92,7 @@ def _paged_shape(config: Any, shapes: set[tuple[int, int]]) -> tuple[int, int] |
         return min(shapes)
     try:
         return utils.find_num_key_value_heads(config), utils.find_head_dim(config)
-    except (AttributeError, TypeError, ValueError):
+    except Exception:  # of a configuration of its own kind: a width for each layer (Gemma 4), or none
         return None
 
 
