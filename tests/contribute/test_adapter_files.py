@@ -1,6 +1,8 @@
 """What lies beside the pairs of an adapter, and what of it is said rather than passed over."""
 
 import json
+import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -13,11 +15,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from glider.contribute.adapter_files import TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE
+from glider.contribute.adapter_tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE
 from glider.contribute.adopt import adopt, import_adapter
 from glider.contribute.lora import lora_config
 from glider.contribute.protocol import train_expert
-from glider.errors import ExpertError, GliderWarning
+from glider.errors import BaseModelError, ExpertError, GliderWarning
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
@@ -132,8 +134,9 @@ def test_an_adapters_own_chat_template_is_kept_and_used(adapter: Path, llama_dir
     (adapter / TEMPLATE_FILE).write_text(template)
     (adapter / TOKENIZER_FILE).write_text('{"eos_token": "<|im_end|>"}')
     (adapter / TOKENS_FILE).write_text('{"<|im_end|>": 259}')
-    tokens, form = told(adapter, llama_directory)
+    tokens, end, form = told(adapter, llama_directory)
     assert "'<|im_end|>'" in tokens
+    assert "ends texts with '<|im_end|>', the base with '<eos>': which the base's tokenizer lacks" in end
     assert "chat template" in form
     pool = Pool.create(tmp_path / "pool", load_base(str(llama_directory)).identity)
     with pytest.warns(GliderWarning):
@@ -274,3 +277,118 @@ def test_refusals_of_variants_say_what_would_work(adapter: Path, llama_directory
     edit_json(config, target_parameters=None, use_dora=True)
     with pytest.raises(ExpertError, match=r"DoRA scales the base's output too.*use_dora=False"):
         import_adapter(adapter, str(llama_directory), adapter.parent / "ex")
+
+
+_BROUGHT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": _BROUGHT}, {"name": "rag"}]}),
+        ("tokenizer_config.json", {"chat_template": _BROUGHT}),
+        ("chat_template.json", {"chat_template": _BROUGHT}),
+    ],
+)
+def test_a_template_is_found_in_every_form(adapter: Path, llama_directory: Path, file: str, content: Any):
+    (adapter / file).write_text(json.dumps(content))
+    assert any("kept in the card" in text for text in told(adapter, llama_directory))
+    with pytest.warns(GliderWarning):
+        expert = import_adapter(adapter, str(llama_directory), adapter.parent / "expert")
+    assert expert.card.prompt == PromptFormat(kind="chat", template=_BROUGHT)
+
+
+def test_templates_of_which_none_is_the_default_are_told(adapter: Path, llama_directory: Path):
+    named = [{"name": "rag", "template": _BROUGHT}]
+    (adapter / TOKENIZER_FILE).write_text(json.dumps({"chat_template": named}))
+    assert any("none of them the default" in text for text in told(adapter, llama_directory))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<|im_end|>": 259}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"259": {"content": "<|im_end|>"}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<|im_end|>"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<|im_end|>"}]}),
+        ("tokenizer.json", {"version": "1.0", "added_tokens": [{"id": 259, "content": "<|im_end|>"}], "model": {}}),
+    ],
+)
+def test_tokens_that_the_base_lacks_are_found_in_every_file(
+    adapter: Path, llama_directory: Path, file: str, content: Any
+):
+    (adapter / file).write_text(json.dumps(content))
+    assert any("'<|im_end|>'" in text and "plain text" in text for text in told(adapter, llama_directory))
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_another_end_of_texts_is_told(adapter: Path, llama_directory: Path, file: str):
+    (adapter / file).write_text(json.dumps({"eos_token": "<unk>"}))
+    assert any("ends texts with '<unk>'" in text for text in told(adapter, llama_directory))
+    (adapter / file).write_text(json.dumps({"eos_token": "<eos>"}))
+    assert told(adapter, llama_directory) == []
+
+
+@pytest.mark.parametrize("lay", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=range(3))
+def test_a_template_that_is_no_regular_file_is_told_and_not_read(adapter: Path, llama_directory: Path, lay: Any):
+    lay(adapter / TEMPLATE_FILE)
+    assert any("chat_template.jinja is not used: no regular file" in text for text in told(adapter, llama_directory))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA of an embedding.*target_modules"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "magnitude of DoRA"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "bias that was trained"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "model in memory.*save_pretrained"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "a name without base_model.model"),
+        ("base_model.model.model.norm.weight", "another kind"),
+    ],
+)
+def test_a_tensor_that_is_no_pair_is_refused_by_what_it_is(
+    adapter: Path, llama_directory: Path, edit_tensors: Edit, name: str, told: str
+):
+    """All of them were "the file is damaged"."""
+    edit_tensors(adapter / "adapter_model.safetensors", lambda tensors: tensors.update({name: torch.ones(4)}))
+    with pytest.raises(ExpertError, match=told):
+        import_adapter(adapter, str(llama_directory), adapter.parent / "expert")
+
+
+def test_what_changes_nothing_or_is_left_out_by_the_settings_is_told(
+    adapter: Path, llama_directory: Path, edit_json: Edit, edit_tensors: Edit
+):
+    config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    for change, wanted in (
+        ({"lora_alpha": 0}, "changes nothing at 4 of 4 sites .*alpha is zero"),
+        ({"task_type": "SEQ_CLS"}, "trained for SEQ_CLS"),
+        ({"target_modules": ["q_proj"]}, "leave out, and PEFT with them: 2 sites .*up_proj"),
+        ({"exclude_modules": ["q_proj"]}, "leave out, and PEFT with them: 2 sites .*q_proj"),
+        ({"layers_to_transform": [0]}, "leave out, and PEFT with them: 2 sites .*layers.1"),
+    ):
+        before = config.read_text("utf8")
+        edit_json(config, **change)
+        assert any(re.search(wanted, text) for text in told(adapter, llama_directory)), change
+        config.write_text(before, "utf8")
+    zeros = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    edit_tensors(weights, lambda tensors: tensors.update({zeros: torch.zeros_like(tensors[zeros])}))
+    assert any("at 1 of 4 sites" in text and "A is zero" in text for text in told(adapter, llama_directory))
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ 'x'|no_such_filter }}", "{{ 'x' * 10 ** 12 }}"])
+def test_a_template_that_cannot_be_used_is_told_at_once(adapter: Path, llama_directory: Path, template: str):
+    """It was kept in the card, and failed with every prompt."""
+    (adapter / TEMPLATE_FILE).write_text(template)
+    assert any("a chat template that is not used" in text for text in told(adapter, llama_directory))
+
+
+def test_a_place_without_an_adapter_is_told(adapter: Path, llama_directory: Path, edit_json: Edit):
+    for source, wanted in (
+        (adapter / "adapter_config.json", "the directory of an adapter"),
+        (llama_directory, "neither"),
+    ):
+        with pytest.raises(ExpertError, match=wanted):
+            import_adapter(source, str(llama_directory), adapter.parent / "expert")
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="/no/such/base")
+    with pytest.raises(BaseModelError, match="/no/such/base; got no such directory"):
+        import_adapter(adapter, None, adapter.parent / "expert")

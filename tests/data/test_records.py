@@ -52,6 +52,37 @@ def test_lines_that_are_named_json_are_lines(tmp_path: Path):
     assert pairs(write(tmp_path / "rows.json", "jsonl", records())) == PAIRS
 
 
+def test_an_instruction_beside_the_input_is_part_of_it(tmp_path: Path):
+    """Rows in Alpaca's form; the instruction was left out without a word."""
+    rows = [
+        {"instruction": "Translate.", "input": "chat", "output": "cat"},
+        {"instruction": "Name a colour.", "input": "", "output": "red"},
+        {"instruction": "Name a tree.", "output": "oak"},
+    ]
+    wanted = [("Translate.\n\nchat", "cat"), ("Name a colour.", "red"), ("Name a tree.", "oak")]
+    assert pairs(write(tmp_path / "rows.jsonl", "jsonl", rows)) == wanted
+    rows[2] = {"instruction": "Name a tree.", "input": "", "output": "oak"}
+    for kind in ("json", "csv", "parquet"):
+        assert pairs(write(tmp_path / f"rows.{kind}", kind, rows)) == wanted
+    file = write(tmp_path / "rows.jsonl", "jsonl", rows[:1])
+    assert pairs(file, columns=columns_of("input=input,output=output")) == [("chat", "cat")]  # as the columns say
+
+
+def test_a_turn_may_be_given_as_parts_of_text(tmp_path: Path):
+    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]
+    assert pairs(write(tmp_path / "rows.jsonl", "jsonl", [{"messages": turns}])) == [("What now?", "a")]
+    turns[0]["content"] = [{"type": "image", "url": "x"}]
+    with pytest.raises(DataError, match="of text"):
+        read_rows(write(tmp_path / "rows.jsonl", "jsonl", [{"messages": turns}]))
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("input,output,input\na,b,c\n")
+    with pytest.raises(DataError, match="'input' twice"):
+        read_rows(tmp_path / "rows.csv")
+
+
 def test_prompts_with_completions_and_chats_are_rows(tmp_path: Path):
     chats = [
         {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": other}]}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from glider.errors import QueryError
+from glider.experts.chat_template import rendered
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import BaseModel, load_base
 
@@ -75,6 +76,36 @@ def test_an_unknown_format_is_refused():
         "{{ 9 ** 9 ** 9 }}",
         "{{ nothing.at.all }}",
         "",
+        "{{ range(99999)|batch(1, 'x')|list|length }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '{:9999999999}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=9999999999) }}",
+        "{{ 'x'.center(9999999999) }}",
+        "{{ 'x'|indent(9999999999) }}",
+        "{{ [1]|batch(9999999999, 'x')|list }}",
+        "{{ (9).to_bytes(9999999999, 'big') }}",
+        "{{ [[1]]|tojson(indent=9999999999) }}",
+        "{{ strftime_now('%9999999999d') }}",
+        *(
+            "{% set all = namespace(x='ab') %}{% for i in range(40) %}" + line + "{% endfor %}{{ all.x }}"
+            for line in (
+                "{% set all.x = all.x ~ all.x %}",
+                "{% set all.x = all.x + all.x %}",
+                "{% set all.x = [all.x, all.x] %}",
+                "{% set all.x = all.x * 2 %}",
+                "{% set all.x = (all.x|length) ** 9999 %}",
+                "{% set all.x = dict(a=all.x, b=all.x).items() %}",
+                "{% set all.x = all.x|replace('', all.x) %}",
+                "{% set all.x = all.x.replace('', all.x) %}",
+                "{% set all.x = all.x|join(all.x) %}",
+                "{% set all.x = all.x.join(all.x) %}",
+                "{% set all.x = '%s%s' % (all.x, all.x) %}",
+                "{% set all.x = '%s%s'|format(all.x, all.x) %}",
+                "{% set all.x = '{0}{0}'.format(all.x) %}",
+                "{% set y %}{{ all.x }}{{ all.x }}{% endset %}{% set all.x = y %}",
+            )
+        ),
+        "{% for i in range(90000) %}{% for j in range(90000) %}" + "x" * 10_000 + "{% endfor %}{% endfor %}",
     ],
 )
 def test_a_template_of_a_card_that_fails_or_never_ends_is_refused(llama_directory: Path, template: str) -> None:
@@ -84,3 +115,34 @@ def test_a_template_of_a_card_that_fails_or_never_ends_is_refused(llama_director
     with pytest.raises(QueryError, match="chat template"):
         form.prompt_ids(tokenizer, "hello")
     assert PromptFormat(kind="chat").prompt_ids(tokenizer, "hello")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{%- for m in messages %}<|{{ m['role'] }}|>\n{{- m.content | trim ~ '</s>' + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "{% macro turn(m) %}[{{ m.role|upper }}] {{ m.content.split('?')[0].strip() }}{% endmacro %}"
+        "{% set all = namespace(text='', first=true) %}{% for m in messages if m.role != 'system' %}"
+        "{% set all.text = all.text ~ turn(m) %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}"
+        "{{ all.text }}{{ messages|tojson(indent=2) }}{{ messages|map(attribute='role')|join(', ') }}",
+        "{% set system = messages|selectattr('role', 'equalto', 'system')|map(attribute='content')|list %}"
+        "{{ '%s of %5.2f' % (system|length, 1) }}{{ 'a\nb'|indent(3, true) }}{{ '{} and {:>4}'.format(1, 'x') }}"
+        "{{ messages[1:]|length }}{{ messages[-1].content.replace('e', '3').title().rjust(20) }}"
+        "{{ '=' * 12 }}{{ 3 * 4 }}{{ 2 ** 5 }}{{ 2.5 * 2 }}"
+        "{{ tools is none }}{{ nothing is defined }}{{ nothing|default('none') }}{{ [1, 2] + [3] }}{{ dict(a=1) }}",
+    ],
+)
+def test_the_bounded_sandbox_renders_as_transformers_does(llama_directory: Path, template: str) -> None:
+    tokenizer = load_base(str(llama_directory)).tokenizer
+    turns = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": 'Is "ß" < 2? Yes?'}]
+    wanted = tokenizer.apply_chat_template(turns, template, tokenize=False, add_generation_prompt=True)
+    assert rendered(tokenizer, template, turns, True) == wanted
+
+
+def test_a_long_conversation_is_within_the_bound(llama_directory: Path) -> None:
+    tokenizer = load_base(str(llama_directory)).tokenizer
+    template = "{% for m in messages %}{{ (m.content ~ '!')|trim|replace('x', 'yy') }}{% endfor %}"
+    text = rendered(tokenizer, template, [{"role": "user", "content": "x" * 3_000_000}], True)
+    assert len(text) == 6_000_001

@@ -1,14 +1,16 @@
 """Every text family that the installed transformers can build tiny, tried from import to streaming.
 
-`python -m tests.families.sweep [SECONDS] [FAMILY ...]` prints the table of docs/models.md.
+`python -m tests.families.sweep FILE [SECONDS] [FAMILY ...]` tries what FILE has no result of yet, adds a line of JSON
+for each, and prints the table of docs/models.md.
 """
 
 import copy
+import json
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ KINDS = {
 }
 CHECKS = ("import", "all-linear", "PEFT", "batch", "scores", "packed", "stream")
 PROMPTS = ["a short one", "and another that is quite a bit longer"]
+ALIKE = ["x" * 90 + end for end in ("a short one", "another", "one that is quite a bit longer")]  # share a beginning
+UNLIKE = [PROMPTS[0], ALIKE[2]]  # within every window of `_SIZES`, and past it
 # sizes by the names that configurations give them; what a family lacks is left out
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "encoder_hidden_size", "decoder_hidden_size"), 32),
@@ -56,6 +60,18 @@ _SIZES: dict[str, Any] = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "is_decoder": True,
     "embed_dim": 32, "depth": 2, "patch_size": 4, "num_channels": 3, "image_size": 16, "word_embed_proj_dim": 32,
     "image_token_id": 250, "image_token_index": 250, "video_token_id": 251, "audio_token_id": 252,
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), 32),
+    "vocab_size_per_layer_input": 259, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
+}  # fmt: skip
+# sizes that must fit others of the same family
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "granitemoehybrid": {
+        "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"],
+    },
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3, "attention_window_size": 16},
 }  # fmt: skip
 
 
@@ -71,19 +87,21 @@ class Result:
 
 
 def families() -> list[tuple[str, str]]:
-    """Each family once, with the kind that it is loaded as."""
-    found: dict[str, str] = {}
+    """Each family with each kind that it has a class of its own for."""
+    classes: dict[str, set[str]] = {}
+    pairs = []
     for kind, (_, names) in KINDS.items():
-        for family in names:
-            if family in transformers.CONFIG_MAPPING:
-                found.setdefault(family, kind)
-    return sorted(found.items())
+        for family, name in names.items():
+            if family in transformers.CONFIG_MAPPING and name not in classes.setdefault(family, set()):
+                classes[family].add(name)
+                pairs.append((family, kind))
+    return sorted(pairs)
 
 
 def tiny(family: str, kind: str) -> Any:
     """A random model of a family, small enough to try."""
     config_class = transformers.CONFIG_MAPPING[family]
-    config = config_class(**_fitting(config_class()))
+    config = config_class(**{**_fitting(config_class()), **_OF_FAMILY.get(family, {})})
     for part in ("text_config", "vision_config", "audio_config"):
         if getattr(config, part, None) is not None and not isinstance(getattr(config, part), dict):
             inner = type(getattr(config, part))
@@ -109,7 +127,13 @@ def tiny(family: str, kind: str) -> Any:
 def _fitting(default: Any) -> dict[str, Any]:
     known = default.to_dict()
     rope = known.get("rope_parameters") or known.get("rope_scaling")
-    taken = {name: value for name, value in _SIZES.items() if name in known}
+    taken = {
+        name: value
+        for name, value in _SIZES.items()
+        if name in known
+        and not (isinstance(known[name], list | tuple) and isinstance(value, int))
+        and not (known[name] is None and ("window" in name or "chunk" in name))
+    }
     if "num_key_value_heads" in known and known.get("num_key_value_heads") is None:
         taken.pop("num_key_value_heads")
     if isinstance(rope, dict) and rope.get("mrope_section"):
@@ -125,9 +149,15 @@ def sweep(family: str, kind: str) -> Result:
         directory = Path(name)
         try:
             base = directory / family
-            tiny(family, kind).save_pretrained(base)
+            built = tiny(family, kind)
+            with torch.no_grad():
+                built(**_inputs(built))
+            built.save_pretrained(base)
             byte_tokenizer(chat=False).save_pretrained(base)
-            load_base(str(base)).model(**_inputs(load_base(str(base)).model))
+            load_base(str(base))
+        except GliderError as fault:
+            result.checks, result.note = dict.fromkeys(CHECKS, "refused"), str(fault)[:160]
+            return result
         except Exception as fault:  # a family that cannot be built so is no fault of ours
             result.note = f"not built: {type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:90]
             return result
@@ -210,15 +240,21 @@ def _same_as_peft(model: Any, wanted: torch.Tensor) -> None:
 
 
 def _batch(model: Any) -> None:
-    alone = [model.generate([prompt], max_new_tokens=5)[0].token_ids for prompt in PROMPTS]
-    together = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
+    alone = [model.generate([prompt], max_new_tokens=5)[0].token_ids for prompt in UNLIKE]
+    together = [answer.token_ids for answer in model.generate(UNLIKE, max_new_tokens=5)]
     assert together == alone, f"{together} in a batch, {alone} alone"
 
 
 def _scores(model: Any) -> None:
     choices = ["yes", "no, not at all"]
-    (rows, _) = model.score_many(PROMPTS, [choices] * 2)
-    for prompt, row in zip(PROMPTS, rows, strict=True):
+    together = [(PROMPTS[:1], choices[:1]), (PROMPTS, choices), (ALIKE, choices)]
+    for prompts, asked in together:
+        _scored(model, prompts, asked)
+
+
+def _scored(model: Any, prompts: list[str], choices: list[str]) -> None:
+    (rows, _) = model.score_many(prompts, [choices] * len(prompts))
+    for prompt, row in zip(prompts, rows, strict=True):
         for choice, score in zip(choices, row, strict=True):
             (ids,), target = model.encoder.rows([prompt], False, 0), model.prompt.target_ids(model.tokenizer, choice)
             wanted = _plain(model, ids, target, prompt)
@@ -239,8 +275,8 @@ def _plain(model: Any, ids: list[int], target: list[int], prompt: str) -> float:
 
 
 def _packed(model: Any) -> None:
-    wanted = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=5)]
-    got = [answer.token_ids for answer in model.generate_batch(PROMPTS, max_new_tokens=5)]
+    wanted = [answer.token_ids for answer in model.generate(UNLIKE, max_new_tokens=5)]
+    got = [answer.token_ids for answer in model.generate_batch(UNLIKE, max_new_tokens=5)]
     assert got == wanted, f"{got}, generate {wanted}"
 
 
@@ -261,17 +297,26 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def read(file: Path) -> list[Result]:
+    """The results that a file has, in the order of the registry."""
+    lines = file.read_text("utf8").splitlines() if file.exists() else []
+    known = {(one["family"], one["kind"]): Result(**one) for one in map(json.loads, lines)}
+    return [known[pair] for pair in families() if pair in known]
+
+
 def main() -> None:
-    limit = float(sys.argv[1]) if len(sys.argv) > 1 else 1e9
-    named, began, results = sys.argv[2:], time.monotonic(), []
+    file, limit = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 1e9
+    named, began = sys.argv[3:], time.monotonic()
+    done = {(one.family, one.kind) for one in read(file)}
     for family, kind in families():
-        if (named and family not in named) or time.monotonic() - began > limit:
+        if (named and family not in named) or (family, kind) in done or time.monotonic() - began > limit:
             continue
-        results.append(sweep(family, kind))
-        one = results[-1]
+        one = sweep(family, kind)
+        with file.open("a", encoding="utf8") as results:
+            results.write(json.dumps(asdict(one)) + "\n")
         print(family, kind, one.checks or "", one.wrong or one.note, file=sys.stderr, flush=True)
-    print(table(results))
-    print("\nNot built:", ", ".join(one.family for one in results if not one.checks))
+    print(table(read(file)))
+    print("\nNot built:", ", ".join(one.family for one in read(file) if not one.checks))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ CHOSEN = (
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CHOSEN)
 def test_a_family_is_right_or_refused_by_name(family: str) -> None:
-    result = sweep(family, dict(families())[family])
-    assert result.checks, result.note
-    assert result.wrong == []
+    for kind in [kind for name, kind in families() if name == family]:
+        result = sweep(family, kind)
+        assert result.checks, result.note
+        assert result.wrong == []
 
 
 def test_the_table_names_what_was_refused() -> None:

@@ -53,6 +53,17 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
              conv_L_cache=3),
         ["q_proj"],
     ),
+    "deepseek_v2": (  # keys of another width than values
+        "DeepseekV2Config",
+        dict(_LLAMA, num_key_value_heads=4, head_dim=8, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+             qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
+             n_group=1, topk_group=1, first_k_dense_replace=1),
+        ["o_proj"],
+    ),
+    "gpt_bigcode": (  # one head of keys, which its configuration does not say
+        "GPTBigCodeConfig", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, multi_query=True, **_TOKENS),
+        ["c_attn"],
+    ),
     "mamba": (
         "MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4, **_TOKENS),
         ["in_proj", "x_proj"],

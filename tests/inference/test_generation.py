@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast, StoppingCriteria
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast, StoppingCriteria, TextStreamer
 
 from glider.errors import QueryError
 from glider.inference.model import RoutedModel
@@ -57,15 +57,50 @@ def test_a_generation_config_is_honoured(llama: RoutedModel) -> None:
         ({"top_p": -1.0, "do_sample": True}, "top_p"),
         ({"no_such_setting": 1}, "no_such_setting"),
         ({"input_ids": torch.ones(1, 2)}, "input_ids"),
+        ({"attention_mask": torch.ones(3, 5)}, "attention_mask"),
+        ({"labels": torch.ones(1, 2)}, "labels"),
+        ({"synced_gpus": True}, "synced_gpus"),
+        ({"token_healing": True}, "token_healing"),
+        ({"stop_strings": [1]}, "stop_strings"),
+        ({"stop_strings": ["x", ""]}, "stop_strings"),
+        ({"logits_processor": [None]}, "logits_processor"),
+        ({"stopping_criteria": [1]}, "stopping_criteria"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive_search"),
+        ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam_search"),
+        ({"custom_generate": "someone/code"}, "custom_generate"),
+        ({"prompt_lookup_num_tokens": 3}, "assisted"),
+        ({"streamer": TextStreamer(None)}, "streamer|TextStreamer"),
+        ({"max_new_tokens": 10**7}, "10000000"),
     ],
 )
 def test_settings_that_give_no_text_or_several_are_refused(
     llama: RoutedModel, answer: str, settings: dict[str, Any], named: str
 ) -> None:
-    if named == "input_ids":
-        settings = {"input_ids": [[1]]}
     with pytest.raises(QueryError, match=named):
         getattr(llama, answer)(PROMPTS, **settings)
+
+
+def test_one_prompt_may_be_answered_by_assisted_generation(llama: RoutedModel) -> None:
+    [wanted] = llama.generate(PROMPTS[:1], max_new_tokens=6)
+    assert llama.generate(PROMPTS[:1], max_new_tokens=6, prompt_lookup_num_tokens=3)[0].token_ids == wanted.token_ids
+
+
+def test_stop_strings_of_the_bases_own_settings_are_honoured(llama: RoutedModel) -> None:
+    [whole] = llama.generate(PROMPTS[:1], max_new_tokens=12)
+    stop = whole.text[len(whole.text) // 2]
+    llama.model.generation_config.stop_strings = [stop]
+    wanted = whole.text.partition(stop)[0].strip()
+    for answer in (llama.generate, llama.generate_batch):
+        assert answer(PROMPTS[:1], max_new_tokens=12)[0].text == wanted
+
+
+def test_padding_is_tried_as_far_as_the_answers_may_go(llama: RoutedModel) -> None:
+    widths: list[int] = []
+    embedding = llama.model.get_input_embeddings()
+    with embedding.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1])):
+        for answer in (llama.generate, llama.generate_batch):
+            answer(["a", "ab"], max_new_tokens=150)
+    assert max(widths) == 256
 
 
 def test_the_bases_own_settings_do_not_give_several_answers(llama: RoutedModel) -> None:
@@ -98,7 +133,9 @@ def test_a_row_that_a_criterion_ends_has_no_padding_in_its_answer(llama: RoutedM
     assert together[0].usage == pytest.approx(alone.usage, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba", "deepseek_v2", "gpt_bigcode"]
+)
 def test_a_batch_answers_as_its_prompts_alone(routed: Callable[[str], RoutedModel], name: str) -> None:
     model = routed(name)
     alone = [model.generate([prompt], max_new_tokens=6)[0].token_ids for prompt in PROMPTS]

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    FSMTConfig,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    XLNetConfig,
+)
 
 from glider.contribute.adopt import import_adapter
 from glider.errors import BaseModelError, ConfigError, PoolError, RouterError
@@ -165,3 +174,46 @@ def test_a_model_of_images_and_text_routes_its_language_model(tmp_path: Path):
     assert [one.text for one in model.generate([QUESTION, "a"], max_new_tokens=5)] == alone
     assert [one.text for one in model.generate_batch([QUESTION, "a"], max_new_tokens=5)] == alone
     assert model.score(QUESTION, ["yes", "no"])[0].log_likelihood < 0
+
+
+_BERT = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BertConfig(**_BERT),
+        XLNetConfig(vocab_size=259, d_model=32, n_layer=2, n_head=4, d_inner=48, initializer_range=0.3, dropout=0.0),
+    ],
+    ids=["bert", "xlnet"],
+)
+def test_a_model_that_reads_ahead_is_refused_by_what_it_does(tmp_path: Path, config: Any):
+    """Masked and permuted language models load as causal ones; their likelihood of a token knew the token."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match=r"tokens see those behind them too|tokens first"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_an_encoder_decoder_that_takes_tokens_first_is_refused(tmp_path: Path):
+    """Its tokens would be routed by other rows' queries, without a word where the numbers divide."""
+    torch.manual_seed(0)
+    config = FSMTConfig(
+        langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=259, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+    )  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="take the tokens first"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_a_bert_that_is_a_decoder_is_a_language_model(tmp_path: Path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(BertConfig(**_BERT, is_decoder=True)).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    assert load_base(str(tmp_path / "base")).identity.model_id == "base"

@@ -192,3 +192,11 @@ def standing_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     with standing_in(monkeypatch) as stand_in:
         yield stand_in
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pools here are of bases in directories, which pushing warns of."""
+    told = pytest.mark.filterwarnings("ignore:the files name the directory of the base model")
+    for item in items:
+        if "tests/sharing/" in item.path.as_posix():
+            item.add_marker(told)

@@ -13,7 +13,7 @@ from glider.cli.signature import keygen, sign
 from glider.cli.terminal import note_log
 from glider.cli.train_router import train_router_command
 from glider.errors import ConfigError
-from glider.inference.spec import BaseSpec, ModelSpec, base_of
+from glider.inference.spec import BaseSpec, ModelSpec
 from glider.jobs.placement import Placement
 from glider.terminal import say, say_json
 
@@ -240,7 +240,6 @@ def check(
     from glider.errors import ConfigError
     from glider.evaluation.pool_check import check_pool
     from glider.experts.pool import Pool
-    from glider.inference.spec import base_of
     from glider.progress import Bars
 
     if "{name}" not in data:
@@ -252,7 +251,7 @@ def check(
         drawn[name] = random.Random(seed).sample(every, min(rows, len(every)))
     quiet_libraries()
     pool.verify()
-    base, total = spec.load_base(base_of(pool)), sum(map(len, drawn.values()))
+    base, total = spec.load_base_of(pool), sum(map(len, drawn.values()))
     with Bars() as bars:
         tick = lambda router, done: bars.update(router, done / total, f"{done}/{total} rows")  # noqa: E731
         checks = check_pool(pool, base, drawn, max_new_tokens, tick)
@@ -319,7 +318,7 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
     quiet_libraries()
     model_spec = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
     pool.verify()
-    model = model_spec.over(model_spec.load_base(base_of(pool)), pool)  # what was signed, and has a calibration since
+    model = model_spec.over(model_spec.load_base_of(pool), pool)  # what was signed, and has a calibration since
     with Bars() as bars:
         report = counter(bars, "Trying gamma and beta")
         return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)

@@ -47,7 +47,8 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
     from rich.table import Table
 
     shown = console()
-    shown.print(f"{len(rows)} experts for {index.base.model_id} ({index.base.hash})")
+    place = f", at {index.base.path}" if index.base.path else ""
+    shown.print(f"{len(rows)} experts for {index.base.model_id} ({index.base.hash}){place}")
     for line in _thresholds(index):
         shown.print(line)
     table = Table("expert", "rank", "sites", "gates", "MB", "base", "alone", "gain", box=None, pad_edge=False)
@@ -94,7 +95,8 @@ def _gain_texts(gain: dict[str, Any] | None) -> tuple[str, str, str]:
 def _facts(index: "PoolIndex") -> dict[str, Any]:
     calibrations = {name: one.model_dump(mode="json") for name, one in index.calibrations.items()}
     verdicts = None if index.verdicts is None else index.verdicts.model_dump(mode="json")
-    return {"base": index.base.model_id, "signal": index.signal, "calibrations": calibrations, "verdicts": verdicts}
+    base = {"base": index.base.model_id, "base_path": index.base.path}
+    return {**base, "signal": index.signal, "calibrations": calibrations, "verdicts": verdicts}
 
 
 def _thresholds(index: "PoolIndex") -> list[str]:

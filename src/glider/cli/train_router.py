@@ -9,7 +9,7 @@ import typer
 from glider.cli.arguments import KeyOption
 from glider.cli.options import with_settings
 from glider.contribute.settings import RouterTraining
-from glider.inference.spec import BaseSpec, base_of
+from glider.inference.spec import BaseSpec
 from glider.terminal import say
 
 
@@ -49,7 +49,7 @@ def train_router(
     rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
     pool.verify()
-    base = spec.load_base(base_of(pool))
+    base = spec.load_base_of(pool)
     with Bars() as bars:
         report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
         train(base, pool, router, rows, settings, report)

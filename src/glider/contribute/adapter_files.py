@@ -1,5 +1,5 @@
-"""What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights, a
-prompt form of its own; and what a reader should know of it."""
+"""What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights; and
+what a reader should know of it."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,15 +14,19 @@ from torch import nn
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
-from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
 from glider.layers.widths import linear_widths
 
-TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE = "chat_template.jinja", "tokenizer_config.json", "added_tokens.json"
-TEXT_FILES = (TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE)
 _PREFIX = "base_model.model."
+_LAYERS = "layers_to_transform"
+_STRANGERS = (  # a part of a tensor's name, what it is, and what to do
+    ("lora_embedding_", "LoRA of an embedding, which looks rows up", "Leave the embedding out of target_modules."),
+    ("lora_magnitude_vector", "a magnitude of DoRA, which is more than B A x", "Train it with use_dora=False."),
+    (".default.weight", "a name of PEFT's model in memory", "Save it by PEFT's save_pretrained."),
+    (".bias", "a bias that was trained", "Train it with bias='none' and lora_bias=False."),
+)
 
 
 @contextmanager
@@ -60,32 +64,17 @@ def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[st
     return copies
 
 
-def prompt_of(directory: Path, loaded: BaseModel) -> PromptFormat:
-    """The base's natural prompt, or the one by the chat template that the adapter brings.
-
-    What the adapter's tokenizer has and the base's lacks is told.
-    """
-    natural, settings = PromptFormat.of(loaded.model, loaded.tokenizer), _json(directory / TOKENIZER_FILE)
-    template = settings.get("chat_template")
-    if (directory / TEMPLATE_FILE).is_file() and (directory / TEMPLATE_FILE).stat().st_size <= LONGEST_TEMPLATE:
-        template = (directory / TEMPLATE_FILE).read_text("utf8", errors="replace")
-    known = loaded.tokenizer.get_vocab()
-    added = _json(directory / TOKENS_FILE).keys() | {
-        token.get("content")
-        for token in _dict(settings.get("added_tokens_decoder")).values()
-        if isinstance(token, dict)
-    }
-    unknown = sorted(str(token) for token in added if isinstance(token, str) and token not in known)
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:5]))[:200]
-        warn(f"{directory} brings tokens that the base's tokenizer lacks, which are read as plain text: {shown}")
-    if not isinstance(template, str) or template == loaded.tokenizer.chat_template:
-        return natural
-    if natural.kind == "encoder-decoder" or len(template) > LONGEST_TEMPLATE:
-        warn(f"{directory} brings a chat template that is not used")
-        return natural
-    warn(f"{directory} brings a chat template other than the base's: it is kept in the card, and used")
-    return PromptFormat(kind="chat", template=template)
+def require_pairs(path: Path, source: Path) -> None:
+    """Raise `ExpertError` for a file with more than LoRA pairs, by what the first other tensor is."""
+    for name in read_header(path).shapes:
+        if parse_key(name) is not None:
+            continue
+        known = (rest for part, *rest in _STRANGERS if part in name)
+        what, remedy = next(known, ["a tensor of another kind, or of another name than PEFT's", ""])
+        if not name.startswith(_PREFIX):
+            what, remedy = f"a name without {_PREFIX}", "Save it by PEFT's save_pretrained."
+        expected = f"LoRA pairs on linear layers alone in {source / ADAPTER_WEIGHTS_FILE}"
+        raise ExpertError(expected, f"{name}: {what}", remedy or "Retrain it with LoRA pairs alone.")
 
 
 def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
@@ -97,9 +86,19 @@ def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
         warn(f"{directory} names the base {named[:100]!r}, and is imported for {got}: is it the same model?")
     if settings := unknown_settings(directory):
         warn(f"{directory} has settings that this glider does not know, and leaves out: {', '.join(settings)[:300]}")
-    silent = [site for site in expert.sites if not bool(expert.factors(site)[1].any())]
-    if silent:
-        warn(f"{directory} changes nothing at {_some(silent, len(expert.sites))}: B is zero there")
+    factors = {site: expert.factors(site) for site in expert.sites}
+    silent = {
+        "B is zero there": [site for site, (_, b) in factors.items() if not bool(b.any())],
+        "A is zero there": [site for site, (a, b) in factors.items() if not bool(a.any()) and bool(b.any())],
+        "alpha is zero there": [site for site in factors if expert.scaling(site) == 0],
+    }
+    for reason, sites in silent.items():
+        if sites:
+            warn(f"{directory} changes nothing at {_some(sites, len(expert.sites))}: {reason}")
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        warn(f"{directory} was trained for {str(task)[:40]}, which is no writing of text")
+    if beside := _left_out(config, expert):
+        warn(f"{directory} has pairs that its own settings leave out, and PEFT with them: {_some(beside)} are taken")
     if config.get("layers_to_transform") is None and isinstance(config.get("target_modules"), list):
         lacking = _without_pair(loaded.model, config["target_modules"], config.get("exclude_modules"), expert)
         if lacking:
@@ -116,6 +115,20 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
     adapted = [site for site in linear if _fits(site, names) and not _fits(site, left_out)]
     absent = [name for name in names if not any(_fits(site, [name]) for site in expert.sites)]
     return absent or [site for site in adapted if site not in expert.sites]
+
+
+def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
+    """Sites of pairs that the settings do not name, as far as they are names and numbers."""
+    targets, excluded, layers = (config.get(name) for name in ("target_modules", "exclude_modules", _LAYERS))
+    layers = [layers] if isinstance(layers, int) else layers
+    beside = []
+    for site in expert.sites:
+        number = next((int(part) for part in site.split(".") if part.isdigit()), None)
+        named = not isinstance(targets, list) or _fits(site, [name for name in targets if isinstance(name, str)])
+        out = isinstance(excluded, list) and _fits(site, [name for name in excluded if isinstance(name, str)])
+        if not named or out or (isinstance(layers, list) and number is not None and number not in layers):
+            beside.append(site)
+    return beside
 
 
 def _fits(site: str, names: list[str]) -> bool:
@@ -159,15 +172,3 @@ def _short(name: str) -> str:
 def _some(names: list[str], of: int | None = None) -> str:
     shown = ", ".join(names[:3])[:200] + (", ..." if len(names) > 3 else "")
     return f"{len(names)} sites ({shown})" if of is None else f"{len(names)} of {of} sites ({shown})"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """What a JSON file beside an adapter says; nothing where there is none that can be read."""
-    try:
-        return _dict(read_json(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

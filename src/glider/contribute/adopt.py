@@ -11,7 +11,8 @@ import torch
 
 from glider.calibration.threshold import MINIMUM_QUERIES
 from glider.config import EMBEDDED_BASE
-from glider.contribute.adapter_files import TEXT_FILES, named_as, prompt_of, tell_oddities, without_base_weights
+from glider.contribute.adapter_files import named_as, require_pairs, tell_oddities, without_base_weights
+from glider.contribute.adapter_tokenizer import TEXT_FILES, prompt_of
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
@@ -132,6 +133,7 @@ def import_adapter(
             _copy(directory / file, partial / file)
         read_layout(partial)  # what is no plain LoRA is told as that
         left_out = without_base_weights(partial / ADAPTER_WEIGHTS_FILE, directory, loaded)
+        require_pairs(partial / ADAPTER_WEIGHTS_FILE, directory)
         origin = {"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)}
         if left_out:
             origin |= {"left_out": left_out, "adapter_sha256": sha256(directory / ADAPTER_WEIGHTS_FILE)}
@@ -303,7 +305,12 @@ def _adapter_directory(source: Path | str) -> Path:
                 "If it has adapter_model.bin, a pickle: save it again with PEFT, which writes safetensors.",
             )
         return snapshot
+    if not path.is_dir():
+        raise ExpertError("the directory of an adapter", f"the file {path}", "Give the directory that PEFT saved.")
     refuse_links_out(path, ADAPTER_FILES)
+    if not any((path / file).exists() for file in ADAPTER_FILES):
+        expected = f"{ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE} in {path}"
+        raise ExpertError(expected, "neither", "Give a directory that PEFT saved.")
     if not (path / ADAPTER_WEIGHTS_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ExpertError(
             f"{ADAPTER_WEIGHTS_FILE} in {path}",

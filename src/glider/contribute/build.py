@@ -225,7 +225,7 @@ class ExpertJob:
     @property
     def reads(self) -> tuple[Source, ...]:
         """Rows, and the files of an adapter that lies in a directory."""
-        from glider.contribute.adapter_files import TEXT_FILES
+        from glider.contribute.adapter_tokenizer import TEXT_FILES
 
         files = () if self.data is None else (Source(self.data),)
         if self.adapter is None or not Path(self.adapter).is_dir():

@@ -248,7 +248,7 @@ def _write(
     from peft import get_peft_model_state_dict
 
     peft_config = peft_model.peft_config["default"]
-    peft_config.base_model_name_or_path = card.base.model_id
+    peft_config.base_model_name_or_path = card.base.path or card.base.model_id
     peft_config.inference_mode = True
     lora = get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # no adapter here touches embeddings
     return write_expert(out, card, peft_config, lora, gates, instruction, profile=profile)

@@ -86,7 +86,7 @@ def import_checkpoint(
                 },
             )
             instruction = None if instructions is None else instructions[expert.name]
-            config = _peft_config(expert, base.identity.model_id)
+            config = _peft_config(expert, base.identity.path or base.identity.model_id)
             write_expert(partial / expert.name, card, config, expert.lora, expert.gates, instruction, dtype)
             Pool.open(partial).add(expert.name)  # opened anew: a kept pool keeps the files of its experts mapped
             report(expert.name, done, len(names))
@@ -152,7 +152,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(coarse), other.to("cpu", coarse))
 
 
-def _peft_config(expert: OfficialExpert, model_id: str) -> Any:
+def _peft_config(expert: OfficialExpert, base: str) -> Any:
     from peft import LoraConfig
 
     alpha = expert.rank * SCALING
@@ -160,7 +160,7 @@ def _peft_config(expert: OfficialExpert, model_id: str) -> Any:
         r=expert.rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # pyright: ignore[reportArgumentType]
         target_modules=list(expert.gates),
-        base_model_name_or_path=model_id,
+        base_model_name_or_path=base,
         task_type="SEQ_2_SEQ_LM",
         inference_mode=True,
     )

@@ -19,7 +19,11 @@ MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 _PARQUET_ROWS = 64  # decoded at once
 _PARTS = ("input", "output", "choices", "references", "targets", "definition", "split", "id", "template")
-FORMS = "`input` and `output`, `prompt` and `completion`, or `messages`; --map names other columns"
+FORMS = (
+    "`input` and `output` (an `instruction` beside them is put before the input), `prompt` and `completion`, "
+    "or `messages`; --map names other columns"
+)
+_NO_TURNS = "turns that are not {'role': ..., 'content': ...} of text"
 
 
 def columns_of(text: str | None) -> dict[str, str]:
@@ -49,7 +53,11 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     else:
         lines = _Counted(lines_of(path))
         try:
-            for record in csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", strict=True):
+            table = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", strict=True)
+            names = list(table.fieldnames or ())
+            if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
+            for record in table:
                 where = f"{path}:{lines.count}"
                 if None in record or None in record.values():
                     raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
@@ -64,6 +72,11 @@ def as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
         if missing := [column for column in columns.values() if column not in record]:
             raise ValueError(f"no column {', '.join(missing)}, but {', '.join(map(str, record))}"[:200])
         return {**record, **{part: record[column] for part, column in columns.items()}}
+    if "output" in record and isinstance(record.get("instruction"), str) and record["instruction"].strip():
+        parts = [record["instruction"], record.get("input") or ""]  # Alpaca's; its inputs are often empty
+        if not isinstance(parts[1], str):
+            raise ValueError(f"an input of type {type(parts[1]).__name__} beside an instruction")
+        return {**record, "input": "\n\n".join(filter(None, parts))}
     if "input" in record or "output" in record:
         return dict(record)
     if "prompt" in record and "completion" in record:
@@ -86,12 +99,21 @@ def _question_and_answer(turns: list[tuple[str, str]]) -> dict[str, str]:
 def _turns(value: Any, role: str) -> list[tuple[str, str]]:
     if isinstance(value, str):
         return [(role, value)]
-    if not isinstance(value, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in value
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(_NO_TURNS)
+    return [_turn(turn) for turn in value]
+
+
+def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """Role and text of a turn, whose content is a text or parts of text."""
+    role, content = turn.get("role"), turn.get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
     ):
-        raise ValueError("turns that are not {'role': ..., 'content': ...}")
-    return [(turn["role"], turn["content"]) for turn in value]
+        content = "".join(part["text"] for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(_NO_TURNS)
+    return role, content
 
 
 def _cell(text: str) -> Any:

@@ -18,7 +18,7 @@ from glider.evaluation.task_rows import RowResult, score_rows_of
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
-from glider.inference.spec import BaseSpec, ModelSpec, base_of, open_pool
+from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.progress import NamedTick
@@ -139,7 +139,7 @@ def compare(
     for contender in contenders:
         _require(contender, opened, rows, fewshot)
     opened.verify()
-    loaded = BaseSpec.of(base).load_base(base_of(opened))
+    loaded = BaseSpec.of(base).load_base_of(opened)
     bench = _Bench(opened, loaded, selected, max_new_tokens, describer, tick)
     first: list[float] | None = None
     bare: list[float] | None = None  # of the base, where it comes before

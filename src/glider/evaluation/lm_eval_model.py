@@ -33,7 +33,7 @@ try:
 except ModuleNotFoundError:
     raise MissingDependency("lm-eval", "run its tasks", "pip install 'glider-moe[eval]'") from None
 
-DEFAULT_LENGTH = 512  # tokens of a window where the model names no limit (T5, as it was trained)
+DEFAULT_LENGTH = 2048  # tokens of a window where neither model nor tokenizer names a limit, as the harness has it
 DEFAULT_NEW_TOKENS = 256
 _AUTO_BATCH = 8
 _UNLIMITED = 10**12  # a tokenizer without a limit names a larger one
@@ -283,10 +283,12 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
 
 
 def _limit(routed: RoutedModel) -> int:
-    """Tokens that the model was made for."""
-    named = routed.encoder.context or getattr(routed.model.config.get_text_config(), "n_positions", None)
+    """Tokens that the model was made for, by what the harness's own model reads."""
+    config = routed.model.config.get_text_config()
+    names = ("n_positions", "max_position_embeddings", "n_ctx")
+    named = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     length = routed.tokenizer.model_max_length
-    return named or (length if length < _UNLIMITED else DEFAULT_LENGTH)
+    return int(named or (length if length < _UNLIMITED else DEFAULT_LENGTH))
 
 
 class _Stops(StoppingCriteria):

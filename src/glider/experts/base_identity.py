@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from glider.config import Config
 from glider.errors import BaseModelError
 from glider.files.disk import canonical_json
@@ -28,13 +30,15 @@ class BaseIdentity(Config):
 
     The weights are sampled after rounding to bfloat16, so that one model stored in float32 or in bfloat16 has one
     identity; quantised weights are left out of a comparison, since their values are another encoding. Where the hashes
-    differ a few values are compared within the precision of 16 bits: float16 rounds otherwise.
+    differ a few values are compared within the precision of 16 bits: float16 rounds otherwise. Where it lies on a disk
+    is no part of what it is: id and path are left out of every comparison.
     """
 
     model_id: str
     config_hash: str
     weight_hashes: dict[str, str]
     samples: dict[str, tuple[float, ...]] = {}  # a few values of the same weights, for what rounding changes
+    path: str | None = Field(default=None, max_length=4096)  # the directory it was loaded from; None: it has a hub id
 
     @property
     def hash(self) -> str:
@@ -66,7 +70,7 @@ def require_same_base(expected: BaseIdentity, got: BaseIdentity, owner: str) -> 
         raise BaseModelError(
             f"the base model {expected.model_id} ({expected.hash}) that {owner} was made for",
             f"{got.model_id} ({got.hash}), which has {what}",
-            f"Give --base {expected.model_id}, or a pool made for {got.model_id}.",
+            f"Give --base {expected.path or expected.model_id}, or a pool made for {got.model_id}.",
         )
 
 

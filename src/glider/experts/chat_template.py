@@ -1,13 +1,14 @@
 """A chat template that an expert's card brings: a stranger's program, if a small one.
 
-Jinja's sandbox keeps it from the machine, and not from running for ever. So it has a deadline, looked at at each of its
-lines, and no products or powers, by which one line would fill the memory. Whatever it raises is one error.
+Jinja's sandbox keeps it from the machine, and neither from running for ever nor from filling the memory. So it has a
+deadline, looked at at each of its lines, and a bound on the texts that it makes (`template_sandbox`). Whatever it
+raises is one error.
 """
 
-import re
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from glider.printable import printable
 
 DEADLINE = 2.0  # seconds for one prompt; real templates take a thousandth
 _COMPILED = "<template>"  # what Jinja calls the file of a template that lies in none
-_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers' own
+_EXPECTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
 
 
 class _TooLong(BaseException):
@@ -30,40 +31,69 @@ def bounded(template: str | None) -> Iterator[None]:
     if template is None:
         yield
         return
-    expected, remedy = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
-    if (fault := _fault(template)) is not None:
-        raise QueryError(expected, fault, remedy)
     until, before = time.monotonic() + DEADLINE, sys.gettrace()
 
     def look(frame: Any, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != _COMPILED:
-            return None
-        if time.monotonic() > until:
+        if time.monotonic() > until:  # looked at where anything is called, a filter's own loops among them
             raise _TooLong
-        return look
+        return look if frame.f_code.co_filename == _COMPILED else None
 
     sys.settrace(look)
     try:
+        if (fault := _fault(template)) is not None:
+            raise QueryError(_EXPECTED, fault, _REMEDY)
         yield
     except QueryError:
         raise
     except _TooLong:
-        raise QueryError(expected, f"one that takes more than {DEADLINE:g} s", remedy) from None
+        raise QueryError(_EXPECTED, f"one that takes more than {DEADLINE:g} s", _REMEDY) from None
     except Exception as fault:
-        raise QueryError(expected, printable(f"{type(fault).__name__}: {fault}"), remedy) from fault
+        raise QueryError(_EXPECTED, printable(f"{type(fault).__name__}: {fault}"), _REMEDY) from fault
     finally:
         sys.settrace(before)
 
 
+def rendered(
+    tokenizer: Any,
+    template: str,
+    turns: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Turns by a card's template, with the names that transformers gives a template; inside a `bounded` block.
+
+    Raises what the template raises.
+    """
+    from glider.experts.template_sandbox import TooLarge, budgeted, compiled
+
+    offered = None if tools is None else list(tools)
+    names = {"messages": [dict(turn) for turn in turns], "tools": offered, "documents": None}
+    calls = json.dumps([offered, *(turn.get("tool_calls") for turn in turns)])
+    pieces = []
+    try:
+        with budgeted([*turns, {"tools": calls}]) as budget:
+            for piece in compiled(template).generate(
+                **tokenizer.special_tokens_map, **names, add_generation_prompt=add_generation_prompt
+            ):
+                budget.spend(len(piece))
+                pieces.append(piece)
+    except TooLarge:
+        raise QueryError(_EXPECTED, "one whose texts fill the memory", _REMEDY) from None
+    return "".join(pieces)
+
+
 @lru_cache(maxsize=64)
 def _fault(template: str) -> str | None:
-    """What a template has that a card's may not."""
-    from jinja2 import Environment, TemplateSyntaxError, nodes
+    """Why a template cannot be used whatever is asked; None for one that can be run."""
+    from jinja2 import TemplateSyntaxError
+
+    from glider.experts.template_sandbox import TooLarge, budgeted, compiled
 
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+        with budgeted(()):
+            compiled(template)  # what is constant in it is computed here
     except (TemplateSyntaxError, RecursionError) as fault:
         return printable(f"one that does not parse: {fault}")
-    if next(tree.find_all((nodes.Mul, nodes.Pow)), None) is not None:
-        return "one with a product or a power, which no chat needs"
+    except TooLarge:
+        return "one whose texts fill the memory"
     return None

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import GliderWarning, QueryError
-from glider.experts.chat_template import bounded
+from glider.experts.chat_template import bounded, rendered
 
 _TEXT = "TEXT"  # stands for a prompt's own text
 LONGEST_TEMPLATE = 1 << 17  # characters of a chat template that a card may bring
@@ -50,10 +50,9 @@ class PromptFormat(Config):
         """Token ids of the turns of a chat, ready to be answered, by this format's template or the tokenizer's."""
         if self.system is not None and not any(turn["role"] == "system" for turn in turns):
             turns = [{"role": "system", "content": self.system}, *turns]
-        template = {} if self.template is None else {"chat_template": self.template}
         with bounded(self.template):
-            rendered = render_chat(tokenizer, turns, add_generation_prompt=True, **template)
-        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            text = render_chat(tokenizer, turns, self.template, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise QueryError("a chat template that renders a prompt", "no token", "Mend the template.")
         return ids
@@ -77,16 +76,24 @@ class PromptFormat(Config):
         return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
 
 
-def render_chat(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **settings: Any) -> str:
-    """Turns of a chat by the tokenizer's own template; a system turn that it refuses is left out, with a warning."""
+def render_chat(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: str | None = None, **settings: Any
+) -> str:
+    """Turns of a chat by a card's template or the tokenizer's own; a system turn that it refuses is left out, with a
+    warning. `settings` are those of `apply_chat_template`; a card's template takes `add_generation_prompt` alone."""
     from jinja2.exceptions import TemplateError
 
-    try:
+    def render(turns: Sequence[Mapping[str, Any]]) -> str:
+        if template is not None:
+            return rendered(tokenizer, template, turns, **settings)
         return tokenizer.apply_chat_template(list(turns), tokenize=False, **settings)
+
+    try:
+        return render(turns)
     except TemplateError as fault:
         others = [turn for turn in turns if turn.get("role") != "system"]
         if len(others) == len(turns):
             raise
         text = f"the system turn is left out: the chat template refuses it ({fault})"
         warnings.warn(text, GliderWarning, stacklevel=3)
-        return tokenizer.apply_chat_template(others, tokenize=False, **settings)
+        return render(others)

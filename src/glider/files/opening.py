@@ -60,6 +60,12 @@ def read_bytes(path: Path | str, longest: int, *, follow: bool = True) -> bytes:
         return b"".join(parts)
 
 
+def read_beginning(path: Path | str, most: int) -> bytes:
+    """The first bytes of a regular file; raises as `open_descriptor`."""
+    with opened(path) as descriptor:
+        return os.read(descriptor, most)
+
+
 def read_text(path: Path | str, longest: int, *, follow: bool = True) -> str:
     """The UTF-8 text of a regular file; raises as `read_bytes`, and `UnicodeDecodeError`, which is a `ValueError`."""
     return read_bytes(path, longest, follow=follow).decode("utf8")

@@ -11,6 +11,7 @@ from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
+from glider.inference.sharing import oddity
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ def load_base(
 ) -> BaseModel:
     """Load a base model by hub id, by local path, or by the name `smollm2-135m` (the embedded one).
 
-    The identity's id is the hub id, the directory's own name for a path (a path says nothing on another machine).
+    The identity's id is the hub id; of a local path the directory's own name, beside the whole path.
     `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, ...
     With a device_map or quantised weights the model stays where they put it. Raises `BaseModelError` where there is no
-    such model, and `ConfigError` for `trust_remote_code`.
+    such model and for one that reads ahead (BERT, XLNet), and `ConfigError` for `trust_remote_code`.
     """
     if arguments.get("trust_remote_code"):
         raise ConfigError("a model that transformers knows", "trust_remote_code", "Leave it out: no foreign code runs.")
@@ -39,6 +40,9 @@ def load_base(
     from transformers.utils import logging
 
     source, model_id = locate(base)
+    if base.startswith(("/", "./", "../", "~")) and not Path(source).exists():
+        remedy = f"Check the path, or give a hub id, or {EMBEDDED_BASE} for the embedded model."
+        raise BaseModelError(f"a transformers model at {base}", "no such directory", remedy)
     tell_of_download(source)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments))
@@ -59,7 +63,7 @@ def load_base(
         ) from fault
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
-    return _completed(model, tokenizer, model_id, source)
+    return _completed(model, tokenizer, model_id, source, local_path(base))
 
 
 def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
@@ -81,12 +85,19 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
             expected, got = "a tokenizer for the model", f"none at {source!r}"
             raise BaseModelError(expected, got, "Give tokenizer=.") from fault
     model_id = Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__
-    return _completed(model, tokenizer, model_id, source)
+    return _completed(model, tokenizer, model_id, source, local_path(source) if source else None)
 
 
-def _completed(model: Any, tokenizer: Any, model_id: str, source: str) -> BaseModel:
+def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str | None) -> BaseModel:
     model.eval()
-    return BaseModel(model, completed_tokenizer(tokenizer), identify(model, model_id), source)
+    if (odd := oddity(model)) is not None:
+        raise BaseModelError(
+            "a language model whose layers take rows of tokens, and whose tokens see those before them alone",
+            f"{type(model).__name__}, {odd}",
+            "Give another model; of one that was trained as a decoder, set is_decoder in its config.json.",
+        )
+    identity = identify(model, model_id).model_copy(update={"path": path})
+    return BaseModel(model, completed_tokenizer(tokenizer), identity, source)
 
 
 def completed_tokenizer(tokenizer: Any) -> Any:
@@ -111,6 +122,21 @@ def locate(base: str) -> tuple[str, str]:
     if path.exists():
         return str(path), path.resolve().name
     return base, base
+
+
+def local_path(base: str) -> str | None:
+    """The whole path of a base that is a directory here, to be found from anywhere; None for an id or the embedded one.
+
+    A link is kept as one: it may point to another version some day.
+    """
+    path = Path(base).expanduser()
+    if base == EMBEDDED_BASE or not path.exists():
+        return None
+    whole = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    try:
+        return whole.as_posix().encode().decode()
+    except UnicodeEncodeError:
+        return None  # bytes that are no text: JSON cannot keep them
 
 
 def _where(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from glider.errors import ExpertError
 from glider.experts.base_identity import identify_weights, identifying_weights
 from glider.files.headers import read_header
 from glider.files.json_text import read_json
-from glider.inference.base_model import BaseModel, architecture_of, completed_tokenizer, locate
+from glider.inference.base_model import BaseModel, architecture_of, completed_tokenizer, local_path, locate
 
 _ONE, _SEVERAL = "model.safetensors", "model.safetensors.index.json"
 
@@ -38,6 +38,7 @@ def outline_base(base: str) -> BaseModel | None:
     if weights is None:
         return None
     identity = identify_weights(model.config.to_dict(), weights, model_id)
+    identity = identity.model_copy(update={"path": local_path(base)})
     return BaseModel(model.eval(), completed_tokenizer(tokenizer), identity, source)
 
 

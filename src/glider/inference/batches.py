@@ -78,7 +78,8 @@ class EngineSettings:
         if config.guidance_scale not in (None, 1):
             refused.append("guidance_scale")
         if mode not in ("greedy_search", "sample"):
-            refused.append(f"{mode} ({', '.join(sorted(name for name in rest if name != 'max_new_tokens'))})")
+            names = ", ".join(sorted(name for name in rest if name != "max_new_tokens"))
+            refused.append(f"{mode} ({names or 'of the base: num_beams=1 is another search'})")
         if refused:
             expected = "settings of one answer a prompt, by greedy search or sampling"
             raise QueryError(expected, ", ".join(refused), "Leave them out, or use generate().")

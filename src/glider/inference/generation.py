@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from glider.errors import QueryError
 from glider.inference.answers import Answer
@@ -27,7 +34,9 @@ _REMEDY = "Run the model in float32 or bfloat16, and check the experts (`glider 
 _REFUSED = (
     *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
     *("max_length", "inputs", "input_ids", "inputs_embeds", "attention_mask", "decoder_input_ids", "tokenizer"),
+    *("labels", "synced_gpus", "token_healing"),
 )
+_MODES = ("greedy_search", "sample", "beam_search", "beam_sample", "assisted_generation")
 
 
 def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +53,13 @@ def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
         rest = {**{name: getattr(config, name) for name in names}, **rest}
     if broken := [name for name, value in rest.items() if isinstance(value, float) and math.isnan(value)]:
         raise QueryError("settings that are numbers", f"{broken[0]}=nan", "Mend the settings.")
+    stops = rest.get("stop_strings")
+    stops = [stops] if isinstance(stops, str) else list(stops or ())
+    if strange := [stop for stop in stops if not isinstance(stop, str) or not stop]:
+        raise QueryError("stop_strings of some letters each", repr(strange[0]), "Leave it out.")
+    for name in ("logits_processor", "stopping_criteria"):
+        if strange := [one for one in rest.get(name) or () if not callable(one)]:
+            raise QueryError(f"a list of functions as {name}", f"{strange[0]!r} in it"[:100], "Leave it out.")
     return rest
 
 
@@ -63,6 +79,7 @@ class GenerateSettings:
     max_new_tokens: int
     ends: frozenset[int]
     stop: tuple[str, ...]
+    alone: str | None = None  # what lets one prompt be answered at a time
 
     @classmethod
     def of(cls, model: "RoutedModel", max_new_tokens: int | None, generation: Mapping[str, Any]) -> "GenerateSettings":
@@ -76,19 +93,19 @@ class GenerateSettings:
         if rest.pop("num_return_sequences", 1) not in (None, 1):
             raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
         known = {*inspect.signature(model.model.generate).parameters, *vars(GenerationConfig())} - {"kwargs"}
-        refused = [name for name in _REFUSED if rest.get(name)]
+        refused = [name for name in _REFUSED if rest.get(name) is not None and rest[name] is not False]
         refused += [name for name in rest if name not in known and not accepts(model.model, name)]
         if refused:
             expected = "settings of one text for each prompt (max_new_tokens for its length)"
             raise QueryError(expected, ", ".join(refused), "Leave them out, or use model.model.generate().")
         rest = {name: value for name, value in rest.items() if name not in _REFUSED}
-        stop = rest.get("stop_strings") or ()
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         arguments = {"pad_token_id": model.encoder.pad_id, **rest, "num_return_sequences": 1}
         arguments |= {"do_sample": bool(rest.get("do_sample")), "return_dict_in_generate": False}
-        _check(model.model, {"max_new_tokens": limit, **arguments})
+        config, alone = _checked(model.model, {"max_new_tokens": limit, **arguments})
+        stop = config.stop_strings or ()  # the caller's, or the base's own
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         arguments |= {"tokenizer": model.tokenizer} if stop else {}
-        return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop)
+        return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop, alone)
 
     @property
     def cached(self) -> bool:
@@ -96,8 +113,11 @@ class GenerateSettings:
         return bool(self.arguments.get("use_cache", True))
 
 
-def _check(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise `QueryError` for settings that transformers refuses."""
+def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """Settings as transformers completes them, and which of them takes prompts one at a time.
+
+    Raises `QueryError` for settings that transformers refuses.
+    """
     beside = {"logits_processor", "stopping_criteria", "streamer", "assistant_model", "custom_generate"}
     plain = {name: value for name, value in arguments.items() if name not in beside}
     try:
@@ -106,6 +126,14 @@ def _check(model: Any, arguments: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as fault:
         raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
     request_processors(model, config, [0])
+    mode = config.get_generation_mode(arguments.get("assistant_model")).value
+    code = arguments.get("custom_generate")
+    if mode not in _MODES or isinstance(code, str):
+        expected, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"
+        raise QueryError(expected, got, "Leave its settings out: no foreign code runs.")
+    if mode == "assisted_generation":
+        return config, "assisted generation"
+    return config, "a TextStreamer" if isinstance(arguments.get("streamer"), TextStreamer) else None
 
 
 OnPiece = Callable[[Piece], None]
@@ -126,8 +154,11 @@ def generate_rows(
     Where padding would change the model's outputs, only prompts of one length run together; a trace is refused
     (`QueryError`) if that makes several batches.
     """
+    if settings.alone is not None and len(rows) > 1:
+        remedy = "Ask them one by one, or give on_piece= in place of a streamer."
+        raise QueryError(f"one prompt for {settings.alone}", f"{len(rows)}", remedy)
     answers: dict[int, Answer] = {}
-    groups, trace = _groups(model, rows), None
+    groups, trace = _groups(model, rows, settings.max_new_tokens), None
     if traced and len(groups) > 1:
         got = f"{len(rows)} of unlike lengths, and padding changes what {type(model.model).__name__} gives"
         raise QueryError("a batch of prompts of one length, to be traced", got, "Trace the prompts one by one.")
@@ -139,10 +170,11 @@ def generate_rows(
     return [answers[i] for i in range(len(rows))], trace
 
 
-def _groups(model: "RoutedModel", rows: Sequence[list[int]]) -> list[list[int]]:
-    """Numbers of rows that may run as one batch."""
+def _groups(model: "RoutedModel", rows: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+    """Numbers of rows that may run as one batch: tried as far as the answers may go."""
     lengths = sorted({len(row) for row in rows})
-    if len(lengths) == 1 or Sharing(model.model, model.attached.bare).allows("generation", lengths[-1]):
+    longest = lengths[-1] if model.model.config.is_encoder_decoder else lengths[-1] + new_tokens
+    if len(lengths) == 1 or Sharing(model.model, model.attached.bare).allows("generation", longest):
         return [list(range(len(rows)))]
     return [[i for i, row in enumerate(rows) if len(row) == length] for length in lengths]
 
@@ -175,7 +207,10 @@ def _generate(
     mask = inputs["attention_mask"].cpu().bool()
     trace = Trace(held.names, condition, mask) if traced else None
     with torch.inference_mode(), model.attached.routing(condition, recorder=trace, generation=held):
-        output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)
+        try:
+            output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)
+        except ImportError as fault:  # of a cache or a watermark that a package of its own makes
+            raise QueryError("settings whose packages are installed", str(fault), "Install it.") from fault
     start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     one_by_one = len(stopped.lengths) == len(rows)  # (not with beams)
     cuts = [length and length - start for length in stopped.lengths] if one_by_one else [None] * len(rows)

@@ -8,7 +8,6 @@ from math import isfinite
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from glider.errors import QueryError
 from glider.inference.forward import decoder_inputs, last_logits, padded_left, positions
@@ -122,9 +121,10 @@ def _encoder_decoder(
     mask, fed = inputs["attention_mask"], decoder_inputs(model, labels)
     if routed.sharing(model).allows("encoder", mask.shape[1]):
         with routed(condition):
-            states = model.get_encoder()(**inputs).last_hidden_state  # (B, S, width)
+            read = model.get_encoder()(**inputs)
         with routed(condition.rows(owner)):
-            outputs = BaseModelOutput(last_hidden_state=states[owner])
+            states = read.last_hidden_state[owner]
+            outputs = type(read)(last_hidden_state=states)  # its own kind: a decoder may ask for the other parts
             return model(
                 encoder_outputs=outputs, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
             ).logits

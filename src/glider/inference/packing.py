@@ -2,11 +2,13 @@
 
 import copy
 import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import ceil
 from typing import Any
 
+import torch
 import transformers
 
 from glider.errors import BatchingError, QueryError
@@ -20,6 +22,7 @@ CACHE_TOKENS = 16384  # where the lengths of the requests are not known either
 PAGE = 32  # tokens: the cache is given out by pages
 SALT = 8  # tokens of a prompt that are marked by its condition, where blocks are told apart
 _PAGED_LAYERS = {"full_attention", "sliding_attention"}
+_odd: "weakref.WeakKeyDictionary[Any, str | None]" = weakref.WeakKeyDictionary()  # by model
 UPGRADE = "Upgrade transformers to 5.18 or later, or use generate()."
 
 
@@ -41,6 +44,11 @@ def refusal(attached: Attached) -> BatchingError | None:
     if layers:
         got = f"{type(model).__name__}, whose layers of {', '.join(sorted(layers))} keep another cache"
         return BatchingError("a model whose attention takes a paged cache", got, "Use generate().", fixable=False)
+    if odd := _odd_cache(attached):
+        got = f"{type(model).__name__}, whose cache has {odd}"
+        return BatchingError(
+            "keys and values of one width, as a paged cache has them", got, "Use generate().", fixable=False
+        )
     if isinstance(model.get_output_embeddings(), RoutedLinear):
         got = "an expert of the output layer, which sees the last token of each prompt alone"
         return BatchingError("sites that see every token of a pass", got, "Use generate().", fixable=False)
@@ -52,6 +60,44 @@ def refusal(attached: Attached) -> BatchingError | None:
         got = f"{type(attached.router).__name__}, whose decisions need whole prompts by themselves"
         return BatchingError("a router that decides token by token", got, "Use generate().", fixable=False)
     return None
+
+
+def _odd_cache(attached: Attached) -> str | None:
+    """What of a model's own cache has no place in a paged one, seen after a pass over two tokens; None if all has."""
+    model: Any = attached.model
+    if model not in _odd:
+        ids = torch.full((1, 2), min(3, model.get_input_embeddings().weight.shape[0] - 1), device=model.device)
+        with attached.bare(), torch.no_grad():
+            cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        layers = getattr(cache, "layers", None) or ()
+        shapes = {
+            (tensor.shape[1], tensor.shape[-1])
+            for layer in layers
+            if _has_keys(layer)
+            for tensor in (layer.keys, layer.values)
+        }
+        odd = None if all(map(_has_keys, layers)) else "layers without keys"
+        if odd is None and shapes and shapes != {room := _paged_shape(model.config.get_text_config(), shapes)}:
+            odd = f"heads and widths {sorted(shapes)}, where a paged cache has room for {room or 'one of each'}"
+        _odd[model] = odd
+    return _odd[model]
+
+
+def _paged_shape(config: Any, shapes: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """Heads and width that transformers makes a paged cache for, among those that a pass showed where it keeps to
+    itself how it finds them; None where a configuration does not tell."""
+    from transformers.generation.continuous_batching import utils
+
+    if not (hasattr(utils, "find_head_dim") and hasattr(utils, "find_num_key_value_heads")):
+        return min(shapes)
+    try:
+        return utils.find_num_key_value_heads(config), utils.find_head_dim(config)
+    except Exception:  # of a configuration of its own kind: a width for each layer (Gemma 4), or none
+        return None
+
+
+def _has_keys(layer: Any) -> bool:
+    return getattr(layer, "keys", None) is not None and getattr(layer, "values", None) is not None
 
 
 def sized(batching: Any, lengths: Sequence[int]) -> Any:

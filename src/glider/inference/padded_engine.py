@@ -151,9 +151,12 @@ class PaddedEngine:
 
     def _fits(self, row: _Row, batch: list[_Row]) -> bool:
         """Whether the model gives the same for a prompt beside others, padded to the longest."""
-        lengths = {len(one.ids) for one in (row, *batch)}
+        together = (row, *batch)
+        lengths = {len(one.ids) for one in together}
+        answers = max(one.settings.max_new_tokens for one in together)
+        longest = max(lengths) + (0 if self._model.config.is_encoder_decoder else answers)  # pyright: ignore
         sharing = Sharing(self._model, self._attached.bare)
-        return len(lengths) == 1 or sharing.allows("generation", max(lengths))
+        return len(lengths) == 1 or sharing.allows("generation", longest)
 
     @torch.inference_mode()
     def _generate(self, batch: list[_Row]) -> None:
@@ -185,6 +188,7 @@ class PaddedEngine:
                 max_new_tokens=max(row.settings.max_new_tokens for row in live),
                 do_sample=False,
                 num_beams=1,
+                num_return_sequences=1,
                 eos_token_id=None,
                 pad_token_id=self._pad,
                 custom_generate=decode,

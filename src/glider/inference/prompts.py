@@ -84,7 +84,10 @@ class PromptEncoder:
         room = limit - (0 if self.model.config.is_encoder_decoder else new_tokens)
         if len(ids) <= room:
             return ids
-        if not truncate or room < 1:
+        if room < 1:
+            got = f"{new_tokens} tokens of it for the answer alone"
+            raise QueryError(f"room for a prompt in the context of {limit} tokens", got, "Lower max_new_tokens.")
+        if not truncate:
             raise QueryError(
                 f"a prompt of at most {room} tokens (context {limit}, {new_tokens} of it for the answer)",
                 f"{len(ids)} tokens (prompt {number})",

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 
 from glider.inference.forward import last_logits, padded, padded_left, plain_model, positions, start_token
+from glider.layers.widths import linear_widths
 from glider.shapes import Float, Int, Tensor
 
 Kind = Literal["padding", "generation", "cache", "padded cache", "prefix", "encoder"]
 SHORTEST, LONGEST = 64, 8192  # tokens that are tried
+_READ = 8  # tokens, of which the last is changed
 _STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
@@ -30,6 +32,46 @@ _TOLERANCE_EPS = 32  # times the resolution of a coarser dtype
 
 _lock = threading.RLock()
 _known: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]]" = weakref.WeakKeyDictionary()
+
+
+def oddity(model: Any) -> str | None:
+    """What no likelihood and no route can be had of, tried with two rows that differ in their last token.
+
+    A decoder's token whose logits depend on those behind it; layers that take the tokens first and the rows second,
+    whose tokens would be given to the wrong queries. None where there is none, or where the model takes no text alone.
+    """
+    tokens = _ordinary_tokens(model)
+    row = tokens[torch.arange(_READ).mul(7).add(3) % len(tokens)]
+    other = torch.cat([row[:-1], tokens[(tokens == row[-1]).long().argmax().add(1) % len(tokens)][None]])
+    ids = torch.stack([row, other]).to(model.device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    lengths, encoder_decoder = {_READ}, model.config.is_encoder_decoder
+    if encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :_FOLLOWING]
+        lengths.add(_FOLLOWING)
+    turned: set[str] = set()
+
+    def look(layer: nn.Module, arguments: tuple) -> None:
+        shape = arguments[0].shape if arguments and isinstance(arguments[0], torch.Tensor) else ()
+        if len(shape) == 3 and shape[1] == 2 and shape[0] in lengths:
+            turned.add(type(layer).__name__)
+
+    layers = [module for module in model.modules() if linear_widths(module) is not None]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        with torch.no_grad(), _evaluating(model), _exact(model.device):
+            logits = model(**inputs, use_cache=False).logits
+        if turned:
+            return "whose layers take the tokens first and the rows second"
+        first, second = logits[:, : _READ - 1].float().log_softmax(-1)
+        if not encoder_decoder and bool(first.isfinite().all()) and not _close(first, second, model.dtype):
+            return "whose tokens see those behind them too: what it says of a token knows the token"
+    except (*_FAULTS, AssertionError):
+        pass  # it wants more than text; whoever asks it is told
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
 
 
 class Sharing:

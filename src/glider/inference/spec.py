@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ByteSize, Field, TypeAdapter, field_validator
 
 from glider.config import EMBEDDED_BASE, Config
-from glider.errors import ConfigError, GliderError, GliderWarning, PoolError, RouterError
+from glider.errors import BaseModelError, ConfigError, GliderError, GliderWarning, PoolError, RouterError
 from glider.experts.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class BaseSpec(Config):
         from glider.inference.base_model import load_base
 
         return load_base(self.base or default, dtype=self.torch_dtype, device=device_of(self.device), **self.arguments)
+
+    def load_base_of(self, pool: "Pool") -> "BaseModel":
+        """The base model, by default the one that a pool was made for; raises `BaseModelError` where there is none."""
+        return self.load_base() if self.base is not None else self.load_base(base_of(pool))
 
 
 class ModelSpec(BaseSpec):
@@ -206,7 +210,7 @@ class ModelSpec(BaseSpec):
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
         if self.abstain is not False and getattr(method, "abstains", False):
             _warn_without_profiles(pool)
-        base = self.load_base(base_of(pool)) if base is None else base
+        base = self.load_base_of(pool) if base is None else base
         return self._attached(base, pool, method, prepared, writer)
 
     def over(self, base: "BaseModel", pool: "Pool | None" = None) -> "RoutedModel":
@@ -356,10 +360,24 @@ def open_pool(pool: str | Path, require_key: str | Path | None = None, only: "Co
 
 
 def base_of(pool: "Pool") -> str:
-    """What to give `load_base` for the model a pool was made for."""
+    """What to give `load_base` for the model a pool was made for.
+
+    Raises `BaseModelError` where that was a directory which is gone.
+    """
     from glider.demo.base import BASE_ID
 
-    return EMBEDDED_BASE if pool.index.base.model_id == BASE_ID else pool.index.base.model_id
+    identity = pool.index.base
+    if identity.model_id == BASE_ID:
+        return EMBEDDED_BASE
+    if identity.path is None or Path(identity.path).exists():
+        return identity.path or identity.model_id
+    if Path(identity.model_id).exists():  # beside the pool's user now
+        return identity.model_id
+    raise BaseModelError(
+        f"the base model {identity.model_id} of the pool {pool.path}, which was at {identity.path}",
+        "no such directory",
+        "Give --base the directory, or the hub id, where the same model is now.",
+    )
 
 
 def _prompt_of(pool: "Pool", base: "BaseModel") -> PromptFormat:

@@ -34,7 +34,7 @@ def require_foldable(model: nn.Module, originals: Mapping[str, nn.Module], prepa
             got = f"{type(module).__name__} at {site}"
             raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
         if len(owners[weight.data_ptr()]) > 1:
-            got = f"{site}, whose weight another layer shares (tied embeddings)"
+            got = f"{site}, whose weight another layer shares (tied weights)"
             raise RouterError("layers with weights of their own to fold into", got, "Keep the expert attached.")
     return prepared.experts[0]
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from glider.experts.chat_template import bounded
+from glider.experts.chat_template import rendered as rendered_by_card
 from glider.serve.call_readers import CallReader, Mark, MarkedReader, TemplateReader
 
 Turns = Sequence[Mapping[str, Any]]
@@ -47,12 +48,10 @@ def rendered(
 ) -> str:
     """A conversation in a chat template of the experts' cards, or (None) the base's own; raises what that raises."""
     with bounded(template):
+        if template is not None:
+            return rendered_by_card(tokenizer, template, turns, generation_prompt, tools)
         return tokenizer.apply_chat_template(
-            list(turns),
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **({} if template is None else {"chat_template": template}),
+            list(turns), tools=tools, tokenize=False, add_generation_prompt=generation_prompt
         )
 
 

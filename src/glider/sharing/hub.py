@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ from huggingface_hub.errors import (
 )
 
 import glider
-from glider.errors import ExpertError, PoolError
+from glider.errors import ExpertError, GliderWarning, PoolError
+from glider.experts.base_identity import BaseIdentity
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import BACKGROUND_FILE, PoolIndex
 from glider.experts.membership import read_index
@@ -54,6 +56,7 @@ def push_expert(
     `ExpertError` for a damaged expert and for whatever the hub refuses.
     """
     expert.verify()
+    _tell_of_path(expert.card.base)
     files = {file: expert.directory / file for file in EXPERT_FILES}
     readme = expert_model_card(expert.card, _title(repo_id))
     return _push(files, readme, repo_id, private, token, revision, f"Upload expert {expert.name}", ExpertError)
@@ -85,6 +88,7 @@ def push_pool(
         names.append(BACKGROUND_FILE)
     names += _router_files(pool.index)
     files = {name: pool.path / name for name in names}
+    _tell_of_path(pool.index.base)
     message = f"Upload a pool of {len(pool)} experts"
     return _push(files, pool_model_card(pool, _title(repo_id)), repo_id, private, token, revision, message, PoolError)
 
@@ -162,6 +166,13 @@ def _copy(folder: Path, error: Error, files: Sequence[str], target: Path, option
             raise error(f"the file {name} in {folder}", got, "Ask its author; glider cannot use it.")
         (target / name).parent.mkdir(exist_ok=True)
         copy_file(source, target / name)
+
+
+def _tell_of_path(base: BaseIdentity) -> None:
+    """Warn of the directory that what is pushed names: it says nothing elsewhere, and something of its author."""
+    if base.path is not None:
+        text = f"the files name the directory of the base model, {base.path}: import or train by its hub id to avoid it"
+        warnings.warn(text, GliderWarning, stacklevel=3)
 
 
 def _router_files(index: PoolIndex) -> list[str]:

@@ -1,0 +1,99 @@
+"""A base that was given by a path is found there again, from wherever its pool is opened."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glider.cli.main import main
+from glider.errors import BaseModelError, GliderWarning
+from glider.experts.pool import Pool
+from glider.inference.base_model import base_of_loaded, load_base, local_path
+from glider.inference.base_outline import outline_base
+from glider.inference.spec import base_of, load
+from glider.sharing.hub import push_pool
+
+
+@pytest.fixture
+def base(llama_directory: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(llama_directory, tmp_path / "models" / "mine")
+
+
+@pytest.fixture
+def pool(make_pool: Any, base: Path) -> Pool:
+    return make_pool(base)
+
+
+def test_a_pool_finds_its_base_by_the_path_from_everywhere(
+    pool: Pool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(pool.path, tmp_path / "elsewhere" / "pool")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened = Pool.open("pool")
+    assert opened.index.base.path == str(base)
+    assert opened.index.base.model_id == "mine"
+    model = load(pool=Path(moved), router="base")
+    assert model.generate(["hi"], max_new_tokens=2)[0].token_ids
+
+
+def test_a_relative_path_is_kept_whole(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.parent)
+    for given in ("mine", "./mine", "../models/mine"):
+        loaded = load_base(given)
+        assert (loaded.identity.path, loaded.identity.model_id) == (str(base), "mine")
+        assert base_of_loaded(loaded.model, loaded.tokenizer).identity.path == str(base)
+        outline = outline_base(given)
+        assert outline is not None
+        assert outline.identity == loaded.identity
+    monkeypatch.chdir(base)
+    assert load_base(".").identity.path == str(base)
+    assert local_path("someone/a-model") is None
+
+
+def test_a_link_is_kept_as_a_link(base: Path) -> None:
+    link = base.parent / "current"
+    link.symlink_to("mine")
+    assert local_path(str(link)) == str(link)
+
+
+def test_a_directory_that_is_gone_is_told_with_the_way_out(
+    pool: Pool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(BaseModelError, match=f"which was at {base}.*no such directory.*--base"):
+        load(pool=pool.path, router="base")
+    with pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr("sys.argv", ["glider", "generate", "--pool", str(pool.path), "hi"])
+        main()
+    assert ended.value.code == 2
+    assert "no such directory" in capsys.readouterr().err
+    assert load(str(moved), pool.path, router="base").generate(["hi"], max_new_tokens=1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").symlink_to(moved)
+    assert base_of(Pool.open(pool.path)) == "mine"  # a directory of the same name, beside the user
+
+
+def test_where_a_base_lies_is_no_part_of_what_it_is(base: Path, tmp_path: Path) -> None:
+    one, other = load_base(str(base)), load_base(str(shutil.copytree(base, tmp_path / "copy")))
+    assert one.identity.path != other.identity.path
+    assert one.identity.hash == other.identity.hash
+
+
+def test_a_pool_of_before_that_names_no_path_is_read_as_it_was(pool: Pool) -> None:
+    file = pool.path / "pool.json"
+    index = json.loads(file.read_text("utf8"))
+    del index["base"]["path"]
+    file.write_text(json.dumps(index), "utf8")
+    assert base_of(Pool.open(pool.path)) == "mine"
+
+
+def test_pushing_tells_of_the_path_in_the_files(pool: Pool, base: Path, tmp_path: Path) -> None:
+    with pytest.warns(GliderWarning, match=f"name the directory of the base model, {base}"):
+        push_pool(pool, str(tmp_path / "pushed"))
+
+
+def test_the_embedded_base_has_a_name_and_no_path() -> None:
+    assert local_path("smollm2-135m") is None
