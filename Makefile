@@ -12,10 +12,10 @@ demo: install
 	$(BIN)/glider demo
 
 test: lint types install
-	$(BIN)/pytest -n auto -m "not slow and not cluster"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not cluster"
 
 slow: install
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 lint: install
 	$(BIN)/ruff check .

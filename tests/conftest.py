@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from glider.experts.expert import Expert, write_expert
 from glider.experts.pool import Pool
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
+from glider.experts.trust import UNSIGNED
 from glider.inference.base_model import BaseModel, load_base
 from glider.instructions.inputs import ngrams
 
@@ -246,18 +248,48 @@ def edit_tensors() -> Callable[..., None]:
 PoolMaker = Callable[..., Pool]
 
 
-@pytest.fixture
-def make_pool(tmp_path: Path, embedder_identity: EmbedderIdentity) -> PoolMaker:
-    """`make_pool(base_directory, experts=3, **settings)`: a pool of random experts e0, e1, ... on disk."""
+def _asked_again(base_directory: Path, experts: int, first_seed: int, settings: dict[str, Any]) -> str | None:
+    """One text for one and the same pool of random experts; none where a setting is no plain value."""
+    plain = (str, int, float, bool, torch.dtype, EmbedderIdentity, type(None))
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in settings.values()]
+    if not all(isinstance(one, plain) for values in lists for one in values):
+        return None
+    files = [(file.name, file.stat().st_mtime_ns) for file in sorted(base_directory.iterdir())]
+    return repr((str(base_directory), files, experts, first_seed, sorted(settings.items())))
 
-    def make(base_directory: Path, experts: int = 3, name: str = "pool", first_seed: int = 0, **settings) -> Pool:
+
+@pytest.fixture(scope="session")
+def made_pools(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Pools that tests have asked for, each made once; whoever wants one copies it.
+
+    The processes of a parallel run keep their own: making is cheaper than waiting for another.
+    """
+    made: dict[str, Path] = {}
+
+    def directory(base_directory: Path, experts: int, first_seed: int, settings: dict[str, Any]) -> Path:
+        key = _asked_again(base_directory, experts, first_seed, settings)
+        if key is not None and key in made:
+            return made[key]
         base = load_base(str(base_directory))
-        pool = Pool.create(tmp_path / name, base.identity)
-        settings.setdefault("embedder", embedder_identity)
+        pool = Pool.create(tmp_path_factory.mktemp("made") / "pool", base.identity)
         for i in range(experts):
             write_random_expert(pool.path / f"e{i}", base, seed=first_seed + i, **settings)
             pool = pool.add(f"e{i}")
-        return pool
+        if key is not None:
+            made[key] = pool.path
+        return pool.path
+
+    return directory
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path, made_pools: Callable[..., Path], embedder_identity: EmbedderIdentity) -> PoolMaker:
+    """`make_pool(base_directory, experts=3, **settings)`: random experts e0, e1, ... in a pool of the test's own."""
+
+    def make(base_directory: Path, experts: int = 3, name: str = "pool", first_seed: int = 0, **settings) -> Pool:
+        settings.setdefault("embedder", embedder_identity)
+        made = made_pools(base_directory, experts, first_seed, settings)
+        return Pool.open(shutil.copytree(made, tmp_path / name), UNSIGNED)
 
     return make
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process of its own
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large_pool.py"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layouts", [1, 100])
 def test_a_thousand_experts_hold_little_memory(tmp_path: Path, layouts: int):
     command = [sys.executable, SCRIPT, "--experts", "1000", "--layouts", str(layouts), "--json", tmp_path / "best.json"]

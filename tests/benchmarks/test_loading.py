@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # a process of its own
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loading.py"
 
 

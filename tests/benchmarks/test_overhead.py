@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process of its own
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead.py"
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     "more",
     [
         pytest.param(["--share"], id="share"),
-        pytest.param(["--kernel", "torch"], id="torch", marks=SLOW),
-        pytest.param(["--peft", "lora"], id="lora", marks=SLOW),
-        pytest.param(["--peft", "arrow"], id="arrow", marks=SLOW),
+        pytest.param(["--kernel", "torch"], id="torch"),
+        pytest.param(["--peft", "lora"], id="lora"),
+        pytest.param(["--peft", "arrow"], id="arrow"),
     ],
 )
 def test_the_benchmark_runs_on_a_tiny_model(tmp_path: Path, llama_directory: Path, more: list[str]) -> None:

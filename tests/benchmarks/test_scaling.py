@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process of its own
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

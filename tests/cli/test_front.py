@@ -133,6 +133,15 @@ def test_a_pool_is_listed_with_its_thresholds_gains_and_sizes(glider, monkeypatc
     assert facts["experts"][1]["gain"]["rows"] == 134
 
 
+def test_a_narrow_terminal_has_a_line_for_each_expert(glider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = glider("pool", "ls", "demo")[1].splitlines()
+    (head,) = [place for place, line in enumerate(lines) if line.startswith("expert")]
+    rows = [line.split() for line in lines[head + 1 : -1]]
+    assert len(rows) == 8 and rows[1][:8] == ["trec", "4", "210", "210", "3.0", "3.0", "71.6", "+68.7"]
+    assert all(len(line) <= 80 for line in lines) and lines[head + 2].rstrip().endswith("…")
+
+
 def test_gains_follow_an_adapter_and_not_its_name(make_pool, llama_directory: Path, glider) -> None:
     pool: Pool = make_pool(llama_directory, experts=2)
     gain = Gain(metric="accuracy", rows=10, base=0.2, alone=0.5, low=0.1, high=0.4)

@@ -20,6 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
 BUDGET = ["--steps", "2", "--gate-steps", "1", "--rank", "2", "--max-tokens", "80"]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(
     tmp_path: Path,
     llama_directory: Path,

@@ -15,6 +15,7 @@ import glider
 from glider.cli.main import main
 from glider.evaluation.run_plan import RunPlan
 from glider.inference.base_model import load_base
+from glider.report.report_plan import ReportPlan
 
 DOCS = Path(__file__).parents[2] / "docs"
 BUDGET = ["--steps", "2", "--gate-steps", "1", "--rank", "2", "--max-tokens", "80"]
@@ -31,7 +32,7 @@ def run(llama_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     def commands(text: str) -> None:
         lines = "".join(re.findall(r"^ *```sh\n(.*?)```", text, re.S | re.M)).splitlines()
-        lines = [line for line in map(str.strip, lines) if line]
+        lines = [line for line in (re.sub(r"(^|\s)#.*", "", one).strip() for one in lines) if line]
         assert lines
         for line in lines:
             words = shlex.split(line.replace("smollm2-135m", str(llama_directory)))
@@ -142,9 +143,22 @@ def test_which_models(pool: None, here: Path, llama_directory: Path) -> None:
     exec(program(page("models.md"), llama_directory), {"model": model, "Query": glider.Query, "inputs": inputs})
 
 
-def test_the_run_file_of_the_page_is_one() -> None:
-    (plan, _) = re.findall(r"^```yaml\n(.*?)```", page("evaluation.md"), re.S | re.M)
-    RunPlan.model_validate(yaml.safe_load(plan))
+def test_what_routing_costs(pool: None, here: Path, llama_directory: Path) -> None:
+    names: dict = {"model": glider.load(str(llama_directory), "my-pool"), "prompts": ["thank you", "go away"]}
+    exec(program(page("performance.md"), llama_directory), names)
+    assert len(names["answers"]) == 2
+
+
+def test_the_files_of_the_page_are_a_run_and_a_report() -> None:
+    run, report = re.findall(r"^```yaml\n(.*?)```", page("evaluation.md"), re.S | re.M)
+    RunPlan.model_validate(yaml.safe_load(run))
+    assert set(ReportPlan.model_validate(yaml.safe_load(report)).tables) == {"table1", "table2", "table3"}
+
+
+def test_the_readmes_plan_is_made(here: Path, run: Run) -> None:
+    (block,) = [one for one in re.findall(r"```sh\n.*?```", page("../README.md"), re.S) if "glider init" in one]
+    run(block.replace("glider serve", "# glider serve"))  # served by tests/serve
+    assert Path("pool.yaml").exists()
 
 
 def test_the_commands_to_start_with_are_the_readmes() -> None:

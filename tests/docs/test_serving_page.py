@@ -26,6 +26,7 @@ def served(server: Served) -> Served:  # noqa: F811
     return server
 
 
+@pytest.mark.slow
 def test_curl_is_answered(served: Served) -> None:
     commands = re.findall(r"^curl .*?(?:'|models)$", PAGE, re.S | re.M)
     assert len(commands) == 6
@@ -35,6 +36,7 @@ def test_curl_is_answered(served: Served) -> None:
         assert error["code"] == ("changes_not_allowed" if "lora" in command or "reload" in command else None), error
 
 
+@pytest.mark.slow
 def test_python_is_answered(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     names: dict = {}

@@ -1,6 +1,7 @@
 """The programs of `examples` do what they say, on a tiny base."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,28 @@ def test_the_app_answers(pool_with_profiles, llama_directory: Path, monkeypatch:
         refused = client.post("/answer", json={"prompt": "x" * 2000, "max_new_tokens": 4})
         assert refused.status_code == 400 and "wanted" in refused.json()["detail"]
         assert set(client.get("/experts").json()) == {"e0", "e1"}
+
+
+@pytest.mark.slow
+def test_a_pool_is_handed_to_vllm(tmp_path: Path) -> None:
+    """The real arguments, to a `vllm` that tells its own: tests/engines has the real one serve such a line."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name, text in {"vllm": 'printf "%s\\n" "$@"', "glider": f'exec "{sys.executable}" -m glider "$@"'}.items():
+        (place / name).write_text(f"#!/bin/sh\n{text}\n")
+        (place / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([EXAMPLES / "vllm_serve.sh", *words], env=environment, capture_output=True, text=True)
+
+    ran = run("some/base", "demo", "--port", "8123")
+    words = ran.stdout.split("\n")
+    assert words[:4] == ["serve", "some/base", "--load-format", "glider"], ran.stderr
+    assert words[-3:-1] == ["--port", "8123"] and "--enable-lora" in words
+    refused = run("some/base", str(tmp_path))
+    assert refused.returncode == 2 and "wanted a pool directory" in refused.stderr and not refused.stdout
+    assert run("some/base").returncode != 0
 
 
 @pytest.mark.slow

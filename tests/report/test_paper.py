@@ -186,7 +186,7 @@ def test_the_command_tells_what_it_made(partial: Path, monkeypatch, capsys) -> N
         assert (
             json.loads(out)["title"] == "A & B"
             if extra
-            else "figures in report.html, .md, .tex; 5 results are missing" in out
+            else "figures in report.html, .md, .tex; missing results: 5" in out
         )
     assert (partial / "report" / "report.html").is_file()
 

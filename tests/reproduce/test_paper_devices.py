@@ -29,6 +29,7 @@ def ended(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_two_rehearsals_at_once_leave_what_each_of_them_makes(tmp_path: Path) -> None:
     """One imported the pool that the other removed; of two summaries one was lost, and of a run file's methods."""
     common = ("--tiny", "--json", "--work", tmp_path, "--pool", "t0", "--set", "bbl")
@@ -46,6 +47,7 @@ def test_two_rehearsals_at_once_leave_what_each_of_them_makes(tmp_path: Path) ->
     assert not list(work.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_one_command_runs_over_several_devices(tmp_path: Path) -> None:
     chosen = ("table2/alpha", "table1/phatgoose", "--pool", "t0", "--set", "bbl")
     process = start(*chosen, "--tiny", "--json", "--work", tmp_path, "--devices", "cpu,cpu")
@@ -56,6 +58,7 @@ def test_one_command_runs_over_several_devices(tmp_path: Path) -> None:
     assert ended(again) == told  # one process finds all of it done
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     chosen = ("table2/alpha", "--method", "alpha-1", "--pool", "t0", "--set", "bbl", "--tiny", "--work", tmp_path)
     process = start(*chosen, "--devices", "cpu", "--downloads", tmp_path)  # which a rehearsal refuses

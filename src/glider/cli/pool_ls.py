@@ -51,8 +51,10 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
     shown.print(f"{len(rows)} experts for {index.base.model_id} ({index.base.hash}){place}")
     for line in _thresholds(index):
         shown.print(line)
-    table = Table("expert", "rank", "sites", "gates", "MB", "base", "alone", "gain", box=None, pad_edge=False)
-    table.add_column("description", ratio=1)
+    table = Table(box=None, pad_edge=False, expand=True)
+    for name in ("expert", "rank", "sites", "gates", "MB", "base", "alone", "gain"):
+        table.add_column(name)
+    table.add_column("description", ratio=1, no_wrap=True, overflow="ellipsis")  # a line an expert; --json has it whole
     for row in rows:
         sizes = (row["rank"], str(row["sites"]), str(row["gates"]), f"{row['mb']:.1f}")
         table.add_row(row["name"], *sizes, *_gain_texts(row["gain"]), row["description"] or "-")

@@ -47,7 +47,7 @@ def paper(
     if as_json:
         say_json(pages.as_json(report))
         return
-    missing = f"; {len(report.lacks)} results are missing" if report.lacks else ""
+    missing = f"; missing results: {len(report.lacks)}" if report.lacks else ""
     say(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
 
 
