@@ -52,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fullrun.tiny_training import made_up_flan
     from fullrun.workspace import Workspace
     from glider.cli.terminal import quiet_libraries
+    from glider.evaluation.budgets import tokens_of
 
     quiet_libraries()
     names = ("executor", "workers", "address", "files", "cpus_per_job", "gpus_per_job")
@@ -62,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         where = {"dtype": arguments.dtype, "device": arguments.device, "say": say, "executor": executor}
+        where |= {"batch_tokens": tokens_of(arguments.batch_tokens)}
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
             told = Workspace(root, downloads, made_up, made_up_prompts, made_up_flan, **where).run(plan)
@@ -79,6 +81,7 @@ def _on_devices(arguments: argparse.Namespace, plan: Plan) -> int:
         work = arguments.work or (Path(scratch) if arguments.tiny else WORK)
         command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), str(Path(__file__).absolute())]
         command += ["--work", str(work.absolute()), "--dtype", arguments.dtype]
+        command += ["--batch-tokens", arguments.batch_tokens]
         command += ["--tiny"] if arguments.tiny else []
         command += ["--downloads", str(arguments.downloads.absolute())] if arguments.downloads else []
         command += ["--set", arguments.set] if arguments.set else []
@@ -137,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--device", default="cpu", help="such as cuda")
     known.add_argument("--devices", help="several, a process on each: 0-7, or 0,2 (numbers of CUDA devices)")
     known.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    known.add_argument("--batch-tokens", default="768", help="that run together; auto: what pays on the device")
     known.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
     known.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
     known.add_argument("--json", action="store_true")

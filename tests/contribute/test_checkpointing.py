@@ -68,5 +68,5 @@ def test_a_model_that_cannot_is_refused(llama_directory: Path, monkeypatch: pyte
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(ConfigError, match="Leave --checkpointing out"), checkpointed(model):
         pass
-    with checkpointed(model, wanted=False):
+    with checkpointed(model, active=False):
         assert not recomputes(model.train())

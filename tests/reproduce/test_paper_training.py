@@ -14,10 +14,11 @@ from fullrun.plan import BigBenchSource, Lengths, P3Source, Plan, PromptedSource
 from fullrun.readers import HubRow
 from fullrun.tiny import made_up, made_up_prompts, tiny_plan
 from fullrun.tiny_training import made_up_flan
+from fullrun.training import FORM_TOKENS, _Fit
 from fullrun.training_estimate import LLAMA_8B, activations_gb, training_memory_gb, training_tokens
 from fullrun.training_plan import CategorySource, FlanSource, Training
 from fullrun.training_rows import CLONE, COLUMNS, category_rows, flan_rows, task_training_rows
-from fullrun.workspace import Workspace
+from fullrun.workspace import Workspace, tokenizer_of
 from glider.contribute.published_format import T0_TASKS
 from glider.errors import ConfigError, DataError
 from glider.experts.pool import Pool
@@ -129,14 +130,14 @@ def training_rows(task: P3Source, rows: Callable[[str | None], Sequence[HubRow]]
         asked.append((split, most))
         return list(rows(config))[:most]
 
-    told = task_training_rows(task, most, fetch, dict, lambda text, longest: f"{longest}:{text}")
+    told = task_training_rows(task, most, fetch, dict, lambda text, answer: f"{text} ({answer})")
     assert set(asked) == {("train", most) if task.train else ("validation", None)}
     return told
 
 
 def test_training_rows_are_the_first_of_the_split_under_templates_in_turn() -> None:
     told = training_rows(p3(), lambda config: [p3_row(i, config) for i in range(30)], most=20)
-    expected = {f"512:input {i} of d_{('one', 'two')[i % 2]}" for i in range(20)}
+    expected = {f"input {i} of d_{('one', 'two')[i % 2]} (yes)" for i in range(20)}
     assert len(told) == 20 and {row["input"] for row in told} == expected
     assert [row["input"] for row in told] != sorted(row["input"] for row in told)  # shuffled
     assert told == training_rows(p3(), lambda config: [p3_row(i, config) for i in range(30)], most=20)
@@ -146,7 +147,7 @@ def test_no_row_that_is_evaluated_is_trained_on() -> None:
     """app_reviews has a training split alone, the end of which is evaluated."""
     task = p3(train=None, last=10, max_input=None, templates=("one",))
     told = training_rows(task, lambda config: [p3_row(i, config) for i in range(30)])
-    assert {row["input"] for row in told} == {f"input {i} of d_one" for i in range(20)}
+    assert {row["input"] for row in told} == {f"input {i} of d_one (yes)" for i in range(20)}
     with pytest.raises(DataError, match="none in the split validation"):
         task_training_rows(p3(train=None), 9, lambda *_: [], dict, lambda text, _: text)
     with pytest.raises(DataError, match="training rows of d_one"):
@@ -180,9 +181,9 @@ def test_a_submix_is_gone_through_once_for_all_of_its_tasks() -> None:
                 flan_row("b:1", i, inputs="  "),
             ]
 
-    told = flan_rows(tasks, batches(), 3, lambda text, most: f"{most}:{text}")
-    assert told["a"] == [{"input": f"512:a:1 {i}", "output": "yes"} for i in range(3)]
-    assert [row["input"] for row in told["b"]] == [f"512:b:1 {i}" for i in range(3)]
+    told = flan_rows(tasks, batches(), 3, lambda text, answer: f"{text} ({answer})")
+    assert told["a"] == [{"input": f"a:1 {i} (yes)", "output": "yes"} for i in range(3)]
+    assert [row["input"] for row in told["b"]] == [f"b:1 {i} (yes)" for i in range(3)]
     assert went == 3  # nothing is read beyond what is needed
     tasks["d"] = FlanSource(source="flan", submix="dialog", task="d:1")
     with pytest.raises(DataError, match=r"rows of d:1; got none; there are a:1, b:1, c:1"):
@@ -219,6 +220,17 @@ def test_a_category_takes_as_many_rows_of_each_of_its_tasks(tmp_path: Path) -> N
     (folder / "task4.json").write_text("<html>", "utf8")
     with pytest.raises(DataError, match=r"task4\.json"):
         category_rows(tasks, tmp_path, 6, lambda text, _: text)
+
+
+def test_inputs_leave_room_for_their_answers(t5_directory: Path) -> None:
+    """`glider expert train` leaves rows beyond its tokens out; the published code cuts inputs and answers each."""
+    fit = _Fit(str(t5_directory), 60)
+    assert fit("a short text", "yes") == "a short text"
+    tokenizer = tokenizer_of(str(t5_directory))
+    for answer in ("yes", "a longer answer of some words"):
+        cut = fit("many words " * 40, answer)
+        sizes = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (cut, answer)]
+        assert 60 - 2 * FORM_TOKENS < sum(sizes) <= 60 - FORM_TOKENS
 
 
 def rehearse(root: Path, plan: Plan, said: list[str]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from fullrun.training_plan import CategorySource, FlanSource, Training
 from fullrun.training_rows import (
     CLONE,
+    Fit,
     FlanFiles,
     Rows,
     as_lines,
@@ -26,6 +27,7 @@ from glider.files.disk import write_file, write_json
 from glider.inference.spec import BaseSpec
 from glider.jobs.base import attempt
 
+FORM_TOKENS = 8  # that a prompt's form may add: its beginning, a line break, the answer's end
 FILE = "pool.yaml"  # a plan of `glider pool build`
 
 
@@ -49,10 +51,10 @@ def train(space: Workspace, training: Training) -> dict[str, Any]:
 
 def prepare(space: Workspace, training: Training, folder: Path) -> None:
     """The rows of every task, and beside them the plan that `glider pool build` takes too."""
-    tasks, shorten = training.tasks, _Shorten(training.base)
+    tasks, fit = training.tasks, _Fit(training.base, training.settings.max_tokens)
     with space.alone(f"training-rows-{training.name}"):
         missing = [name for name in tasks if not _is_there(folder, name, training)]
-        for name, rows in _rows(space, training, missing, shorten):
+        for name, rows in _rows(space, training, missing, fit):
             space.say(f"{len(rows)} training rows of {name}")
             file = folder / "rows" / f"{name}.jsonl"
             write_file(file, partial(_write_text, as_lines(rows, name)))
@@ -66,18 +68,24 @@ def _write_text(text: str, place: Path) -> None:
     place.write_text(text, "utf8")
 
 
-class _Shorten:
-    """Cuts texts by the tokenizer of a base, which is loaded when the first is cut."""
+class _Fit:
+    """Cuts inputs so that they are trained on with their answers: `glider expert train` leaves longer rows out.
 
-    def __init__(self, base: str):
-        self._base, self._tokenizer = base, None
+    The tokenizer of the base is loaded when the first text might be too long.
+    """
 
-    def __call__(self, text: str, most: int) -> str:
+    def __init__(self, base: str, most: int):
+        self._base, self._most, self._tokenizer = base, most - FORM_TOKENS, None
+
+    def __call__(self, text: str, answer: str) -> str:
+        if len(text.encode()) + len(answer.encode()) <= self._most:  # a token is a byte at least
+            return text
         self._tokenizer = self._tokenizer or tokenizer_of(self._base)
-        return shortened(self._tokenizer, text, most)
+        taken = len(self._tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+        return shortened(self._tokenizer, text, max(self._most - taken, 1))
 
 
-def _rows(space: Workspace, training: Training, names: list[str], shorten: Any) -> Iterator[tuple[str, Rows]]:
+def _rows(space: Workspace, training: Training, names: list[str], fit: Fit) -> Iterator[tuple[str, Rows]]:
     flan: dict[str, dict[str, FlanSource]] = {}
     categories: dict[str, CategorySource] = {}
     for name in names:
@@ -87,18 +95,18 @@ def _rows(space: Workspace, training: Training, names: list[str], shorten: Any) 
         elif isinstance(task, CategorySource):
             categories[name] = task
         else:
-            yield name, task_training_rows(task, training.most, space.rows_of_hub, space.prompts, shorten)
+            yield name, task_training_rows(task, training.most, space.rows_of_hub, space.prompts, fit)
     if categories:
-        yield from category_rows(categories, space.downloads / CLONE, training.most, shorten).items()
+        yield from category_rows(categories, space.downloads / CLONE, training.most, fit).items()
     files = space.flan or FlanFiles(space.downloads / "data", space.hub)
     for submix, tasks in flan.items():
         space.say(f"reading the submix {submix}")
-        yield from flan_rows(tasks, files(submix), training.most, shorten).items()
+        yield from flan_rows(tasks, files(submix), training.most, fit).items()
 
 
 def _source(training: Training, name: str) -> dict[str, Any]:
     told = training.tasks[name].model_dump(mode="json", exclude={"assumed", "available"})
-    return told | {"most": training.most, "tokenizer": training.base}
+    return told | {"most": training.most, "tokenizer": training.base, "max_tokens": training.settings.max_tokens}
 
 
 def _is_there(folder: Path, name: str, training: Training) -> bool:

@@ -6,7 +6,7 @@ data set that is evaluated on its training split (app_reviews) only what stands 
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fullrun.hub import Hub
 from fullrun.parquet_rows import batches_of
 from fullrun.plan import TaskSource
 from fullrun.readers import HubRow
-from fullrun.sources import Fetch, Prompts, Shorten, tables_of
+from fullrun.sources import Fetch, Prompts, tables_of
 from fullrun.training_plan import CategorySource, FlanSource
 from glider.errors import DataError
 from glider.files.opening import read_text
@@ -27,6 +27,7 @@ CLONE = "natural-instructions"  # beside the downloads
 _LARGEST_TASK = 1 << 30  # bytes of a file of instructions
 
 Rows = list[dict[str, Any]]
+Fit = Callable[[str, str], str]  # an input and its answer -> the beginning of the input that is trained on with it
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ class FlanFiles:
         return batches_of([self.hub.fetch(file, folder / file.path) for file in files], COLUMNS)
 
 
-def task_training_rows(
-    task: TaskSource, most: int, fetch: Fetch, prompts: Prompts, shorten: Shorten, seed: int = 0
-) -> Rows:
+def task_training_rows(task: TaskSource, most: int, fetch: Fetch, prompts: Prompts, fit: Fit, seed: int = 0) -> Rows:
     """At most so many rows of a task's training split, each under one template in turn.
 
     Rows without a right answer among their choices, or of which a template has nothing to ask, are left out; raises
@@ -73,11 +72,11 @@ def task_training_rows(
         got = f"{count - len(rows)} of {count} without, in {tables[0].where}"
         raise DataError("rows with their answer among the choices", got, "Read some of them.")
     random.Random(seed).shuffle(rows)
-    return [_row(row["input"], row["output"], shorten, task.max_input) for row in rows]
+    return [_row(row["input"], row["output"], fit) for row in rows]
 
 
 def flan_rows(
-    tasks: Mapping[str, FlanSource], batches: Iterable[Sequence[HubRow]], most: int, shorten: Shorten
+    tasks: Mapping[str, FlanSource], batches: Iterable[Sequence[HubRow]], most: int, fit: Fit
 ) -> dict[str, Rows]:
     """The first zero-shot rows of each task of a submix, whose rows lie in no order of tasks.
 
@@ -94,7 +93,7 @@ def flan_rows(
             if name is None or row["template_type"] not in ZERO_SHOT or len(rows[name]) >= most:
                 continue
             if row["inputs"].strip() and row["targets"].strip():
-                rows[name].append(_row(row["inputs"].strip(), row["targets"].strip(), shorten, 512))
+                rows[name].append(_row(row["inputs"].strip(), row["targets"].strip(), fit))
         if all(len(found) >= most for found in rows.values()):
             break
     if empty := [f"{tasks[name].task}" for name, found in rows.items() if not found]:
@@ -104,7 +103,7 @@ def flan_rows(
 
 
 def category_rows(
-    tasks: Mapping[str, CategorySource], clone: Path, most: int, shorten: Shorten, seed: int = 0
+    tasks: Mapping[str, CategorySource], clone: Path, most: int, fit: Fit, seed: int = 0
 ) -> dict[str, Rows]:
     """Rows of categories from the files `tasks/task*.json` of a clone, as many of each task as the others of it.
 
@@ -124,7 +123,7 @@ def category_rows(
     for name, task in tasks.items():
         parts = by_category[task.category]
         each = -(-most // len(parts))
-        rows = [row for file in parts for row in _of_task(_task_file(file), each, shorten, random.Random(seed))]
+        rows = [row for file in parts for row in _of_task(_task_file(file), each, fit, random.Random(seed))]
         random.Random(seed).shuffle(rows)
         chosen[name] = rows[:most]
     return chosen
@@ -141,15 +140,15 @@ def _task_file(file: Path) -> dict[str, Any]:
         raise DataError(f"the documented fields in {file}", got, "Clone it anew.") from fault
 
 
-def _of_task(told: Mapping[str, Any], most: int, shorten: Shorten, chance: random.Random) -> Rows:
+def _of_task(told: Mapping[str, Any], most: int, fit: Fit, chance: random.Random) -> Rows:
     instances, definition = told["Instances"], told["Definition"][0].strip()
     drawn = chance.sample(instances, min(most, len(instances)))
     rows = [(one["input"].strip(), one["output"][0].strip()) for one in drawn]
-    return [_row(f"{definition}\n\n{text}", answer, shorten, 512) for text, answer in rows if text and answer]
+    return [_row(f"{definition}\n\n{text}", answer, fit) for text, answer in rows if text and answer]
 
 
-def _row(text: str, answer: str, shorten: Shorten, most: int | None) -> dict[str, Any]:
-    return {"input": text if most is None else shorten(text, most), "output": answer}
+def _row(text: str, answer: str, fit: Fit) -> dict[str, Any]:
+    return {"input": fit(text, answer), "output": answer}
 
 
 def _require_text(row: HubRow) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +22,7 @@ from fullrun.sources import FEWSHOT_SPLIT, Fetch, FromHub, Prompts, task_rows
 from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.contribute.published_import import OfficialBase, import_checkpoint
 from glider.errors import ConfigError, DataError, PoolError
+from glider.evaluation.budgets import USUAL
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
@@ -49,6 +50,7 @@ class Workspace:
     say: Say = field(default=lambda line: None)
     executor: Executor | None = None  # of the cells; default: this process
     hub: Hub = Hub()
+    batch_tokens: int | Literal["auto"] = USUAL.tokens  # of the cells
 
     def run(self, plan: Plan) -> list[dict[str, Any]]:
         """Train and evaluate what is missing of a plan; each cell's summary, also kept in `summary.json`.
@@ -126,6 +128,7 @@ class Workspace:
             "base": pool.base,
             "dtype": self.dtype,
             "device": self.device,
+            "batch_tokens": self.batch_tokens,
             "fewshot_splits": [FEWSHOT_SPLIT],
             **({"descriptions": str(queries)} if pool.experts else {}),
             "routers": [

@@ -9,13 +9,13 @@ from glider.inference.forward import plain_model
 
 
 @contextmanager
-def checkpointed(model: Any, wanted: bool = True) -> Iterator[None]:
-    """Train a transformers model (or one that PEFT wrapped) so within the block, where it is wanted.
+def checkpointed(model: Any, active: bool = True) -> Iterator[None]:
+    """Train a transformers model (or one that PEFT wrapped) so within the block, where it is `active`.
 
     Raises `ConfigError` for a model that cannot.
     """
     plain = plain_model(model)
-    if not wanted:
+    if not active:
         yield
         return
     if not getattr(plain, "supports_gradient_checkpointing", False):
