@@ -25,7 +25,6 @@ from glider.jobs.local import LocalExecutor
 from glider.routing.specification import router_from
 
 FLAN = Path(__file__).parents[2] / "reproduce" / "flan"
-TASKS = Path(__file__).parents[3] / "shared" / "data" / "tasks" / "flan_extra"
 KINDS = {"sst2": ("sentiment", "em"), "wmt16_translate_deen": ("translation", "bleu"), "dart": ("struct", "rouge")}
 
 
@@ -153,15 +152,14 @@ def test_the_miniature_has_the_benchmarks_routers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TASKS.is_dir(), reason="the tasks are not here")
-def test_a_tiny_run_of_the_miniature_on_its_own_rows(tmp_path: Path, llama_directory: Path) -> None:
+def test_a_tiny_run_of_the_miniature_on_its_own_rows(tmp_path: Path, llama_directory: Path, shared: Path) -> None:
     """Random weights, a step, two rows a task: every router has a number, which means nothing."""
     (tmp_path / "tasks").mkdir()
     told = yaml.safe_load((FLAN / "mini-pool.yaml").read_text("utf8"))
     run = yaml.safe_load((FLAN / "mini.yaml").read_text("utf8"))
     names = {Path(task).name for one in run["sets"].values() for task in one["tasks"]}
     for name in names:
-        with gzip.open(TASKS / name, "rt", encoding="utf8") as file:
+        with gzip.open(shared / "data" / "tasks" / "flan_extra" / name, "rt", encoding="utf8") as file:
             kept = [line for line in file if len(line) < 700]
         parts = {split: [line for line in kept if f'"split": "{split}"' in line] for split in ("train", "val", "test")}
         text = "".join(parts["train"][:40] + parts["val"][:20] + parts["test"][:4])
