@@ -171,9 +171,12 @@ def test_published_queries_stand_for_their_embedder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_cell_runs(tmp_path: Path) -> None:
+def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """`run.py all --tiny` itself: tables, figures and training."""
     plan = read_plan(["all"])
-    told = rehearse(tmp_path, plan)
+    monkeypatch.setattr("sys.argv", ["run.py", "all", "--tiny", "--work", str(tmp_path), "--json"])
+    assert main() == 0
+    told = json.loads(capsys.readouterr().out)
     assert len(told) == len(plan.cells) + len(plan.trainings) and not any(cell["missing"] for cell in told)
     assert {cell["config"] for cell in told} == set(config_names())  # tables, figures and training
     assert all(cell["score"] is not None or {"figure", "experts"} & cell.keys() for cell in told)

@@ -22,6 +22,7 @@ from fullrun.workspace import Workspace, tokenizer_of
 from glider.contribute.published_format import T0_TASKS
 from glider.errors import ConfigError, DataError
 from glider.experts.pool import Pool
+from glider.jobs.local import LocalExecutor
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +262,13 @@ def test_experts_are_trained_from_every_source_and_found_again(tmp_path: Path, c
 
 def plan_names(plan: dict[str, Any]) -> list[str]:
     return [expert["name"] for expert in plan["experts"]]
+
+
+def test_experts_are_not_trained_by_workers_that_would_do_nothing(tmp_path: Path) -> None:
+    space = Workspace(tmp_path, tmp_path, made_up, made_up_prompts, made_up_flan, executor=LocalExecutor(workers=2))
+    with pytest.raises(ConfigError, match=r"plain processes.*--devices"):
+        space.run(read_plan(["train/t0-t5xl"]))
+    assert not (tmp_path / "training").exists()
 
 
 def test_an_expert_whose_rows_fail_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

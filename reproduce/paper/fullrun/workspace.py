@@ -59,6 +59,9 @@ class Workspace:
         """
         from fullrun.training import train
 
+        if plan.trainings and self.executor not in (None, LocalExecutor()):
+            remedy = "Say --devices, or give the pool.yaml that the data step writes to `glider pool build`."
+            raise ConfigError("training in plain processes", "another executor, or workers", remedy)
         self.require_pools(plan)
         told = [train(self, training) for training in plan.trainings]
         for cells in plan.groups():
