@@ -12,7 +12,7 @@ from glider.routing.scores import cosine
 from glider.routing.signals.base import absent
 from glider.shapes import Float, Int, Tensor
 
-_WANTED = "a profile with embeddings of every expert"
+_WITH_EMBEDDINGS = "a profile with embeddings of every expert"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _values_of(pool: Pool, part: str) -> list[Tensor]:
     if lacking:
         stored = part == "stored_inputs"
         raise RouterError(
-            "a profile with stored inputs of every expert, or of none" if stored else _WANTED,
+            "a profile with stored inputs of every expert, or of none" if stored else _WITH_EMBEDDINGS,
             f"none in {', '.join(lacking)}",
             "Make them of training rows with `glider expert profile"
             f"{' --stored N' if stored else ''}`, or choose by=descriptions.",
