@@ -75,24 +75,24 @@ def lay_out(benchmark: Benchmark, clone: Path, work: Path) -> dict[str, str]:
     Raises `DataError` for another number of tasks or domains than the benchmark has, and for rows of other fields.
     """
     rows, samples = read_rows(benchmark, clone / ROWS), read_samples(clone / SAMPLES)
-    tasks = {task: found[0]["domain"] for task, found in rows.items()}
+    tasks = {task: entries[0]["domain"] for task, entries in rows.items()}
     counts = (len(tasks), len(set(tasks.values())))
     if counts != (benchmark.tasks, benchmark.domains):
-        wanted = f"{benchmark.tasks} tasks in {benchmark.domains} domains in {clone / ROWS}"
-        raise DataError(wanted, f"{counts[0]} in {counts[1]}", "Take the published file, or mend benchmark.yaml.")
+        expected = f"{benchmark.tasks} tasks in {benchmark.domains} domains in {clone / ROWS}"
+        raise DataError(expected, f"{counts[0]} in {counts[1]}", "Take the published file, or mend benchmark.yaml.")
     if lacking := sorted(tasks.keys() - samples.keys()):
         raise DataError(
             f"samples of every task in {clone / SAMPLES}", f"none of {', '.join(lacking)}", "Clone it anew."
         )
-    for task, found in rows.items():
-        _write(work / "tasks" / f"{task}.jsonl", [{**row, "split": "test"} for row in found])
+    for task, entries in rows.items():
+        _write(work / "tasks" / f"{task}.jsonl", [{**row, "split": "test"} for row in entries])
         _write(work / "samples" / f"{task}.jsonl", samples[task])
     sets: dict[str, Any] = {}
-    for task, found in sorted(rows.items()):
-        one = {"data": f"tasks/{task}.jsonl", "name": task, "metric": benchmark.metrics[found[0]["metric"]]}
+    for task, entries in sorted(rows.items()):
+        one = {"data": f"tasks/{task}.jsonl", "name": task, "metric": benchmark.metrics[entries[0]["metric"]]}
         sets.setdefault(_file_name(tasks[task]), {"tasks": []})["tasks"].append(one)
-    told = {"pool": "pool", "base": benchmark.base, "dtype": "bfloat16", "max_new_tokens": benchmark.max_new_tokens}
-    write_json(work / "run.yaml", {**told, "routers": benchmark.routers, "sets": sets})  # JSON is YAML
+    content = {"pool": "pool", "base": benchmark.base, "dtype": "bfloat16", "max_new_tokens": benchmark.max_new_tokens}
+    write_json(work / "run.yaml", {**content, "routers": benchmark.routers, "sets": sets})  # JSON is YAML
     return tasks
 
 
@@ -119,12 +119,12 @@ def read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
     samples: dict[str, list[dict[str, Any]]] = {}
     for number, entry in enumerate(_list_of(path)):
         try:
-            found = [{"input": one["inputs"], "output": one["targets"]} for one in entry["sample"]]
+            entries = [{"input": one["inputs"], "output": one["targets"]} for one in entry["sample"]]
             task = _file_name(entry["model_name"])
         except (KeyError, TypeError) as fault:
-            wanted = f"model_name and sample (inputs, targets) in entry {number} of {path}"
-            raise DataError(wanted, f"{type(fault).__name__}: {fault}", _ANEW) from fault
-        samples[task] = [{**row, "task": task} for row in found if row["input"].strip() and row["output"].strip()]
+            expected = f"model_name and sample (inputs, targets) in entry {number} of {path}"
+            raise DataError(expected, f"{type(fault).__name__}: {fault}", _ANEW) from fault
+        samples[task] = [{**row, "task": task} for row in entries if row["input"].strip() and row["output"].strip()]
     return samples
 
 
@@ -159,12 +159,12 @@ _ANEW = "Clone the published repository anew."
 
 def _list_of(path: Path) -> list[Any]:
     try:
-        told = json.loads(path.read_text("utf8"))
+        content = json.loads(path.read_text("utf8"))
     except (OSError, ValueError) as fault:
         raise DataError(f"JSON at {path}", f"{type(fault).__name__}: {fault}"[:200], _ANEW) from fault
-    if not isinstance(told, list) or not told or not all(isinstance(entry, dict) for entry in told):
-        raise DataError(f"a list of rows in {path}", type(told).__name__, _ANEW)
-    return told
+    if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
+        raise DataError(f"a list of rows in {path}", type(content).__name__, _ANEW)
+    return content
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

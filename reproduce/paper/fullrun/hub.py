@@ -55,9 +55,9 @@ class Hub:
 
     def parquet(self, name: str, config: str | None, split: str) -> list[HubFile]:
         """The Parquet files of a split in order: the authors' own, else the hub's copy's; none where there are none."""
-        own = [file for file in self.files(name, "dataset") if file.path.endswith(".parquet")]
-        if chosen := _of_split(own, config, split):
-            return chosen
+        parquet = [file for file in self.files(name, "dataset") if file.path.endswith(".parquet")]
+        if selected := _of_split(parquet, config, split):
+            return selected
         copied = [f for f in self.files(name, "dataset", CONVERTED, config or "") if f.path.endswith(".parquet")]
         return _of_copy(copied, name, config, split)
 
@@ -120,8 +120,8 @@ class Hub:
                     out.flush()
             if file.sha256 is not None and (got := sha256(growing)) != file.sha256:
                 growing.unlink()
-                wanted = f"{file.repository}/{file.path} of sha256 {file.sha256[:12]}"
-                raise DataError(wanted, got[:12], "The same command fetches it anew.")
+                expected_file = f"{file.repository}/{file.path} of sha256 {file.sha256[:12]}"
+                raise DataError(expected_file, got[:12], "The same command fetches it anew.")
             growing.replace(place)
             beside.unlink()
         return place
@@ -178,12 +178,12 @@ def _listed(endpoint: str | None, repository: str, kind: Kind, revision: str, fo
         if isinstance(fault, HfHubHTTPError | OSError | ValueError | TypeError | KeyError) or _of_network(fault):
             raise _fault(f"the list of files of {repository} from the hub", fault) from fault
         raise
-    found = []
+    files = []
     for entry in entries:
         if (size := getattr(entry, "size", None)) is not None:  # a folder has none
             lfs = getattr(entry, "lfs", None)
-            found.append(HubFile(repository, kind, revision, entry.path, size, lfs.sha256 if lfs else None))
-    return tuple(found)
+            files.append(HubFile(repository, kind, revision, entry.path, size, lfs.sha256 if lfs else None))
+    return tuple(files)
 
 
 def _of_split(files: Sequence[HubFile], config: str | None, split: str) -> list[HubFile]:
@@ -191,8 +191,8 @@ def _of_split(files: Sequence[HubFile], config: str | None, split: str) -> list[
     folders = [config] if config else ["data", "", "default"]
     for folder in folders:
         begin = f"{folder}/{split}-" if folder else f"{split}-"
-        if chosen := [file for file in files if file.path.startswith(begin)]:
-            return sorted(chosen, key=lambda file: file.path)
+        if selected := [file for file in files if file.path.startswith(begin)]:
+            return sorted(selected, key=lambda file: file.path)
     return []
 
 
@@ -203,8 +203,8 @@ def _of_copy(files: Sequence[HubFile], name: str, config: str | None, split: str
         raise DataError(f"one config of {name}", ", ".join(configs[:8]), "Name it in the set's file.")
     config = config or ("default" if "default" in configs else next(iter(configs), ""))
     for folder in (split, f"partial-{split}"):
-        if chosen := [file for file in files if file.path.startswith(f"{config}/{folder}/")]:
-            return sorted(chosen, key=lambda file: file.path)
+        if selected := [file for file in files if file.path.startswith(f"{config}/{folder}/")]:
+            return sorted(selected, key=lambda file: file.path)
     return []
 
 
@@ -220,6 +220,6 @@ def _of_network(fault: BaseException) -> bool:
     return any(kind.__name__ in ("ConnectionError", "Timeout", "TransportError") for kind in type(fault).__mro__)
 
 
-def _fault(wanted: str, fault: BaseException) -> DataError:
+def _fault(expected: str, fault: BaseException) -> DataError:
     remedy = "Check the connection and the name; the same command goes on."
-    return DataError(wanted, f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300], remedy)
+    return DataError(expected, f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300], remedy)

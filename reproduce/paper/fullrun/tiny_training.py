@@ -67,7 +67,7 @@ def _write_category(folder: Path, category: str) -> None:
     chance = random.Random(category)
     folder.mkdir(parents=True, exist_ok=True)
     for number, named in enumerate((category, category, "Another Category")):
-        told: dict[str, Any] = {
+        task_file: dict[str, Any] = {
             "Contributors": ["nobody"],
             "Source": ["made up"],
             "Categories": [named],
@@ -79,7 +79,7 @@ def _write_category(folder: Path, category: str) -> None:
             ],
         }
         name = f"task{number:03}_{category.lower().replace(' ', '_')}.json"
-        (folder / name).write_text(json.dumps(told), "utf8")
+        (folder / name).write_text(json.dumps(task_file), "utf8")
 
 
 def _text(chance: random.Random) -> str:

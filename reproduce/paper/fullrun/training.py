@@ -105,8 +105,8 @@ def _rows(space: Workspace, training: Training, names: list[str], fit: Fit) -> I
 
 
 def _source(training: Training, name: str) -> dict[str, Any]:
-    told = training.tasks[name].model_dump(mode="json", exclude={"assumed", "available"})
-    return told | {"most": training.most, "tokenizer": training.base, "max_tokens": training.settings.max_tokens}
+    source = training.tasks[name].model_dump(mode="json", exclude={"assumed", "available"})
+    return source | {"most": training.most, "tokenizer": training.base, "max_tokens": training.settings.max_tokens}
 
 
 def _is_there(folder: Path, name: str, training: Training) -> bool:
@@ -164,6 +164,11 @@ def _mine(space: Workspace, job: ExpertJob, wait: bool) -> Iterator[bool]:
 def _summary(training: Training, pool: Path, jobs: list[ExpertJob], faults: Mapping[str, str]) -> dict[str, Any]:
     losses = {job.name: ExpertCard.read(job.out).training["lora"]["best_loss"] for job in jobs if job.out.exists()}
     missing = [job.name for job in jobs if job.name in faults or job.name not in losses]
-    told: dict[str, Any] = {"config": training.config, "method": "train", "pool": training.name, "set": training.name}
-    told |= {"score": None, "published": None, "missing": missing, "tasks": {}, "faults": dict(faults)}
-    return told | {"experts": str(pool), "losses": losses}
+    summary: dict[str, Any] = {
+        "config": training.config,
+        "method": "train",
+        "pool": training.name,
+        "set": training.name,
+    }
+    summary |= {"score": None, "published": None, "missing": missing, "tasks": {}, "faults": dict(faults)}
+    return summary | {"experts": str(pool), "losses": losses}

@@ -80,9 +80,9 @@ def activations_gb(training: Training) -> float:
     settings, shape, blocks = training.settings, shape_of(training), BLOCKS[training.shape]
     rows, length = math.ceil(settings.batch_size / settings.accumulation), settings.max_tokens
     block = 34 * rows * length * shape.width + 5 * shape.heads * length**2 * rows
-    kept = blocks * 2 * rows * length * shape.width + block if settings.checkpointing else blocks * block
+    stored = blocks * 2 * rows * length * shape.width + block if settings.checkpointing else blocks * block
     answer = max(task.assumed.target for task in _tasks(training))
-    return (kept + LOGIT_BYTES * rows * answer * shape.vocabulary) / GB
+    return (stored + LOGIT_BYTES * rows * answer * shape.vocabulary) / GB
 
 
 def training_memory_gb(training: Training) -> float:
@@ -117,34 +117,37 @@ def training_pool_gb(training: Training) -> float:
 def training_json(training: Training, assumed: Assumptions) -> dict[str, Any]:
     """The estimates as plain values."""
     tokens, settings = training_tokens(training), training.settings
-    told: dict[str, Any] = {"config": training.config, "title": training.title, "base": training.base}
-    told |= {"experts": len(training.tasks), "rows": training.most, "tokens": round(tokens)}
-    told |= {"hours": hours_of(passes(training) * tokens, assumed), "passes": passes(training)}
-    told |= {"memory_gb": round(training_memory_gb(training), 1), "command": training.command}
-    told |= {"download_gb": round(training_download_gb(training), 1), "pool_gb": round(training_pool_gb(training), 1)}
-    told |= {"data_gb": round(training_data_gb(training), 1), "dtype": training.dtype}
+    estimate: dict[str, Any] = {"config": training.config, "title": training.title, "base": training.base}
+    estimate |= {"experts": len(training.tasks), "rows": training.most, "tokens": round(tokens)}
+    estimate |= {"hours": hours_of(passes(training) * tokens, assumed), "passes": passes(training)}
+    estimate |= {"memory_gb": round(training_memory_gb(training), 1), "command": training.command}
+    estimate |= {
+        "download_gb": round(training_download_gb(training), 1),
+        "pool_gb": round(training_pool_gb(training), 1),
+    }
+    estimate |= {"data_gb": round(training_data_gb(training), 1), "dtype": training.dtype}
     names = ("steps", "gate_steps", "batch_size", "accumulation", "checkpointing", "precision")
-    return told | {"settings": {name: getattr(settings, name) for name in names}}
+    return estimate | {"settings": {name: getattr(settings, name) for name in names}}
 
 
-def print_training(told: dict[str, Any]) -> None:
+def print_training(cost: dict[str, Any]) -> None:
     """For a person."""
-    settings = told["settings"]
-    print(f"\n{told['title']}")
-    print(f"  {told['base']} in {told['dtype']}, {settings['precision']} arithmetic: {told['memory_gb']} GB of memory,")
-    print(f"  {told['download_gb']} GB to download ({told['data_gb']} of data), {told['pool_gb']} GB as a pool")
+    settings = cost["settings"]
+    print(f"\n{cost['title']}")
+    print(f"  {cost['base']} in {cost['dtype']}, {settings['precision']} arithmetic: {cost['memory_gb']} GB of memory,")
+    print(f"  {cost['download_gb']} GB to download ({cost['data_gb']} of data), {cost['pool_gb']} GB as a pool")
     parts = f"{settings['batch_size']} rows a step in {settings['accumulation']} parts"
     recomputed = ", activations recomputed" if settings["checkpointing"] else ""
     print(
-        f"  {settings['steps']} + {settings['gate_steps']} steps, {parts}{recomputed}; up to {told['rows']} rows a task"
+        f"  {settings['steps']} + {settings['gate_steps']} steps, {parts}{recomputed}; up to {cost['rows']} rows a task"
     )
     hours = (
         ""
-        if told["hours"] is None
-        else f": {told['hours']:.1f} h in all, {told['hours'] / told['experts']:.2f} an expert"
+        if cost["hours"] is None
+        else f": {cost['hours']:.1f} h in all, {cost['hours'] / cost['experts']:.2f} an expert"
     )
-    print(f"  {told['experts']} experts, {told['tokens'] / 1e6:.0f} M tokens in {told['passes']} passes{hours}")
-    print(f"    {told['command']}")
+    print(f"  {cost['experts']} experts, {cost['tokens'] / 1e6:.0f} M tokens in {cost['passes']} passes{hours}")
+    print(f"    {cost['command']}")
 
 
 def _tasks(training: Training) -> list[Any]:

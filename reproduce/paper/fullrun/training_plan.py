@@ -82,25 +82,29 @@ class Training:
 def read_training(name: str, sets: Mapping[str, TaskSet]) -> Training:
     """Read a config of train/ with its tasks; raises `ConfigError` naming the faults, a wrong number of tasks too."""
     path = HERE / f"{name}.yaml"
-    told = read_config(path, TrainingConfig)
-    listed = read_config(HERE / "training" / f"{told.tasks}.yaml", TrainingTasks)
+    config = read_config(path, TrainingConfig)
+    listed = read_config(HERE / "training" / f"{config.tasks}.yaml", TrainingTasks)
     tasks: dict[str, TaskSource | FlanSource | CategorySource] = {}
-    for set_name, chosen in listed.sets.items():
+    for set_name, selected in listed.sets.items():
         of_set = sets[set_name].tasks if set_name in sets else {}
-        names = tuple(of_set) if chosen is None else chosen
+        names = tuple(of_set) if selected is None else selected
         if lacking := [one for one in names if one not in of_set] or ([] if of_set else [set_name]):
-            raise ConfigError(f"tasks of sets in training/{told.tasks}.yaml", ", ".join(lacking), "Mend the file.")
+            raise ConfigError(f"tasks of sets in training/{config.tasks}.yaml", ", ".join(lacking), "Mend the file.")
         tasks |= {one: of_set[one] for one in names}
     if twice := sorted(tasks.keys() & listed.tasks.keys()):
-        raise ConfigError(f"tasks named once in training/{told.tasks}.yaml", ", ".join(twice), "Mend the file.")
+        raise ConfigError(f"tasks named once in training/{config.tasks}.yaml", ", ".join(twice), "Mend the file.")
     tasks |= listed.tasks
-    if len(tasks) != told.experts:
-        raise ConfigError(f"{told.experts} tasks in training/{told.tasks}.yaml", str(len(tasks)), f"Mend it or {path}.")
+    if len(tasks) != config.experts:
+        raise ConfigError(
+            f"{config.experts} tasks in training/{config.tasks}.yaml", str(len(tasks)), f"Mend it or {path}."
+        )
     if bad := [one for one in tasks if not re.fullmatch(r"[a-z0-9]+", one)]:
         raise ConfigError("tasks of small letters and digits", bad[0], "Mend the file.")
     try:
-        settings = TrainConfig(**told.settings)
+        settings = TrainConfig(**config.settings)
     except ValidationError as fault:
         raise ConfigError(f"settings of training in {path}", faults(fault), "Mend the file.") from fault
     seen = settings.steps * settings.batch_size + settings.validation + settings.stored
-    return Training(name, told.title, told.base, told.shape, told.dtype, settings, min(seen, told.rows or seen), tasks)
+    return Training(
+        name, config.title, config.base, config.shape, config.dtype, settings, min(seen, config.rows or seen), tasks
+    )

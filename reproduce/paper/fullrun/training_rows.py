@@ -55,8 +55,8 @@ def task_training_rows(task: TaskSource, most: int, fetch: Fetch, prompts: Promp
     """
     split, last = (task.train, None) if task.train is not None else (task.split[0], task.last or 0)
     if last == 0:
-        wanted, got = "training rows beside the evaluated ones", f"none in the split {split}"
-        raise DataError(wanted, got, "Leave the task out of training.")
+        expected, got = "training rows beside the evaluated ones", f"none in the split {split}"
+        raise DataError(expected, got, "Leave the task out of training.")
     limit = most if last is None else None  # what is not evaluated stands before the last rows: all must be known
 
     def read(name: str, config: str | None) -> Sequence[HubRow]:
@@ -94,9 +94,9 @@ def flan_rows(
                 continue
             if row["inputs"].strip() and row["targets"].strip():
                 rows[name].append(_row(row["inputs"].strip(), row["targets"].strip(), fit))
-        if all(len(found) >= most for found in rows.values()):
+        if all(len(of_task) >= most for of_task in rows.values()):
             break
-    if empty := [f"{tasks[name].task}" for name, found in rows.items() if not found]:
+    if empty := [f"{tasks[name].task}" for name, of_task in rows.items() if not of_task]:
         known = ", ".join(sorted(seen)[:12])
         raise DataError(f"zero-shot rows of {', '.join(empty)}", f"none; there are {known}", "Mend the names of tasks.")
     return rows
@@ -119,29 +119,29 @@ def category_rows(
     if lacking := sorted({task.category for task in tasks.values()} - by_category.keys()):
         known = ", ".join(sorted(by_category)[:12])
         raise DataError(f"tasks of {', '.join(lacking)} in {clone}", f"none; there are {known}", "Mend the category.")
-    chosen: dict[str, Rows] = {}
+    by_task: dict[str, Rows] = {}
     for name, task in tasks.items():
         parts = by_category[task.category]
         each = -(-most // len(parts))
         rows = [row for file in parts for row in _of_task(_task_file(file), each, fit, random.Random(seed))]
         random.Random(seed).shuffle(rows)
-        chosen[name] = rows[:most]
-    return chosen
+        by_task[name] = rows[:most]
+    return by_task
 
 
 def _task_file(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(read_text(file, _LARGEST_TASK))
-        if not (isinstance(told["Definition"], list) and isinstance(told["Categories"][0], str)):
+        task_file = json.loads(read_text(file, _LARGEST_TASK))
+        if not (isinstance(task_file["Definition"], list) and isinstance(task_file["Categories"][0], str)):
             raise TypeError("Definition and Categories are lists of texts")
-        return told | {"Instances": list(told["Instances"])}
+        return task_file | {"Instances": list(task_file["Instances"])}
     except (OSError, KeyError, TypeError, IndexError, ValueError) as fault:
         got = f"{type(fault).__name__}: {fault}"
         raise DataError(f"the documented fields in {file}", got, "Clone it anew.") from fault
 
 
-def _of_task(told: Mapping[str, Any], most: int, fit: Fit, chance: random.Random) -> Rows:
-    instances, definition = told["Instances"], told["Definition"][0].strip()
+def _of_task(task_file: Mapping[str, Any], most: int, fit: Fit, chance: random.Random) -> Rows:
+    instances, definition = task_file["Instances"], task_file["Definition"][0].strip()
     drawn = chance.sample(instances, min(most, len(instances)))
     rows = [(one["input"].strip(), one["output"][0].strip()) for one in drawn]
     return [_row(f"{definition}\n\n{text}", answer, fit) for text, answer in rows if text and answer]
