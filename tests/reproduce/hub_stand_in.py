@@ -92,15 +92,19 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[Stand]:
-    """The stand-in, at `endpoint`."""
-    stand = Stand()
+    """The stand-in, at `endpoint`; while it stands huggingface_hub may ask, which tests else may not."""
+    from huggingface_hub import constants
+
+    stand, offline = Stand(), constants.HF_HUB_OFFLINE
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"stand": stand}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     stand.endpoint = f"http://127.0.0.1:{server.server_port}"
+    constants.HF_HUB_OFFLINE = False
     try:
         yield stand
     finally:
+        constants.HF_HUB_OFFLINE = offline
         server.shutdown()
         server.server_close()
         thread.join()

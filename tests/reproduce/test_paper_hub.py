@@ -263,7 +263,7 @@ def test_a_repository_that_is_not_there_is_told(stand: Stand, hub: Hub) -> None:
     with pytest.raises(DataError, match=r"the list of files of no/where from the hub"):
         hub.files("no/where", "dataset")
     with pytest.raises(DataError, match=r"the list of files"):
-        Hub("http://127.0.0.1:9").files("no/where", "dataset")
+        Hub("http://127.0.0.1:9").files("no/where", "dataset")  # where nobody answers
 
 
 def test_a_data_set_without_parquet_is_streamed_split_by_split(
