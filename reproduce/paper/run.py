@@ -3,9 +3,10 @@
     python reproduce/paper/run.py table1/glider --dry-run --throughput 20000
     python reproduce/paper/run.py all --tiny
     python reproduce/paper/run.py table1/glider --set bbh --device cuda --work out/paper
+    python reproduce/paper/run.py train/t0-t5xl --device cuda --work out/paper
 
-Configs are the YAML files in table1/, table2/, table3/ and figures/; `all` takes every one. The last form needs a GPU
-and the hub, goes on after an interruption, and has never been run in full: docs/reproducing.md.
+Configs are the YAML files in table1/, table2/, table3/, figures/ and train/ (section 5.1); `all` takes every one. The
+last two forms need a GPU and the hub, go on after an interruption, and were never run in full: docs/reproducing.md.
 """
 
 import argparse
@@ -48,8 +49,10 @@ def _run(arguments: argparse.Namespace) -> int:
             print_plan(plan, assumed)
         return 0
     from fullrun.tiny import made_up, made_up_prompts, tiny_plan
+    from fullrun.tiny_training import made_up_flan
     from fullrun.workspace import Workspace
     from glider.cli.terminal import quiet_libraries
+    from glider.evaluation.budgets import tokens_of
 
     quiet_libraries()
     names = ("executor", "workers", "address", "files", "cpus_per_job", "gpus_per_job")
@@ -59,13 +62,13 @@ def _run(arguments: argparse.Namespace) -> int:
         root = place_of(arguments, Path(scratch))
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
-        where = {"dtype": arguments.dtype, "device": arguments.device}
+        where = {"dtype": arguments.dtype, "device": arguments.device, "say": say, "executor": executor}
+        where |= {"batch_tokens": tokens_of(arguments.batch_tokens)}
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
-            rows = (made_up, made_up_prompts)
-            told = Workspace(root, downloads, *rows, **where, say=say, executor=executor).run(plan)
+            told = Workspace(root, downloads, made_up, made_up_prompts, made_up_flan, **where).run(plan)
         else:
-            told = Workspace(root, downloads, **where, say=say, executor=executor).run(plan)
+            told = Workspace(root, downloads, **where).run(plan)
     return _tell(told, arguments)
 
 
@@ -78,6 +81,7 @@ def _on_devices(arguments: argparse.Namespace, plan: Plan) -> int:
         work = arguments.work or (Path(scratch) if arguments.tiny else WORK)
         command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), str(Path(__file__).absolute())]
         command += ["--work", str(work.absolute()), "--dtype", arguments.dtype]
+        command += ["--batch-tokens", arguments.batch_tokens]
         command += ["--tiny"] if arguments.tiny else []
         command += ["--downloads", str(arguments.downloads.absolute())] if arguments.downloads else []
         command += ["--set", arguments.set] if arguments.set else []
@@ -107,6 +111,11 @@ def _print(told: list[dict], tiny: bool) -> None:
     if tiny:
         print("Random weights, made-up rows: the scores mean nothing.")
     for cell in told:
+        if "experts" in cell:
+            trained = f"{len(cell['losses'])} experts in {cell['experts']}"
+            lacking = f", without {', '.join(cell['missing'])}" if cell["missing"] else ""
+            print(f"{cell['config']}: {trained}{lacking}")
+            continue
         if "figure" in cell:
             print(f"{cell['config']} {cell['method']} {cell['pool']}/{cell['set']}: {cell['figure']}")
             continue
@@ -131,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--device", default="cpu", help="such as cuda")
     known.add_argument("--devices", help="several, a process on each: 0-7, or 0,2 (numbers of CUDA devices)")
     known.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    known.add_argument("--batch-tokens", default="768", help="that run together; auto: what pays on the device")
     known.add_argument("--throughput", type=float, help="tokens a second of your machine, for hours in the plan")
     known.add_argument("--activations-gb", type=float, default=4.0, help="memory beside the weights, for the plan")
     known.add_argument("--json", action="store_true")

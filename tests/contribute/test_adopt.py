@@ -20,6 +20,7 @@ from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
 from glider.errors import (
     BaseModelError,
+    ConfigError,
     DataError,
     EmbedderError,
     ExpertError,
@@ -470,3 +471,17 @@ def test_a_profile_says_how_many_rows_it_needs(expert: Expert, llama_directory: 
     (tmp_path / "two.jsonl").write_text('{"input": "a", "output": "b"}\n' * 2, "utf8")
     with pytest.raises(DataError, match=r"at least 3 rows.*48 are enough.*got 2"):
         make_profile(expert.directory, tmp_path / "two.jsonl", str(llama_directory), quick())
+
+
+def test_a_profile_stores_as_many_inputs_as_are_asked_for(expert: Expert, llama_directory: Path, data: Path):
+    base = str(llama_directory)
+    with pytest.raises(ConfigError, match=r"an embedder for 5 stored inputs.*glider expert describe"):
+        make_profile(expert.directory, data, base, quick(stored=5))
+    describe(expert.directory, "Say it.", "all-minilm-l6-v2")
+    profile = make_profile(expert.directory, data, base, quick(stored=5)).profile
+    assert profile is not None and profile.stored_inputs is not None and profile.inputs is not None
+    assert profile.stored_inputs.shape == (5, profile.inputs.shape[0])
+    assert profile.stored_inputs.float().norm(dim=-1).allclose(torch.ones(5), atol=1e-2)
+    with pytest.raises(DataError, match=r"400 training rows to store; got \d+\."):
+        make_profile(expert.directory, data, base, quick(stored=400))
+    assert make_profile(expert.directory, data, base, quick()).profile.stored_inputs is None  # pyright: ignore

@@ -25,6 +25,7 @@ from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
+from glider.inference.spec import BaseSpec
 
 DEFINITION = "Answer with the letter x."
 TRAINED_FILES = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
@@ -174,6 +175,48 @@ def test_an_interrupted_run_gives_the_same_bytes(
     assert seen[0] == (stage, step)
     assert bytes_of(resumed) == bytes_of(whole)
     assert [file.name for file in (tmp_path / "cut").iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_settings_of_a_large_model_give_the_same_bytes_after_an_interruption(
+    base_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+):
+    """Autocast, parts and recomputed activations; what is trained stays float32 where the base is kept in bfloat16."""
+    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0.0)
+    data, base = no_definition(data), BaseSpec(base=str(base_directory), dtype=dtype)
+    settings = config(precision="bfloat16", accumulation=2, checkpointing=True, decay="linear", minutes=None)
+    whole = train_expert(data, base, tmp_path / "whole" / "e", settings)
+    assert whole.card.training.get("dtype", "float32") == dtype
+    assert whole.card.training["config"]["checkpointing"] is True
+
+    def cut(now_stage: str, now: Progress, steps: int) -> None:
+        if (now_stage, now.step) == ("lora", 7):
+            states = load_file(tmp_path / "cut" / ".e.training" / "lora.safetensors")
+            assert {value.dtype for value in states.values()} == {torch.float32}
+        if (now_stage, now.step) == ("gates", 4):
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train_expert(data, base, tmp_path / "cut" / "e", settings, report=cut)
+    assert bytes_of(train_expert(data, base, tmp_path / "cut" / "e", settings)) == bytes_of(whole)
+
+
+def test_a_run_begun_in_one_arithmetic_does_not_go_on_in_another(
+    llama_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0.0)
+    data = no_definition(data)
+
+    def cut(stage: str, now: Progress, steps: int) -> None:
+        if now.step == 5:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train_expert(data, str(llama_directory), tmp_path / "e", config(), report=cut)
+    seen: list[int] = []
+    coarse = BaseSpec(base=str(llama_directory), dtype="bfloat16")
+    train_expert(data, coarse, tmp_path / "e", config(), report=lambda stage, now, steps: seen.append(now.step))
+    assert seen[0] == 1
 
 
 def test_state_of_a_run_with_other_settings_is_not_taken_up(

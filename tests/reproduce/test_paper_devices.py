@@ -77,6 +77,7 @@ def test_devices_are_read_as_ranges_and_names() -> None:
         devices_of(" ,")
     with pytest.raises(ConfigError, match="0-7"):
         devices_of("7-0")
-    shares = shares_of(read_plan(["table1/glider", "table1/glider-by-hand"]))
-    assert shares == list(dict.fromkeys(shares)) and ("table1/glider", "glider", "flan") in shares
-    assert len(shares) == 6
+    shares = shares_of(read_plan(["table1/glider", "table1/glider-by-hand"]), 3)
+    assert shares == list(dict.fromkeys(shares)) and len(shares) == 6
+    assert ("table1/glider", "--method", "glider", "--pool", "flan") in shares
+    assert shares_of(read_plan(["train/t0-t5xl"]), 3) == [("train/t0-t5xl",)] * 3

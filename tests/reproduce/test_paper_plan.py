@@ -143,7 +143,7 @@ def test_rows_and_tokens_by_hand(plan: Plan) -> None:
     assert hours_of(7.2e6, Assumptions(throughput=1000)) == 2 and hours_of(7.2e6, Assumptions()) is None
 
 
-@pytest.mark.parametrize("config", config_names())
+@pytest.mark.parametrize("config", [*config_names(), "all"])
 def test_the_dry_run_tells_everything(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     from fullrun.dry_run import print_plan
 
@@ -151,6 +151,11 @@ def test_the_dry_run_tells_everything(config: str, capsys: pytest.CaptureFixture
     print_plan(plan, Assumptions(throughput=5000))
     said = capsys.readouterr().out
     assert "has not been made" in said and "Assumed" in said and "5000 tokens/s" in said
+    for training in plan.trainings:
+        assert training.command in said and training.title in said and training.base in said
+    if config == "all":
+        assert {name.partition("/")[0] for name in config_names()} == {"figures", "table1", "table2", "table3", "train"}
+        assert {cell.config for cell in plan.cells} | {one.config for one in plan.trainings} == set(config_names())
     for cell in plan.cells:
         assert cell.command in said and plan.pools[cell.pool].base in said
         assert cell.published is None or f"published {cell.published:.2f}" in said

@@ -8,7 +8,7 @@ import pytest
 from fullrun.plan import BbhSource, BigBenchSource, Lengths, P3Source, TaskSet, TaskSource
 from fullrun.published_scores import published_score
 from fullrun.readers import HubRow
-from fullrun.sources import from_hub, task_rows
+from fullrun.sources import task_rows
 from glider.errors import DataError
 
 COMMON: dict[str, Any] = {"split": ("validation",), "available": 10, "assumed": Lengths(input=1, target=1)}
@@ -126,46 +126,11 @@ def test_few_rows_without_their_answer_are_left_out_and_many_refused() -> None:
 
 
 def test_long_prompts_keep_their_beginning(tmp_path, t5_directory) -> None:
-    from fullrun.workspace import _shortened, _tokenizer
+    from fullrun.workspace import shortened, tokenizer_of
 
-    tokenizer = _tokenizer(str(t5_directory))
-    assert _shortened(tokenizer, "abcdef", 7) == "abcdef"
-    assert _shortened(tokenizer, "abcdef", 4) == "abc"  # and an end token
-
-
-def test_the_hub_is_asked_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = []
-
-    def load_dataset(*args: Any, **kwargs: Any) -> Any:
-        asked.append((args, kwargs))
-        if args[1] == "gone":
-            raise ValueError("BuilderConfig 'gone' not found")
-        return ({"i": i} for i in range(9)) if kwargs.get("streaming") else [{"i": 1}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert from_hub("bigscience/P3", "rte", "train", 3) == [{"i": 0}, {"i": 1}, {"i": 2}]
-    assert from_hub("bigscience/P3", "rte", "test") == [{"i": 1}]
-    assert asked[0] == (("bigscience/P3", "rte"), {"split": "train", "streaming": True})
-    with pytest.raises(DataError, match="bigscience/P3 \\(gone\\), split test"):
-        from_hub("bigscience/P3", "gone", "test")
-
-
-def test_a_data_set_kept_as_a_script_is_read_from_the_hubs_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def load_dataset(name: str, config: str | None, revision: str | None = None, **kwargs: Any) -> Any:
-        if revision is None:
-            raise RuntimeError("Dataset scripts are no longer supported, but found quoref.py")
-        assert revision == "refs/convert/parquet"
-        return [{"i": 7}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert from_hub("allenai/quoref", None, "validation") == [{"i": 7}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no memory")))
-    with pytest.raises(DataError, match="no memory"):
-        from_hub("allenai/quoref", None, "validation")
+    tokenizer = tokenizer_of(str(t5_directory))
+    assert shortened(tokenizer, "abcdef", 7) == "abcdef"
+    assert shortened(tokenizer, "abcdef", 4) == "abc"  # and an end token
 
 
 def test_scores_are_the_published_mean_of_metrics() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fullrun.plan import Plan, read_plan
+from fullrun.hub import Hub
+from fullrun.plan import Plan, config_names, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
 from fullrun.tiny import made_up, made_up_prompts, tiny_plan
+from fullrun.tiny_training import made_up_flan
 from fullrun.workspace import Workspace
 from glider.contribute.published_format import NOMIC
 from glider.errors import DataError, EmbedderError, PoolError
@@ -18,10 +20,12 @@ from glider.experts.pool import Pool
 from glider.instructions.embedders import load_for
 from run import main
 
+from .hub_stand_in import a_page, fine, serving
+
 
 def rehearse(root: Path, plan: Plan, say: list[str] | None = None) -> list[dict[str, Any]]:
     said = [] if say is None else say
-    return Workspace(root, root / "downloads", made_up, made_up_prompts, say=said.append).run(
+    return Workspace(root, root / "downloads", made_up, made_up_prompts, made_up_flan, say=said.append).run(
         tiny_plan(plan, root / "downloads")
     )
 
@@ -29,11 +33,14 @@ def rehearse(root: Path, plan: Plan, say: list[str] | None = None) -> list[dict[
 def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     plan = read_plan(["table1/glider"]).chosen(pool="t0", set_name="bbl")
     (told,) = rehearse(tmp_path, plan)
-    assert told["missing"] == [] and set(told["tasks"]) == {"bbconlangtranslation"}
+    by_choice, by_answer = "bbbbqlitejson", {"bbconlangtranslation", "bblinguisticspuzzles", "bbnovelconcepts"}
+    assert told["missing"] == [] and set(told["tasks"]) == {by_choice} | by_answer
     assert 0 <= told["score"] <= 100 and told["score"] == pytest.approx(sum(told["tasks"].values()), abs=0.01)
     pool = Pool.open(tmp_path / "pools" / "t0")
     assert len(pool) == 8 and "p3cose" not in pool.names
     folder = tmp_path / "results" / "table1" / "glider" / "t0"
+    chosen = json.loads((folder / "glider" / "bbl" / f"{by_choice}.json").read_text())
+    assert chosen["metric"] == "accuracy" and all(len(row["choices"]) == 3 for row in chosen["results"])
     assert json.loads((folder / "summary.json").read_text())["glider/bbl"] == told
     result = json.loads((folder / "glider" / "bbl" / "bbconlangtranslation.json").read_text())
     assert result["config"]["task"]["description"].startswith("published query of bbconlangtranslation")
@@ -41,7 +48,7 @@ def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     assert all(row["expert"] in pool.names and row["alpha"] in (3.0, 103.0) for row in result["results"])
     said: list[str] = []
     assert rehearse(tmp_path, plan, said) == [told]
-    assert said == ["unchanged: glider bbl/bbconlangtranslation"]
+    assert sorted(said) == [f"unchanged: glider bbl/{name}" for name in sorted({by_choice} | by_answer)]
 
 
 @pytest.mark.parametrize("config", ["figures/figure2", "figures/figure3"])
@@ -68,28 +75,48 @@ def test_a_pool_whose_source_changed_is_imported_anew(tmp_path: Path) -> None:
     assert Pool.open(space.pool("t0", fewer)).names == whole[1:]
 
 
-def test_an_interrupted_download_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def fetch(repository: str, local_dir: Path) -> None:
-        calls.append(repository)
-        local_dir.mkdir(parents=True, exist_ok=True)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up, made_up_prompts)
-    with pytest.raises(KeyboardInterrupt):
-        space.download("phatgoose/best.pt")
-    assert [space.download("phatgoose/best.pt") for _ in range(2)] == [tmp_path / "downloads" / "phatgoose/best.pt"] * 2
-    assert calls == ["MoE-UNC/phatgoose"] * 2
+def test_an_interrupted_download_goes_on(tmp_path: Path) -> None:
+    with serving() as stand:
+        stand.files["MoE-UNC/phatgoose", "main"] = {"best.pt": b"experts" * 100, "sub/more.pt": b"more" * 100}
+        hub = Hub(stand.endpoint, lambda seconds: None)
+        space = Workspace(tmp_path / "work", tmp_path / "downloads", hub=hub)
+        stand.faults = [fine, a_page]
+        with pytest.raises(DataError, match=r"phatgoose/sub/more\.pt"):
+            space.download("phatgoose/best.pt")
+        stand.asked.clear()
+        found = [space.download("phatgoose/best.pt") for _ in range(2)]
+        assert found == [tmp_path / "downloads" / "phatgoose/best.pt"] * 2
+        assert found[0].read_bytes() == b"experts" * 100
+        assert stand.fetched("best.pt") == 0 and stand.fetched("more.pt") == 400
 
 
-def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    space = Workspace(tmp_path / "work", tmp_path / "downloads", made_up, made_up_prompts)
-    with pytest.raises(DataError, match="MoE-UNC/phatgoose from the hub"):
-        space.download("phatgoose/best.pt")
+def test_a_failed_download_is_told(tmp_path: Path) -> None:
+    with serving() as stand:
+        space = Workspace(tmp_path / "work", tmp_path / "downloads", hub=Hub(stand.endpoint))
+        with pytest.raises(DataError, match="MoE-UNC/phatgoose from the hub"):
+            space.download("phatgoose/best.pt")
+
+
+def test_a_pool_of_another_size_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    """The FLAN pool of the published README and of the commands differ: an hour of rows went before it was counted."""
+    plan = read_plan(["table1/phatgoose"]).chosen(set_name="bbl")
+    with serving() as stand:
+        there = {f"task{i}_best.pt": b"" for i in range(160)}
+        stand.files["MoE-UNC/flan-lora-checkpoints", "main"] = there
+        stand.files["MoE-UNC/p3-lora-checkpoints", "main"] = {f"p3{i}_best.pt": b"" for i in range(35)}
+        space = Workspace(tmp_path / "work", tmp_path / "downloads", hub=Hub(stand.endpoint))
+        with pytest.raises(PoolError, match=r"wanted 166 experts in flan-lora-checkpoints; got 160.*\(flan\)"):
+            space.run(plan)
+        assert not (tmp_path / "downloads").exists() and not (tmp_path / "work" / "rows").exists()
+        assert not any("resolve" in address for address, _ in stand.asked)
+    there |= {"p3cose_best.pt": b"", "README.md": b""}
+    for name in ("p3-lora-checkpoints", "flan-lora-checkpoints"):
+        (tmp_path / "downloads" / name).mkdir(parents=True)
+        for file in (*(f"x{i}_best.pt" for i in range(35)), "p3cose_best.pt", "README.md"):
+            (tmp_path / "downloads" / name / file).touch()
+    with pytest.raises(PoolError, match=r"wanted 166 experts in flan-lora-checkpoints; got 36\."):
+        space.run(plan)
+    Workspace(tmp_path, tmp_path / "downloads").require_pools(plan.chosen(pool="t0"))
 
 
 def test_a_task_without_its_own_expert_leaves_the_oracle_without_a_score(tmp_path: Path) -> None:
@@ -144,11 +171,19 @@ def test_published_queries_stand_for_their_embedder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_cell_runs(tmp_path: Path) -> None:
+def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """`run.py all --tiny` itself: tables, figures and training."""
     plan = read_plan(["all"])
-    told = rehearse(tmp_path, plan)
-    assert len(told) == len(plan.cells) and not any(cell["missing"] for cell in told)
-    assert all(cell["score"] is not None or "figure" in cell for cell in told)
+    monkeypatch.setattr("sys.argv", ["run.py", "all", "--tiny", "--work", str(tmp_path), "--json"])
+    assert main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told) == len(plan.cells) + len(plan.trainings) and not any(cell["missing"] for cell in told)
+    assert {cell["config"] for cell in told} == set(config_names())  # tables, figures and training
+    assert all(cell["score"] is not None or {"figure", "experts"} & cell.keys() for cell in told)
+    tiny = tiny_plan(plan, tmp_path / "downloads").sets
+    for name, tasks in plan.sets.items():  # in each set every way of scoring that it has
+        kinds = {task.metric for task in tiny[name].tasks.values()}
+        assert kinds == {task.metric for task in tasks.tasks.values()}
     kinds = {
         metric
         for tasks in tiny_plan(plan, tmp_path / "downloads").sets.values()

@@ -31,20 +31,23 @@ def devices_of(text: str) -> list[str]:
     return found
 
 
-def shares_of(plan: Plan) -> list[tuple[str, str, str]]:
-    """What one process takes at a time: config, method and pool, so that a model is loaded once for all its sets."""
-    return list(dict.fromkeys((cell.config, cell.label, cell.pool) for cell in plan.cells))
+def shares_of(plan: Plan, devices: int) -> list[tuple[str, ...]]:
+    """What one process takes at a time, as arguments of the command: a config, and of a table one method and pool of
+    it, so that a model is loaded once for all its sets. The experts of a training are shared by a process on each
+    device."""
+    cells = dict.fromkeys((cell.config, "--method", cell.label, "--pool", cell.pool) for cell in plan.cells)
+    return [*cells, *((training.config,) for training in plan.trainings for _ in range(devices))]
 
 
 def run_on(
     devices: Sequence[str], plan: Plan, command: Sequence[str], say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Run the plan's shares by `command`, which gets config, method, pool and device; the next free device takes one.
+    """Run the plan's shares by `command`, which gets a share and a device; the next free device takes one.
 
     Returns the summaries in the plan's order. Raises `DeviceError` in the end where a process had none.
     """
-    shares: queue.SimpleQueue[tuple[str, str, str]] = queue.SimpleQueue()
-    for share in shares_of(plan):
+    shares: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+    for share in shares_of(plan, len(devices)):
         shares.put(share)
     told: list[dict[str, Any]] = []
     faults: list[str] = []
@@ -53,24 +56,25 @@ def run_on(
     def work(device: str) -> None:
         while True:
             try:
-                config, method, pool = shares.get_nowait()
+                share = shares.get_nowait()
             except queue.Empty:
                 return
-            chosen = [*command, config, "--method", method, "--pool", pool, "--device", device, "--json"]
-            say(f"[{device}] {config} {method} {pool}")
+            name = " ".join(part for part in share if not part.startswith("--"))
+            chosen = [*command, *share, "--device", device, "--json"]
+            say(f"[{device}] {name}")
             child = subprocess.Popen(chosen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             children.add(child)
             out, err = child.communicate()
             children.discard(child)
             if child.returncode not in (0, 1) or not out.strip():  # 1 with results: tasks are missing
                 last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-                faults.append(f"{config} {method} {pool} on {device}: {last[0]}")
+                faults.append(f"{name} on {device}: {last[0]}")
                 say(f"[{device}] {faults[-1]}")
                 continue
             for cell in json.loads(out):
                 told.append(cell)
                 if cell["missing"]:
-                    say(f"[{device}] {config} {method} {pool}/{cell['set']}: no {', '.join(cell['missing'])}")
+                    say(f"[{device}] {name}/{cell['set']}: no {', '.join(cell['missing'])}")
 
     threads = [threading.Thread(target=work, args=(device,)) for device in devices]
     try:
@@ -88,5 +92,7 @@ def run_on(
         raise DeviceError(
             "results of every process", "; ".join(faults), "The same command goes on with what is missing."
         )
-    order = {(cell.config, cell.label, cell.pool, cell.set): i for i, cell in enumerate(plan.cells)}
-    return sorted(told, key=lambda one: order[one["config"], one["method"], one["pool"], one["set"]])
+    keys = [(cell.config, cell.label, cell.pool, cell.set) for cell in plan.cells]
+    keys += [(training.config, "train", training.name, training.name) for training in plan.trainings]
+    by_key = {(one["config"], one["method"], one["pool"], one["set"]): one for one in told}  # the last of a training's
+    return [by_key[key] for key in keys if key in by_key]

@@ -12,6 +12,7 @@ from glider.config import Config
 
 GB = 1e9
 STORED_BYTES = 4  # of a parameter in the downloads, float32
+TEXT_BYTES, ID_BYTES = 4.5, 4  # of a token: its letters, its number
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -127,6 +128,24 @@ def download_gb(pool: PoolSource, shape: T5Shape = T5_XL) -> float:
     """The base, and each expert with the two copies of `embed_tokens` that the published files carry."""
     expert = shape.expert_parameters + 2 * shape.vocabulary * shape.width
     return STORED_BYTES * (shape.base_parameters + pool.experts * expert) / GB
+
+
+def base_gb(shape: T5Shape = T5_XL) -> float:
+    """The base as it is stored."""
+    return STORED_BYTES * shape.base_parameters / GB
+
+
+def data_gb(task: TaskSource, rows: int) -> float:
+    """So many rows of a task's data sets, uncompressed: texts, of P3 token ids beside them, of each template anew."""
+    tokens = task.assumed.input + task.assumed.target
+    each = (TEXT_BYTES + (ID_BYTES if isinstance(task, P3Source) else 0)) * tokens
+    files = len(task.templates) if isinstance(task, P3Source) else 1
+    return files * rows * each / GB
+
+
+def set_gb(tasks: TaskSet) -> float:
+    """The splits that a set of tasks is evaluated on; the training splits' first rows are few."""
+    return sum(data_gb(task, task.available) for task in tasks.tasks.values())
 
 
 def pool_gb(pool: PoolSource, shape: T5Shape = T5_XL) -> float:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -15,6 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from glider.config import Config, faults
 from glider.errors import ConfigError
 from glider.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    from fullrun.training_plan import Training
 
 FEWSHOT = 5  # rows of a task for LoRAHub
 HERE = Path(__file__).resolve().parents[1]
@@ -196,6 +199,7 @@ class Plan:
     sets: dict[str, TaskSet]
     cells: tuple[Cell, ...]
     titles: dict[str, str]  # by config
+    trainings: tuple["Training", ...] = ()
 
     def chosen(self, *, method: str | None = None, pool: str | None = None, set_name: str | None = None) -> "Plan":
         """The cells asked for; raises `ConfigError` where there is none."""
@@ -205,11 +209,12 @@ class Plan:
             for cell in self.cells
             if method in (None, cell.label) and pool in (None, cell.pool) and set_name in (None, cell.set)
         )
-        if not cells:
+        trainings = tuple(one for one in self.trainings if method is set_name is None and pool in (None, one.name))
+        if not cells and not trainings:
             there = ", ".join(f"{cell.label}/{cell.pool}/{cell.set}" for cell in self.cells)
             got = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
             raise ConfigError(f"a cell (method/pool/set) of {there}", got, "Check --method, --pool and --set.")
-        return Plan(self.pools, self.sets, cells, self.titles)
+        return Plan(self.pools, self.sets, cells, self.titles, trainings)
 
     def groups(self) -> Iterator[tuple[Cell, ...]]:
         """Cells of one config, pool and set: what one evaluation takes together."""
@@ -221,7 +226,7 @@ class Plan:
 
 def config_names() -> list[str]:
     """Every config, as the command takes it."""
-    paths = [*HERE.glob("table*/*.yaml"), *HERE.glob("figures/*.yaml")]
+    paths = [path for folder in ("table*", "figures", "train") for path in HERE.glob(f"{folder}/*.yaml")]
     return sorted(str(path.relative_to(HERE).with_suffix("")) for path in paths)
 
 
@@ -230,9 +235,12 @@ def read_plan(names: list[str]) -> Plan:
     chosen = config_names() if names == ["all"] else names
     if unknown := [name for name in chosen if name not in config_names()]:
         raise ConfigError(f"configs of {', '.join(config_names())}, or all", ", ".join(unknown), "Check the spelling.")
-    pools = _read(HERE / "pools.yaml", _Pools).pools
+    from fullrun.training_plan import read_training
+
+    pools = read_config(HERE / "pools.yaml", _Pools).pools
     sets = _read_sets(sorted((HERE / "sets").glob("*.yaml")))
-    tables = {name: _read(HERE / f"{name}.yaml", TableConfig) for name in chosen}
+    tables = {name: read_config(HERE / f"{name}.yaml", TableConfig) for name in chosen if not name.startswith("train/")}
+    trainings = tuple(read_training(name, sets) for name in chosen if name.startswith("train/"))
     cells = tuple(
         Cell(name, label, method, pool, set_name, published, table.figure, table.rows if table.figure else None)
         for name, table in tables.items()
@@ -244,7 +252,7 @@ def read_plan(names: list[str]) -> Plan:
         raise ConfigError("pools and sets that exist", ", ".join(strangers), "Mend the config.")
     if bad := [c.label for c in cells if not re.fullmatch(r"[A-Za-z0-9.+-]+", c.label)]:
         raise ConfigError("labels of letters, digits, '.', '+' and '-'", bad[0], "Mend the config.")
-    return Plan(pools, sets, cells, {name: table.title for name, table in tables.items()})
+    return Plan(pools, sets, cells, {name: table.title for name, table in tables.items()}, trainings)
 
 
 class _Pools(Config):
@@ -254,9 +262,9 @@ class _Pools(Config):
 def _read_sets(paths: list[Path]) -> dict[str, TaskSet]:
     """Sets of tasks by name, those that are parts of another filled from it."""
     parts = {path for path in paths if "part_of:" in path.read_text("utf8")}
-    sets = {path.stem: _read(path, TaskSet) for path in paths if path not in parts}
+    sets = {path.stem: read_config(path, TaskSet) for path in paths if path not in parts}
     for path in sorted(parts):
-        part = _read(path, PartOfSet)
+        part = read_config(path, PartOfSet)
         whole = sets.get(part.part_of)
         lacking = part.tasks if whole is None else [name for name in part.tasks if name not in whole.tasks]
         if whole is None or lacking:
@@ -266,7 +274,8 @@ def _read_sets(paths: list[Path]) -> dict[str, TaskSet]:
     return sets
 
 
-def _read(path: Path, form: type[_Read]) -> _Read:
+def read_config(path: Path, form: type[_Read]) -> _Read:
+    """A YAML file in the form of a config; raises `ConfigError` naming its faults."""
     try:
         return form.model_validate(yaml.safe_load(path.read_text("utf8")))
     except yaml.YAMLError as fault:

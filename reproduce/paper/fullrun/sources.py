@@ -6,9 +6,13 @@ fields is an error that names the data set.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from fullrun.hub import Hub
+from fullrun.parquet_rows import ParquetRows, first_rows
 from fullrun.plan import FEWSHOT, BbhSource, BigBenchSource, P3Source, PromptedSource, TaskSet, TaskSource, TrecSource
 from fullrun.prompts import Prompt, read_prompts
 from fullrun.readers import HubRow, read_row
@@ -16,36 +20,44 @@ from glider.errors import DataError, MissingDependency
 
 P3, BIG_BENCH, BBH = "bigscience/P3", "tasksource/bigbench", "lukaemon/bbh"
 FEWSHOT_SPLIT = "fewshot"  # as the files of rows have it; the evaluated ones are `test`
-_PLAIN = "refs/convert/parquet"  # the hub's own copy of a data set that its authors keep as a script
 
 Fetch = Callable[[str, str | None, str, int | None], Sequence[HubRow]]  # data set, config, split, rows at most
 Shorten = Callable[[str, int], str]  # text, tokens with the end token
 Prompts = Callable[[str], Mapping[str, Prompt]]  # promptsource's directory of a data set -> its templates by name
 
 
-def from_hub(name: str, config: str | None, split: str, most: int | None = None) -> Sequence[HubRow]:
-    """Rows of one split through `datasets`; with `most`, the first ones, streamed so that no whole file is fetched."""
+@dataclass(frozen=True)
+class FromHub:
+    """Rows of the hub: of a whole split its files alone, kept in `place`; of its beginning what holds the first rows.
+
+    A data set without Parquet files is streamed by `datasets`, split by split.
+    """
+
+    place: Path
+    hub: Hub = Hub()
+
+    def __call__(self, name: str, config: str | None, split: str, most: int | None = None) -> Sequence[HubRow]:
+        files = self.hub.parquet(name, config, split)
+        if not files:
+            return _streamed(name, config, split, most)
+        if most is not None:
+            return first_rows(self.hub, files, most)
+        if short := [file.path for file in files if "/partial-" in f"/{file.path}"]:
+            wanted, got = f"the whole split {split} of {name}", f"its first 5 GB ({short[0]})"
+            raise DataError(wanted, got, "The hub converted no more of it; read it in another way.")
+        folder = self.place / name.replace("/", "--")
+        return ParquetRows([self.hub.fetch(file, folder / file.path) for file in files])
+
+
+def _streamed(name: str, config: str | None, split: str, most: int | None) -> Sequence[HubRow]:
     try:
         from datasets import load_dataset
     except ModuleNotFoundError:
         raise MissingDependency("datasets", "read P3 and BIG-bench", "pip install 'glider-moe[eval]'") from None
-    where = f"{name} ({config or 'its only config'}), split {split}"
-
-    def load(**settings: Any) -> Any:
-        if most is not None:
-            return list(islice(load_dataset(name, config, split=split, streaming=True, **settings), most))
-        return load_dataset(name, config, split=split, **settings)
-
     try:
-        try:
-            return load()
-        except (
-            RuntimeError
-        ) as fault:  # a script, which newer versions of datasets do not run, and older ones should not
-            if "script" not in str(fault):
-                raise
-            return load(revision=_PLAIN)
+        return list(islice(load_dataset(name, config, split=split, streaming=True), most))
     except (OSError, ValueError, RuntimeError) as fault:
+        where = f"{name} ({config or 'its only config'}), split {split}"
         raise DataError(f"the data set {where}", " ".join(str(fault).split())[:300], "Check it on the hub.") from fault
 
 
@@ -62,7 +74,7 @@ def task_rows(
     A few rows without a right answer among their choices, or of which a template has nothing to ask, are left out;
     raises `DataError` for more of them than the task allows, and for rows without the documented fields.
     """
-    tables = _tables(
+    tables = tables_of(
         task, lambda name, config: _Chain([fetch(name, config, split, None) for split in task.split]), prompts
     )
     chosen, apart = _chosen(min(len(table.rows) for table in tables), task, tasks, seed)
@@ -115,7 +127,7 @@ class _Table:
         name = f"{self.where}/{place}" + (f"/{self.prompt.name}" if self.prompt else "")
         try:
             row = read_row(self.task, self.rows[place], self.prompt, name)
-        except (KeyError, TypeError, IndexError, ValueError) as fault:
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as fault:
             got = f"{type(fault).__name__}: {fault}"
             raise DataError(
                 f"the documented fields in row {place} of {self.where}", got, "The data set changed."
@@ -128,7 +140,7 @@ class _Table:
         return [{**row, "id": name}]
 
 
-def _tables(task: TaskSource, read: Callable[[str, str | None], Sequence[HubRow]], prompts: Prompts) -> list[_Table]:
+def tables_of(task: TaskSource, read: Callable[[str, str | None], Sequence[HubRow]], prompts: Prompts) -> list[_Table]:
     """A table for each template, the parts of a data set together."""
     if isinstance(task, P3Source):
         named = [[task.config(part, template) for part in task.parts] for template in task.templates]

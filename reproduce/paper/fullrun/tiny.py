@@ -17,6 +17,7 @@ from fullrun.plan import Method, Plan, PoolSource, PromptedSource, TaskSet, Task
 from fullrun.prompts import Prompt
 from fullrun.readers import HubRow
 from fullrun.sources import BBH, BIG_BENCH, P3
+from fullrun.tiny_training import tiny_training
 from glider.files.disk import write_json
 
 _ROWS = 8  # of every made-up split
@@ -25,7 +26,10 @@ _WORDS = ["red", "blue", "green", "stone", "river", "cloud", "dog", "bird", "hou
 
 
 def tiny_plan(plan: Plan, downloads: Path) -> Plan:
-    """The plan with a task for each way of scoring in each set, few rows, and tiny pools; writes their downloads."""
+    """The plan with a task for each way of scoring in each set, few rows, and tiny pools; writes their downloads.
+
+    Of a training it has a task of each source, and two steps.
+    """
     sets = _fewer(plan.sets)
     experts = [*sets["t0-heldin"].tasks]
     assert all(tasks.tasks for tasks in sets.values())
@@ -37,7 +41,8 @@ def tiny_plan(plan: Plan, downloads: Path) -> Plan:
             update["experts"] = len(experts)
         pools[name] = pool.model_copy(update=update)
     cells = tuple(replace(cell, method=_cheaper(cell.method), published=None) for cell in plan.cells)
-    return Plan(pools, sets, cells, plan.titles)
+    trainings = tuple(tiny_training(training, downloads) for training in plan.trainings)
+    return Plan(pools, sets, cells, plan.titles, trainings)
 
 
 def _write_downloads(
@@ -54,7 +59,7 @@ def _write_downloads(
     with FileLock(downloads / "made-up.lock"):
         if marker.exists() and json.loads(marker.read_text("utf8")) == expected:
             return base
-        _write_base(base)
+        write_base(base)
         for tasks in sets.values():
             _write_embeddings(downloads / tasks.queries, [*tasks.tasks, *_kept(downloads / tasks.queries)])
         for pool in pools.values():
@@ -172,24 +177,23 @@ def _text(chance: random.Random) -> str:
 
 
 def _fewer(sets: Mapping[str, TaskSet]) -> dict[str, TaskSet]:
-    """The first task of each kind: of each source, use of templates, metrics and place of few-shot rows."""
-    kinds, small = set(), {}
+    """Of each set the first task of each kind: of each source, use of templates, metrics and place of few-shot rows."""
+    small = {}
     for set_name, tasks in sets.items():
-        kept = {}
+        kinds, kept = set(), {}
         for name, task in tasks.tasks.items():
             kind = (type(task), tasks.templates, task.metrics, task.train is None, task.last)
             if kind not in kinds:
                 kinds.add(kind)
-                kept[name] = _smaller(task)
-        if not kept:  # a part of another set has no kind of its own
-            name, task = next(iter(tasks.tasks.items()))
-            kept[name] = _smaller(task)
+                kept[name] = smaller(task)
         small[set_name] = tasks.model_copy(update={"tasks": kept, "most": _MOST})
     return small
 
 
-def _smaller(task: TaskSource) -> TaskSource:
+def smaller(task: TaskSource) -> TaskSource:
+    """A task with two templates, short texts and answers."""
     update: dict[str, Any] = {"max_length": 6} if task.max_length else {}
+    update |= {"last": _MOST} if task.last else {}
     if hasattr(task, "templates"):
         update["templates"] = task.templates[:2]  # pyright: ignore
     if isinstance(task, PromptedSource):
@@ -203,10 +207,16 @@ def _cheaper(method: Method) -> Method:
     return method.model_copy(update={"settings": {**method.settings, "budget": 3}, "fewshot": 2})
 
 
-def _write_base(path: Path) -> Path:
-    """A random T5 of one block a side with a tokenizer of bytes."""
+def write_base(path: Path, decoder: bool = False) -> Path:
+    """A random T5 of one block a side, or a Llama of two blocks, with a tokenizer of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     if path.exists():
         return path
@@ -221,7 +231,12 @@ def _write_base(path: Path) -> Path:
     sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        T5ForConditionalGeneration(T5Config(**sizes)).eval().save_pretrained(path)
+        if not decoder:
+            T5ForConditionalGeneration(T5Config(**sizes)).eval().save_pretrained(path)
+            return path
+        sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
+        LlamaForCausalLM(LlamaConfig(**sizes, pad_token_id=0)).eval().save_pretrained(path)
     return path
 
 

@@ -2,24 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from fullrun.figures import draw
+from fullrun.hub import Hub
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.prompts import read_prompts
 from fullrun.published_queries import learn, read_queries, vectors_of
 from fullrun.published_scores import published_score
-from fullrun.sources import FEWSHOT_SPLIT, Fetch, Prompts, from_hub, task_rows
+from fullrun.readers import HubRow
+from fullrun.sources import FEWSHOT_SPLIT, Fetch, FromHub, Prompts, task_rows
 from glider.contribute.published_format import open_checkpoint, read_embeddings
 from glider.contribute.published_import import OfficialBase, import_checkpoint
-from glider.errors import ConfigError, DataError, MissingDependency, PoolError
+from glider.errors import ConfigError, DataError, PoolError
+from glider.evaluation.budgets import USUAL
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
@@ -29,6 +32,7 @@ from glider.jobs.base import Executor, JobResult
 from glider.jobs.local import LocalExecutor
 
 OWNER = "MoE-UNC"  # of the published downloads on the hub
+EXPERT = "_best.pt"  # how the file of an expert ends
 Say = Callable[[str], None]
 
 
@@ -38,16 +42,28 @@ class Workspace:
 
     root: Path
     downloads: Path
-    fetch: Fetch = from_hub
+    fetch: Fetch | None = None  # default: the hub, kept in the downloads
     prompts: Prompts = read_prompts
+    flan: Callable[[str], Iterable[Sequence[HubRow]]] | None = None  # rows of Flan's submixes; default: the hub's
     dtype: str = "float32"
     device: str = "cpu"
     say: Say = field(default=lambda line: None)
     executor: Executor | None = None  # of the cells; default: this process
+    hub: Hub = Hub()
+    batch_tokens: int | Literal["auto"] = USUAL.tokens  # of the cells
 
     def run(self, plan: Plan) -> list[dict[str, Any]]:
-        """Evaluate what is missing of the plan's cells; each cell's summary, also kept in `summary.json`."""
-        told = []
+        """Train and evaluate what is missing of a plan; each cell's summary, also kept in `summary.json`.
+
+        What can be seen to be wrong of a pool is told before anything is made.
+        """
+        from fullrun.training import train
+
+        if plan.trainings and self.executor not in (None, LocalExecutor()):
+            remedy = "Say --devices, or give the pool.yaml that the data step writes to `glider pool build`."
+            raise ConfigError("training in plain processes", "another executor, or workers", remedy)
+        self.require_pools(plan)
+        told = [train(self, training) for training in plan.trainings]
         for cells in plan.groups():
             pool, tasks = plan.pools[cells[0].pool], plan.sets[cells[0].set]
             if cells[0].figure is not None:
@@ -58,6 +74,38 @@ class Workspace:
                 self._tell(result)
             told += [self._summary(cell, tasks, run) for cell in cells]
         return told
+
+    @property
+    def rows_of_hub(self) -> Fetch:
+        """Where rows come from."""
+        return self.fetch or FromHub(self.downloads / "data", self.hub)
+
+    def require_pools(self, plan: Plan) -> None:
+        """Raise `PoolError` for a pool of the plan whose checkpoint has another number of experts than it should.
+
+        What lies among the downloads is counted there, what is to be downloaded in the hub's list of its files.
+        """
+        for name in dict.fromkeys(cell.pool for cell in plan.cells):
+            source = plan.pools[name]
+            if source.checkpoint is None:
+                continue
+            files = self._expert_files(source.checkpoint)
+            found = [
+                file for file in files if file.endswith(EXPERT) and file.removesuffix(EXPERT) not in source.without
+            ]
+            if files and found and len(found) != source.experts:  # of the other layout one file holds all experts
+                remedy = f"Look at what it lacks or has beside them, download it anew, or mend pools.yaml ({name})."
+                raise PoolError(f"{source.experts} experts in {source.checkpoint}", str(len(found)), remedy)
+
+    def _expert_files(self, checkpoint: str) -> list[str]:
+        """Names of the files of a checkpoint, there or on the hub; none where neither can be asked."""
+        here = self.downloads / checkpoint
+        if here.exists() and not (self.root / "downloading" / checkpoint.partition("/")[0]).exists():
+            return [file.name for file in sorted(here.iterdir())]
+        if self.fetch is not None:  # rows are made up: nothing is downloaded
+            return []
+        top, _, below = checkpoint.partition("/")
+        return [Path(file.path).name for file in self.hub.files(f"{OWNER}/{top}", "model", folder=below)]
 
     def _executor_of(self, run: Run) -> Executor | None:
         """The executor, whose processes know the published queries as this one does."""
@@ -83,6 +131,7 @@ class Workspace:
             "base": pool.base,
             "dtype": self.dtype,
             "device": self.device,
+            "batch_tokens": self.batch_tokens,
             "fewshot_splits": [FEWSHOT_SPLIT],
             **({"descriptions": str(queries)} if pool.experts else {}),
             "routers": [
@@ -114,14 +163,14 @@ class Workspace:
     def _keep_run(self, cell: Cell, told: dict[str, Any]) -> None:
         """Keep a run's file, with the methods that other calls have put there."""
         kept = self.root / "runs" / cell.config / f"{cell.pool}-{cell.set}.yaml"
-        with self._alone(f"run-{cell.config}-{cell.pool}-{cell.set}"):
+        with self.alone(f"run-{cell.config}-{cell.pool}-{cell.set}"):
             before = json.loads(kept.read_text("utf8"))["routers"] if kept.exists() else []
             names = {router["name"] for router in told["routers"]}
             others = [router for router in before if router["name"] not in names]
             write_json(kept, {**told, "routers": [*others, *told["routers"]]})  # JSON is YAML
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def alone(self, what: str) -> Iterator[None]:
         """Be the one process at work on something that processes over one `--work` share; the others wait."""
         place = self.root / "locks" / f"{what.replace('/', '-')}.lock"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -141,32 +190,27 @@ class Workspace:
 
     def download(self, path: str) -> Path:
         """A published file or directory: as it lies in the downloads, else from the hub."""
-        with self._alone(f"download-{path.partition('/')[0]}"):
+        with self.alone(f"download-{path.partition('/')[0]}"):
             return self._download(path)
 
     def _download(self, path: str) -> Path:
         top = path.partition("/")[0]
         begun = self.root / "downloading" / top  # ours, until it is whole
         if begun.exists() or not (self.downloads / top).exists():
-            try:
-                from huggingface_hub import snapshot_download
-                from huggingface_hub.errors import HfHubHTTPError
-            except ModuleNotFoundError:
-                raise MissingDependency("huggingface-hub", "download", "pip install huggingface-hub") from None
             self.say(f"downloading {OWNER}/{top}")
             begun.parent.mkdir(parents=True, exist_ok=True)
             begun.touch()
-            try:
-                snapshot_download(f"{OWNER}/{top}", local_dir=self.downloads / top)
-            except (OSError, HfHubHTTPError) as fault:
-                remedy = "Check the connection and the free space; the same command goes on."
-                raise DataError(f"{OWNER}/{top} from the hub", " ".join(str(fault).split())[:300], remedy) from fault
+            files = self.hub.files(f"{OWNER}/{top}", "model")
+            if not files:
+                raise DataError(f"{OWNER}/{top} from the hub", "no files", "Check it on the hub.")
+            for file in files:
+                self.hub.fetch(file, self.downloads / top / file.path)
             begun.unlink()
         return self.downloads / path
 
     def pool(self, name: str, source: PoolSource) -> Path:
         """The pool of a name, imported where it is not there yet or its source changed."""
-        with self._alone(f"pool-{name}"):
+        with self.alone(f"pool-{name}"):
             return self._pool(name, source)
 
     def _pool(self, name: str, source: PoolSource) -> Path:
@@ -208,7 +252,7 @@ class Workspace:
 
         Prompts are cut by the tokenizer of `base`; the bases of all pools have the same one.
         """
-        with self._alone(f"rows-{name}"):
+        with self.alone(f"rows-{name}"):
             return self._rows(name, tasks, base)
 
     def _rows(self, name: str, tasks: TaskSet, base: str) -> dict[str, Path]:
@@ -222,8 +266,8 @@ class Workspace:
             if file.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
                 continue
             self.say(f"rows of {name}/{task}")
-            tokenizer = tokenizer or _tokenizer(base)
-            found = task_rows(source, tasks, self.fetch, partial(_shortened, tokenizer), prompts=self.prompts)
+            tokenizer = tokenizer or tokenizer_of(base)
+            found = task_rows(source, tasks, self.rows_of_hub, partial(shortened, tokenizer), prompts=self.prompts)
             lines = "".join(json.dumps({"task": task, **row}, ensure_ascii=False) + "\n" for row in found)
             write_file(file, lambda place, lines=lines: place.write_text(lines, "utf8"))
             write_json(beside, wanted)
@@ -257,19 +301,20 @@ class Workspace:
         told |= {"score": None if missing or not scores else round(sum(scores.values()) / len(scores), 2)}
         told |= {"published": cell.published, "missing": missing, "tasks": scores}
         path = self.results(cell) / "summary.json"
-        with self._alone(f"summary-{cell.config}-{cell.pool}"):
+        with self.alone(f"summary-{cell.config}-{cell.pool}"):
             kept = json.loads(path.read_text("utf8")) if path.exists() else {}
             write_json(path, {**kept, f"{cell.label}/{cell.set}": told})
         return told
 
 
-def _tokenizer(base: str) -> Any:
+def tokenizer_of(base: str) -> Any:
+    """The tokenizer of a base by its id or path."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(base)
 
 
-def _shortened(tokenizer: Any, text: str, most: int) -> str:
+def shortened(tokenizer: Any, text: str, most: int) -> str:
     """The beginning of a text that fits, with its end token, into so many tokens, as the published code cuts it."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return text if len(ids) < most else tokenizer.decode(ids[: most - 1], skip_special_tokens=True)

@@ -40,6 +40,10 @@ def evaluate(
         Literal["transformers", "vllm"] | None,
         typer.Option("--engine", help="Instead of the run's: transformers, vllm."),
     ] = None,
+    batch_tokens: Annotated[
+        str | None,
+        typer.Option("--batch-tokens", help="Tokens that run together: a number, or auto to measure what pays."),
+    ] = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,6 +52,7 @@ def evaluate(
     Stopped at any moment, the same command goes on where it stopped; what changed since is evaluated anew.
     """
     from glider.cli.terminal import quiet_libraries
+    from glider.evaluation.budgets import tokens_of
     from glider.evaluation.run_plan import RunPlan
     from glider.evaluation.run_table import table
     from glider.evaluation.runs import Run
@@ -60,6 +65,7 @@ def evaluate(
             ("dtype", dtype),
             ("device", device),
             ("engine", engine),
+            ("batch_tokens", batch_tokens and tokens_of(batch_tokens)),
             ("require_key", key and key.absolute()),
         )
         if value is not None

@@ -186,7 +186,7 @@ def profile(
 ) -> None:
     """Make the profile of an expert from rows of its task: by what its queries are known without an LLM.
 
-    Of the settings only --validation and --seed are used.
+    Of the settings only --validation, --stored and --seed are used.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import make_profile
@@ -195,7 +195,9 @@ def profile(
     result = make_profile(expert, data, spec, config).profile
     assert result is not None
     embedded = "with" if result.inputs is not None else "without"
-    say(f"{expert}: {len(result.known[0])} n-grams, {len(result.held_back)} inputs held back, {embedded} embeddings")
+    stored = "" if result.stored_inputs is None else f", {len(result.stored_inputs)} inputs stored"
+    reserved = f"{len(result.held_back)} inputs held back{stored}"
+    say(f"{expert}: {len(result.known[0])} n-grams, {reserved}, {embedded} embeddings")
 
 
 def _best(record: dict[str, Any]) -> str:

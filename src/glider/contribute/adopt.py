@@ -19,6 +19,7 @@ from glider.contribute.profile import profile_of
 from glider.contribute.protocol import (
     EncodedTask,
     Report,
+    arithmetic_of,
     read_task,
     require_new,
     require_text,
@@ -175,6 +176,7 @@ def make_gates(
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
     encoded = task_data.encode(loaded, expert.card.prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.content}
+    origin |= arithmetic_of(loaded)
     with training_state(expert.directory, {**origin, "how": how}) as state:
         if how == "mean":
             gates = mean_gates(loaded, encoded.train[:_MEAN_ROWS], expert.sites)
@@ -229,7 +231,8 @@ def make_profile(
     """Give an expert its profile, from rows of its task; everything else stays.
 
     Its embeddings are by the expert's own embedder; without one the profile has none. Where no rows validate (few of
-    them, or `validation` 0) a third of the training rows is held back, 24 at most. Raises `DataError` for fewer than 3.
+    them, or `validation` 0) a third of the training rows is held back, 24 at most. Raises `DataError` for fewer than 3,
+    and for fewer rows, or no embedder, where inputs are to be stored.
     """
     expert = Expert.open(directory)
     task = read_task(data, config)
@@ -245,7 +248,7 @@ def make_profile(
     embedder = load_for(expert.card.embedder) if expert.card.embedder else None
     loaded = _loaded(base)
     require_same_base(expert.card.base, loaded.identity, f"the expert {expert.name}")
-    profile = profile_of(training, held_back, embedder, loaded, config.seed)
+    profile = profile_of(training, held_back, embedder, loaded, config.seed, config.stored)
     vectors = {name: vector for name, vector in expert.vectors.items() if not name.startswith(PREFIX)}
     return _replace(expert, expert.card, {**vectors, **profile.tensors()})
 

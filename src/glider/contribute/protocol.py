@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 import glider
+from glider.contribute.checkpointing import checkpointed
 from glider.contribute.examples import Batches, EncodedRow, encode_rows
 from glider.contribute.gates import gated
 from glider.contribute.loop import Loop, Progress
@@ -81,7 +82,8 @@ def train_expert(
     prompt = PromptFormat.of(loaded.model, loaded.tokenizer)
     encoded = task_data.encode(loaded, prompt, config)
     origin = {"data_sha256": task_data.sha256, "base": loaded.identity.hash, "config": config.content}
-    profile = profile_of(task_data.train, task_data.validation, embedder, loaded, config.seed)
+    origin |= arithmetic_of(loaded)
+    profile = profile_of(task_data.train, task_data.validation, embedder, loaded, config.seed, config.stored)
     with training_state(out, origin) as state:
         peft_model, gates, record = _train(loaded, encoded, config, state, report)
         card = ExpertCard(
@@ -148,6 +150,12 @@ def read_task(data: Path | str, config: TrainConfig) -> TaskData:
     return TaskData(sha256(Path(data)), train, validation)
 
 
+def arithmetic_of(base: BaseModel) -> dict[str, str]:
+    """In what a base model is kept, where that is not float32: a run begun in one does not go on in another."""
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    return {} if dtype == "float32" else {"dtype": dtype}
+
+
 def require_new(out: Path) -> None:
     """Raise `ExpertError` unless `out` can become an expert's directory."""
     if out.exists():
@@ -191,7 +199,8 @@ def run_stage(
     state_file, autocast = state / f"{stage}.safetensors", config.precision == "bfloat16"
     loop = Loop(peft_model, parameters, schedule, pad_id, state_file, autocast=autocast, seed=seed)
     batches = Batches(task.train, config.batch_size, seed)
-    done = loop.run(batches, task.validation, lambda progress: report(stage, progress, schedule.steps))
+    with checkpointed(peft_model, config.checkpointing):
+        done = loop.run(batches, task.validation, lambda progress: report(stage, progress, schedule.steps))
     return {name: value for name, value in vars(done).items() if name != "loss"}
 
 

@@ -73,6 +73,10 @@ class TrainConfig(Config):
     accumulation: int = Field(
         1, ge=1, description="Parts in which a step's rows are computed, for a batch that memory does not hold at once."
     )
+    checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass: less memory, about a third more time.",
+    )
     learning_rate: float = Field(5e-3, gt=0, description="AdamW learning rate, for LoRA and gates.")
     decay: Decay = Field("constant", description="After the warm-up: constant, or linear to zero.")
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
@@ -86,6 +90,12 @@ class TrainConfig(Config):
     )
     seed: int = Field(0, ge=0, lt=2**30, description="Order of rows and initial weights.")
     examples: int = Field(3, ge=0, le=64, description="Training rows kept in the card.")
+    stored: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Training inputs that the profile stores one by one, for retrieval(by=examples); its paper: 1000.",
+    )
     embedder: str = Field(EMBEDDED_EMBEDDER, description="sentence-transformers model for the description.")
     embedder_prefix: str = Field("", description="Text put before whatever is embedded (nomic wants one).")
 
@@ -101,7 +111,7 @@ class TrainConfig(Config):
     def content(self) -> dict[str, Any]:
         """What decides the result, for cards and hashes: without the recipe, whose settings stand there, and without
         later settings where they change nothing, so that what was trained before they were known stays known."""
-        later = {"accumulation": 1, "decay": "constant"}
+        later = {"accumulation": 1, "decay": "constant", "checkpointing": False, "stored": 0}
         values = self.model_dump(mode="json", exclude={"recipe"})
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
 

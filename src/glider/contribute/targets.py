@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from glider.contribute.checkpointing import recomputes
 from glider.contribute.examples import EncodedRow, collate
 from glider.inference.forward import accepts, decoder_inputs, last_logits
 from glider.inference.sharing import Sharing
@@ -20,11 +21,12 @@ def target_logits(
 
     Decoder-only rows mostly begin alike (a chat template's system turn): that prefix runs once for the batch, with its
     gradient, and all rows attend to its keys and values. Where the model gives something else so (`Sharing`), rows are
-    padded together only, and where it minds padding too, those of one length run together.
+    padded together only, and where it minds padding too, those of one length run together. A pass that recomputes its
+    activations keeps no cache (transformers drops it without an error), so it shares no prefix.
     """
     sharing = Sharing(model)
     encoder_decoder = model.config.is_encoder_decoder
-    shared = _shared_prefix(rows) if len(rows) > 1 and not encoder_decoder else []
+    shared = [] if len(rows) < 2 or encoder_decoder or recomputes(model) else _shared_prefix(rows)
     if len(shared) >= _SHORTEST_PREFIX and sharing.allows("prefix", _width(rows, shared)):
         return _after_prefix(model, rows, shared, pad_id, device)
     lengths = [len(row.prompt) if encoder_decoder else len(row) for row in rows]

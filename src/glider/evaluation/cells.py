@@ -10,13 +10,25 @@ from typing import Any
 import torch
 
 from glider.errors import ConfigError, PoolError
+from glider.evaluation.budgets import (
+    BATCH_FILE,
+    USUAL,
+    Budget,
+    Kind,
+    device_name,
+    known_budget,
+    read_batches,
+    with_batch,
+)
+from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
-from glider.evaluation.task_rows import score_rows_of, summary_of
+from glider.evaluation.task_rows import measured_budget, score_rows_of, summary_of
 from glider.experts.pool import POOL_FILE
 from glider.files.disk import sha256, write_json
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
+from glider.inference.queries import Query
 from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.jobs.base import Fault, Report, Resources, silent
 from glider.jobs.parcel import Parcel, Source
@@ -42,6 +54,7 @@ class BenchSpec:
     seed: int
     fewshot_splits: tuple[str, ...]
     engine: str = "transformers"
+    batch_tokens: int | str = USUAL.tokens  # or "auto": measured
 
     @property
     def reads(self) -> tuple[Source, ...]:
@@ -68,6 +81,8 @@ def require_by_vllm(spec: BenchSpec, plans: Sequence[RouterPlan]) -> None:
     remedy = "Evaluate it by --engine transformers."
     if searched := [plan.label for plan in plans if plan.searched]:
         raise ConfigError("routers that need no search (--engine vllm)", ", ".join(searched), remedy)
+    if spec.batch_tokens == "auto":
+        raise ConfigError("--batch-tokens N (--engine vllm)", "auto: vLLM batches by itself", "Leave it out.")
     if spec.matmul != "highest":
         raise ConfigError("matmul: highest (--engine vllm)", spec.matmul, remedy)
     if spec.base.device != "cpu" or spec.base.arguments:
@@ -168,6 +183,7 @@ class Cell:
     config: dict[str, Any]
     hashes: dict[str, str]
     bench: BenchSpec
+    batches: dict[str, Any] | None = None  # what was measured before, where the results lie on another machine
 
     @property
     def name(self) -> str:
@@ -206,7 +222,8 @@ class Cell:
 
     def leaving(self) -> "Cell":
         """The cell alone, with the base's directory by its whole path."""
-        return replace(self, bench=replace(self.bench, base=self.bench.base.with_absolute_path()))
+        bench = replace(self.bench, base=self.bench.base.with_absolute_path())
+        return replace(self, bench=bench, batches=read_batches(self.path.parent))
 
     def moved(self, places: Mapping[Path, Path], scratch: Path) -> "Cell":
         """The cell with its rows, its pool and what lies outside it elsewhere."""
@@ -240,20 +257,42 @@ class Cell:
         selected = task.evaluated_rows()
         description = task.description if self.plan.descriptions else None
         rows = task.fewshot(self.plan.examples, self.bench.fewshot_splits) if self.plan.examples else []
+        examples = tuple((row.input, row.output) for row in rows)
         with bench.matmul():
             model, notes = bench.model(self.plan, task)
+            batch, measured = self._batch(model, selected, Query("", description, examples))
             results = score_rows_of(
                 model,
                 selected,
                 description,
                 task.max_new_tokens,
-                examples=tuple((row.input, row.output) for row in rows),
+                examples=examples,
+                budget=batch,
                 tick=lambda done: report(self.name, f"{done}/{len(selected.rows)} rows", done / len(selected.rows)),
             )
-        return {**summary_of(selected, results), **notes, "results": [asdict(result) for result in results]}
+        summary = {**summary_of(selected, results), **({"batch": measured} if measured else {})}
+        return {**summary, **notes, "results": [asdict(result) for result in results]}
+
+    def _batch(self, model: RoutedModel, selected: EvaluatedRows, query: Query) -> tuple[Budget, dict[str, Any] | None]:
+        """The budget of a batch; where it is measured also what is told of it."""
+        setting = self.bench.batch_tokens
+        if isinstance(setting, int):
+            return Budget(setting), None
+        kind: Kind = "choices" if selected.metric == "accuracy" else "answers"
+        device = device_name(self.bench.base.device)
+        batches = self.batches if self.batches is not None else read_batches(self.path.parent)
+        earlier = known_budget(batches, kind, device)
+        if earlier is not None:
+            return earlier, {"device": device, "kind": kind, "tokens": earlier.tokens}
+        result = measured_budget(model, selected, query, self.task.max_new_tokens)
+        return result.budget, {"device": device, "kind": kind, **result.content}
 
     def store(self, result: dict[str, Any]) -> None:
-        """Put a result's content in place, whole."""
+        """Put a result's content in place, whole, and what was measured for it beside the router's results."""
+        batch = result.get("batch", {})
+        if "tokens_per_second" in batch:
+            folder = self.path.parent
+            write_json(folder / BATCH_FILE, with_batch(read_batches(folder), batch))
         head = {
             "format": FORMAT,
             "key": self.key,

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from glider.config import Config, faults
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
+from glider.evaluation.budgets import SMALLEST, USUAL
 from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.lm_eval_tasks import task_name
 from glider.evaluation.metrics import Metric, guessing, require
@@ -99,6 +100,7 @@ class RunPlan(Config):
     matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
     engine: Literal["transformers", "vllm"] = "transformers"
     device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
+    batch_tokens: int | Literal["auto"] = USUAL.tokens  # that run together; no part of the key either
     split: str | None = "test"
     columns: str = ""  # of the rows, as input=question,output=answer
     rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed
@@ -107,6 +109,13 @@ class RunPlan(Config):
     metrics: dict[str, Metric] = {}  # by task; accuracy for rows with choices, else rougeL
     descriptions: Path | None = None  # JSON: task name -> sentence
     fewshot_splits: tuple[str, ...] = ("train", "val")  # of lorahub's rows and of examples; never an evaluated row
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _enough(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < SMALLEST:
+            raise ValueError(f"at least {SMALLEST}, or auto")
+        return value
 
     @classmethod
     def read(cls, path: Path) -> "RunPlan":

@@ -55,6 +55,7 @@ class Run:
             seed=plan.seed,
             fewshot_splits=plan.fewshot_splits,
             engine=plan.engine,
+            batch_tokens=plan.batch_tokens,
         )
         if plan.engine == "vllm":
             require_by_vllm(self.bench, self.routers)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from glider.data.rows import Row
+from glider.evaluation.budgets import USUAL, Budget, MeasuredBudget, Probe, find_budget, timed
 from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
 from glider.inference.model import RoutedModel
@@ -13,10 +14,6 @@ from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
 from glider.progress import Tick
 from glider.routing.condition import Condition
-
-_TOKENS = 768  # of the prompts in a batch, padding counted
-_CHOICE_TOKENS = 512  # of the choices in a batch, padding counted
-_ROWS = 8  # that are answered together
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,9 @@ def score_rows_of(
     *,
     examples: tuple[Pair, ...] = (),
     tick: Tick = lambda _: None,
+    budget: Budget = USUAL,
 ) -> list[RowResult]:
-    """Results in the order of the rows; rows of like length run together.
+    """Results in the order of the rows; rows of like length run together, as many as the budget allows.
 
     `description` and `examples` are the task's: every query has them, for the global term; they are not part of the
     prompt.
@@ -56,7 +54,7 @@ def score_rows_of(
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     results: dict[int, RowResult] = {}
     by_choice = selected.metric == "accuracy"
-    batches = _batches(model, selected.rows, order, lengths) if by_choice else _groups(order, _ROWS)
+    batches = _batches(model, selected.rows, order, lengths, budget) if by_choice else _groups(order, budget.rows)
     for batch in batches:
         rows = [selected.rows[i] for i in batch]
         queries = [Query(row.input, description, examples) for row in rows]
@@ -74,6 +72,31 @@ def score_rows_of(
             )
         tick(len(results))
     return [results[i] for i in range(len(results))]
+
+
+def measured_budget(model: RoutedModel, selected: EvaluatedRows, query: Query, max_new_tokens: int) -> MeasuredBudget:
+    """The budget that suits a model on its device, measured on the longest rows of a task.
+
+    `query` has the description and the examples that come with each of them.
+    """
+    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in selected.rows]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    by_choice = selected.metric == "accuracy"
+
+    def probe(budget: Budget) -> Probe:
+        batches = _batches(model, selected.rows, order, lengths, budget) if by_choice else _groups(order, budget.rows)
+        batch = next(iter(batches))
+        rows = [selected.rows[i] for i in batch]
+        queries = [replace(query, text=row.input) for row in rows]
+
+        def run() -> int:
+            work = _rank(model, rows, queries) if by_choice else _answer(model, rows, queries, selected, max_new_tokens)
+            return sum(lengths[i] for i in batch) + sum(fields["tokens"] for fields in work)
+
+        tokens, seconds = timed(run)
+        return Probe(tokens, seconds, all_rows=len(batch) == len(order))
+
+    return find_budget(probe)
 
 
 def summary_of(selected: EvaluatedRows, results: Sequence[RowResult]) -> dict[str, Any]:
@@ -134,22 +157,21 @@ def _guide(model: RoutedModel, condition: Condition, row: int) -> dict[str, Any]
 
 
 def _batches(
-    model: RoutedModel, rows: Sequence[Row], order: Sequence[int], lengths: Sequence[int]
+    model: RoutedModel, rows: Sequence[Row], order: Sequence[int], lengths: Sequence[int], budget: Budget
 ) -> Iterator[list[int]]:
-    """Rows in order of length, as many together as the budgets of tokens allow."""
+    """Rows in order of length, as many together as the budget allows."""
     batch: list[int] = []
-    longest = choices = 0
+    width = longest = choices = 0
     for i in order:
         texts = rows[i].choices or ()
         target = max(len(model.prompt.target_ids(model.tokenizer, text)) for text in texts)
-        beyond = (
-            lengths[i] * (len(batch) + 1) > _TOKENS or max(longest, target) * (choices + len(texts)) > _CHOICE_TOKENS
-        )
+        beyond = max(width, lengths[i]) * (len(batch) + 1) > budget.tokens
+        beyond |= max(longest, target) * (choices + len(texts)) > budget.choice_tokens
         if batch and beyond:
             yield batch
-            batch, longest, choices = [], 0, 0
+            batch, width, longest, choices = [], 0, 0, 0
         batch.append(i)
-        longest, choices = max(longest, target), choices + len(texts)
+        width, longest, choices = max(width, lengths[i]), max(longest, target), choices + len(texts)
     yield batch
 
 

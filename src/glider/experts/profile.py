@@ -21,10 +21,10 @@ ROWS = 64  # training inputs counted
 HELD_BACK = 24  # inputs kept for calibration
 MOST_GRAMS = 12288
 MOST_QUERY_GRAMS = 512
-EMBEDDED = ("inputs", "held_back_inputs")
-WIDTHS = {"inputs": "inputs", "held_back_inputs": "inputs", "hidden": "hidden", "held_back_hidden": "hidden"}  # alike
+EMBEDDED = ("inputs", "held_back_inputs", "stored_inputs")
+WIDTHS = {**dict.fromkeys(EMBEDDED, "inputs"), "hidden": "hidden", "held_back_hidden": "hidden"}  # alike
 _AXES = {"grams": 1, "counts": 1, "held_back": 2, "inputs": 1, "held_back_inputs": 2}
-_AXES |= {"hidden": 1, "held_back_hidden": 2}
+_AXES |= {"hidden": 1, "held_back_hidden": 2, "stored_inputs": 2}
 _DTYPES = {"grams": "I32", "counts": "U8", "held_back": "I32"}
 
 
@@ -39,6 +39,7 @@ class Profile:
     held_back_inputs: Float[Tensor, "Q G"] | None = None  # embeddings of the held-back inputs
     hidden: Float[Tensor, " H"] | None = None  # mean hidden state of the base on the training inputs
     held_back_hidden: Float[Tensor, "Q H"] | None = None  # and on each held-back input
+    stored_inputs: Float[Tensor, "N G"] | None = None  # embeddings of single training inputs, for retrieval by examples
 
     @property
     def known(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
@@ -72,6 +73,7 @@ class Profile:
         held_back_inputs: Float[Tensor, "Q G"] | None = None,
         hidden: Float[Tensor, "N H"] | None = None,
         held_back_hidden: Float[Tensor, "Q H"] | None = None,
+        stored_inputs: Float[Tensor, "N G"] | None = None,
     ) -> Profile:
         """Count the n-grams of training inputs; beyond 12,288 distinct ones those of the fewest inputs go."""
         import torch
@@ -92,6 +94,7 @@ class Profile:
             None if held_back_inputs is None else held_back_inputs.half(),
             None if hidden is None else hidden.float().mean(dim=0),
             None if held_back_hidden is None else held_back_hidden.half(),
+            None if stored_inputs is None else stored_inputs.half(),
         )
 
 

@@ -12,6 +12,8 @@ from glider.routing.scores import cosine
 from glider.routing.signals.base import absent
 from glider.shapes import Float, Int, Tensor
 
+_WITH_EMBEDDINGS = "a profile with embeddings of every expert"
+
 
 @dataclass(frozen=True)
 class MeanSamples:
@@ -49,8 +51,12 @@ def samples_of(pool: Pool) -> MeanSamples:
 
 
 def examples_of(pool: Pool) -> NearestExample:
-    """The single inputs that every expert keeps; raises `RouterError` naming those that keep none."""
-    inputs = _values_of(pool, "held_back_inputs")
+    """The single inputs that every expert stores, or, where none stores any, those that its profile holds back.
+
+    Raises `RouterError` naming the experts that keep none: some with stored inputs would be compared by many more.
+    """
+    storing = any(expert.profile is not None and expert.profile.stored_inputs is not None for expert in pool)
+    inputs = _values_of(pool, "stored_inputs" if storing else "held_back_inputs")
     owners = torch.cat([torch.full((len(rows),), expert) for expert, rows in enumerate(inputs)])
     return NearestExample(torch.nn.functional.normalize(torch.cat(inputs).float(), dim=-1), owners)
 
@@ -63,9 +69,11 @@ def _values_of(pool: Pool, part: str) -> list[Tensor]:
     values = {expert.name: of(expert.profile) for expert in pool}
     lacking = [name for name, value in values.items() if value is None]
     if lacking:
+        stored = part == "stored_inputs"
         raise RouterError(
-            "a profile with embeddings of every expert",
+            "a profile with stored inputs of every expert, or of none" if stored else _WITH_EMBEDDINGS,
             f"none in {', '.join(lacking)}",
-            "Make them of training rows with `glider expert profile`, or choose by=descriptions.",
+            "Make them of training rows with `glider expert profile"
+            f"{' --stored N' if stored else ''}`, or choose by=descriptions.",
         )
     return [value for value in values.values() if value is not None]

@@ -306,6 +306,37 @@ def test_retrieval_by_examples_takes_the_expert_of_the_most_similar_stored_examp
     assert chosen is not None and names[int(chosen.argmax())] == "e0"
 
 
+def test_retrieval_by_examples_compares_what_experts_store_of_their_training_inputs(
+    llama_directory: Path, make_pool, edit_tensors
+) -> None:
+    """PHATGOOSE stores 1,000 inputs of each expert; the 24 that are held back stand in where none are stored."""
+    pool = with_profiles(make_pool, llama_directory)
+    chance, names = torch.Generator().manual_seed(5), pool.names
+    width = pool[names[0]].profile.held_back_inputs.shape[1]  # pyright: ignore
+    stored = {name: torch.nn.functional.normalize(torch.randn(40, width, generator=chance), dim=-1) for name in names}
+
+    def store(name: str) -> None:
+        edit_tensors(
+            pool.path / name / "glider.safetensors",
+            lambda tensors: tensors.update({"profile.stored_inputs": stored[name].half()}),
+        )
+
+    router = Retrieval(by="examples")
+    store(names[0])
+    pool = pool.remove(names[0]).add(names[0])
+    with pytest.raises(RouterError, match=rf"of every expert, or of none.*none in {names[1]}.*--stored N"):
+        router.prepare(pool)
+    for name in names[1:]:
+        store(name)
+        pool = pool.remove(name).add(name)
+    prepared = router.prepare(pool)
+    order = [expert.name for expert in prepared.experts]
+    asked = QueryFeatures(len(order), inputs=torch.stack([stored[name][39] for name in order]))
+    scores = router.condition(prepared, asked).global_scores
+    assert scores is not None and scores.argmax(dim=-1).tolist() == list(range(len(order)))
+    assert scores.diagonal().min() > 0.99
+
+
 def test_experts_that_keep_no_inputs_are_named(llama_directory: Path, make_pool, grow_pool) -> None:
     pool = grow_pool(with_profiles(make_pool, llama_directory), llama_directory, "bare")
     for router in (LoraRetriever(), Retrieval(by="examples"), AdapterSoup(by="samples")):

@@ -16,8 +16,8 @@ class Retrieval(ByEmbedding):
 
     score = cosine(g_e, q) / temperature; weights by softmax over the K kept, or equal. At a site that a chosen expert
     lacks, the next nearest stands in. `by=examples` is PHATGOOSE's baseline "Retrieval": the expert with the one stored
-    input most similar to the query. Profiles keep 24 of them, where that paper keeps 1,000. `by=samples` compares the
-    mean training inputs.
+    input most similar to the query. Profiles keep 24 of them, or as many as `glider expert profile --stored` says;
+    that paper keeps 1,000. `by=samples` compares the mean training inputs.
     """
 
     k: int = 1
