@@ -5,7 +5,9 @@
 TASKS holds t0_heldin, t0_heldout, bbh and bbl (JSON Lines, rows with input, template, split). An expert knows 64
 training rows of two thirds of its task's templates; queries are test rows, of those templates (seen) and of the others
 (held out). Methods were chosen on every other task (`choose`); the rest judges (`judge`). commonsense_qa and cos_e draw
-on one pool of questions: taking one for the other counts as right, and is counted beside.
+on one pool of questions: taking one for the other counts as right, and is counted beside. `--signals` measures some
+only; `ariadne-4` is `ariadne` with four centroids an expert, `ensemble-4` is `ensemble` with four in place of the mean
+input.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from rich.table import Table
 
 from glider.calibration.threshold import best_threshold
 from glider.config import EMBEDDED_BASE
+from glider.contribute.router_statistics import k_means
 from glider.data.rows import Row, read_rows
 from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.inference.base_model import BaseModel, load_base
@@ -34,12 +37,14 @@ from glider.instructions.cache import cache
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams
 from glider.routing.base import GlobalScores, QueryFeatures
-from glider.routing.signals.ensemble import Mixture
+from glider.routing.signals.ariadne import Centroids
+from glider.routing.signals.ensemble import MEANING, Mixture
 from glider.routing.signals.examples import Likelihoods
 from glider.routing.signals.hidden import States
 from glider.routing.signals.instruction import Cosines
 
 TWINS = frozenset({"commonsense_qa", "cos_e"})
+SIGNALS = ("mean embedding", "examples", "ensemble", "hidden")
 KEYS = {"yelp_review_full": "p3yelp"}  # where a task has another name in the file of descriptions
 SIDES = ("choose", "judge", "all")
 FREE_FORM = ("query", "prompt_authors", "flan_query", "flan_expert")
@@ -64,6 +69,7 @@ class Corpus:
 
     names: list[str]
     profiles: list[Profile]
+    inputs: list[torch.Tensor]  # of each expert (N, G): its training inputs, embedded one by one
     definitions: torch.Tensor  # (E, G): the corpus' own sentence on each task, embedded
     states: dict[str, torch.Tensor]  # early hidden state of the base model on each text
     queries: dict[str, Queries]
@@ -75,12 +81,14 @@ def main() -> None:
     parser.add_argument("--instructions", type=Path, help="descriptions by task: the free-form queries")
     parser.add_argument("--rows", type=int, default=16, help="queries of each task and kind (default 16)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signals", default=",".join(SIGNALS), help="by comma; ariadne-N and ensemble-N beside these")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     console = Console()
     with console.status("Embedding texts (remembered for the next time)"):
-        corpus = read_corpus(arguments.tasks, arguments.rows, arguments.seed)
-        signals = make_signals(corpus)
+        names = arguments.signals.split(",")
+        corpus = read_corpus(arguments.tasks, arguments.rows, arguments.seed, "hidden" in names)
+        signals = make_signals(corpus, names, arguments.seed)
         results = [measure(name, scores, corpus, arguments.seed) for name, scores in signals.items()]
         free = free_form(arguments.instructions, corpus, signals) if arguments.instructions else []
         clock = {name: seconds_a_query(scores, corpus) for name, scores in signals.items()}
@@ -90,11 +98,11 @@ def main() -> None:
         arguments.json.write_text(json.dumps(told, indent=2, default=str))
 
 
-def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
-    """Draw everything by seed."""
+def read_corpus(root: Path, rows: int, seed: int, hidden: bool = True) -> Corpus:
+    """Draw everything by seed; hidden states of the base only where they are asked for."""
     chance = random.Random(seed)
-    names, profiles, definitions = [], [], []
-    base, states = load_base(EMBEDDED_BASE), {}
+    names, profiles, embedded, definitions = [], [], [], []
+    base, states = load_base(EMBEDDED_BASE) if hidden else None, {}
     kinds: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for column, file in enumerate(sorted((root / "t0_heldin").glob("*.jsonl.gz"))):
         name, all_rows = file.name.removesuffix(".jsonl.gz"), read_rows(file)
@@ -106,8 +114,9 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
         definitions.append(next(row.definition for row in all_rows if row.definition))
         kept = [row.input for row in chance.sample(training, min(ROWS + HELD_BACK, len(training)))[ROWS:]]
         states |= read_states(base, [*inputs, *kept])
-        read = [torch.stack([states[text] for text in texts]) if texts else None for texts in (inputs, kept)]
-        profiles.append(Profile.of(list(map(ngrams, inputs)), list(map(ngrams, kept)), vectors(inputs), None, *read))
+        read = [torch.stack([states[t] for t in texts]) if texts and hidden else None for texts in (inputs, kept)]
+        embedded.append(vectors(inputs))
+        profiles.append(Profile.of(list(map(ngrams, inputs)), list(map(ngrams, kept)), embedded[-1], None, *read))
         test = [row for row in all_rows if row.split == "test"]
         for kind, chosen in (("seen", False), ("held_out", True)):
             part = [row for row in test if (row.template in held_out) is chosen]
@@ -123,11 +132,13 @@ def read_corpus(root: Path, rows: int, seed: int) -> Corpus:
     }
     for kind in queries.values():
         states |= read_states(base, kind.texts)
-    return Corpus(names, profiles, vectors(definitions), states, queries)
+    return Corpus(names, profiles, embedded, vectors(definitions), states, queries)
 
 
-def read_states(base: BaseModel, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The state of each text."""
+def read_states(base: BaseModel | None, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The state of each text; none without a base."""
+    if base is None:
+        return {}
     distinct = list(dict.fromkeys(texts))
     return dict(zip(distinct, prompt_states(base, list(map(edges, distinct))), strict=True)) if distinct else {}
 
@@ -141,12 +152,46 @@ def vectors(texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([found[text] for text in short])
 
 
-def make_signals(corpus: Corpus) -> dict[str, GlobalScores]:
-    """The signals of the library, and beside them the mean embedding alone."""
+def make_signals(corpus: Corpus, names: Sequence[str], seed: int) -> dict[str, GlobalScores]:
+    """The signals of the library that are asked for, and beside them the mean embedding alone."""
     means = torch.stack([profile.inputs for profile in corpus.profiles if profile.inputs is not None])
-    words, hidden = Likelihoods.of_profiles(corpus.profiles), States.of_profiles(corpus.profiles)
-    ensemble = Mixture(words, means, corpus.definitions)
-    return {"mean embedding": Cosines(means), "examples": words, "ensemble": ensemble, "hidden": hidden}
+    words = Likelihoods.of_profiles(corpus.profiles)
+    made: dict[str, GlobalScores] = {}
+    for name in names:
+        kind, _, count = name.partition("-")
+        if kind == "hidden":
+            made[name] = States.of_profiles(corpus.profiles)
+        elif kind == "mean embedding":
+            made[name] = Cosines(means)
+        elif kind == "ariadne":
+            made[name] = centroids_of(corpus, int(count), seed)
+        elif count:
+            made[name] = ManyMeans(Mixture(words, means, corpus.definitions), centroids_of(corpus, int(count), seed))
+        else:
+            made[name] = words if kind == "examples" else Mixture(words, means, corpus.definitions)
+    return made
+
+
+def centroids_of(corpus: Corpus, count: int, seed: int) -> Centroids:
+    """ARIADNE's centroids, found as `glider pool train-router` does."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.stack([k_means(inputs, count, draw) for inputs in corpus.inputs])
+    return Centroids(torch.nn.functional.normalize(rows, dim=-1))
+
+
+@dataclass(frozen=True)
+class ManyMeans:
+    """`ensemble` with the lead of the nearest centroid in place of the mean input's."""
+
+    whole: Mixture
+    centroids: Centroids
+    needs: frozenset[Any] = frozenset({"grams", "inputs", "instructions"})
+
+    def of(self, features: QueryFeatures, without: int | None = None) -> torch.Tensor:
+        words = self.whole.words.of(features, without)
+        single = Mixture(self.whole.words, self.whole.inputs).of(features, without) * (1 + MEANING) - words
+        weight = 1 + 2 * MEANING
+        return self.whole.of(features, without) + (MEANING * self.centroids.of(features, without) - single) / weight
 
 
 def score(scores: GlobalScores, texts: Sequence[str], corpus: Corpus) -> torch.Tensor:
@@ -224,7 +269,8 @@ def free_form(file: Path, corpus: Corpus, signals: dict[str, GlobalScores]) -> l
     for kind in FREE_FORM:
         own = torch.tensor([i for i, entry in enumerate(entries) if isinstance(entry.get(kind), str)])
         texts = [entries[i][kind] for i in own.tolist()]
-        corpus.states.update(read_states(load_base(EMBEDDED_BASE), texts))
+        if corpus.states:
+            corpus.states.update(read_states(load_base(EMBEDDED_BASE), texts))
         row: dict[str, Any] = {"texts": kind, "queries": len(texts)}
         for name, scores in signals.items():
             row[name] = hits(score(scores, texts, corpus), own, corpus.names)
@@ -235,12 +281,13 @@ def free_form(file: Path, corpus: Corpus, signals: dict[str, GlobalScores]) -> l
 
 def seconds_a_query(scores: GlobalScores, corpus: Corpus, count: int = 100) -> dict[str, float]:
     """Milliseconds for one query at a time, embedding included, nothing remembered: median and 95th percentile."""
-    embedder, base, clock = load_embedder(), load_base(EMBEDDED_BASE), []
+    base = load_base(EMBEDDED_BASE) if "hidden" in scores.needs else None
+    embedder, clock = load_embedder(), []
     texts = corpus.queries["seen"].texts + corpus.queries["t0"].texts
     for text in random.Random(0).sample(texts, min(count, len(texts))):
         start = time.perf_counter()
         embedded = embedder.embed([edges(text)]) if scores.needs & {"instructions", "inputs"} else None
-        states = prompt_states(base, [edges(text)]) if "hidden" in scores.needs else None
+        states = prompt_states(base, [edges(text)]) if base is not None else None
         scores.of(QueryFeatures(1, embedded, ((ngrams(text),),), embedded, states))
         clock.append(1000 * (time.perf_counter() - start))
     return {"median": median(clock), "p95": sorted(clock)[int(0.95 * len(clock))]}

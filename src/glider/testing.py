@@ -93,6 +93,9 @@ def _check_prepared(prepared: Prepared) -> None:
         for label, tensor in site.tensors.items():
             assert len(tensor) == count, f"a row for each of {count} experts in {label} of {name}"
             assert bool(tensor.isfinite().all()), f"finite values in {label} of {name}"
+    for name, block in prepared.blocks.items():
+        assert block.name == name, f"the block {name} under its own name"
+        assert all(bool(tensor.isfinite().all()) for tensor in block.tensors.values()), f"finite values at {name}"
 
 
 def _check_site(router: Router, prepared: Prepared, site: Site, scale: float, draw: torch.Generator) -> None:

@@ -27,6 +27,7 @@ from glider.routing.base import QueryFeatures
 from glider.routing.local_scores.seqr import QRNorm
 from glider.routing.methods.joint import Joint
 from glider.routing.methods.mindskip import MindSkip
+from glider.routing.methods.mindskip_attention import MindSkipAttention
 from glider.routing.methods.mole import Mole, layers
 from glider.routing.methods.phatgoose import Phatgoose
 from glider.routing.methods.task_moe import TaskMoe
@@ -39,7 +40,7 @@ from glider.sharing.signature import generate_keys, sign_pool
 from glider.testing import check_router
 
 WORDS = {"e0": "red green", "e1": "seven eight", "e2": "do re mi"}
-KINDS = ["joint", "mindskip", "task-moe", "vq", "seqr", "ariadne", "lorauter"]
+KINDS = ["joint", "mindskip", "mindskip-attention", "task-moe", "vq", "seqr", "ariadne", "lorauter"]
 Q = "model.layers.0.self_attn.q_proj"
 
 
@@ -73,9 +74,20 @@ def settings(**more: Any) -> RouterTraining:
     return RouterTraining(**{"steps": 4, "batch_size": 4, "codes": 5, "centroids": 2, **more})
 
 
+def plain_scores(base: BaseModel, pool: Pool) -> list[list[float]]:
+    """What routers that are not trained beside a pool say."""
+    scores = []
+    for text in ("phatgoose", "glider(global=examples)", "seqr"):
+        model = ModelSpec(router=router_from(*parsed(text))).over(base, pool)
+        scores.append([choice.log_likelihood for choice in model.score("the e1 e13 and", ["yes", "no"])])
+        model.detach()
+    return scores
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_is_trained_stored_recorded_and_read(base: BaseModel, pool: Pool, kind: str) -> None:
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    others = plain_scores(base, pool)
     trained = train_router(base, pool, kind, rows_of(), settings())
     assert all(torch.equal(value, before[name]) for name, value in base.model.state_dict().items())
     assert all(parameter.requires_grad for parameter in base.model.parameters())
@@ -90,6 +102,9 @@ def test_each_is_trained_stored_recorded_and_read(base: BaseModel, pool: Pool, k
         text = "seqr(norms=calibrated)" if kind == "seqr" else kind
     router = router_from(*parsed(text))
     check_router(router, again, base)
+    if kind in ("joint", "vq"):
+        check_router(router_from(f"glider+{kind}", {}), again, base)
+    assert plain_scores(base, again) == others, "what is trained changes no other router"
 
 
 def test_the_joint_router_begins_as_phatgoose_and_lowers_the_loss(base: BaseModel, pool: Pool) -> None:
@@ -125,7 +140,7 @@ def test_joint_runs_whole_in_the_native_kernel_as_in_plain_torch(base: BaseModel
     torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["joint", "mindskip", "task-moe"])
+@pytest.mark.parametrize("kind", ["joint", "mindskip", "mindskip-attention", "task-moe"])
 def test_training_that_was_broken_off_ends_with_the_same_bits(
     base: BaseModel, pool: Pool, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -157,6 +172,30 @@ def test_a_price_closes_the_gates_of_mindskip(base: BaseModel, pool: Pool) -> No
 
     assert used(100.0) < 0.2
     assert MindSkip(tau=0.0).route(MindSkip().prepare(Pool.open(pool.path)).sites[Q], x, None).weights.sum() > 199
+
+
+def test_a_price_closes_the_attention_blocks_of_mindskip(base: BaseModel, pool: Pool) -> None:
+    router = MindSkipAttention()
+    texts = [row.input + row.output for rows in rows_of(3).values() for row in rows]
+
+    def computed(penalty: float) -> float:
+        given = settings(steps=40, learning_rate=0.1, penalty=penalty)
+        trained = train_router(base, pool, "mindskip-attention", rows_of(), given)
+        blocks = router.prepare(trained).blocks
+        assert list(blocks) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+        attached, made = attach(base.model, trained, router), []
+        modules = [base.model.get_submodule(name) for name in blocks]
+        hooks = [one.register_forward_hook(lambda _, __, output: made.append(bool(output[0].any()))) for one in modules]
+        with attached.routing(None), torch.inference_mode():
+            for text in texts:
+                base.model(torch.tensor([base.tokenizer(text).input_ids]))
+        for hook in hooks:
+            hook.remove()
+        attached.detach()
+        return sum(made) / len(made)
+
+    assert computed(100.0) == 0.0
+    assert computed(0.0) > 0.5
 
 
 def test_task_moe_chooses_by_layer_what_its_matrix_says(base: BaseModel, pool: Pool) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.inference.base_model import load_base
-from glider.inference.spec import load
+from glider.inference.base_model import BaseModel, load_base
+from glider.inference.spec import ModelSpec, load
 from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, routers
 from glider.routing.methods.mole import Mole, layers
 from glider.routing.methods.phatgoose import Phatgoose
@@ -23,7 +23,7 @@ STATIC = ["single:e1", "oracle:half", "multitask", "merge", "merge(rank=3)", "me
 STATIC += ["lorahub"]
 STATIC += ["mole", "adaptersoup-task"]
 BY_PROFILES = {"hilora"}  # tested by themselves, like those that are trained beside a pool (tests/contribute)
-TRAINED = {"joint", "vq", "mindskip", "task-moe", "glider+joint", "glider+vq"}
+TRAINED = {"joint", "vq", "mindskip", "mindskip-attention", "task-moe", "glider+joint", "glider+vq"}
 CHOOSING = [
     "glider",
     "glider(top_p=0.6)",
@@ -160,6 +160,24 @@ def test_the_contract_holds_on_a_model(base_directory: Path, pool: Pool, router_
 @pytest.mark.parametrize("text", EVERY)
 def test_every_router_goes_through_the_kit(base_directory: Path, pool: Pool, router_of: RouterMaker, text: str) -> None:
     check_router(router_of(text), pool, load_base(str(base_directory)))
+
+
+def test_no_router_changes_a_number_of_another(base_directory: Path, pool: Pool, router_of: RouterMaker) -> None:
+    """Some of each kind say the same on a base that no other router has seen, and after all others were on it."""
+
+    def scores(base: BaseModel, text: str) -> list[float]:
+        model = ModelSpec(router=router_of(text)).over(base, pool)
+        try:
+            return [choice.log_likelihood for choice in model.score(PROMPTS[0], ["yes"])]
+        finally:
+            model.detach()
+
+    watched = ["base", "glider", "phatgoose-query", "merge", "soft-moe", "logo"]
+    shared = load_base(str(base_directory))
+    alone = {text: scores(load_base(str(base_directory)), text) for text in watched}
+    for text in EVERY:
+        scores(shared, text)
+    assert {text: scores(shared, text) for text in watched} == alone
 
 
 @dataclass(frozen=True)

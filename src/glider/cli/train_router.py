@@ -22,7 +22,10 @@ def train_router(
     path: Annotated[Path, typer.Argument(help="Directory of the pool.")],
     spec: BaseSpec,
     settings: RouterTraining,
-    router: Annotated[str, typer.Option("--router", help="joint, vq, mindskip, task-moe, seqr, ariadne or lorauter.")],
+    router: Annotated[
+        str,
+        typer.Option("--router", help="joint, vq, mindskip, mindskip-attention, task-moe, seqr, ariadne or lorauter."),
+    ],
     data: Annotated[str, typer.Option("--data", help="Rows of each expert's task ({name}).")],
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
     key: KeyOption = None,

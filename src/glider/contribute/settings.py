@@ -151,7 +151,7 @@ class RouterTraining(Config):
     max_tokens: int = Field(512, gt=1, description="Longer rows are left out.")
     seed: int = Field(0, ge=0, lt=2**30, description="Order of rows and first codes.")
     codes: int = Field(32, ge=2, le=4096, description="vq: codes of a site.")
-    penalty: float = Field(0.1, ge=0, description="mindskip: price of a token that uses experts.")
+    penalty: float = Field(0.1, ge=0, description="mindskip: price of a token (block) that is computed.")
     centroids: int = Field(4, ge=1, le=256, description="ariadne: centroids of an expert.")
     signal: str = Field("examples", description="task-moe: the global signal that represents a task.")
 

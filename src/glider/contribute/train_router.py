@@ -27,6 +27,8 @@ from glider.routing.condition import Condition
 from glider.routing.local_scores.joint import sites_of, width_at
 from glider.routing.methods.joint import Joint
 from glider.routing.methods.mindskip import MindSkip
+from glider.routing.methods.mindskip_attention import KIND as SKIPPED_ATTENTION
+from glider.routing.methods.mindskip_attention import MindSkipAttention, blocks_of
 from glider.routing.methods.task_moe import TaskMoe
 from glider.routing.scores import standardise
 from glider.shapes import Float, Tensor
@@ -76,6 +78,7 @@ def trainable() -> dict[str, Fit]:
     from glider.contribute.router_statistics import fit_ariadne, fit_lorauter, fit_seqr, fit_vq
 
     by_loss: dict[str, Fit] = {"joint": fit_joint, "mindskip": fit_mindskip, "task-moe": fit_task_moe}
+    by_loss[SKIPPED_ATTENTION] = fit_mindskip_attention
     return {**by_loss, "vq": fit_vq, "seqr": fit_seqr, "ariadne": fit_ariadne, "lorauter": fit_lorauter}
 
 
@@ -113,6 +116,20 @@ def fit_mindskip(
     _by_loss(
         base, pool, tasks, settings, state, report, (router, prepared), gates, _Penalised(router, settings.penalty)
     )
+    return dict(gates)
+
+
+def fit_mindskip_attention(
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+) -> dict[str, Tensor]:
+    """Gates of whole attention blocks, that begin open."""
+    gates = {}
+    for name, width in blocks_of(pool).items():
+        gates |= {f"{name}.gate": nn.Parameter(torch.zeros(width)), f"{name}.bias": nn.Parameter(torch.full((1,), 0.5))}
+    router = _WatchedBlocks()
+    prepared = router.prepared_with(pool, gates)
+    price = _Penalised(router, settings.penalty)
+    _by_loss(base, pool, tasks, settings, state, report, (router, prepared), gates, price)
     return dict(gates)
 
 
@@ -204,12 +221,25 @@ class _Watched(MindSkip):
         return openness
 
 
+@dataclass(frozen=True)
+class _WatchedBlocks(MindSkipAttention):
+    """The same of blocks: which of them were computed, as the authors price it."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def computed(self, block: Any, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        computed = super().computed(block, x)
+        if computed.requires_grad:
+            self.seen.append(computed.mean())
+        return computed
+
+
 class _Penalised(_Loss):
     """With a price for every token that uses experts; held-back rows, without it, would choose the dearest gates."""
 
     validates = False
 
-    def __init__(self, router: _Watched, penalty: float):
+    def __init__(self, router: "_Watched | _WatchedBlocks", penalty: float):
         self.router, self.penalty = router, penalty
 
     @contextmanager

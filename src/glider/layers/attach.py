@@ -13,6 +13,7 @@ from glider.errors import PoolError, RouterError
 from glider.experts.base_identity import identify, require_same_base
 from glider.experts.pool import Pool
 from glider.layers.bank import Bank, storage
+from glider.layers.blocks import Blocks
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.folding import fold_into, require_foldable, require_unfolded, unfold_from
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
@@ -68,6 +69,7 @@ class Attached:
         self.model, self.context = model, RoutingContext()
         self._originals: dict[str, nn.Module] = {}
         self._layers: dict[str, RoutedLinear] = {}
+        self._blocks = Blocks(model, self.context)
         self._unfolded: dict[str, torch.Tensor] = {}
         self.closing = ExitStack()  # what ends with `detach`
         self._watched = False  # by hooks that tell which tokens stand together
@@ -179,9 +181,11 @@ class Attached:
             before = self.context.current if self._generations else None
             number = 1 + max(self._generations, default=0)
             generation = Generation(number, ungated(router), prepared)
+            self._blocks.require(prepared)
             sites = self._sites(generation, storage)
             for name, site in sites.items():
                 self._layer(name, site).put(number, site)
+            self._blocks.put(number, generation.router, prepared.blocks)
             self._generations[number] = generation
             self.context.serve(number, prepared.global_term is not None)
             if support_of(generation.router).sequences and not self._watched:
@@ -231,6 +235,7 @@ class Attached:
                 for site, module in self._originals.items():
                     _replace(self.model, site, module)
             self._originals, self._layers, self._generations, self._unfolded = {}, {}, {}, {}
+            self._blocks.close()
             self.closing.close()
             self._watched = False
 
@@ -245,6 +250,7 @@ class Attached:
 
     def _drop(self, number: int) -> None:
         del self._generations[number]
+        self._blocks.drop(number)
         for name in list(self._originals):
             layer = self.model.get_submodule(name)
             assert isinstance(layer, RoutedLinear)

@@ -75,6 +75,21 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Block:
+    """What a router has prepared for one attention block of the base, which prompts may skip."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def to(self, device: torch.device) -> "Block":
+        """The same on another device."""
+        return Block(self.name, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True)
 class Support:
     """Where a router's decisions are right. A decision that looks at one token at a time is right everywhere."""
 
@@ -131,7 +146,8 @@ class Prepared:
 
     `described_term` serves the queries that bring a description, where `global_term` does not read descriptions and the
     pool can. With one expert only, every decision is known before: such a router is static, and its expert can be
-    folded. `judge` gives the verdicts, where queries have some; a router's own `prepare` leaves it out.
+    folded. `judge` gives the verdicts, where queries have some; a router's own `prepare` leaves it out. `blocks` are
+    the base's attention blocks that prompts may skip (`BlockRouter`), by name.
     """
 
     experts: tuple[ExpertLike, ...]
@@ -139,6 +155,7 @@ class Prepared:
     global_term: GlobalTerm | None = None
     described_term: GlobalTerm | None = None
     judge: "Judge | None" = None
+    blocks: Mapping[str, Block] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -189,6 +206,15 @@ class SequenceRouter(Protocol):
         self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None, sequence_of: Int[Tensor, " T"]
     ) -> Decision | SlotDecision:
         """Decide for tokens of which those of one number belong to one prompt; -1 is padding, which gets no expert."""
+        ...
+
+
+@runtime_checkable
+class BlockRouter(Protocol):
+    """A router under which prompts skip attention blocks of the base; its `support` says `sequences`."""
+
+    def computed(self, block: Block, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """1 for each prompt that the block is computed for, 0 where it is skipped, by the mean of what it sees."""
         ...
 
 

@@ -28,13 +28,14 @@ from glider.shapes import Float, Int, Tensor
 @router("hilora", paper="arXiv:2510.12266")
 @dataclass(frozen=True)
 class Hilora:
-    """For each token the `parts` rank-one parts b_i a_i of largest s |b_i| |a_i . x|, of the adapters the query picks.
+    """Of each adapter that the query picks a token has the rank-one parts b_i a_i of largest s |b_i| |a_i . x|.
 
-    The query picks every adapter whose share of the posterior is at least `share` of the best one's; a part weighs what
-    its adapter's share is among those picked. The shares are a softmax over the Gaussian log-likelihoods of the query
-    under each expert: those of the signal `hidden`, Gaussians of one covariance over the base's hidden states on the
-    profile's inputs (its scores times `sharpness`). The two levels and the rank-one parts are the paper's; to which
-    vectors it fits its Gaussians could not be read, nor how many parts it keeps: ours are inferred. Each part is an
+    The query picks every adapter whose share of the posterior is at least `share` of the best one's, and allots them
+    `parts` by their shares, one or more each; a part weighs what its adapter's share is among those picked. The shares
+    are a softmax over the Gaussian log-likelihoods of the query under each expert: those of the signal `hidden`,
+    Gaussians of one covariance over the base's hidden states on the profile's inputs (its scores times `sharpness`).
+    The two levels, the rank-one parts and their allotment by likelihood are the paper's; to which vectors it fits its
+    Gaussians could not be read, nor how many parts it keeps and how they weigh: ours are inferred. Each part is an
     expert of rank one, so that any kernel runs them; scores run in PyTorch.
     """
 
@@ -52,11 +53,13 @@ class Hilora:
         require_experts(pool)
         term = GlobalTerm(signals.create(self.global_).prepare(pool), 1.0, 0.0, 1.0, self.global_)
         ranks = [max(site.rank for site in expert.sites.values()) for expert in pool]
+        owner = torch.arange(len(pool)).repeat_interleave(torch.tensor(ranks))
+        place = torch.cat([torch.arange(rank) for rank in ranks])
         experts = tuple(_part(e, i) for e, rank in zip(pool, ranks, strict=True) for i in range(rank))
         sites = {}
         for name in pool.sites:
             rows = torch.cat([_rows(e, name, rank, pool) for e, rank in zip(pool, ranks, strict=True)])
-            sites[name] = Site(name, absent_at(name, experts), {"rows": rows})
+            sites[name] = Site(name, absent_at(name, experts), {"rows": rows, "owner": owner, "place": place})
         scores = _OfParts(term.scores, torch.tensor(ranks))
         return Prepared(experts, sites, replace(term, scores=scores))
 
@@ -74,7 +77,16 @@ class Hilora:
             remedy = "Use RoutedModel's methods, or `with attached.routing(condition)`."
             raise QueryError("a query (this router has no local score of its own)", "none", remedy)
         scores = (x.float() @ site["rows"].T).abs().masked_fill((term <= 0) | site.absent, -torch.inf)
-        values, experts = scores.topk(min(self.parts, scores.shape[1]), dim=-1)
+        owner, place = site["owner"], site["place"]
+        by_adapter = scores.new_full((len(x), int(owner[-1]) + 1, int(place.max()) + 1), -torch.inf)  # (T, E, R)
+        by_adapter[:, owner, place] = scores
+        shares = term.new_zeros(by_adapter.shape[:2])  # (T, E); all parts of an adapter have its own
+        shares = shares.scatter_reduce(1, owner.expand(len(x), -1), term, "amax")
+        allotted = (self.parts * shares).round().clamp(1, by_adapter.shape[2]).long()
+        least = by_adapter.sort(dim=-1, descending=True).values.gather(2, allotted[:, :, None] - 1)  # (T, E, 1)
+        kept = scores.masked_fill((by_adapter < least)[:, owner, place], -torch.inf)
+        most = max(1, int((kept > -torch.inf).sum(dim=-1).max()))
+        values, experts = kept.topk(most, dim=-1)
         weights = torch.where(values > -torch.inf, term.gather(1, experts).float(), 0.0)
         return Decision(experts, weights, scores)
 

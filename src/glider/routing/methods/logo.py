@@ -19,21 +19,25 @@ from glider.shapes import Float, Tensor
 class Logo:
     """w_e = s_e / sum of the K largest, s_e = |o_e| or 1 / entropy(softmax(o_e)), o_e = s_e B_e A_e x at one site.
 
-    x is what the probe site sees at the prompt's last token, in a pass of the base without experts; the prompt then
-    runs again with the K experts of largest s, the same for every token. `probe` names the site (default: the query
-    projection of the last layer that all experts adapt, or else their last site). The outputs are mixed, as the paper
-    does. Which site the authors probe, and whether adapters are on in their pass, could be read from a summary only.
+    x is what the probe site sees at the prompt's last token, in a pass with `adapters` "all" on at their full weight,
+    as the authors' code runs it, or "none"; the prompt then runs again with the K experts of largest s, the same for
+    every token. `probe` names the site (default: the query projection of the last layer that all experts adapt, as the
+    authors have it, or else their last site). The outputs are mixed, as the paper does. The authors' code reads the
+    hidden state before the layer's norm; here x is the site's own input, behind it.
     """
 
     k: int = 3
     signal: Literal["norm", "entropy"] = "norm"
     probe: str | None = None
+    adapters: Literal["all", "none"] = "all"
     observes: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         require_count(self.k)
         if self.signal not in ("norm", "entropy"):
             raise RouterError("a signal of norm, entropy", repr(self.signal), "Check the spelling.")
+        if self.adapters not in ("all", "none"):
+            raise RouterError("adapters of all, none", repr(self.adapters), "Check the spelling.")
 
     def prepare(self, pool: Pool) -> Prepared:
         require_experts(pool)
@@ -52,9 +56,10 @@ class Logo:
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         if term is None:
-            nobody = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-            weights = torch.zeros(len(x), 1, device=x.device)
-            return Decision(nobody, weights, self._signals(site, x) if "up" in site.tensors else None)
+            every = torch.arange(len(site.absent), device=x.device).expand(len(x), -1)
+            on = (~site.absent).float() * (self.adapters == "all")
+            signals = self._signals(site, x) if "up" in site.tensors else None
+            return Decision(every, on.expand(len(x), -1), signals)
         there = term.clamp(min=0).masked_fill(site.absent, 0.0)
         values, experts = there.topk(min(self.k, there.shape[1]), dim=-1)
         return Decision(experts, values / values.sum(dim=-1, keepdim=True).clamp(min=1e-12), term)
@@ -65,7 +70,7 @@ class Logo:
         if self.signal == "norm":
             return answers.norm(dim=-1)
         logs = answers.log_softmax(dim=-1)
-        return 1 / (-(logs.exp() * logs).sum(dim=-1)).clamp(min=1e-6)
+        return 1 / (1e-6 - (logs.exp() * logs).sum(dim=-1))
 
     def _probe(self, pool: Pool) -> str:
         shared = [name for name in pool.sites if all(name in expert.sites for expert in pool)]

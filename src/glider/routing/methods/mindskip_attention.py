@@ -1,0 +1,92 @@
+"""MindSkip as its paper has it: prompts skip whole attention blocks (arXiv 2410.13184)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from glider.errors import RouterError
+from glider.experts.pool import Pool
+from glider.experts.router_files import read_router
+from glider.routing.base import Block, Decision, Prepared, Site, Support, router
+from glider.routing.local_scores.joint import width_at
+from glider.routing.select import Select, TopK
+from glider.routing.sequence_choice import WHOLE_PROMPTS, ByLocal
+from glider.shapes import Float, Int, Tensor
+
+KIND = "mindskip-attention"
+_READING = ("q_proj", "qkv_proj")  # what reads a block's own input
+
+
+@router("mindskip-attention", paper="arXiv:2410.13184")
+@dataclass(frozen=True)
+class MindSkipAttention(ByLocal):
+    """An attention block is computed for a prompt where sigmoid(w . mean of its tokens + b) >= tau, else skipped.
+
+    Where it is skipped the residual alone goes on, and neither the base's attention nor its experts count; an answer
+    keeps to what its prompt decided. Elsewhere, and at all other sites, tokens use experts by top-2 of any local score.
+    Only the gates w, b are trained, on few rows, by the language model's loss and `penalty` times the share of blocks
+    that are computed, with a straight-through step (Router-Tuning, MindSkip's granularity of a sequence, as the
+    authors' code has it; b is ours, so that gates begin open, and padding has no part in the mean). `glider pool
+    train-router POOL --router mindskip-attention`. For decoders with blocks of a known form; prompts in one pass, with
+    a cache. Decided in PyTorch; the experts run in any kernel.
+    """
+
+    select: Select = TopK(2)
+    tau: float = 0.5
+    local: str = "gates"
+    local_settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: ClassVar[str] = KIND
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tau <= 1:
+            raise RouterError("tau in [0, 1]", str(self.tau), "Give one such as 0.5.")
+
+    @property
+    def support(self) -> Support:
+        """Where its decisions are right."""
+        return WHOLE_PROMPTS
+
+    def prepare(self, pool: Pool) -> Prepared:
+        shapes = {}
+        for name, width in blocks_of(pool).items():
+            shapes |= {f"{name}.gate": (width,), f"{name}.bias": (1,)}
+        return self.prepared_with(pool, read_router(pool, KIND, shapes)[0])
+
+    def prepared_with(self, pool: Pool, tensors: Mapping[str, Tensor]) -> Prepared:
+        """What the router makes of a pool, with these gates."""
+        blocks = {
+            name: Block(name, {part: tensors[f"{name}.{part}"] for part in ("gate", "bias")})
+            for name in blocks_of(pool)
+        }
+        return replace(super().prepare(pool), blocks=blocks)
+
+    def computed(self, block: Block, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """1 for each prompt whose gate is open."""
+        openness = (x @ block["gate"] + block["bias"]).sigmoid()
+        computed = (openness >= self.tau).float()
+        if torch.is_grad_enabled() and openness.requires_grad:
+            return computed + openness - openness.detach()  # the step forward, the sigmoid backward
+        return computed
+
+    def route_sequences(
+        self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None, sequence_of: Int[Tensor, " T"]
+    ) -> Decision:
+        """Experts are chosen token by token; padding has none."""
+        decision = self.route(site, x, term)
+        return replace(decision, weights=decision.weights * (sequence_of >= 0)[:, None])
+
+
+def blocks_of(pool: Pool) -> dict[str, int]:
+    """The attention blocks that experts of a pool adapt, and the width of what each of them reads."""
+    blocks = {}
+    for site in pool.sites:
+        block, _, part = site.rpartition(".")
+        if part in _READING:
+            blocks[block] = width_at(pool, site)
+    if not blocks:
+        wanted = f"experts that adapt attention ({' or '.join(_READING)})"
+        raise RouterError(wanted, "none", "Choose mindskip, which skips experts alone.")
+    return blocks
