@@ -146,7 +146,7 @@ def make_pool(benchmark: Benchmark, tasks: dict[str, str], work: Path, device: s
             import_adapter(benchmark.adapters.format(task=task), base, out, task=task, prompt=prompt)
         if Expert.open(out).profile is None:
             describe(out, f"The task {task} of the Flan collection ({domain}).", EMBEDDED_EMBEDDER)
-            make_profile(out, work / "samples" / f"{task}.jsonl", base, TrainConfig(validation=6))
+            make_profile(out, work / "samples" / f"{task}.jsonl", base, TrainConfig.parse(validation=6))
         if not (root / POOL_FILE).exists():
             Pool.create(root, Expert.open(out).card.base)
         if task not in Pool.open(root).names:

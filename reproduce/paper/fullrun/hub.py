@@ -66,12 +66,12 @@ class Hub:
 
         Raises `DataError` for what is not these bytes.
         """
-        for attempt in range(TRIES):
-            answer = self._ask(file, first, last)
+        answer = self._ask(file, first, last)
+        for attempt in range(TRIES - 1):
             if answer.status_code not in _BUSY:
                 break
-            if attempt + 1 < TRIES:
-                self.wait(_asked_wait(answer.headers.get("Retry-After"), 2.0**attempt))
+            self.wait(_asked_wait(answer.headers.get("Retry-After"), 2.0**attempt))
+            answer = self._ask(file, first, last)
         where = f"{file.repository}/{file.path}"
         if answer.status_code in _BUSY:
             got = f"HTTP {answer.status_code}, {TRIES} times"
