@@ -89,7 +89,7 @@ class RoutedSite(nn.Module):
         if segment.sequence_of is not None and isinstance(self.router, SequenceRouter):
             return self.router.route_sequences(self.site, tokens, segment.term_of(len(tokens)), segment.sequence_of)
         if bound is not None and self._decider is not None:
-            return self._decider.decide(tokens, self._decider.kept, segment.term, segment.query_of)
+            return self._decider.decide(tokens, self._decider.per_token, segment.term, segment.query_of)
         return self.router.route(self.site, tokens, segment.term_of(len(tokens)))
 
     def _apply_part(

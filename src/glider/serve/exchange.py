@@ -293,7 +293,7 @@ class Exchange:
         self.service.ended(self, time.monotonic() - self.began)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def glider_field(self) -> dict[str, Any]:
         """The field `glider` of the reply, of its first prompt and first answer."""
         if not self.guided:
             return {}
@@ -311,5 +311,5 @@ class Exchange:
         if first.fault is not None:
             fields["fault"] = first.fault
         if weights is not None:
-            fields["trace"] = weights.told
+            fields["trace"] = weights.content
         return fields

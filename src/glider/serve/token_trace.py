@@ -72,7 +72,7 @@ class TokenWeights:
         return self._shares(self._sum.mean(dim=0) / len(self._tokens))
 
     @property
-    def told(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         """The whole."""
         mean = torch.zeros(0, len(self._experts)) if self._sum is None else self._sum / max(1, len(self._tokens))
         return {
