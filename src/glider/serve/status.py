@@ -1,4 +1,4 @@
-"""What a server says of itself: health, models, metrics, the pool, and what a prompt would use."""
+"""The server's state: health, models, metrics, the pool, and the experts that a prompt would use."""
 
 from typing import Any
 

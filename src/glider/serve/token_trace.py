@@ -45,7 +45,7 @@ def layer_of(site: str) -> str:
 
 
 class TokenWeights:
-    """What the reply tells of an answer's tokens: by token and layer, and by site."""
+    """The weights of an answer's tokens for the reply: by token and layer, and by site."""
 
     def __init__(self, experts: Sequence[str]):
         self._experts, self._sites, self._layers = list(experts), list[str](), list[str]()
