@@ -12,11 +12,6 @@ PUBLIC = {  # known to callers and to files, by these names
     ("errors.py", "wanted"),
     ("report/global_scores.py", "own"),
     ("report/routing_map.py", "own"),
-    *((f"layers/kernels/{file}.py", "kept") for file in ("gpu_group", "gpu_site", "native")),
-    ("layers/kernels/gpu_group.py", "chosen"),
-    ("serve/exchange.py", "told"),
-    ("serve/token_trace.py", "told"),
-    ("serve/keys.py", "asked"),
     ("serve/pools.py", "asked"),
 }
 

@@ -1,6 +1,6 @@
-"""An adapter that exists already becomes an expert: imported as it is, given gates and a description afterwards.
+"""Makes an expert of an existing adapter: imports it unchanged, then adds gates and a description.
 
-Nothing is retrained and the adapter's own files stay as they are, to the byte.
+Nothing is retrained, and the adapter's own files are kept byte for byte.
 """
 
 import warnings
@@ -79,7 +79,7 @@ def adopt(
         data: Rows of the adapter's task (JSON Lines), for its gates and its profile; None: it gets neither.
         description: One sentence naming the task; None: the rows' own definition, where they have one.
         task, licence: For the card.
-        report: Told of each step of training.
+        report: Receives each step of training.
 
     Returns: the expert.
 
@@ -163,7 +163,7 @@ def make_gates(
     report: Report = lambda stage, progress, steps: None,
     how: GateMaking = "trained",
 ) -> Expert:
-    """Give gates to an expert whose LoRA exists; the LoRA is untouched.
+    """Add gates to an expert whose LoRA exists; the LoRA is unchanged.
 
     "trained" is the second step of the protocol; "mean" takes each site's mean input over the first 256 training rows
     (PHATGOOSE's ablation), without training. Arrow's vectors are no gates: a singular vector's sign means nothing, so
@@ -210,9 +210,9 @@ def _train_gates(
 def describe(
     directory: Path | str, description: str, embedder: str, prefix: str = "", origin: DescriptionOrigin | None = None
 ) -> Expert:
-    """Give an expert its description, who wrote it, and the embedding of it; everything else stays.
+    """Add a description to an expert, with its author and its embedding; everything else stays.
 
-    Embeddings in its profile that another embedder made go.
+    Profile embeddings of another embedder are removed.
     """
     expert = Expert.open(directory)
     require_text(description)
@@ -228,7 +228,7 @@ def describe(
 def make_profile(
     directory: Path | str, data: Path | str, base: str | BaseSpec | BaseModel, config: TrainConfig
 ) -> Expert:
-    """Give an expert its profile, from rows of its task; everything else stays.
+    """Add a profile to an expert, from rows of its task; everything else stays.
 
     Its embeddings are by the expert's own embedder; without one the profile has none. Where no rows validate (few of
     them, or `validation` 0) a third of the training rows is held back, 24 at most. Raises `DataError` for fewer than 3,

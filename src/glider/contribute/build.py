@@ -125,7 +125,7 @@ class ExpertJob:
 
     @property
     def work(self) -> Path:
-        """Where this very expert is made."""
+        """The directory in which this very expert is made."""
         return self.out.parent / MAKING / self.name / self.key[:16] / self.name
 
     @property
@@ -147,14 +147,14 @@ class ExpertJob:
 
     @property
     def finished(self) -> bool:
-        """Whether the expert lies there, made by this very job."""
+        """Whether the expert is in place, made by this very job."""
 
         if not self.out.exists() or ExpertCard.read(self.out).training.get("job") != self.key:
             return False
         return is_unchanged(self.out.parent, self.name)
 
     def run(self, report: Report = silent) -> Path:
-        """Make the expert in `work`, or go on with one that was begun there; returns that directory."""
+        """Make the expert in `work`, or continue one begun there; returns that directory."""
         from glider.contribute.protocol import train_expert
 
         self.require_place()
@@ -198,7 +198,7 @@ class ExpertJob:
         return work
 
     def require_place(self) -> None:
-        """Raise `ExpertError` where an expert lies that no plan made."""
+        """Raise `ExpertError` if an expert that no plan made is in place."""
         if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
             raise ExpertError(
                 f"no expert at {self.out}, or one that a plan made",
@@ -247,7 +247,7 @@ class ExpertJob:
 
     @property
     def folder(self) -> Path:
-        """What is begun, and in the end the expert."""
+        """The unfinished work, and in the end the expert."""
         return self.work.parent
 
     def leaving(self) -> "ExpertJob":
@@ -264,7 +264,7 @@ class ExpertJob:
         return replace(self, out=scratch / self.name, data=data, adapter=adapter)
 
     def take(self, content: Parcel) -> None:
-        """Let `folder` hold what has come."""
+        """Put received files into `folder`."""
         self._own_folders()
         content.unpack(self.folder)
 
@@ -273,12 +273,12 @@ class ExpertJob:
         return self.work
 
     def clear(self) -> None:
-        """Remove what was left where the expert was made."""
+        """Remove the directory in which the expert was made."""
         if is_directory(home := self.work.parents[1]):
             shutil.rmtree(home)
 
     def renew(self) -> None:
-        """What is to be done for an expert that is there already."""
+        """Handle an expert that is already in place."""
         self.clear()
         self.join()
 
@@ -310,8 +310,8 @@ def build_pool(
 ) -> Iterator[JobResult]:
     """Make what is missing or changed, skip the rest, put every finished expert into the pool; yields how each ended.
 
-    Killed at any moment, the same call goes on: finished experts are kept, a training resumes. `base` says where and in
-    which arithmetic the base model runs, and which it is where it names one.
+    The same call resumes after an interruption: finished experts are kept, and a training continues. `base` sets the
+    device and arithmetic of the base model, and the model itself if it names one.
     """
     jobs = plan.jobs(root, pool, base)
     with only_writer(pool):

@@ -1,8 +1,8 @@
-"""What a published checkpoint's pickle would build, looked at before torch builds it.
+"""Checks what a published checkpoint's pickle would build, before torch builds it.
 
 `torch.load(weights_only=True)` runs no code of a file. But it takes lengths for memory to fill, keys that are hashed
-for ever and texts that are copied a million times. Here the pickle is gone through with nothing behind its names: what
-is not a mapping of names to tensors, in an order of size with its file, is refused.
+for ever and texts that are copied a million times. Here the pickle is scanned without resolving its names: anything but
+a mapping of names to tensors, of about the size of its file, is refused.
 """
 
 import io
@@ -29,7 +29,7 @@ class _Storage:
 def check_pickle(path: Path) -> None:
     """Raise `UnfitFile` for a checkpoint whose pickle is more than names and tensors, or larger than its file allows.
 
-    Raises `OSError` as `opened`, and whatever else a damaged pickle makes of itself.
+    Raises `OSError` as `opened`, and other errors for a damaged pickle.
     """
     with opened(path) as descriptor:
         status = os.fstat(descriptor)

@@ -26,11 +26,11 @@ def describe_expert(
     prompt: Prompt | None = None,
     cache: Cache | None = None,
 ) -> tuple[Expert, Described]:
-    """Let a describer read examples of an expert's task, and give the expert what it writes.
+    """Let a describer read examples of an expert's task, and store the description with the expert.
 
     The examples are `rows` rows of `data` (of its training split where it names one), drawn by `seed`, or without
-    `data` those of the card; `prompt` is by default the one that suits their number. Raises `ExpertError` where there
-    are none, `DescriberError` where no description came; the expert is then as it was.
+    `data` those of the card; `prompt` is by default the one that suits their number. Raises `ExpertError` without
+    examples and `DescriberError` without a description; the expert is then unchanged.
     """
     examples = _examples(Path(directory), data, rows, seed)
     (written,) = describe(describer, [Task(examples)], cache=cache, prompt=prompt)

@@ -28,7 +28,7 @@ _ROWS = 16  # in a batch
 
 @dataclass(frozen=True)
 class LorahubSearch:
-    """What a search found. `history` holds every evaluation in turn, of the experts in `population`."""
+    """The result of a search. `history` holds every evaluation in turn, of the experts in `population`."""
 
     weights: dict[str, float]
     best: Evaluation
@@ -60,7 +60,8 @@ class LorahubSettings(Config):
     def of(cls, pool: Pool, **settings: Any) -> "LorahubSettings":
         """The settings, checked against the pool.
 
-        Raises `ConfigError` for ones that do not fit, `PoolError` for a population of others, `RouterError` for factors
+        Raises `ConfigError` for settings that do not fit, `PoolError` for a population of unknown
+        experts, `RouterError` for factors
         that cannot be summed, `MissingDependency` without nevergrad.
         """
         search = cls.parse(**settings)
@@ -123,7 +124,7 @@ def _weights(pool: Pool, names: Sequence[str], candidate: Sequence[float]) -> di
 def _weighing(
     base: BaseModel, pool: Pool, names: Sequence[str], composition: Composition
 ) -> Iterator[Callable[[Sequence[float]], AbstractContextManager[object]]]:
-    """Yields what puts weighed experts into the base for the length of a `with`.
+    """Yields a function that attaches weighted experts to the base for the length of a `with`.
 
     Products are stacked once, and only their weights change; a sum of factors is another expert each time.
     """

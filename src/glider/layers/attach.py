@@ -46,7 +46,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Generation:
-    """One state of an attached pool: the router and what it made of the pool. Its number never comes again."""
+    """One state of an attached pool: the router and its preparation of the pool. Its number is never reused."""
 
     number: int
     router: Router
@@ -59,9 +59,9 @@ class Generation:
 
 
 class Attached:
-    """A pool installed on a model. The model is still the transformers model it was.
+    """A pool installed on a model, which remains the same transformers model.
 
-    Queries keep the generation of the pool that they began with: `replace` makes a new one for those that come, and the
+    Queries keep the generation of the pool that they began with: `replace` makes a new one for new queries, and the
     experts of an older one stay in memory until its last query has ended.
     """
 
@@ -80,7 +80,7 @@ class Attached:
 
     @property
     def generation(self) -> Generation:
-        """What serves the queries that come now; raises `RouterError` after `detach`."""
+        """The generation that serves new queries; raises `RouterError` after `detach`."""
         generation = self._generations.get(self.context.current)
         if generation is None:
             raise RouterError("an attached pool", "one that was detached", "Attach it again.")
@@ -106,7 +106,7 @@ class Attached:
 
     @property
     def expert_memory(self) -> ExpertMemory | None:
-        """What holding experts in limited memory came to so far; None where all of them lie in memory."""
+        """Statistics of holding experts in limited memory; None where all of them are in memory."""
         layers = (module for module in self.model.modules() if isinstance(module, RoutedLinear))
         serving = [layer.current.bank for layer in layers if self.context.current in layer._served]
         banks = [bank for bank in serving if isinstance(bank, HotBank)]
@@ -171,9 +171,9 @@ class Attached:
             self._changed.notify_all()
 
     def replace(self, router: Router, prepared: Prepared, storage: Storage) -> Generation:
-        """Serve the queries that come from now on by another router or pool; those in flight keep theirs.
+        """Serve new queries by another router or pool; those in flight keep theirs.
 
-        All sites or none: a pool that does not fit the model raises what `attach` raises, and nothing has changed.
+        All sites or none: a pool that does not fit the model raises what `attach` raises and changes nothing.
         """
         with self._changed:
             if self._unfolded:
@@ -274,7 +274,7 @@ class Attached:
         return sites
 
     def _layer(self, name: str, site: RoutedSite) -> RoutedLinear:
-        """The routed layer at a site, put in place where there is none yet."""
+        """The routed layer at a site, installed if there is none yet."""
         module = self.model.get_submodule(name)
         if isinstance(module, RoutedLinear):
             return module
@@ -326,7 +326,7 @@ def attach(
         pool: The opened pool, or its directory, which is then verified.
         router: The method, with its settings, or its name: "glider", "merge(method=ties)".
         storage: How the experts are held and computed.
-        prepared: What the router made of this pool before, where that exists.
+        prepared: The router's earlier preparation of this pool, if there is one.
 
     Returns: the handle whose `detach()` restores the model.
 

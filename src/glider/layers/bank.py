@@ -41,7 +41,7 @@ class Bank(nn.Module):
 
     @classmethod
     def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype) -> "Bank":
-        """Stack what the experts hold at a site, stored in `dtype`."""
+        """Stack the experts' factors at a site, stored in `dtype`."""
         bank = cls.empty(site, experts, len(experts), dtype)
         for i, expert in enumerate(experts):
             if site in expert.sites:
@@ -51,7 +51,7 @@ class Bank(nn.Module):
 
     @classmethod
     def empty(cls, site: str, experts: Sequence[ExpertLike], places: int, dtype: torch.dtype) -> "Bank":
-        """Room for so many of the experts at a site; memory that nothing was put into is not resident yet."""
+        """Room for this many of the experts at a site; unused memory is not resident yet."""
         shapes = [expert.sites[site] for expert in experts if site in expert.sites]
         rank = max(shape.rank for shape in shapes)
         a = torch.zeros(places, rank, shapes[0].in_features, dtype=dtype)

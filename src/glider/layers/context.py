@@ -1,4 +1,4 @@
-"""What the routed layers of one model need to know about the batch in flight: a value the caller owns."""
+"""The batch in flight, as the routed layers of one model see it: a value that the caller owns."""
 
 import threading
 import warnings
@@ -89,7 +89,7 @@ class Batch:
     def segments(self, tokens: int, rows: int | None, device: torch.device) -> tuple[Segment, ...]:
         """How to treat the tokens of a call, found once for all sites that see as many.
 
-        Raises `QueryError` where the queries do not fit so many tokens, in so many rows.
+        Raises `QueryError` where the queries do not fit this many tokens in this many rows.
         """
         key = (tokens, rows, device)
         known = self._segments.get(key)
@@ -206,7 +206,7 @@ class RoutingContext:
 
     @property
     def sequences(self) -> Sequences | None:
-        """What stands together in this thread's pass; None where nobody watches or no pass runs."""
+        """The sequences of this thread's pass; None where nothing watches or no pass runs."""
         passes = getattr(self._thread, "passes", None)
         return passes[-1] if passes else None
 

@@ -67,7 +67,7 @@ def require_unfolded(module: nn.Module, site: str) -> None:
 
 
 def _owners(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
-    """Where the layers of each weight stand, by the weight's place in memory."""
+    """The layers that share each weight, by the weight's address."""
     owners: dict[int, set[tuple[int, str]]] = {}
     for parent in model.modules():
         for name, child in parent._modules.items():

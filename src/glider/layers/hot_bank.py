@@ -1,4 +1,4 @@
-"""A site's experts where memory holds some of them: the hot ones, by least recent use; the rest stays in the files."""
+"""A site's experts of which memory holds only the most recently used; the others stay in their files."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ class HotBank(nn.Module):
 
 @dataclass(frozen=True)
 class ExpertMemory:
-    """What holding experts in limited memory came to."""
+    """Statistics of holding experts in limited memory."""
 
     places: int  # experts held at a site at once
     size: int  # bytes of the places of all sites; those never used are not resident
@@ -100,7 +100,7 @@ class ExpertMemory:
 def places_within(limit: int, prepared: Prepared, dtypes: dict[str, torch.dtype]) -> int | None:
     """How many experts fit into `limit` bytes at every site at once, or None if all do.
 
-    Raises `ConfigError` where not one does.
+    Raises `ConfigError` if none fits.
     """
     one = 0
     for site, dtype in dtypes.items():

@@ -102,13 +102,13 @@ def _name_as_base(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
 
 
 def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The way back, for `load_state_dict`."""
+    """The reverse, for `load_state_dict`."""
     for name in [name for name in state if name.startswith(prefix) and not name.startswith(f"{prefix}base.")]:
         state[f"{prefix}base.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _added(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segment: Segment, watch: Watch | None) -> torch.Tensor:
-    """y with what a segment's tokens get; other tokens keep theirs to the bit."""
+    """y with the experts' outputs for a segment's tokens; other tokens are unchanged, bit for bit."""
     index = segment.index
     if index is None:
         return site.add(y, x, segment, watch)
@@ -122,6 +122,6 @@ def _added(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segment: Segment,
 
 
 def _writable(y: torch.Tensor, base: nn.Module) -> torch.Tensor:
-    """An output that may be written to: a layer of another kind may give what belongs to somebody else."""
+    """An output that may be overwritten: other kinds of layers may return a tensor that others use."""
     fresh = type(base) is nn.Linear and not base._forward_hooks and y.is_contiguous()
     return y if fresh else y.clone(memory_format=torch.contiguous_format)

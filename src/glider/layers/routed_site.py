@@ -24,7 +24,7 @@ Bound = NativeSite | TritonSite
 
 @runtime_checkable
 class Watch(Protocol):
-    """Is told what was decided for some tokens, and by which kernel the experts were computed."""
+    """Receives the decision for some tokens, and the kernel that computed the experts."""
 
     def __call__(self, decision: Decision | SlotDecision, kernel: str) -> None: ...
 
@@ -89,7 +89,7 @@ class RoutedSite(nn.Module):
         if segment.sequence_of is not None and isinstance(self.router, SequenceRouter):
             return self.router.route_sequences(self.site, tokens, segment.term_of(len(tokens)), segment.sequence_of)
         if bound is not None and self._decider is not None:
-            return self._decider.decide(tokens, self._decider.kept, segment.term, segment.query_of)
+            return self._decider.decide(tokens, self._decider.per_token, segment.term, segment.query_of)
         return self.router.route(self.site, tokens, segment.term_of(len(tokens)))
 
     def _apply_part(
@@ -135,7 +135,7 @@ class RoutedSite(nn.Module):
         return "torch"
 
     def _refusal(self, x: torch.Tensor, learns: bool) -> str:
-        """Why the kernel that was asked for cannot run a call."""
+        """Why the requested kernel cannot run a call."""
         stack = self.bank.stack
         if self.kernel == "native" and self._bound is False:
             return native.refusal(stack) or "it cannot"
@@ -145,7 +145,7 @@ class RoutedSite(nn.Module):
         return refused or f"tokens in {x.dtype} on {x.device}"
 
     def _bind(self) -> Bound | bool:
-        """The site as a kernel that decides by itself knows it; False where none can serve it."""
+        """The site in a kernel that decides by itself; False where no kernel can serve it."""
         bound: Bound | bool = False
         stack = self.bank.stack
         if self.site.absent.device != stack.A.device:  # the model was moved after attaching

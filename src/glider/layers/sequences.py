@@ -1,4 +1,4 @@
-"""Which tokens of a pass stand together: for routers that decide a prompt's tokens at once, like expert choice.
+"""The sequences of a pass's tokens, for routers that decide a prompt's tokens together, like expert choice.
 
 Hooks on the model (and on the encoder, where it has one) see what a pass brings: the mask of padding, and whether
 it goes on from a cache. Of a prompt the tokens of a row stand together; what follows a prompt stands alone, token by
@@ -48,7 +48,7 @@ class Sequences:
 
 @runtime_checkable
 class Passes(Protocol):
-    """Is told of the passes of a model, in the thread that runs them."""
+    """Receives the passes of a model, in the thread that runs them."""
 
     def enter_pass(self, sequences: Sequences) -> None: ...
 
@@ -56,7 +56,7 @@ class Passes(Protocol):
 
 
 def watch_passes(model: Any, passes: Passes, closing: ExitStack) -> None:
-    """Tell of every pass of a transformers model until `closing` ends."""
+    """Report every pass of a transformers model until `closing` ends."""
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     parts: list[tuple[nn.Module, bool]] = [(model, not seq2seq)]
     if seq2seq:

@@ -14,7 +14,7 @@ from glider.shapes import Bool, Float, Int, Tensor
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Takes up what the sites of a pass decided."""
+    """Receives the decisions of a pass's sites."""
 
     def record(self, record: "SiteRecord") -> None: ...
 
@@ -27,12 +27,12 @@ class SiteRecord:
         self._parts: list[tuple[Tensor | None, Decision, str]] = []
 
     def watch(self, index: Int[Tensor, " N"] | None) -> "Watcher":
-        """What is to be told of the tokens of an index (None: all)."""
+        """The callback for the tokens of an index (None: all)."""
         return Watcher(self._parts, index)
 
     @property
     def kernel(self) -> str | None:
-        """What computed the experts; None where there were none."""
+        """The kernel that computed the experts; None without experts."""
         return "+".join(dict.fromkeys(kernel for _, _, kernel in self._parts)) or None
 
     @property
@@ -104,8 +104,8 @@ class Trace:
     Arguments:
         experts: Names, in the order of the pool.
         condition: Global scores, alpha and verdicts by query; None without.
-        prompt_mask: Which tokens (B, S) of the prompts are no padding.
-        calls: What each site decided, in the order of the passes.
+        prompt_mask: Which tokens (B, S) of the prompts are not padding.
+        calls: The decisions of each site, in the order of the passes.
         generated: How many tokens each row wrote; None for prompts alone.
     """
 
@@ -118,11 +118,11 @@ class Trace:
     _see_prompt: dict[str, bool] = field(default_factory=dict)
 
     def record(self, record: SiteRecord) -> None:
-        """Take up what a site decided for the whole batch."""
+        """Add a site's decision for the whole batch."""
         self.add(record.site, record.decision, record.rows, record.kernel)
 
     def add(self, site: str, decision: Decision, sequences: int | None = None, kernel: str | None = None) -> None:
-        """Take up one decision (detached, on the CPU)."""
+        """Add one decision (detached, on the CPU)."""
         index = self._counts.get(site, 0)
         self._counts[site] = index + 1
         sequences = sequences or len(self.prompt_mask)
@@ -137,7 +137,7 @@ class Trace:
 
     @property
     def passes(self) -> int:
-        """How often the site called most was called."""
+        """The number of calls of the most frequently called site."""
         return max(self._counts.values(), default=0)
 
     @property

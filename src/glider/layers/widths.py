@@ -1,4 +1,4 @@
-"""How wide a linear module is, whatever holds its weight."""
+"""Widths of a linear module, however it stores its weight."""
 
 from typing import Any
 

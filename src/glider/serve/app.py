@@ -1,4 +1,4 @@
-"""The application: every route over one service, behind the guards."""
+"""The application: all routes over one service, behind the guards."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""A request's JSON, counted before it is parsed: what it holds is a stranger's, as a file's content is."""
+"""A request's JSON, counted before it is parsed: like a file, it comes from a stranger."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,7 +14,7 @@ MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in t
 
 
 class _Request(Request):
-    """A request whose JSON has no half characters, no name twice, no depth or number of values without bound."""
+    """A request whose JSON has no half characters, no repeated names, and bounded depth and number of values."""
 
     async def json(self) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Pools that change while they are served: experts that come and go, pools read anew from disk."""
+"""Pools that change while they are served: experts are added and removed, pools are reloaded from disk."""
 
 import asyncio
 import os
@@ -123,7 +123,7 @@ async def _unload(service: Service, pool: ServedPool, name: str) -> dict[str, An
 
 
 async def _serve(service: Service, pool: ServedPool, fresh: Pool) -> None:
-    """Serve another state of a pool from now on; whatever does not fit raises before anything has changed."""
+    """Serve another state of a pool from now on; whatever does not fit raises before anything changes."""
     pool.serve(fresh, await _attached(service, pool, pool.generation.router, fresh))
 
 

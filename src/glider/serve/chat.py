@@ -75,7 +75,7 @@ async def _whole(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) ->
             }
         )
     usage = exchange.usage
-    return {**head, "object": "chat.completion", "choices": choices, "usage": usage, "glider": exchange.told}
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage, "glider": exchange.glider_field}
 
 
 async def _chunks(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -96,7 +96,7 @@ async def _chunks(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -
         left -= one.finish_reason is not None
         more = _more(exchange, one, body)
         if one.finish_reason is not None and not left:
-            more["glider"] = exchange.told
+            more["glider"] = exchange.glider_field
         texts = {"content": one.text, "reasoning_content": one.reasoning}
         delta: dict[str, Any] = {name: text for name, text in texts.items() if text}
         if one.calls:

@@ -86,7 +86,7 @@ async def _whole(
         logprobs = None if body.logprobs is None else _logprobs(exchange, [*before, *choice.tokens], 0)
         one = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
         choices.append({**one, "token_ids": choice.ids} if body.return_token_ids else one)
-    return {**head, "choices": choices, "usage": exchange.usage, "glider": exchange.told}
+    return {**head, "choices": choices, "usage": exchange.usage, "glider": exchange.glider_field}
 
 
 async def _chunks(
@@ -115,7 +115,7 @@ async def _chunks(
         left -= delta.finish_reason is not None
         more: dict[str, Any] = {} if delta.experts is None else {"glider": {"experts": delta.experts}}
         if delta.finish_reason is not None and not left:
-            more["glider"] = exchange.told
+            more["glider"] = exchange.glider_field
         tokens = [] if delta.token is None else [delta.token]
         if delta.text or delta.finish_reason or more or tokens:
             yield chunk(delta.index, delta.text, tokens, delta.finish_reason, **more)

@@ -18,7 +18,7 @@ MALFORMED = ("json_invalid", "model_attributes_type", "dict_type")
 
 
 class ApiError(Exception):
-    """A request that is refused, or that failed: what the client is told."""
+    """The error that a client receives for a refused or failed request."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
@@ -42,7 +42,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, fault: Exception, param: str | None = None) -> "ApiError":
-        """What to tell of a fault: the user's mistakes as they are, ours without a word of the inside."""
+        """The error for a fault: the user's mistakes in full, ours without internal details."""
         if isinstance(fault, ApiError):
             return fault
         if isinstance(fault, QueryError | RouterError):

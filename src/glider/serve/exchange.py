@@ -1,4 +1,4 @@
-"""One request on its way: its places, its condition, its answers as they are written."""
+"""One request in progress: its places, its condition, its answers as they are written."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt in tokens, and what is asked in it, for the global term; `turns` (role, text) of a conversation."""
+    """A prompt in tokens, with the text that decides for the global term; `turns` (role, text) of a conversation."""
 
     ids: list[int]
     text: str
@@ -39,7 +39,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer, with its log-probability where that was asked for."""
+    """A token of an answer, with its log-probability if requested."""
 
     id: int
     text: str
@@ -49,7 +49,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one answer has more: text, the token that brought it, and why it ended, once it has."""
+    """An addition to an answer: text, its token, and at the end why it ended."""
 
     index: int
     text: str = ""
@@ -197,7 +197,7 @@ class Exchange:
         self._names[name] = number
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """What the answers have more, as it comes. Raises `ApiError` where one fails, or all take too long."""
+        """The additions to the answers, as they come. Raises `ApiError` where one fails, or all take too long."""
         for choice in self.choices:
             if choice.index not in self._names.values():
                 choice.finish_reason = "length"
@@ -279,7 +279,7 @@ class Exchange:
         return max(0.001, self.began + self.service.settings.request_timeout - time.monotonic())
 
     def close(self) -> None:
-        """Give back what the request has; at any time, as often as one likes."""
+        """Release what the request holds; may be called at any time and repeatedly."""
         if self._closed:
             return
         self._closed = True
@@ -293,7 +293,7 @@ class Exchange:
         self.service.ended(self, time.monotonic() - self.began)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def glider_field(self) -> dict[str, Any]:
         """The field `glider` of the reply, of its first prompt and first answer."""
         if not self.guided:
             return {}
@@ -311,5 +311,5 @@ class Exchange:
         if first.fault is not None:
             fields["fault"] = first.fault
         if weights is not None:
-            fields["trace"] = weights.told
+            fields["trace"] = weights.content
         return fields

@@ -1,4 +1,4 @@
-"""What stands before every route: the host and origin, the size and the form of a body, and a request's id."""
+"""Checks before every route: host and origin, size and form of a body, and the request's id."""
 
 import ipaddress
 import re

@@ -67,7 +67,7 @@ class Keys:
         return cls(keys)
 
     @property
-    def asked(self) -> bool:
+    def required(self) -> bool:
         """Whether a key must be shown."""
         return self._keys is not None
 

@@ -1,4 +1,4 @@
-"""What is counted: under vLLM's names where it has one, else under our own."""
+"""The metrics: under vLLM's names where it has one, else under our own."""
 
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ class Metrics:
         )
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
-        """Count a request that has come to its end, whichever."""
+        """Count a request that has ended in any way."""
         name = exchange.target.label
         self.whole.labels(name).observe(seconds)
         self.prompt_tokens.labels(name).inc(exchange.prompt_tokens)

@@ -1,4 +1,4 @@
-"""Who may run now: places among the requests that share passes, given out in the order of asking."""
+"""Places among the requests that share passes, given out in order of arrival."""
 
 import asyncio
 from collections import Counter, deque
@@ -9,7 +9,7 @@ RETRY = 1  # seconds, told to whoever is refused
 
 
 class Places:
-    """So many places, and a queue before them that is bounded. Belongs to one event loop."""
+    """A number of places with a bounded queue. Belongs to one event loop."""
 
     def __init__(self, places: int, queue: int, streams: int | None = None):
         self._all, self._free, self._queue = places, places, queue

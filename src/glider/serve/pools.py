@@ -1,4 +1,4 @@
-"""What is served: pools over one base model, and the names under which clients ask for them."""
+"""The served pools over one base model, and the names under which clients ask for them."""
 
 import time
 from collections.abc import Collection
@@ -48,7 +48,7 @@ class ServedPool:
 
 @dataclass(frozen=True)
 class Target:
-    """What a model's name means: a pool, and how its requests are answered."""
+    """The meaning of a model's name: a pool, and how its requests are answered."""
 
     asked: str
     pool: ServedPool

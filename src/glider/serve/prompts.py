@@ -1,4 +1,4 @@
-"""From a request's words to tokens, with room for the answer."""
+"""From a request's text to tokens, with room for the answer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
-    """Texts as they stand, or token ids. Raises `ApiError` for what is empty or no token."""
+    """Texts unchanged, or token ids. Raises `ApiError` for an empty prompt or an invalid token."""
     plain = []
     size = model.model.get_input_embeddings().weight.shape[0]
     for prompt in prompts:
@@ -107,7 +107,7 @@ def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
 def room(
     model: "RoutedModel", settings: ServeSettings, prompt: Prompt, requested: int | None, param: str, packed: bool
 ) -> int:
-    """The longest answer to a prompt: what was asked for, or as much as there is room for up to the default.
+    """The longest answer to a prompt: the requested length, or up to the default as far as there is room.
 
     Raises `ApiError` for a prompt and answer that are longer than the context or the cache.
     """

@@ -118,7 +118,7 @@ class _Answer:
             "truncation": "disabled",
             "usage": self._usage if ended else None,
         }
-        return {**response, "glider": self._exchange.told} if ended else response
+        return {**response, "glider": self._exchange.glider_field} if ended else response
 
     @property
     def _format(self) -> dict[str, Any]:

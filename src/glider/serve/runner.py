@@ -25,7 +25,7 @@ _LOOK_UP = 0.2  # seconds between looks at whether to stop
 
 
 class Runner:
-    """Owns the engine: one thread takes its events to the requests' queues, another does what prepares requests.
+    """Owns the engine: one thread takes its events to the requests' queues, another prepares requests.
 
     What prepares them (tokens, conditions, pools that change) runs one thing after the other, so that a condition is
     always made for the generation that answers by it.
@@ -46,7 +46,7 @@ class Runner:
         self._pump.start()
 
     async def prepare(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Do something in the thread that prepares requests."""
+        """Run a function in the thread that prepares requests."""
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._worker, partial(work, *arguments, **named))
         try:
@@ -75,7 +75,7 @@ class Runner:
         return name
 
     def forget(self, name: str) -> None:
-        """Hear no more of a request, and end it if it runs."""
+        """Forget a request, and end it if it is running."""
         if self._queues.pop(name, None) is not None and not self._stop.is_set():
             self._worker.submit(self.engine.cancel, name)
 

@@ -15,7 +15,7 @@ MAX_EXAMPLES = 16
 
 
 class Body(BaseModel):
-    """What every body keeps to."""
+    """The base of every body."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,7 +111,7 @@ ResponseFormat = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type
 
 
 class Sampling(Body):
-    """How an answer is drawn; what both ways of asking share."""
+    """How an answer is sampled; the fields that both APIs share."""
 
     model: StrictStr
     n: StrictInt = Field(default=1, ge=1, le=128)

@@ -61,7 +61,7 @@ def _announce(listener: socket.socket, service: "Service") -> None:
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     names = ", ".join(service.pools.pools)
     say(f"glider: serving {names} on {service.pools.base_name} at {address} (API at {address}/v1)", error=True)
-    if not service.settings.loopback and not service.keys.asked:
+    if not service.settings.loopback and not service.keys.required:
         say(
             f"glider: anybody who reaches {host} can use this server; give --api-key-file, or listen at 127.0.0.1.",
             error=True,

@@ -1,4 +1,4 @@
-"""What a server says of itself: health, models, metrics, the pool, and what a prompt would use."""
+"""The server's state: health, models, metrics, the pool, and the experts that a prompt would use."""
 
 from typing import Any
 
@@ -150,4 +150,4 @@ def _traced(model: Any, prompt: Prompt, trace: Trace) -> dict[str, Any]:
     for number, token in enumerate(prompt.ids):
         step = torch.stack([one[number] for one in dense]) if dense else torch.zeros(0, len(trace.experts))
         weights.add(model.tokenizer.decode([token]), [call.site for call in calls], step)
-    return weights.told
+    return weights.content

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guided:
-    """A condition, and what the reply tells of it."""
+    """A condition, and the reply's fields about it."""
 
     condition: Condition
     verdict: str | None

@@ -45,7 +45,7 @@ def layer_of(site: str) -> str:
 
 
 class TokenWeights:
-    """What the reply tells of an answer's tokens: by token and layer, and by site."""
+    """The weights of an answer's tokens for the reply: by token and layer, and by site."""
 
     def __init__(self, experts: Sequence[str]):
         self._experts, self._sites, self._layers = list(experts), list[str](), list[str]()
@@ -72,7 +72,7 @@ class TokenWeights:
         return self._shares(self._sum.mean(dim=0) / len(self._tokens))
 
     @property
-    def told(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         """The whole."""
         mean = torch.zeros(0, len(self._experts)) if self._sum is None else self._sum / max(1, len(self._tokens))
         return {

@@ -1,4 +1,4 @@
-"""What the core says of a query: one place where the server asks for it."""
+"""The condition and verdict of a query: the one place where the server computes them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -138,7 +138,7 @@ def test_the_kernel_decides_as_the_router_does(
     bound = TritonSite(bank_there(case.bank), site, linear)
     got = bound.decide(
         x.to(DEVICE),
-        bound.kept,
+        bound.per_token,
         None if term is None else term.to(DEVICE),
         query_of.to(DEVICE) if mapped and query_of is not None else None,
     )

@@ -100,7 +100,7 @@ def test_a_group_adds_what_its_sites_add(
             return
     group, parts = group_of(cases, outs, kept)
     assert TritonGroup.joins(parts)
-    table = table_of(seed, experts, group.kept)
+    table = table_of(seed, experts, group.per_token)
     if spoilt:
         table.weights[table.experts == experts - 1] = 0
     row_of = torch.arange(tokens) % 4

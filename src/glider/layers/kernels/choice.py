@@ -1,4 +1,4 @@
-"""Which kernel runs: the one asked for, or for each call the best that can."""
+"""Selects the kernel: the requested one, or for each call the best that can run it."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ VARIABLE = "GLIDER_KERNEL"
 
 
 def wanted_kernel(kernel: str | None) -> str | None:
-    """The kernel asked for by argument or by `GLIDER_KERNEL`; None leaves the choice to each call.
+    """The kernel requested by argument or by `GLIDER_KERNEL`; None leaves the choice to each call.
 
     Raises `KernelError` for an unknown name, and for a kernel that can run nowhere here: the native one where it was
     not built, Triton's without Triton or a GPU.
@@ -33,7 +33,7 @@ def wanted_kernel(kernel: str | None) -> str | None:
 
 
 def require_native(bank: Bank, site: str) -> None:
-    """Raise `KernelError` where a kernel that was asked for cannot serve a site."""
+    """Raise `KernelError` where a requested kernel cannot serve a site."""
     if reason := native.refusal(bank):
         raise KernelError(f"experts that the native kernel can run at {site}", reason, "Choose kernel torch.")
 

@@ -47,8 +47,8 @@ class TritonGroup:
             got = f"{self.count} at {first.site.name}"
             raise KernelError(f"at most {MOST_EXPERTS} experts, for the triton kernel", got, "Take a smaller pool.")
         self.start, self.stop = first.start, parts[-1].stop
-        self.chosen = min(first.linear.k, self.count)
-        self.kept = max(self.chosen, per_token)
+        self.top = min(first.linear.k, self.count)
+        self.per_token = max(self.top, per_token)
         rank = max(part.bank.A.shape[1] for part in parts)
         device, dtype = first.bank.A.device, first.bank.A.dtype
         self._a = torch.zeros(self.sites * self.count, rank, self.width, dtype=dtype, device=device)
@@ -95,7 +95,7 @@ class TritonGroup:
         if refused is not None or x.dtype != y.dtype:
             got = refused or f"tokens in {x.dtype} and outputs in {y.dtype}"
             raise KernelError("a call that the triton kernel can run", got, "Serve the pool by `glider serve`.")
-        places = (self.chosen, self.kept)
+        places = (self.top, self.per_token)
         rows = self._split(x.dtype)
         decision = choose(x, self.linear, rows, self._sums, self._absent, places, None, row_of, table)
         self._apply(y, x, decision)
@@ -118,7 +118,7 @@ class TritonGroup:
     def _by_site(self, y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision) -> None:
         for number, (start, stop) in enumerate(self._bounds):
             rows = slice(number * self.count, (number + 1) * self.count)
-            columns = slice(number * self.kept, (number + 1) * self.kept)
+            columns = slice(number * self.per_token, (number + 1) * self.per_token)
             bank = gpu.Factors(self._a[rows], self._b[:, :, start:stop].mT, self._scaling[rows])
             part = Decision(decision.experts[:, columns] - number * self.count, decision.weights[:, columns])
             gpu.add_experts(y[:, start:stop], x, part, bank)

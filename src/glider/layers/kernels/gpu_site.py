@@ -31,7 +31,7 @@ class TritonSite:
     def __init__(self, bank: Bank, site: Site | None, linear: LinearTopK | None, whole: bool = True):
         self.bank = bank
         self.decides = site is not None and linear is not None and len(site.absent) <= MOST_EXPERTS
-        self.kept = 1 if linear is None else min(linear.k, bank.A.shape[0])
+        self.per_token = 1 if linear is None else min(linear.k, bank.A.shape[0])
         self._width = bank.A.shape[-1]
         # all experts are multiplied by some tokens' zeros: no harm where everything is finite
         self._dense = whole and bool(bank.A.isfinite().all() & bank.B.isfinite().all())
@@ -58,7 +58,7 @@ class TritonSite:
     ) -> None:
         """Decide for each token of x and add the experts' outputs to y, in place. Both contiguous."""
         tokens = x.view(-1, self._width)
-        self.apply(y, tokens, self.decide(tokens, self.kept, term, query_of))
+        self.apply(y, tokens, self.decide(tokens, self.per_token, term, query_of))
 
     def apply(self, y: Float[Tensor, "*N O"], x: Float[Tensor, "*M D"], decision: Decision) -> None:
         """Add the outputs of a decision's experts to y, in place. x and y contiguous."""

@@ -92,7 +92,7 @@ class NativeSite:
         self._held = (a, b, rows)
         self._width = width
         self.decides = linear is not None
-        self.kept = 1 if linear is None else min(linear.k, experts)
+        self.per_token = 1 if linear is None else min(linear.k, experts)
         self._site = native.site(
             *(experts, rank, width, out, a is not None and a.dtype == torch.bfloat16),
             *(_address(tensor) for tensor in (a, b, scaling, rows, absent)),

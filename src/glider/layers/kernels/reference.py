@@ -1,4 +1,4 @@
-"""The truth: every expert computed for every token, weighed by the decision. Plain PyTorch, differentiable."""
+"""The reference: every expert computed for every token, weighted by the decision. Plain PyTorch, differentiable."""
 
 import torch
 
