@@ -1,13 +1,13 @@
 """Parts that need no server."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from glider.errors import ConfigError
+from glider.inference import queries
 from glider.inference.spec import ModelSpec
 from glider.instructions.cache import Cache
 from glider.instructions.embedders import Embedder
@@ -90,12 +90,12 @@ def test_a_bias_of_a_number_without_end_is_refused() -> None:
 def test_the_first_question_finds_the_embedder_loaded(
     llama_directory: Path, pool_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The vector of the question at the start was in the cache of an earlier server, and the embedder was not loaded."""
+    """The cache knew the vector of the question at the start, so that the embedder was loaded at the first one."""
     settings = ServeSettings(pool=[str(pool_directory)])
     spec = ModelSpec(base=str(llama_directory), pool=str(pool_directory), router="glider(global=ensemble)")
     service = Service(Pools.load(spec, settings), settings)
-    model = service.pools.first.model
-    model.reader = replace(model.reader, store=Cache(tmp_path / "cache.sqlite3", 8))
+    store = Cache(tmp_path / "cache.sqlite3", 8)
+    monkeypatch.setattr(queries, "cache", lambda: store)
     texts: list[str] = []
     embed = Embedder.embed
     monkeypatch.setattr(Embedder, "embed", lambda self, rows: (texts.extend(rows), embed(self, rows))[1])
@@ -103,4 +103,5 @@ def test_the_first_question_finds_the_embedder_loaded(
     texts.clear()
     service.warm()
     service.close()
+    store.close()
     assert texts == ["Hello"]
