@@ -13,7 +13,8 @@ base the median, least and most: of tokens a second, and of the time of the serv
 work on the machine disturbs less.
 
 Then the first token alone: one request at a time with an idle server, pool and base in turn, and the median of the
-differences of pairs, with quartiles; and what the server itself says of making a condition (`glider:routing_seconds`).
+differences of pairs, with quartiles; what the server itself says of making a condition (`glider:routing_seconds`); and
+the time of its processor.
 --signal takes another global signal, such as `ensemble`. --verdict route has every token routed, where a calibrated
 pool's verdict would settle it; as a pool without verdicts does. --beside-transformers asks `transformers serve
 --continuous-batching` for the same answers of the same base, in turn with the others.
@@ -184,11 +185,14 @@ async def measured(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[s
                 report(runs[-1])
         routing = [metric_sum((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
         first: dict[str, list[float]] = {way.name: [] for way in ways}
+        processor = dict.fromkeys(first, 0.0)
         for number, text in enumerate(texts(arguments.first, 10_000)):
             for way in ways if number % 2 == 0 else ways[::-1]:
+                spent = way.server.processor_seconds
                 first[way.name].append((await timed(client, way, text, 1)).first)
+                processor[way.name] += way.server.processor_seconds - spent
         after = [metric_sum((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
-    return {"runs": runs, "first": first, "routing_ms": mean_routing(routing, after)}
+    return {"runs": runs, "first": first, "first_processor": processor, "routing_ms": mean_routing(routing, after)}
 
 
 ROUTING = ("glider:routing_seconds_sum", "glider:routing_seconds_count")
@@ -295,7 +299,9 @@ def print_tables(result: dict[str, Any], arguments: argparse.Namespace) -> None:
         shown.print(
             f"first token of one request: base {1e3 * statistics.median(first['base']):.0f} ms, routed by"
             f" {arguments.signal} {middle:+.1f} ms (quartiles {low:+.1f} to {high:+.1f}); the condition itself"
-            f" {result['routing_ms']:.2f} ms"
+            f" {result['routing_ms']:.2f} ms; of the server's processor"
+            f" {1e3 * result['first_processor']['base'] / arguments.first:.0f} and"
+            f" {1e3 * result['first_processor']['routed'] / arguments.first:.0f} ms a request"
         )
 
 

@@ -48,7 +48,7 @@ class Served:
     def stop(self, sig: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(sig)
-        return self.process.wait(60)
+        return self.process.wait(600)
 
 
 @contextmanager

@@ -1,14 +1,21 @@
 """Parts that need no server."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
 
 from glider.errors import ConfigError
+from glider.inference import queries
+from glider.inference.spec import ModelSpec
+from glider.instructions.cache import Cache
+from glider.instructions.embedders import Embedder
 from glider.serve.errors import ApiError
 from glider.serve.places import Places
+from glider.serve.pools import Pools
 from glider.serve.sampling import _bias_ids, _Penalty
+from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
 
 
@@ -78,3 +85,23 @@ def test_a_bias_of_a_number_without_end_is_refused() -> None:
     with pytest.raises(ApiError, match="token ids") as caught:
         _bias_ids({"9" * 5000: 1.0}, 100)
     assert caught.value.status == 400
+
+
+def test_the_first_question_finds_the_embedder_loaded(
+    llama_directory: Path, pool_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache knew the vector of the question at the start, so that the embedder was loaded at the first one."""
+    settings = ServeSettings(pool=[str(pool_directory)])
+    spec = ModelSpec(base=str(llama_directory), pool=str(pool_directory), router="glider(global=ensemble)")
+    service = Service(Pools.load(spec, settings), settings)
+    store = Cache(tmp_path / "cache.sqlite3", 8)
+    monkeypatch.setattr(queries, "cache", lambda: store)
+    texts: list[str] = []
+    embed = Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda self, rows: (texts.extend(rows), embed(self, rows))[1])
+    service.warm()
+    texts.clear()
+    service.warm()
+    service.close()
+    store.close()
+    assert texts == ["Hello"]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import Request
 
 from glider.data.rows import read_pairs
-from glider.errors import ConfigError
+from glider.errors import ConfigError, EndpointError
+from glider.experts.card import EmbedderIdentity
 from glider.inference.queries import Query
+from glider.instructions.embedders import load_for
 from glider.instructions.prompts import Pair
 from glider.printable import dump_json
 from glider.serve.errors import ApiError
@@ -19,7 +21,7 @@ from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
 from glider.serve.places import Places
-from glider.serve.pools import Pools, Target
+from glider.serve.pools import Pools, ServedPool, Target
 from glider.serve.runner import Runner
 from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
 from glider.serve.settings import ServeSettings
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
 
 Result = TypeVar("Result")
+log = logging.getLogger("glider.serve")
 access = logging.getLogger("glider.serve.access")
 _LOOK = 0.1  # seconds between looks whether a client has hung up
 
@@ -56,6 +59,11 @@ class Service:
         for pool in self.pools.pools.values():
             ids = pool.model.prompt.prompt_ids(pool.model.tokenizer, "Hello")
             guided(pool.model, pool.generation, Way("routed"), Query("Hello"), ids, Steering())
+            if (identity := _embedder(pool)) is not None:  # which the cache may have spared that question
+                try:
+                    load_for(identity).embed(["Hello"])
+                except EndpointError as fault:
+                    log.warning("the embedder of %s does not answer: %s", pool.name, fault)
 
     def query(self, text: str, steering: Steering) -> Query:
         """What a request asks, with the server's examples where it brings none."""
@@ -140,6 +148,14 @@ class Service:
             line["prompts"] = [prompt.text for prompt in exchange.prompts]
             line["answers"] = [choice.text for choice in exchange.choices]
         access.info(dump_json(line, indent=None))
+
+
+def _embedder(pool: ServedPool) -> EmbedderIdentity | None:
+    """The embedder that every query of a pool needs, if any."""
+    prepared = pool.generation.prepared
+    terms = (prepared.global_term, None if prepared.judge is None else prepared.judge.term)
+    needs = {need for term in terms if term is not None for need in term.scores.needs}
+    return pool.model.pool.index.embedder if needs & {"instructions", "inputs"} else None
 
 
 def _examples(path: str | None) -> tuple[Pair, ...]:
