@@ -375,7 +375,7 @@ def test_what_changes_nothing_or_is_left_out_by_the_settings_is_told(
     assert any("at 1 of 4 sites" in text and "A is zero" in text for text in told(adapter, llama_directory))
 
 
-@pytest.mark.parametrize("template", ["{% for", "{{ 'x'|no_such_filter }}", "{{ 'x' * 10 ** 12 }}"])
+@pytest.mark.parametrize("template", ["{% for", "{{ 'x'|no_such_filter }}"])
 def test_a_template_that_cannot_be_used_is_told_at_once(adapter: Path, llama_directory: Path, template: str):
     """It was kept in the card, and failed with every prompt."""
     (adapter / TEMPLATE_FILE).write_text(template)

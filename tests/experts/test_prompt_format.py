@@ -73,7 +73,7 @@ def test_an_unknown_format_is_refused():
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
         "{{ 'x' * 9999999999 }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** 99999 }}",
         "{{ nothing.at.all }}",
         "",
         "{{ range(99999)|batch(1, 'x')|list|length }}",
@@ -137,7 +137,7 @@ def test_a_template_of_a_card_that_fails_or_never_ends_is_refused(llama_director
 def test_the_bounded_sandbox_renders_as_transformers_does(llama_directory: Path, template: str) -> None:
     tokenizer = load_base(str(llama_directory)).tokenizer
     turns = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": 'Is "ß" < 2? Yes?'}]
-    wanted = tokenizer.apply_chat_template(turns, template, tokenize=False, add_generation_prompt=True)
+    wanted = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     assert rendered(tokenizer, template, turns, True) == wanted
 
 

@@ -213,7 +213,7 @@ def _adapter(base: Path, directory: Path, targets: Any) -> tuple[Path, torch.Ten
     if targets is None:
         linear = [n for n, m in loaded.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
         inner = [n for n in linear if "." in n and "vision" not in n and "visual" not in n and "lm_head" not in n]
-        targets = inner[:3]
+        targets = [name for name in inner if not name.endswith("out_proj")][:3] or inner[:3]  # (PEFT takes no Mamba's)
     task = "SEQ_2_SEQ_LM" if loaded.config.is_encoder_decoder else "CAUSAL_LM"
     peft = get_peft_model(loaded, LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type=task))
     draw = torch.Generator().manual_seed(1)

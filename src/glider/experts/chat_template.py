@@ -17,7 +17,7 @@ from glider.errors import QueryError
 from glider.printable import printable
 
 DEADLINE = 2.0  # seconds for one prompt; real templates take a thousandth
-_COMPILED = "<template>"  # what Jinja calls the file of a template that lies in none
+_COMPILED, _ENGINE = "<template>", "jinja2"  # what Jinja calls the file of a template that lies in none; its own files
 _EXPECTED, _REMEDY = "a chat template that renders, in the experts' cards", "Take the expert out, or mend its card."
 
 
@@ -34,9 +34,10 @@ def bounded(template: str | None) -> Iterator[None]:
     until, before = time.monotonic() + DEADLINE, sys.gettrace()
 
     def look(frame: Any, event: str, _: Any) -> Any:
-        if time.monotonic() > until:  # looked at where anything is called, a filter's own loops among them
+        place = frame.f_code.co_filename
+        if time.monotonic() > until and (place == _COMPILED or _ENGINE in place):  # a filter's own loops too
             raise _TooLong
-        return look if frame.f_code.co_filename == _COMPILED else None
+        return look if place == _COMPILED else None
 
     sys.settrace(look)
     try:

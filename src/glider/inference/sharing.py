@@ -22,7 +22,8 @@ from glider.shapes import Float, Int, Tensor
 
 Kind = Literal["padding", "generation", "cache", "padded cache", "prefix", "encoder"]
 SHORTEST, LONGEST = 64, 8192  # tokens that are tried
-_READ = 8  # tokens, of which the last is changed
+_READ, _PART = 8, 3  # tokens, of which the last is changed; the first of them, by themselves
+_ODD, _ODD_COARSE = 1e-2, 1.0  # of log-probabilities: more than any rounding; in 16 bits, and of quantised weights
 _STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
@@ -37,8 +38,9 @@ _known: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]]" = weakref.Weak
 def oddity(model: Any) -> str | None:
     """What no likelihood and no route can be had of, tried with two rows that differ in their last token.
 
-    A decoder's token whose logits depend on those behind it; layers that take the tokens first and the rows second,
-    whose tokens would be given to the wrong queries. None where there is none, or where the model takes no text alone.
+    A decoder's token whose logits depend on those behind it, or on how many there are; layers that take the tokens
+    first and the rows second, whose tokens would be given to the wrong queries. None where there is none, or where the
+    model takes no text alone.
     """
     tokens = _ordinary_tokens(model)
     row = tokens[torch.arange(_READ).mul(7).add(3) % len(tokens)]
@@ -46,6 +48,7 @@ def oddity(model: Any) -> str | None:
     ids = torch.stack([row, other]).to(model.device)
     inputs: dict[str, Any] = {"input_ids": ids}
     lengths, encoder_decoder = {_READ}, model.config.is_encoder_decoder
+    read = "decoder_input_ids" if encoder_decoder else "input_ids"
     if encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :_FOLLOWING]
         lengths.add(_FOLLOWING)
@@ -61,11 +64,17 @@ def oddity(model: Any) -> str | None:
     try:
         with torch.no_grad(), _evaluating(model), _exact(model.device):
             logits = model(**inputs, use_cache=False).logits
+            part = {name: value[:1, : _PART if name == read else None] for name, value in inputs.items()}
+            alone = model(**part, use_cache=False).logits
         if turned:
             return "whose layers take the tokens first and the rows second"
-        first, second = logits[:, : _READ - 1].float().log_softmax(-1)
-        if not encoder_decoder and bool(first.isfinite().all()) and not _close(first, second, model.dtype):
+        first, second = logits.float().log_softmax(-1)
+        if not bool(first.isfinite().all()):
+            return None
+        if not encoder_decoder and _differ(first[:-1], second[:-1], model.dtype):
             return "whose tokens see those behind them too: what it says of a token knows the token"
+        if _differ(first[:_PART], alone[0].float().log_softmax(-1), model.dtype):
+            return "whose answer to a beginning depends on how many tokens follow"
     except (*_FAULTS, AssertionError):
         pass  # it wants more than text; whoever asks it is told
     finally:
@@ -263,6 +272,11 @@ def _close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
     coarse = 0.0 if dtype == torch.float32 else _TOLERANCE_EPS * torch.finfo(dtype).eps
     difference = torch.where(one == other, 0.0, one - other).abs().max()
     return bool(difference <= max(_TOLERANCE, coarse))  # not where it is NaN
+
+
+def _differ(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether log-probabilities differ by more than rounding ever does."""
+    return bool((one - other).abs().max() > (_ODD if dtype == torch.float32 else _ODD_COARSE))
 
 
 @contextmanager
