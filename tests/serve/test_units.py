@@ -94,7 +94,7 @@ def test_the_first_question_finds_the_embedder_loaded(
     settings = ServeSettings(pool=[str(pool_directory)])
     spec = ModelSpec(base=str(llama_directory), pool=str(pool_directory), router="glider(global=ensemble)")
     service = Service(Pools.load(spec, settings), settings)
-    store = Cache(tmp_path / "cache.sqlite3", 8)
+    store = Cache(tmp_path / "cache.sqlite3", 8.0)
     monkeypatch.setattr(queries, "cache", lambda: store)
     texts: list[str] = []
     embed = Embedder.embed
