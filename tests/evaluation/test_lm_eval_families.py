@@ -73,7 +73,9 @@ def model_and_pool(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path
     model.save_pretrained(base)
     byte_tokenizer(chat=False).save_pretrained(base)
     task = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
-    lora = LoraConfig(r=2, target_modules=[target], task_type=task, init_lora_weights=False)
+    lora = LoraConfig(
+        r=2, target_modules=[target], task_type=task, init_lora_weights=False, fan_in_fan_out=target == "c_attn"
+    )
     get_peft_model(model, lora).save_pretrained(adapter)
     pool = Pool.create(tmp_path / "pool", load_base(str(base)).identity)
     import_adapter(adapter, str(base), pool.path / "ex")
