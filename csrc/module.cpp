@@ -157,7 +157,7 @@ PyObject* note(PyObject*, PyObject* const* given, Py_ssize_t count) {
     Py_ssize_t bytes = PyLong_AsSsize_t(given[1]);
     if (PyErr_Occurred()) return nullptr;
     Note& own = last_note();
-    memcpy(own.memory.get(bytes), from, bytes);
+    memcpy(own.memory.get(bytes + 1), from, bytes);
     own.bytes = bytes;
     return PyLong_FromLongLong(++own.number);
 }

@@ -168,7 +168,7 @@ class RoutedLinear(nn.Module):
         return ys[0]
 
     def _group(
-        self, layers: Sequence["RoutedLinear"], segment: Segment, x: torch.Tensor, ys: Sequence[torch.Tensor]
+        self, layers: tuple["RoutedLinear", ...], segment: Segment, x: torch.Tensor, ys: Sequence[torch.Tensor]
     ) -> NativeGroup | None:
         """The kernel that answers a segment for all of these layers, if there is one for such outputs."""
         if x.dtype is not torch.float32:
@@ -191,7 +191,7 @@ class RoutedLinear(nn.Module):
 
     def _plain(self) -> bool:
         """Whether the base does nothing but compute: it may be called ahead of its time."""
-        base = self._modules["base"]
+        base: Any = self._modules["base"]
         return type(base) is nn.Linear and not (
             base._forward_hooks
             or base._forward_pre_hooks

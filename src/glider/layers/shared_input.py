@@ -38,7 +38,7 @@ class SharedInput:
     leader: Leader
     outputs: dict[nn.Module, torch.Tensor]
     mark: int = 0  # the tensor's version, or the number of the copy of its values
-    size: int = 0  # bytes of these values, of which a copy was made; 0: none was
+    size: int | None = None  # bytes of these values, of which a copy was made; None: none was
 
     def remember(self) -> None:
         """Note the input's values. PyTorch counts the changes of a tensor, but not of one made for inference."""
@@ -58,8 +58,9 @@ class SharedInput:
             if layer is not self.leader:
                 self.leader.lead(layer)
             return None
-        same = _extension().same(self.mark, self.x.data_ptr(), self.size) if self.size else self.x._version == self.mark
-        return y if same else None
+        if self.size is None:
+            return y if self.x._version == self.mark else None
+        return y if _extension().same(self.mark, self.x.data_ptr(), self.size) else None
 
 
 def _extension() -> ModuleType:
