@@ -128,7 +128,26 @@ class Batch:
                 return (Segment(only.generation),)
             mapped = None if self.token_to_query is None else self.token_to_query.long().to(device).contiguous()
             return (Segment(only.generation, None, _term_on(condition, device), mapped),)
-        return self._divided(tokens, device)
+        alike = self._alike(tokens, device)
+        return self._divided(tokens, device) if alike is None else alike
+
+    def _alike(self, tokens: int, device: torch.device) -> tuple[Segment, ...] | None:
+        """Segments of a batch whose queries are all strangers, or all settled; None for others."""
+        only = self.parts[0]
+        condition = only.condition
+        if len(self.parts) > 1 or condition is None or not tokens:
+            return None
+        bare = condition.bare_rows
+        if bool(bare.all()):
+            return ()
+        if condition.settled is None or not bool((condition.settled.rows & ~bare).all()):
+            return None
+        parts = (condition.settled.experts, condition.settled.weights)
+        if self.token_to_query is None:
+            experts, weights = (part.repeat_interleave(tokens // self.queries, dim=0) for part in parts)
+        else:
+            experts, weights = (part[self.token_to_query.long().cpu()] for part in parts)
+        return (Segment(only.generation, settled=Decision(experts.to(device), weights.to(device))),)
 
     def _divided(self, tokens: int, device: torch.device) -> tuple[Segment, ...]:
         """Segments of a batch whose queries are not all treated alike."""

@@ -21,10 +21,11 @@ _EVERY_FORWARD_PRE_HOOK = torch.nn.modules.module._global_forward_pre_hooks
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """Layers whose tokens of a segment one call of the native kernel answers."""
+    """Layers whose tokens one call of the native kernel answers, in segments of one generation and kind."""
 
     layers: tuple["RoutedLinear", ...]
-    segment: Segment
+    generation: int
+    settled: bool
     sites: tuple[tuple[RoutedSite, NativeSite], ...]
     group: NativeGroup
 
@@ -38,10 +39,15 @@ class Together:
             if site is None or kernel is None:
                 return None
             sites.append((site, kernel))
-        return cls(layers, segment, tuple(sites), NativeGroup.of([kernel for _, kernel in sites]))
+        group = NativeGroup.of([kernel for _, kernel in sites])
+        return cls(layers, segment.generation, segment.settled is not None, tuple(sites), group)
 
-    def lasts(self) -> bool:
-        """Whether the kernels are still those of the sites: whoever moves a site makes a new one."""
+    def serves(self, layers: tuple["RoutedLinear", ...], segment: Segment) -> bool:
+        """Whether it is for these, and the kernels are still those of the sites: whoever moves one makes a new one."""
+        if self.layers is not layers or self.generation != segment.generation:
+            return False
+        if self.settled is (segment.settled is None):
+            return False
         for site, kernel in self.sites:  # noqa: SIM110  (a generator costs more)
             if site._bound is not kernel:
                 return False
@@ -177,7 +183,7 @@ class RoutedLinear(nn.Module):
             if y.dtype is not torch.float32 or not y.is_contiguous() or y.requires_grad:
                 return None
         known = self._known
-        if known is None or known.segment is not segment or known.layers is not layers or not known.lasts():
+        if known is None or not known.serves(layers, segment):
             known = self._known = Together.of(layers, segment) if self._plain() else None
         return None if known is None else known.group
 
