@@ -218,13 +218,13 @@ class RoutedLinear(nn.Module):
         self, y: torch.Tensor, x: torch.Tensor, segments: Sequence[Segment], record: SiteRecord | None
     ) -> torch.Tensor:
         """y with what the segments' tokens get."""
-        own = False
+        writable = False
         for segment in segments:
             site = self._served.get(segment.generation)
             if site is None:
                 continue  # this generation has no expert here
-            if not own:
-                y, own = _own(y, self._modules["base"]), True
+            if not writable:
+                y, writable = _writable(y, self._modules["base"]), True
             watch = None if record is None else record.watch(segment.index)
             if site.by_sequence and segment.settled is None:
                 segment = self._with_sequences(segment, x)
@@ -235,8 +235,8 @@ class RoutedLinear(nn.Module):
         """A segment that knows which of its tokens stand together."""
         sequences = self.context.sequences
         if sequences is None:
-            wanted = f"a pass of the whole model (a router that decides prompts as a whole, at {self.name})"
-            raise QueryError(wanted, "a call of a part of it", "Call the model itself.")
+            expected = f"a pass of the whole model (a router that decides prompts as a whole, at {self.name})"
+            raise QueryError(expected, "a call of a part of it", "Call the model itself.")
         numbers = sequences.of_tokens(x.numel() // self.in_features, x.device)
         return replace(segment, sequence_of=numbers if segment.index is None else numbers[segment.index])
 
@@ -254,7 +254,7 @@ def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
         state[f"{prefix}base.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
-def _own(y: torch.Tensor, base: nn.Module | None) -> torch.Tensor:
+def _writable(y: torch.Tensor, base: nn.Module | None) -> torch.Tensor:
     """An output that may be written to: a layer of another kind may give what belongs to somebody else."""
     fresh = type(base) is nn.Linear and not base._forward_hooks and y.is_contiguous()
     return y if fresh else y.clone(memory_format=torch.contiguous_format)
