@@ -21,6 +21,9 @@ typedef float V4 __attribute__((vector_size(16)));
 typedef float V8 __attribute__((vector_size(32)));
 
 constexpr int64_t TOKENS_AT_ONCE = 64, ROWS_AT_ONCE = 8, SEGMENT = 48, EXPECTED_PAIRS = 32;
+constexpr int64_t DEPTH = 512;                          // columns of x whose products are summed by themselves
+constexpr int64_t PANEL_FROM = 12, PANEL_MOST = 1 << 20;  // tokens that factors are laid out anew for; floats of these
+constexpr int64_t RUN_OF_TOKENS = 16, RUN_EXPERTS = 8;  // tokens with the same experts that are worth a way of their own
 constexpr int64_t LEADING = 16, RUN = 8;  // experts whose scores tell who is in reach; tokens of a query worth asking for
 
 #if defined(GLIDER_X86)
@@ -29,22 +32,34 @@ namespace avx512 {
 #define LANES 16
 #define DOT_TOKENS 6
 #define ADD_TOKENS 4
+#define PANEL_MANY 12
+#define PANEL_FEW 10
+#define PANEL_WIDE 2
 #include "compute.inc"
 #undef TARGET
 #undef LANES
 #undef DOT_TOKENS
 #undef ADD_TOKENS
+#undef PANEL_MANY
+#undef PANEL_FEW
+#undef PANEL_WIDE
 }  // namespace avx512
 namespace avx2 {
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
 #define DOT_TOKENS 3
 #define ADD_TOKENS 2
+#define PANEL_MANY 10
+#define PANEL_FEW 6
+#define PANEL_WIDE 2
 #include "compute.inc"
 #undef TARGET
 #undef LANES
 #undef DOT_TOKENS
 #undef ADD_TOKENS
+#undef PANEL_MANY
+#undef PANEL_FEW
+#undef PANEL_WIDE
 }  // namespace avx2
 #endif
 namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of them
@@ -52,11 +67,17 @@ namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of t
 #define LANES 4
 #define DOT_TOKENS 3
 #define ADD_TOKENS 2
+#define PANEL_MANY 10
+#define PANEL_FEW 6
+#define PANEL_WIDE 2
 #include "compute.inc"
 #undef TARGET
 #undef LANES
 #undef DOT_TOKENS
 #undef ADD_TOKENS
+#undef PANEL_MANY
+#undef PANEL_FEW
+#undef PANEL_WIDE
 }  // namespace portable
 
 enum class Isa : int { portable, avx2, avx512 };
@@ -118,12 +139,33 @@ template <typename Work> struct Errand {
     }
 };
 
+// The same for work that no thread waits in.
+template <typename Runs> struct RunsErrand {
+    Runs work;
+    static void member(void* data) {
+        Runs own = static_cast<RunsErrand*>(data)->work;
+        own.run(Team{runtime().threads(), runtime().number()});
+    }
+};
+
 // Answer a call. False if a given decision names an expert that does not exist; then y is as it was.
-template <typename Work> bool answer(const Site& site, const Call& call) {
+template <typename Work, typename Runs> bool answer(const Site& site, const Call& call) {
     static thread_local Scratch memory;
     int64_t kept = call.experts ? call.kept : site.kept, all = call.tokens * kept;
     if (!all) return true;
     Plan made = plan(site, call, kept);
+    if (call.experts) {
+        for (int64_t p = 0; p < all; ++p)
+            if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
+        if (Runs::serves(site, call)) {
+            RunsErrand<Runs> errand{Runs{site, call, kept}};
+            if (made.threads > 1)
+                runtime().parallel(RunsErrand<Runs>::member, &errand, made.threads, 0);
+            else
+                errand.work.run(Team{});
+            return true;
+        }
+    }
     size_t bytes = Carver::padded(made.together ? call.tokens * site.experts * 4 : 0) + 3 * Carver::padded(all * 4) +
                    Carver::padded(all * 8) + Carver::padded((site.experts + 1) * 4) +
                    Carver::padded(all * site.rank * 4);
@@ -136,10 +178,7 @@ template <typename Work> bool answer(const Site& site, const Call& call) {
     int32_t* starts = carver.take<int32_t>(site.experts + 1);
     float* z = carver.take<float>(all * site.rank);
     if (call.experts) {
-        for (int64_t p = 0; p < all; ++p) {
-            if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
-            chosen[p] = (int32_t)call.experts[p];
-        }
+        for (int64_t p = 0; p < all; ++p) chosen[p] = (int32_t)call.experts[p];
         memcpy(weights, call.weights, all * sizeof(float));
     }
     Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, 0, nullptr}, made};
@@ -154,12 +193,40 @@ template <typename Work> bool answer(const Site& site, const Call& call) {
     return true;
 }
 
+inline void standardise_row(const float* x, int64_t width, float* u) {
+#ifdef GLIDER_X86
+    if (chosen_isa() == Isa::avx512) return avx512::standard_form(x, width, u);
+    if (chosen_isa() == Isa::avx2) return avx2::standard_form(x, width, u);
+#endif
+    portable::standard_form(x, width, u);
+}
+
 inline bool run(const Site& site, const Call& call) {
 #ifdef GLIDER_X86
-    if (chosen_isa() == Isa::avx512) return answer<avx512::Work>(site, call);
-    if (chosen_isa() == Isa::avx2) return answer<avx2::Work>(site, call);
+    if (chosen_isa() == Isa::avx512) return answer<avx512::Work, avx512::Runs>(site, call);
+    if (chosen_isa() == Isa::avx2) return answer<avx2::Work, avx2::Runs>(site, call);
 #endif
-    return answer<portable::Work>(site, call);
+    return answer<portable::Work, portable::Runs>(site, call);
+}
+
+// Answer a call for several sites that see its tokens, `call.y` each one's own. Few tokens are brought into standard form
+// once for all sites.
+inline bool run_all(Site* const* sites, float* const* outputs, int64_t count, Call call) {
+    static thread_local Scratch memory;
+    bool standardise = count > 1 && !call.experts && call.tokens <= TOKENS_AT_ONCE;
+    for (int64_t i = 0; i < count; ++i) standardise &= sites[i]->standardise && sites[i]->rows;
+    if (standardise) {
+        float* standard = static_cast<float*>(memory.get(call.tokens * sites[0]->width * sizeof(float) + 64));
+        for (int64_t t = 0; t < call.tokens; ++t)
+            standardise_row(call.x_of(*sites[0], t), sites[0]->width, standard + t * sites[0]->width);
+        call.standard = standard;
+    }
+    bool good = true;
+    for (int64_t i = 0; good && i < count; ++i) {
+        call.y = outputs[i];
+        good = run(*sites[i], call);
+    }
+    return good;
 }
 
 }  // namespace glider

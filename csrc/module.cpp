@@ -12,6 +12,20 @@ namespace {
 const char* const NAME = "glider.site";
 const char* const ISAS[] = {"portable", "avx2", "avx512"};
 
+constexpr Py_ssize_t MOST_SITES = 8;
+
+// What a thread noted last. Numbers begin at 1 in each thread.
+struct Note {
+    Scratch memory;
+    Py_ssize_t bytes = 0;
+    int64_t number = 0;
+};
+
+Note& last_note() {
+    static thread_local Note own;
+    return own;
+}
+
 template <typename T> T* address(PyObject* number) { return static_cast<T*>(PyLong_AsVoidPtr(number)); }
 
 void release(PyObject* capsule) {
@@ -63,45 +77,100 @@ PyObject* make_site(PyObject*, PyObject* arguments) {
     return PyCapsule_New(site, NAME, release);
 }
 
-PyObject* finish_call(const Site* site, const Call& call) {
-    if (PyErr_Occurred()) return nullptr;
-    bool good;
-    Py_BEGIN_ALLOW_THREADS good = run(*site, call);
-    Py_END_ALLOW_THREADS
-    if (good) Py_RETURN_NONE;
-    PyErr_SetString(PyExc_IndexError, "a decision names an expert that does not exist");
-    return nullptr;
-}
-
 PyObject* wrong(const char* signature) {
     PyErr_SetString(PyExc_TypeError, signature);
     return nullptr;
 }
 
-// route(site, x, y, T, term, B, query_of): the site decides
-PyObject* route(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 7) return wrong("route(site, x, y, T, term, B, query_of)");
-    Site* site = site_of(given[0]);
-    if (!site) return nullptr;
-    Call call{};
-    call.x = address<float>(given[1]), call.y = address<float>(given[2]);
-    call.tokens = PyLong_AsSsize_t(given[3]);
-    call.term = address<float>(given[4]), call.queries = PyLong_AsSsize_t(given[5]);
-    call.query_of = address<int64_t>(given[6]);
-    return finish_call(site, call);
+// Sites that see the same tokens, and where each one's outputs begin. True, or an error is set.
+struct Group {
+    Site* sites[MOST_SITES];
+    float* outputs[MOST_SITES];
+    Py_ssize_t count = 0;
+
+    bool read(PyObject* capsules, PyObject* addresses) {
+        if (!PyTuple_Check(capsules) || !PyTuple_Check(addresses) || PyTuple_Size(capsules) != PyTuple_Size(addresses) ||
+            PyTuple_Size(capsules) > MOST_SITES) {
+            wrong("a tuple of sites, at most 8, and one of as many addresses");
+            return false;
+        }
+        count = PyTuple_Size(capsules);
+        for (Py_ssize_t i = 0; i < count; ++i) {
+            sites[i] = site_of(PyTuple_GetItem(capsules, i));
+            if (!sites[i]) return false;
+            outputs[i] = address<float>(PyTuple_GetItem(addresses, i));
+            if (sites[i]->width != sites[0]->width) {
+                PyErr_SetString(PyExc_ValueError, "sites of different widths do not see the same tokens");
+                return false;
+            }
+        }
+        return true;
+    }
+
+    // Answer a call for every site; `call.y` is each one's own.
+    PyObject* finish(Call call) {
+        if (PyErr_Occurred()) return nullptr;
+        bool good = true;
+        Py_BEGIN_ALLOW_THREADS good = run_all(sites, outputs, count, call);
+        Py_END_ALLOW_THREADS
+        if (good) Py_RETURN_NONE;
+        PyErr_SetString(PyExc_IndexError, "a decision names an expert that does not exist");
+        return nullptr;
+    }
+};
+
+void read_rows(PyObject* const* given, Call& call) {
+    call.index = address<int64_t>(given[0]);
+    call.x_stride = PyLong_AsSsize_t(given[1]), call.y_stride = PyLong_AsSsize_t(given[2]);
 }
 
-// apply(site, x, y, T, experts, weights, K): the decision is given
-PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 7) return wrong("apply(site, x, y, T, experts, weights, K)");
-    Site* site = site_of(given[0]);
-    if (!site) return nullptr;
+// route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride): each site decides
+PyObject* route(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 10) return wrong("route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride)");
+    Group group;
+    if (!group.read(given[0], given[2])) return nullptr;
     Call call{};
-    call.x = address<float>(given[1]), call.y = address<float>(given[2]);
-    call.tokens = PyLong_AsSsize_t(given[3]);
+    call.x = address<float>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
+    call.term = address<float>(given[4]), call.queries = PyLong_AsSsize_t(given[5]);
+    call.query_of = address<int64_t>(given[6]);
+    read_rows(given + 7, call);
+    return group.finish(call);
+}
+
+// apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride): the decision is given, the same for all
+PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 10) return wrong("apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride)");
+    Group group;
+    if (!group.read(given[0], given[2])) return nullptr;
+    Call call{};
+    call.x = address<float>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
     call.experts = address<int64_t>(given[4]), call.weights = address<float>(given[5]);
     call.kept = PyLong_AsSsize_t(given[6]);
-    return finish_call(site, call);
+    read_rows(given + 7, call);
+    return group.finish(call);
+}
+
+// note(x, bytes): copy some memory; the number of the copy, which is this thread's last
+PyObject* note(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 2) return wrong("note(x, bytes)");
+    const void* from = address<void>(given[0]);
+    Py_ssize_t bytes = PyLong_AsSsize_t(given[1]);
+    if (PyErr_Occurred()) return nullptr;
+    Note& own = last_note();
+    memcpy(own.memory.get(bytes + 1), from, bytes);
+    own.bytes = bytes;
+    return PyLong_FromLongLong(++own.number);
+}
+
+// same(number, x, bytes): whether memory is what it was when the copy of this number was made, and that is the last
+PyObject* same(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    if (count != 3) return wrong("same(number, x, bytes)");
+    int64_t number = PyLong_AsLongLong(given[0]);
+    const void* from = address<void>(given[1]);
+    Py_ssize_t bytes = PyLong_AsSsize_t(given[2]);
+    if (PyErr_Occurred()) return nullptr;
+    Note& own = last_note();
+    return PyBool_FromLong(own.number == number && own.bytes == bytes && !memcmp(own.memory.memory, from, bytes));
 }
 
 // decide(site, x, T, term, B, query_of, experts, weights): the site's decision alone
@@ -115,7 +184,9 @@ PyObject* decide(PyObject*, PyObject* const* given, Py_ssize_t count) {
     call.term = address<float>(given[3]), call.queries = PyLong_AsSsize_t(given[4]);
     call.query_of = address<int64_t>(given[5]);
     call.experts_out = address<int64_t>(given[6]), call.weights_out = address<float>(given[7]);
-    return finish_call(site, call);
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS run(*site, call);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 PyObject* isas(PyObject*, PyObject*) {
@@ -156,6 +227,8 @@ PyMethodDef methods[] = {
     {"site", make_site, METH_VARARGS, "What is constant for one routed layer."},
     {"route", (PyCFunction)(void (*)())route, METH_FASTCALL, "Score, select, and add the experts' outputs to y."},
     {"apply", (PyCFunction)(void (*)())apply, METH_FASTCALL, "Add the outputs of the experts of a decision to y."},
+    {"note", (PyCFunction)(void (*)())note, METH_FASTCALL, "Copy some memory, to tell later whether it changed."},
+    {"same", (PyCFunction)(void (*)())same, METH_FASTCALL, "Whether memory is as this thread noted it last."},
     {"decide", (PyCFunction)(void (*)())decide, METH_FASTCALL, "Score and select."},
     {"isas", isas, METH_NOARGS, "Instruction sets of this machine, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},

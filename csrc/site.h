@@ -29,11 +29,14 @@ struct Site {
 };
 
 // One call: x (T, D) in, y (T, O) added to. Either the site decides, by its scores and the queries' global term, or the
-// decision is given.
+// decision is given. Rows of x and y may be some of longer ones, and lie further apart than they are wide.
 struct Call {
     const float* x;
     float* y;
     int64_t tokens;
+    int64_t x_stride, y_stride;  // between rows; 0: they lie side by side
+    const int64_t* index;        // (T) each token's row of x and y, or null: in order
+    const float* standard;       // (T, D) the tokens in standard form, where that is known, or null
     const float* term;           // (B, E) or null
     int64_t queries;             // B; tokens of one query stand together unless a map is given
     const int64_t* query_of;     // (T) or null
@@ -42,6 +45,12 @@ struct Call {
     int64_t kept;                // K of the decision
     int64_t* experts_out;        // (T, K) where the site's decision goes instead of y, or null
     float* weights_out;          // (T, K)
+
+    int64_t row(int64_t token) const { return index ? index[token] : token; }
+    const float* x_of(const Site& site, int64_t token) const {
+        return x + row(token) * (x_stride ? x_stride : site.width);
+    }
+    float* y_of(const Site& site, int64_t token) const { return y + row(token) * (y_stride ? y_stride : site.out); }
 };
 
 // Memory of one thread that grows to what is asked of it and is kept for the next call.

@@ -11,6 +11,7 @@ import torch
 
 from glider.errors import QueryError, RouterError
 from glider.layers.sequences import Sequences
+from glider.layers.shared_input import SharedInput
 from glider.layers.trace import Recorder
 from glider.routing.base import Decision
 from glider.routing.condition import Condition
@@ -127,7 +128,26 @@ class Batch:
                 return (Segment(only.generation),)
             mapped = None if self.token_to_query is None else self.token_to_query.long().to(device).contiguous()
             return (Segment(only.generation, None, _term_on(condition, device), mapped),)
-        return self._divided(tokens, device)
+        alike = self._alike(tokens, device)
+        return self._divided(tokens, device) if alike is None else alike
+
+    def _alike(self, tokens: int, device: torch.device) -> tuple[Segment, ...] | None:
+        """Segments of a batch whose queries are all strangers, or all settled; None for others."""
+        only = self.parts[0]
+        condition = only.condition
+        if len(self.parts) > 1 or condition is None or not tokens:
+            return None
+        bare = condition.bare_rows
+        if bool(bare.all()):
+            return ()
+        if condition.settled is None or not bool((condition.settled.rows & ~bare).all()):
+            return None
+        parts = (condition.settled.experts, condition.settled.weights)
+        if self.token_to_query is None:
+            experts, weights = (part.repeat_interleave(tokens // self.queries, dim=0) for part in parts)
+        else:
+            experts, weights = (part[self.token_to_query.long().cpu()] for part in parts)
+        return (Segment(only.generation, settled=Decision(experts.to(device), weights.to(device))),)
 
     def _divided(self, tokens: int, device: torch.device) -> tuple[Segment, ...]:
         """Segments of a batch whose queries are not all treated alike."""
@@ -182,6 +202,14 @@ def _learns(condition: Condition | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+class InFlight(threading.local):
+    """What one thread has in flight: its batch, its passes, and the input that a layer saw last."""
+
+    batch: Batch | None = None
+    passes: tuple[Sequences, ...] = ()
+    shared: SharedInput | None = None
+
+
 class RoutingContext:
     """The batch in flight in each thread; two threads may use one model with different queries.
 
@@ -192,7 +220,7 @@ class RoutingContext:
     def __init__(self) -> None:
         self.current = 0
         self.expects_query = False
-        self._thread = threading.local()
+        self.here = InFlight()
         self._default = (Segment(0),)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -202,30 +230,31 @@ class RoutingContext:
     @property
     def batch(self) -> Batch | None:
         """This thread's."""
-        return getattr(self._thread, "batch", None)
+        return self.here.batch
 
     @property
     def sequences(self) -> Sequences | None:
         """The sequences of this thread's pass; None where nothing watches or no pass runs."""
-        passes = getattr(self._thread, "passes", None)
+        passes = self.here.passes
         return passes[-1] if passes else None
 
     def enter_pass(self, sequences: Sequences) -> None:
         """A pass of this thread begins, within another one or by itself."""
-        self._thread.passes = [*getattr(self._thread, "passes", ()), sequences]
+        self.here.passes = (*self.here.passes, sequences)
 
     def leave_pass(self) -> None:
         """The pass that began last has ended."""
-        self._thread.passes = getattr(self._thread, "passes", [])[:-1]
+        self.here.passes = self.here.passes[:-1]
 
     @contextmanager
     def use(self, batch: Batch) -> Iterator[None]:
         """Make `batch` the one in flight inside the block."""
-        before, self._thread.batch = self.batch, batch
+        here = self.here
+        before, here.batch = here.batch, batch
         try:
             yield
         finally:
-            self._thread.batch = before
+            here.batch, here.shared = before, None
 
     def serve(self, generation: int, expects_query: bool) -> None:
         """Serve calls outside any batch by this generation from now on."""

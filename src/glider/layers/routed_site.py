@@ -40,6 +40,7 @@ class RoutedSite(nn.Module):
         self.bank, self.site, self.router = bank, site, router
         self.in_features, self.out_features = bank.A.shape[-1], bank.B.shape[1]
         self.by_sequence = support_of(router).sequences
+        self.whole = bank.whole
         self.kernel = wanted_kernel(kernel)
         if self.kernel == "native":
             require_native(bank.stack, site.name)
@@ -49,22 +50,51 @@ class RoutedSite(nn.Module):
     def add(self, y: torch.Tensor, x: torch.Tensor, segment: Segment, watch: Watch | None = None) -> torch.Tensor:
         """y (..., O) with the experts' outputs for the tokens x (..., D) of a segment added.
 
-        In place where y is contiguous and can be; both belong to the caller.
+        In place where y is contiguous, or a matrix that is part of a wider one, and can be; both belong to the caller.
         """
         bound = self._bound
         if bound is None:
             bound = self._bind()
         if isinstance(bound, bool) or not bound.serves(x, y):
             return self._added(y, x.reshape(-1, self.in_features), segment, None, watch)
-        if not x.is_contiguous():
+        if not (x.is_contiguous() or (isinstance(bound, NativeSite) and native.addressable(x))):
             x = x.contiguous()
-        if watch is None and segment.settled is not None and self.bank.whole:
+        if watch is None and segment.settled is not None and self.whole:
             bound.apply(y, x, segment.settled)
         elif watch is None and segment.settled is None and bound.decides:
             bound.route(y, x, segment.term, segment.query_of)
         else:
-            return self._added(y, x.view(-1, self.in_features), segment, bound, watch)
+            return self._added(y, x.reshape(-1, self.in_features).contiguous(), segment, bound, watch)
         return y
+
+    def add_at(self, y: torch.Tensor, x: torch.Tensor, segment: Segment, watch: Watch | None = None) -> torch.Tensor:
+        """As `add` for tokens at the segment's index among those of x; the others' outputs stay, to the bit."""
+        index = segment.index
+        if index is None:
+            return self.add(y, x, segment, watch)
+        bound = self.kernel_for(segment) if watch is None else None
+        if bound is not None and x.is_contiguous() and y.is_contiguous() and bound.serves(x, y):
+            if segment.settled is not None:
+                bound.apply(y, x, segment.settled, index)
+            else:
+                bound.route(y, x, segment.term, segment.query_of, index)
+            return y
+        rows = y.view(-1, self.out_features)
+        tokens = x.reshape(-1, self.in_features).index_select(0, index)
+        changed = self.add(rows.index_select(0, index), tokens, segment, watch)
+        if torch.is_grad_enabled() and (y.requires_grad or changed.requires_grad):
+            return rows.index_copy(0, index, changed).view(y.shape)
+        rows.index_copy_(0, index, changed)
+        return y
+
+    def kernel_for(self, segment: Segment) -> NativeSite | None:
+        """The native kernel if it can answer for a segment by itself, whatever else a call is; else None."""
+        bound = self._bound
+        if bound is None:
+            bound = self._bind()
+        if isinstance(bound, NativeSite) and (bound.decides if segment.settled is None else self.whole):
+            return bound
+        return None
 
     def _added(
         self, y: torch.Tensor, tokens: torch.Tensor, segment: Segment, bound: Bound | None, watch: Watch | None

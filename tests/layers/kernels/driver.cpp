@@ -63,6 +63,18 @@ template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int6
         bad += !run(site, call);
         call.experts_out = nullptr, call.experts = which.data(), call.weights = weights.data(), call.kept = site.kept;
         bad += !run(site, call);
+        std::vector<int64_t> index;  // some rows, the last among them
+        for (int64_t t = tokens - 1; t >= 0; t -= 2) index.push_back(t);
+        Site* sites[] = {&site, &site};
+        float* outputs[] = {y.data(), y.data()};
+        for (int64_t p = 0; p < (int64_t)which.size(); ++p) which[p] = p % site.kept;  // alike for every token
+        for (float& weight : weights) weight = 0.5f;
+        bad += !run_all(sites, outputs, 2, call);
+        call.index = index.data(), call.tokens = index.size();
+        bad += !run_all(sites, outputs, 2, call);
+        call.experts = nullptr;
+        bad += !run_all(sites, outputs, 2, call);
+        call.experts = which.data(), call.tokens = tokens, call.index = nullptr;
         if (tokens) {
             which[0] = experts;
             bad += run(site, call);
@@ -75,11 +87,11 @@ template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int6
 int all() {
     int bad = 0;
     for (int64_t experts : {1, 2, 7, 33, 70})
-        for (int64_t rank : {1, 4, 9})
+        for (int64_t rank : {1, 4, 9, 20})
             for (int64_t width : {1, 15, 16, 37})
                 for (int64_t out : {1, 8, 70})
                     for (int64_t tokens : {0, 1, 3, 8, 71}) {
-                        if (experts > 64 && (rank != 4 || out != 8)) continue;
+                        if ((experts > 64 && (rank != 4 || out != 8)) || (rank > 16 && out != 70)) continue;
                         bad += one<float>(experts, rank, width, out, tokens, 2);
                         bad += one<uint16_t>(experts, rank, width, out, tokens, 3);
                     }

@@ -5,6 +5,7 @@ has loaded. The arithmetic is float32; experts may be stored in bfloat16.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -106,7 +107,8 @@ class NativeSite:
             and linear.renormalise  # what the shortlist leaves out counts a millionth then, and in full otherwise
             and (experts >= SHORTLIST_FROM if shortlist is None else shortlist),
         )
-        self._route, self._apply, self._decide = native.route, native.apply, native.decide
+        self._decide = native.decide
+        self.group = NativeGroup((self._site,), width)
 
     def serves(self, x: Tensor, y: Tensor) -> bool:
         """Float32 on the CPU, and nothing to differentiate."""
@@ -124,28 +126,20 @@ class NativeSite:
         x: Float[Tensor, "*M D"],
         term: Float[Tensor, "B E"] | None,
         query_of: Int[Tensor, " T"] | None,
+        index: Int[Tensor, " T"] | None = None,
     ) -> None:
-        """Decide for each token of x and add the experts' outputs to y, in place. All contiguous, in float32."""
-        self._route(
-            self._site,
-            x.data_ptr(),
-            y.data_ptr(),
-            x.numel() // self._width,
-            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
-            0 if query_of is None else query_of.data_ptr(),
-        )
+        """Decide for each token of x and add the experts' outputs to y, in place: see `NativeGroup.route`."""
+        self.group.route((y,), x, term, query_of, index)
 
-    def apply(self, y: Float[Tensor, "*N O"], x: Float[Tensor, "*M D"], decision: Decision) -> None:
-        """Add the outputs of a decision's experts to y, in place. x and y contiguous, in float32."""
-        experts, weights = decision.experts, decision.weights
-        if experts.dtype is not torch.long or not experts.is_contiguous():  # in decoding each call of PyTorch counts
-            experts = experts.long().contiguous()
-        if weights.dtype is not torch.float32 or not weights.is_contiguous():
-            weights = weights.float().contiguous()
-        tokens = x.numel() // self._width
-        self._apply(
-            self._site, x.data_ptr(), y.data_ptr(), tokens, experts.data_ptr(), weights.data_ptr(), experts.shape[1]
-        )
+    def apply(
+        self,
+        y: Float[Tensor, "*N O"],
+        x: Float[Tensor, "*M D"],
+        decision: Decision,
+        index: Int[Tensor, " T"] | None = None,
+    ) -> None:
+        """Add the outputs of a decision's experts to y, in place: see `NativeGroup.apply`."""
+        self.group.apply((y,), x, decision, index)
 
     def decide(
         self,
@@ -164,6 +158,82 @@ class NativeSite:
             *(experts.data_ptr(), weights.data_ptr()),
         )
         return Decision(experts, weights)
+
+
+class NativeGroup:
+    """Sites that see the same tokens, answered by one call.
+
+    Outputs `ys` are float32, one for each site, and so is x. Rows lie side by side, or x and all of `ys` are matrices
+    whose rows are some distance apart, of `ys` the same. With `index` the tokens are these rows of x, of `ys` too.
+    """
+
+    def __init__(self, sites: tuple[object, ...], width: int):
+        native = extension()
+        assert native is not None
+        self._sites, self._width = sites, width
+        self._route, self._apply = native.route, native.apply
+
+    @classmethod
+    def of(cls, sites: Sequence[NativeSite]) -> "NativeGroup":
+        """The sites together, in this order."""
+        return cls(tuple(site._site for site in sites), sites[0]._width)
+
+    def route(
+        self,
+        ys: Sequence[Float[Tensor, "*N _"]],
+        x: Float[Tensor, "*M D"],
+        term: Float[Tensor, "B E"] | None,
+        query_of: Int[Tensor, " T"] | None,
+        index: Int[Tensor, " T"] | None = None,
+    ) -> None:
+        """Decide for each token, at each site by its own gates, and add the experts' outputs to y, in place."""
+        self._route(
+            self._sites,
+            x.data_ptr(),
+            tuple([y.data_ptr() for y in ys]),
+            x.numel() // self._width if index is None else len(index),
+            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
+            0 if query_of is None else query_of.data_ptr(),
+            0 if index is None else index.data_ptr(),
+            *(_distance(x), _distance(ys[0])),
+        )
+
+    def apply(
+        self,
+        ys: Sequence[Float[Tensor, "*N _"]],
+        x: Float[Tensor, "*M D"],
+        decision: Decision,
+        index: Int[Tensor, " T"] | None = None,
+    ) -> None:
+        """Add the outputs of a decision's experts to y, in place; the decision is the same at each site."""
+        experts, weights = decision.experts, decision.weights
+        if experts.dtype is not torch.long or not experts.is_contiguous():  # in decoding each call of PyTorch counts
+            experts = experts.long().contiguous()
+        if weights.dtype is not torch.float32 or not weights.is_contiguous():
+            weights = weights.float().contiguous()
+        self._apply(
+            self._sites,
+            x.data_ptr(),
+            tuple([y.data_ptr() for y in ys]),
+            x.numel() // self._width if index is None else len(index),
+            experts.data_ptr(),
+            weights.data_ptr(),
+            experts.shape[1],
+            0 if index is None else index.data_ptr(),
+            *(_distance(x), _distance(ys[0])),
+        )
+
+
+def addressable(tensor: torch.Tensor) -> bool:
+    """Whether the kernel can find the rows of a tensor: side by side, or those of a matrix some distance apart."""
+    return tensor.is_contiguous() or (
+        tensor.dim() == 2 and tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
+    )
+
+
+def _distance(tensor: torch.Tensor) -> int:
+    """Of rows that do not lie side by side; else 0."""
+    return 0 if tensor.is_contiguous() else tensor.stride(0)
 
 
 def _address(tensor: torch.Tensor | None) -> int:
