@@ -12,7 +12,6 @@ PUBLIC = {  # known to callers and to files, by these names
     ("errors.py", "wanted"),
     ("report/global_scores.py", "own"),
     ("report/routing_map.py", "own"),
-    ("serve/pools.py", "asked"),
 }
 
 

@@ -67,8 +67,8 @@ class SkippableBlock:
             return (self._cached(cache).keys[:, :, -1] != 0).flatten(1).any(dim=1).to(torch.float32)
         sequences = self.context.sequences
         if sequences is None or sequences.number.shape != x.shape[:2]:
-            wanted = f"a pass of the whole model (prompts skip the block {self.name})"
-            raise QueryError(wanted, "a call of a part of it", "Call the model itself.")
+            expected = f"a pass of the whole model (prompts skip the block {self.name})"
+            raise QueryError(expected, "a call of a part of it", "Call the model itself.")
         real = (sequences.number >= 0).to(x.device)[:, :, None]
         mean = (x.float() * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (B, D)
         if block["gate"].device != x.device:
@@ -92,8 +92,8 @@ class SkippableBlock:
     def _cached(self, cache: Any) -> Any:
         layer = cache.layers[self._layer] if self._layer < len(cache.layers) else None
         if layer is not None and type(layer).__name__ not in _CACHES:
-            wanted = "a cache that grows with the tokens, where prompts skip attention blocks"
-            raise QueryError(wanted, type(layer).__name__, "Leave cache_implementation out.")
+            expected = "a cache that grows with the tokens, where prompts skip attention blocks"
+            raise QueryError(expected, type(layer).__name__, "Leave cache_implementation out.")
         return layer
 
     def _keep_nothing(self, x: Float[Tensor, "B S D"], cache: Any) -> None:
@@ -127,8 +127,8 @@ class Blocks:
             except AttributeError:
                 kind = "no such module"
             if kind not in KNOWN:
-                wanted = f"attention blocks that can be skipped ({', '.join(sorted(KNOWN))})"
-                raise RouterError(wanted, f"{kind} at {name}", "Choose mindskip, which skips experts alone.")
+                expected = f"attention blocks that can be skipped ({', '.join(sorted(KNOWN))})"
+                raise RouterError(expected, f"{kind} at {name}", "Choose mindskip, which skips experts alone.")
 
     def put(self, generation: int, router: Router | BlockRouter, blocks: Mapping[str, Block]) -> None:
         """Let the prompts of a generation skip blocks from now on."""

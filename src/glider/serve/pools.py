@@ -50,7 +50,7 @@ class ServedPool:
 class Target:
     """The meaning of a model's name: a pool, and how its requests are answered."""
 
-    asked: str
+    name: str
     pool: ServedPool
     way: Way
 
@@ -63,13 +63,13 @@ class Target:
             return self.pool.model.attached.take(self.pool.generation)
         generation = self.pool.alone.get(self.way.expert or "")
         if generation is None:
-            raise _unknown(self.asked)
+            raise _unknown(self.name)
         return self.pool.model.attached.take(generation)
 
     @property
     def label(self) -> str:
         """Its name for metrics: one of those that are listed."""
-        return self.pool.name if self.way.router is not None else self.asked
+        return self.pool.name if self.way.router is not None else self.name
 
 
 class Pools:

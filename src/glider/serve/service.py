@@ -137,7 +137,7 @@ class Service:
             "request": exchange.request_id,
             "key": exchange.key.name,
             "user": exchange.request.user,
-            "model": exchange.target.asked,
+            "model": exchange.target.name,
             "verdict": exchange.verdict_label,
             "prompt_tokens": exchange.prompt_tokens,
             "completion_tokens": exchange.completion_tokens,

@@ -84,7 +84,7 @@ class Tracing:
             "glider.pool": exchange.target.pool.name,
             "glider.verdict": exchange.verdict_label,
             "glider.request_id": exchange.request_id,
-            "gen_ai.request.model": exchange.target.asked,
+            "gen_ai.request.model": exchange.target.name,
             "gen_ai.usage.input_tokens": exchange.prompt_tokens,
             "gen_ai.usage.output_tokens": exchange.completion_tokens,
         }

@@ -84,9 +84,9 @@ class Hilora:
         shares = shares.scatter_reduce(1, owner.expand(len(x), -1), term, "amax")
         allotted = (self.parts * shares).round().clamp(1, by_adapter.shape[2]).long()
         least = by_adapter.sort(dim=-1, descending=True).values.gather(2, allotted[:, :, None] - 1)  # (T, E, 1)
-        kept = scores.masked_fill((by_adapter < least)[:, owner, place], -torch.inf)
-        most = max(1, int((kept > -torch.inf).sum(dim=-1).max()))
-        values, experts = kept.topk(most, dim=-1)
+        masked = scores.masked_fill((by_adapter < least)[:, owner, place], -torch.inf)
+        most = max(1, int((masked > -torch.inf).sum(dim=-1).max()))
+        values, experts = masked.topk(most, dim=-1)
         weights = torch.where(values > -torch.inf, term.gather(1, experts).float(), 0.0)
         return Decision(experts, weights, scores)
 

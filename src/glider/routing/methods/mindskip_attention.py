@@ -87,6 +87,6 @@ def blocks_of(pool: Pool) -> dict[str, int]:
         if part in _READING:
             blocks[block] = width_at(pool, site)
     if not blocks:
-        wanted = f"experts that adapt attention ({' or '.join(_READING)})"
-        raise RouterError(wanted, "none", "Choose mindskip, which skips experts alone.")
+        expected = f"experts that adapt attention ({' or '.join(_READING)})"
+        raise RouterError(expected, "none", "Choose mindskip, which skips experts alone.")
     return blocks
