@@ -195,7 +195,7 @@ def test_a_price_closes_the_attention_blocks_of_mindskip(base: BaseModel, pool: 
         return sum(made) / len(made)
 
     assert computed(100.0) == 0.0
-    assert computed(0.0) > 0.5
+    assert computed(0.0) > 0.2  # the loss alone closes some of them over a random base
 
 
 def test_task_moe_chooses_by_layer_what_its_matrix_says(base: BaseModel, pool: Pool) -> None:
