@@ -143,7 +143,7 @@ def nested(depth: int) -> dict[str, Any]:
         {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
         {"type": "string", "format": "nonsense"},
         {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]},
-        {"type": "objekt"},
+        {"type": "thing"},
         {"type": "integer", "minimum": 5, "maximum": 3},
         {"type": "object", "x-guidance": {"lenient": True}, "not": {}},
         {"const": 10**400},
