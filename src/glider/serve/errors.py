@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from glider.errors import GliderError, MissingDependency, QueryError, RouterError
+from glider.errors import BatchingError, GliderError, MissingDependency, QueryError, RouterError
 from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -49,7 +49,7 @@ class ApiError(Exception):
             return cls(400, str(fault), param=param, code="invalid_value")
         if isinstance(fault, MissingDependency):
             return cls(501, str(fault), param=param, code="not_installed")
-        if isinstance(fault, GliderError):
+        if isinstance(fault, GliderError) and not isinstance(fault, BatchingError):  # that one quotes what broke
             return cls(500, str(fault), code="failed")
         return cls(500, "the server failed at this request; its log says why", code="internal_error")
 
