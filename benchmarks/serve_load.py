@@ -1,8 +1,8 @@
 """What does routing cost a server's clients, beside the bare base through the same server?
 
     python benchmarks/serve_load.py [--experts 36] [--pool DIRECTORY] [--signal examples] [--verdict route]
-                                    [--requests 32] [--in-flight 16] [--new-tokens 32] [--pairs 3] [--first 20]
-                                    [--beside-transformers] [--json out.json]
+                                    [--requests 32] [--repeats 3] [--in-flight 16] [--new-tokens 32]
+                                    [--pairs 3] [--first 20] [--beside-transformers] [--json out.json]
 
 Starts `glider serve` over a pool, the demo's by default; with --experts over as many random experts (rank 16, all
 linear layers of the base, with words and embeddings of their own), none of whose tasks the prompts are of. Then asks it
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--signal", default="examples")
     parser.add_argument("--verdict", choices=("route",))
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3, help="a prompt has its task's text up to so many times")
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=3)
@@ -162,12 +163,12 @@ def random_pool(base_name: str | None, count: int) -> Iterator[Path]:
         yield pool.path
 
 
-def texts(count: int, start: int) -> list[str]:
-    """Prompts of the demo's tasks and of none, each the only one of its words."""
+def texts(count: int, start: int, repeats: int) -> list[str]:
+    """Prompts of the demo's tasks and of none, some of them several times over, each the only one of its words."""
     prompts = []
     for number in range(start, start + count):
         task = PROMPTS[number % len(PROMPTS)].text
-        prompts.append(f"No. {number}. " + " ".join([task] * (1 + number % 3)))
+        prompts.append(f"No. {number}. " + " ".join([task] * (1 + number % repeats)))
     return prompts
 
 
@@ -179,14 +180,14 @@ async def measured(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[s
         for way in ways:
             await timed(client, way, "Hello", 4)  # what is loaded at the first question
         for pair in range(arguments.pairs):
-            prompts = texts(arguments.requests, pair * arguments.requests)
+            prompts = texts(arguments.requests, pair * arguments.requests, arguments.repeats)
             for way in ways if pair % 2 == 0 else ways[::-1]:
                 runs.append({"way": way.name, "pair": pair, **await run(client, way, prompts, arguments)})
                 report(runs[-1])
         routing = [metric_sum((await client.get(f"{ways[0].server.url}/metrics")).text, name) for name in ROUTING]
         first: dict[str, list[float]] = {way.name: [] for way in ways}
         processor = dict.fromkeys(first, 0.0)
-        for number, text in enumerate(texts(arguments.first, 10_000)):
+        for number, text in enumerate(texts(arguments.first, 10_000, arguments.repeats)):
             for way in ways if number % 2 == 0 else ways[::-1]:
                 spent = way.server.processor_seconds
                 first[way.name].append((await timed(client, way, text, 1)).first)

@@ -13,7 +13,20 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 @pytest.mark.slow
 def test_the_benchmark_runs_on_a_tiny_model(tmp_path: Path, llama_directory: Path) -> None:
     command = [sys.executable, SCRIPT, "--base", llama_directory, "--experts", "3", "--signal", "ensemble"]
-    work = ["--requests", "5", "--in-flight", "3", "--new-tokens", "6", "--pairs", "2", "--first", "3"]
+    work = [
+        "--requests",
+        "5",
+        "--repeats",
+        "1",
+        "--in-flight",
+        "3",
+        "--new-tokens",
+        "6",
+        "--pairs",
+        "2",
+        "--first",
+        "3",
+    ]
     out = tmp_path / "out.json"
     ran = subprocess.run([*command, *work, "--json", out], check=True, capture_output=True, text=True)
     assert "routed by ensemble" in " ".join(ran.stdout.split())
