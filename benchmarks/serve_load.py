@@ -253,7 +253,7 @@ async def timed(client: httpx.AsyncClient, way: Way, text: str, tokens: int) -> 
             event = json.loads(line[6:])
             if "error" in event:
                 raise SystemExit(f"{way.name}: {event['error']}")
-            if any(choice["delta"].get("content") or choice["finish_reason"] for choice in event["choices"]):
+            if any(choice["delta"].get("content") or choice.get("finish_reason") for choice in event["choices"]):
                 times.append(time.perf_counter() - began)
             written = (event.get("usage") or {}).get("completion_tokens", written)
     gaps = [after - before for before, after in itertools.pairwise(times)]
