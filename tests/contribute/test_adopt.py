@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from glider.cli.main import main
+from glider.config import EMBEDDED_EMBEDDER
 from glider.contribute.adopt import adopt, describe, import_adapter, make_gates, make_profile
 from glider.contribute.lora import lora_config
 from glider.contribute.protocol import train_expert
@@ -477,7 +478,7 @@ def test_a_profile_stores_as_many_inputs_as_are_asked_for(expert: Expert, llama_
     base = str(llama_directory)
     with pytest.raises(ConfigError, match=r"an embedder for 5 stored inputs.*glider expert describe"):
         make_profile(expert.directory, data, base, quick(stored=5))
-    describe(expert.directory, "Say it.", "all-minilm-l6-v2")
+    describe(expert.directory, "Say it.", EMBEDDED_EMBEDDER)
     profile = make_profile(expert.directory, data, base, quick(stored=5)).profile
     assert profile is not None and profile.stored_inputs is not None and profile.inputs is not None
     assert profile.stored_inputs.shape == (5, profile.inputs.shape[0])

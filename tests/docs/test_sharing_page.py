@@ -14,6 +14,7 @@ from .snippets import glide, lines, page
 TYPED = "hf auth login"  # asks at the terminal; the stand-in's token is in HF_TOKEN, as the page says
 
 
+@pytest.mark.filterwarnings("ignore:the files name the directory of the base model")  # a test's base has no hub id
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's, of its HTTP library
 def test_the_page_runs(
     hub: HubStandIn,  # noqa: F811

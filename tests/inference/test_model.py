@@ -283,7 +283,7 @@ def test_truncating_keeps_the_end(llama: RoutedModel, monkeypatch: pytest.Monkey
 
 
 def test_an_answer_longer_than_the_context_cannot_be_truncated_for(llama: RoutedModel) -> None:
-    with pytest.raises(QueryError, match="context 512"):
+    with pytest.raises(QueryError, match="context of 512"):
         llama.generate(["hi"], max_new_tokens=CONTEXT, truncate=True)
 
 

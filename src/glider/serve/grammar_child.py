@@ -65,7 +65,8 @@ def main() -> None:
             used = int(pages.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for schema in schemas:
-        print(json.dumps(fault_of(schema, tokenizer)), flush=True)
+        sys.stdout.write(json.dumps(fault_of(schema, tokenizer)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
