@@ -73,19 +73,8 @@ def evaluate(
     plan = RunPlan.read(run_file).model_copy(update=changes)
     run = Run(plan, run_file.parent, out, router or (), task or (), only_set or ())
     results = _run(run, executor)
-    entries = table(run)
-    failed = [result for result in results if result.status == "failed"]
-    if as_json:
-        faults = [
-            {"router": cell.plan.label, "set": cell.task.set, "task": cell.task.name, "fault": result.message}
-            for result in failed
-            for cell in [result.job]
-        ]
-        say_json({"entries": [asdict(entry) for entry in entries], "failed": faults})
-    else:
-        _print_table(entries)
-        say(", ".join(f"{count} {status}" for status, count in Counter(r.status for r in results).items()))
-    if failed:
+    _print(table(run), results, as_json)
+    if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
 
 
@@ -103,6 +92,21 @@ def _run(run: "Run", executor: "Executor") -> "list[JobResult]":
                 bars.note(f"{result.job.name}: {result.message}")
                 note_log(bars, result)
     return results
+
+
+def _print(entries: "list[Entry]", results: "list[JobResult]", as_json: bool) -> None:
+    """The table, and how the cells ended."""
+    if as_json:
+        faults = [
+            {"router": cell.plan.label, "set": cell.task.set, "task": cell.task.name, "fault": result.message}
+            for result in results
+            if result.status == "failed"
+            for cell in [result.job]
+        ]
+        say_json({"entries": [asdict(entry) for entry in entries], "failed": faults})
+    else:
+        _print_table(entries)
+        say(", ".join(f"{count} {status}" for status, count in Counter(r.status for r in results).items()))
 
 
 def _print_table(entries: "list[Entry]") -> None:
