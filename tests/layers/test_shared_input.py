@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from glider.layers.bank import Bank
-from glider.layers.context import Batch, RoutingContext
+from glider.layers.context import Batch, Part, RoutingContext
 from glider.layers.kernels import native
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.routed_site import RoutedSite
+from glider.layers.trace import Trace
 from glider.routing.base import Site
 from glider.routing.condition import Condition, Settled
 from glider.routing.methods.glider import Glider
@@ -182,6 +183,21 @@ def test_a_base_that_may_do_more_than_compute_is_called_in_its_turn(block: Block
         assert calls == []
         k(x)
         assert calls == ["k"]
+
+
+def test_a_batch_of_strangers_goes_straight_to_the_base(block: Block) -> None:
+    batch = Batch.of(CONDITIONS["strangers"])
+    assert batch.left_to_base and not Batch.of(CONDITIONS["one a stranger"]).left_to_base
+    assert not Batch.of(CONDITIONS["strangers"], recorder=Trace([], None, torch.ones(2, 1).bool())).left_to_base, (
+        "a trace shows them too"
+    )
+    parts = (Part(0, CONDITIONS["strangers"]), Part(0, CONDITIONS["settled"]))
+    assert not Batch(parts).left_to_base and not Batch.of(None).left_to_base
+    with torch.inference_mode(), block.context.use(batch):
+        x = tokens()
+        for layer, y in zip(block.three, block.attend(x), strict=True):
+            assert torch.equal(y, layer.base(x))
+        assert block.context.here.shared is None and not batch._segments, "nothing is prepared for nobody"
 
 
 def test_a_stranger_beside_others_has_the_bare_layer_to_the_bit(block: Block) -> None:

@@ -109,7 +109,10 @@ class RoutedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         here = self.context.here
-        batch, shared = here.batch, here.shared
+        batch = here.batch
+        if batch is not None and batch.left_to_base:
+            return self._base(x)
+        shared = here.shared
         if shared is not None and shared.x is x:
             y = shared.take(self, batch)
             if y is not None:
