@@ -127,18 +127,18 @@ def by_pair(
     experts, weights, pairs = decision.experts, decision.weights, decision.experts.shape[1]
     z = torch.empty(experts.numel(), rank, dtype=torch.float32, device=x.device)
     code.project_pair[(experts.numel(), _parts(rank, _PAIR_RANKS))](
-        *(z, x, bank.A, experts, weights, bank.scaling),
-        *(pairs, rank, width, *x.stride(), *bank.A.stride()),
-        RANKS=_PAIR_RANKS,
-        WIDTHS=min(_PAIR_WIDTHS, power(width)),
-    )
+        z_at=z, x_at=x, a_at=bank.A, experts_at=experts, weights_at=weights, scaling_at=bank.scaling,
+        per_token=pairs, rank=rank, width=width,
+        **_strides(x, "x_row", "x_column"), **_strides(bank.A, "a_expert", "a_row", "a_column"),
+        RANKS=_PAIR_RANKS, WIDTHS=min(_PAIR_WIDTHS, power(width)),
+    )  # fmt: skip
     code.add_token[(y.shape[0], _parts(out, OUTS))](
-        *(y, z, bank.B, experts, weights, bank.scaling, experts if owners is None else owners),
-        *(pairs // sites, rank, out, *y.stride(), *bank.B.stride(), count // sites),
-        OUTS=OUTS,
-        RANKS=_ranks(rank),
-        SITES=sites,
-    )
+        y_at=y, z_at=z, b_at=bank.B, experts_at=experts, weights_at=weights, scaling_at=bank.scaling,
+        sites_at=experts if owners is None else owners,
+        per_token=pairs // sites, rank=rank, out=out, count=count // sites,
+        **_strides(y, "y_row", "y_column"), **_strides(bank.B, "b_expert", "b_row", "b_column"),
+        OUTS=OUTS, RANKS=_ranks(rank), SITES=sites,
+    )  # fmt: skip
 
 
 def _by_block(
@@ -150,28 +150,29 @@ def _by_block(
 ) -> None:
     code, per_token, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
     ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
-    table = (blocks.order, blocks.starts, blocks.firsts, blocks.owners)
+    table = {
+        "order_at": blocks.order,
+        "starts_at": blocks.starts,
+        "firsts_at": blocks.firsts,
+        "owners_at": blocks.owners,
+    }
     z = x.new_empty(experts.numel(), rank)
     outputs = torch.empty(experts.numel(), out, dtype=torch.float32, device=x.device)
     code.project_block[(len(blocks.owners), _parts(rank, ranks))](
-        *(z, x, bank.A, weights, bank.scaling, *table),
-        *(count, per_token, rank, width, *x.stride(), *bank.A.stride()),
-        PAIRS=_PAIRS,
-        RANKS=ranks,
-        WIDTHS=_WIDTHS,
-        WIDEN=interpreted(),
-    )
+        z_at=z, x_at=x, a_at=bank.A, weights_at=weights, scaling_at=bank.scaling, **table,
+        count=count, per_token=per_token, rank=rank, width=width,
+        **_strides(x, "x_row", "x_column"), **_strides(bank.A, "a_expert", "a_row", "a_column"),
+        PAIRS=_PAIRS, RANKS=ranks, WIDTHS=_WIDTHS, WIDEN=interpreted(),
+    )  # fmt: skip
     code.expand_block[(len(blocks.owners), _parts(out, OUTS))](
-        *(outputs, z, bank.B, *table),
-        *(count, rank, out, *bank.B.stride()),
-        PAIRS=_PAIRS,
-        OUTS=OUTS,
-        RANKS=ranks,
-        WIDEN=interpreted(),
-    )
+        outputs_at=outputs, z_at=z, b_at=bank.B, **table,
+        count=count, rank=rank, out=out, **_strides(bank.B, "b_expert", "b_row", "b_column"),
+        PAIRS=_PAIRS, OUTS=OUTS, RANKS=ranks, WIDEN=interpreted(),
+    )  # fmt: skip
     code.add_pairs[(y.shape[0], _parts(out, OUTS))](
-        *(y, outputs, experts, weights, bank.scaling), *(per_token, out, *y.stride()), OUTS=OUTS
-    )
+        y_at=y, outputs_at=outputs, experts_at=experts, weights_at=weights, scaling_at=bank.scaling,
+        per_token=per_token, out=out, **_strides(y, "y_row", "y_column"), OUTS=OUTS,
+    )  # fmt: skip
 
 
 def _by_all(
@@ -192,9 +193,10 @@ def weighed(
     ranks = bank.A.shape[0] * bank.A.shape[1]
     z = x @ bank.A.reshape(ranks, -1).T
     programs().weigh[(len(z), _parts(ranks, _COLUMNS))](
-        *(z, experts, weights, bank.scaling, experts.shape[1], bank.A.shape[1], ranks),
+        z_at=z, experts_at=experts, weights_at=weights, scaling_at=bank.scaling,
+        per_token=experts.shape[1], rank=bank.A.shape[1], ranks_of_all=ranks,
         RANKS=min(_COLUMNS, power(ranks)),
-    )
+    )  # fmt: skip
     return z
 
 
@@ -254,6 +256,11 @@ _why_absent: Callable[[], str | None] = cache(why_absent)  # asked at every call
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
+    """The distances between elements of a tensor, by dimension, as a program calls them."""
+    return dict(zip(names, tensor.stride(), strict=True))
 
 
 def _ranks(rank: int) -> int:

@@ -124,27 +124,24 @@ def choose(
     term = term if table is None else table.term
     parts = 0 if rows is None else len(rows) // (sites * count)
     products = weights if rows is None else gpu.products(x, rows)
-    fixed = (experts, experts, weights) if table is None else (table.routed, table.experts, table.weights)
+    routed, settled, shares = experts, experts, weights  # not read without a table
+    if table is not None:
+        routed, settled, shares = table.routed, table.experts, table.weights
     with gpu.on_device(x):
         gpu.programs().choose[(tokens, sites)](
-            *(experts, weights, products, x, weights if sums is None else sums, absent),
-            *(weights if term is None else term, experts if query_of is None else query_of),
-            *fixed,
-            *(count, x.shape[1], per_token, top, 0 if term is None else len(term)),
-            *(1 if term is None or query_of is not None else max(1, tokens // len(term)), scores.divisor),
-            PARTS=parts,
-            EXPERTS=gpu.power(count),
-            WIDTHS=min(_WIDTHS, gpu.power(x.shape[1])),
-            PLACES=gpu.power(per_token),
-            STANDARDISE=scores.standardise and parts > 0,
-            ABSOLUTE=scores.absolute,
-            RENORMALISE=linear.renormalise,
-            TERM=term is not None,
-            MAPPED=query_of is not None,
-            SETTLED=table is not None,
-            SITES=sites,
-            num_warps=8,
-        )
+            experts_at=experts, weights_at=weights, products_at=products, x_at=x,
+            sums_at=weights if sums is None else sums, absent_at=absent,
+            term_at=weights if term is None else term, queries_at=experts if query_of is None else query_of,
+            routed_at=routed, settled_at=settled, shares_at=shares,
+            count=count, width=x.shape[1], per_token=per_token, top=top,
+            queries=0 if term is None else len(term),
+            tokens_each=1 if term is None or query_of is not None else max(1, tokens // len(term)),
+            divisor=scores.divisor,
+            PARTS=parts, EXPERTS=gpu.power(count), WIDTHS=min(_WIDTHS, gpu.power(x.shape[1])),
+            PLACES=gpu.power(per_token), STANDARDISE=scores.standardise and parts > 0, ABSOLUTE=scores.absolute,
+            RENORMALISE=linear.renormalise, TERM=term is not None, MAPPED=query_of is not None,
+            SETTLED=table is not None, SITES=sites, num_warps=8,
+        )  # fmt: skip
     return Decision(experts, weights)
 
 

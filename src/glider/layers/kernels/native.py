@@ -95,8 +95,16 @@ class NativeSite:
         self.decides = linear is not None
         self.per_token = 1 if linear is None else min(linear.k, experts)
         self._site = native.site(
-            *(experts, rank, width, out, a is not None and a.dtype == torch.bfloat16),
-            *(_address(tensor) for tensor in (a, b, scaling, rows, absent)),
+            experts,
+            rank,
+            width,
+            out,
+            a is not None and a.dtype == torch.bfloat16,
+            _address(a),
+            _address(b),
+            _address(scaling),
+            _address(rows),
+            _address(absent),
             scores is not None and scores.standardise,
             scores is not None and scores.absolute,
             linear is not None and linear.renormalise,
@@ -152,10 +160,14 @@ class NativeSite:
         experts = torch.empty(x.shape[0], per_token, dtype=torch.long)
         weights = torch.empty(x.shape[0], per_token)
         self._decide(
-            *(self._site, x.data_ptr(), x.shape[0]),
-            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
+            self._site,
+            x.data_ptr(),
+            x.shape[0],
+            0 if term is None else term.data_ptr(),
+            1 if term is None else term.shape[0],
             0 if query_of is None else query_of.data_ptr(),
-            *(experts.data_ptr(), weights.data_ptr()),
+            experts.data_ptr(),
+            weights.data_ptr(),
         )
         return Decision(experts, weights)
 
@@ -192,10 +204,12 @@ class NativeGroup:
             x.data_ptr(),
             tuple([y.data_ptr() for y in ys]),
             x.numel() // self._width if index is None else len(index),
-            *((0, 1) if term is None else (term.data_ptr(), term.shape[0])),
+            0 if term is None else term.data_ptr(),
+            1 if term is None else term.shape[0],
             0 if query_of is None else query_of.data_ptr(),
             0 if index is None else index.data_ptr(),
-            *(_distance(x), _distance(ys[0])),
+            _distance(x),
+            _distance(ys[0]),
         )
 
     def apply(
@@ -220,7 +234,8 @@ class NativeGroup:
             weights.data_ptr(),
             experts.shape[1],
             0 if index is None else index.data_ptr(),
-            *(_distance(x), _distance(ys[0])),
+            _distance(x),
+            _distance(ys[0]),
         )
 
 
