@@ -17,7 +17,7 @@ from typing import Any
 
 from glider.contribute.build import PoolPlan, build_pool
 from glider.experts.pool import Pool
-from glider.jobs.base import Executor, Report, silent
+from glider.jobs.base import Executor, JobTick, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.ray_executor import RayExecutor
 from tiny_cluster import add_node, cluster_of, kill, plan_of, tiny_base
@@ -74,7 +74,7 @@ def one_round(plan: Path, pool: Path, wanted: Path, cluster: Any, nodes: list[An
     return {"moment": moment, "lost_jobs": len(lost), "whole": whole, "seconds": round(time.monotonic() - began, 1)}
 
 
-def build(plan: Path, pool: Path, executor: Executor, report: Report = silent) -> list[tuple[str, str]]:
+def build(plan: Path, pool: Path, executor: Executor, report: JobTick = silent) -> list[tuple[str, str]]:
     """Name and status of each expert, as they end."""
     results = build_pool(PoolPlan.read(plan), plan.parent, pool, executor, report)
     return [(result.job.name, result.status) for result in results]

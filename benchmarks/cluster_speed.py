@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from glider.contribute.build import PoolPlan, build_pool
-from glider.jobs.base import Executor, Report, Resources, silent
+from glider.jobs.base import Executor, JobTick, Resources, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.parcel import Parcel
 from glider.jobs.ray_executor import RayExecutor
@@ -54,7 +54,7 @@ class Idle:
     def moved(self, places: Mapping[Path, Path], scratch: Path) -> "Idle":
         return replace(self, place=scratch)
 
-    def run(self, report: Report = silent) -> None:
+    def run(self, report: JobTick = silent) -> None:
         self.folder.mkdir()
         (self.folder / "file").write_bytes(CONTENT)
 

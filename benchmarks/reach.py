@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, nargs="+", default=[3.0, 103.0])
     parser.add_argument("--kept", type=int, default=2)
     arguments = parser.parse_args()
-    signals = {"instruction": described(arguments.instructions)}
+    signals = {"instruction": embedded_descriptions(arguments.instructions)}
     if arguments.tasks:
         signals |= profiled(arguments.tasks)
     table = Table(*("signal", "experts", "best", "k-th", "alpha", "width", "before", "after", "after, 90 %"), box=None)
@@ -70,16 +70,18 @@ def in_reach(term: torch.Tensor, slack: float, kept: int) -> torch.Tensor:
     return (term >= term.topk(kept).values[:, -1:] - slack).float().mean(dim=1)
 
 
-def described(file: Path) -> torch.Tensor:
+def embedded_descriptions(file: Path) -> torch.Tensor:
     """Cosines (B, E) of queries' descriptions with all others."""
     tasks = json.loads(file.read_text("utf8")).values()
-    asked = [task["flan_query"] for task in tasks if isinstance(task.get("flan_query"), str)]
-    texts = {text for task in tasks for told in task.values() for text in ([told] if isinstance(told, str) else told)}
+    queries = [task["flan_query"] for task in tasks if isinstance(task.get("flan_query"), str)]
+    texts = {
+        text for task in tasks for value in task.values() for text in ([value] if isinstance(value, str) else value)
+    }
     known = sorted(texts)
     embedder = load_embedder()
-    cosines = embedder.embed(asked) @ embedder.embed(known).T
-    own = torch.tensor([[one == other for other in known] for one in asked])
-    return cosines.masked_fill(own, -1.0)  # a query is not its own expert
+    cosines = embedder.embed(queries) @ embedder.embed(known).T
+    itself = torch.tensor([[one == other for other in known] for one in queries])
+    return cosines.masked_fill(itself, -1.0)  # a query is not its own expert
 
 
 def profiled(root: Path) -> dict[str, torch.Tensor]:

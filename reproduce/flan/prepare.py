@@ -130,7 +130,7 @@ def read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def make_pool(benchmark: Benchmark, tasks: dict[str, str], work: Path, device: str) -> None:
     """Import each adapter with the profile of its samples; what is there already stays."""
-    from glider.contribute.adopt import describe, import_adapter, make_profile
+    from glider.contribute.adopt import add_description, import_adapter, make_profile
     from glider.contribute.settings import TrainConfig
     from glider.experts.expert import Expert
     from glider.experts.membership import add_expert
@@ -145,7 +145,7 @@ def make_pool(benchmark: Benchmark, tasks: dict[str, str], work: Path, device: s
         if not out.exists():
             import_adapter(benchmark.adapters.format(task=task), base, out, task=task, prompt=prompt)
         if Expert.open(out).profile is None:
-            describe(out, f"The task {task} of the Flan collection ({domain}).", EMBEDDED_EMBEDDER)
+            add_description(out, f"The task {task} of the Flan collection ({domain}).", EMBEDDED_EMBEDDER)
             make_profile(out, work / "samples" / f"{task}.jsonl", base, TrainConfig.parse(validation=6))
         if not (root / POOL_FILE).exists():
             Pool.create(root, Expert.open(out).card.base)

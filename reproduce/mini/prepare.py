@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
-from glider.contribute.adopt import describe
+from glider.contribute.adopt import add_description
 from glider.demo.pool import DEMO_POOL
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
@@ -99,7 +99,7 @@ def make_pool(path: Path, homes: Sequence[Path], told: dict[str, Any]) -> Pool:
         if sentence := told.get(key("p3", home.name), {}).get("expert"):
             expert = Expert.open(path / home.name)
             assert expert.card.embedder is not None
-            describe(expert.directory, sentence, expert.card.embedder.embedder, expert.card.embedder.prefix)
+            add_description(expert.directory, sentence, expert.card.embedder.embedder, expert.card.embedder.prefix)
         pool = pool or Pool.create(path, Expert.open(path / home.name).card.base)
         pool = pool.add(home.name)
     assert pool is not None

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from glider.cli.main import main
 from glider.config import EMBEDDED_EMBEDDER
-from glider.contribute.adopt import adopt, describe, import_adapter, make_gates, make_profile
+from glider.contribute.adopt import add_description, adopt, import_adapter, make_gates, make_profile
 from glider.contribute.lora import lora_config
 from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
@@ -364,7 +364,7 @@ def test_gates_and_description_do_not_undo_each_other(expert: Expert, llama_dire
     before = content(expert.directory)
     steps: list[Callable[[], Expert]] = [
         lambda: make_gates(expert.directory, data, str(llama_directory), quick()),
-        lambda: describe(expert.directory, "Say x.", EMBEDDER),
+        lambda: add_description(expert.directory, "Say x.", EMBEDDER),
     ]
     for step in steps if order == "gates first" else steps[::-1]:
         made = step()
@@ -377,8 +377,8 @@ def test_gates_and_description_do_not_undo_each_other(expert: Expert, llama_dire
 
 
 def test_another_description_gives_another_embedding(expert: Expert):
-    one = describe(expert.directory, "Say x.", EMBEDDER).instruction
-    other = describe(expert.directory, "Translate into French.", EMBEDDER)
+    one = add_description(expert.directory, "Say x.", EMBEDDER).instruction
+    other = add_description(expert.directory, "Translate into French.", EMBEDDER)
     assert one is not None and other.instruction is not None
     assert not torch.allclose(one, other.instruction)
     assert other.card.description == "Translate into French."
@@ -387,7 +387,7 @@ def test_another_description_gives_another_embedding(expert: Expert):
 def test_a_missing_embedder_leaves_the_expert_as_it_is(expert: Expert):
     before = content(expert.directory, ("card.json", "glider.safetensors"))
     with pytest.raises(EmbedderError, match="nobody/no-such"):
-        describe(expert.directory, "Say x.", "nobody/no-such")
+        add_description(expert.directory, "Say x.", "nobody/no-such")
     assert content(expert.directory, ("card.json", "glider.safetensors")) == before
 
 
@@ -399,7 +399,7 @@ def test_the_router_says_what_an_expert_lacks_and_how_to_get_it(
     gated = make_gates(expert.directory, data, str(llama_directory), quick())
     with pytest.raises(RouterError, match=r"(?i)instruction.*ex.*glider expert describe"):
         routed_logits(gated, llama_directory, tmp_path / "gated", "glider")
-    whole = describe(expert.directory, "Say x.", EMBEDDER)
+    whole = add_description(expert.directory, "Say x.", EMBEDDER)
     assert torch.isfinite(routed_logits(whole, llama_directory, tmp_path / "whole", "phatgoose")).all()
     routers.create("glider").prepare(Pool.open(tmp_path / "whole"))
 
@@ -418,7 +418,7 @@ def test_mean_gates_are_the_mean_inputs_and_need_no_training(expert: Expert, lla
 
 def test_other_files_of_the_directory_stay(expert: Expert):
     (expert.directory / "README.md").write_text("mine")
-    describe(expert.directory, "Say something.", "all-MiniLM-L6-v2")
+    add_description(expert.directory, "Say something.", "all-MiniLM-L6-v2")
     assert (expert.directory / "README.md").read_text() == "mine"
 
 
@@ -450,7 +450,7 @@ def test_an_empty_description_is_refused(adapter: Path, expert: Expert, llama_di
     before = content(expert.directory, ("card.json", "glider.safetensors"))
     out = expert.directory.with_name("new")
     for call in (
-        lambda: describe(expert.directory, text, "all-minilm-l6-v2"),
+        lambda: add_description(expert.directory, text, "all-minilm-l6-v2"),
         lambda: adopt(adapter, str(llama_directory), out, quick(), description=text),
         lambda: train_expert(data, str(llama_directory), out, quick(), description=text),
     ):
@@ -478,7 +478,7 @@ def test_a_profile_stores_as_many_inputs_as_are_asked_for(expert: Expert, llama_
     base = str(llama_directory)
     with pytest.raises(ConfigError, match=r"an embedder for 5 stored inputs.*glider expert describe"):
         make_profile(expert.directory, data, base, quick(stored=5))
-    describe(expert.directory, "Say it.", EMBEDDED_EMBEDDER)
+    add_description(expert.directory, "Say it.", EMBEDDED_EMBEDDER)
     profile = make_profile(expert.directory, data, base, quick(stored=5)).profile
     assert profile is not None and profile.stored_inputs is not None and profile.inputs is not None
     assert profile.stored_inputs.shape == (5, profile.inputs.shape[0])

@@ -27,7 +27,7 @@ from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 from glider.inference.spec import BaseSpec
-from glider.jobs.base import Attempt, Executor, Report, attempt
+from glider.jobs.base import Attempt, Executor, JobTick, attempt
 from glider.jobs.local import LocalExecutor, Worker
 from glider.jobs.run import run_jobs
 
@@ -39,7 +39,7 @@ QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 
 class AllAtOnce:
     """Runs every job before it tells of the first, as workers that are faster than their pool do."""
 
-    def run(self, jobs: Sequence[ExpertJob], report: Report) -> Iterator[Attempt]:
+    def run(self, jobs: Sequence[ExpertJob], report: JobTick) -> Iterator[Attempt]:
         yield from [attempt(job, report) for job in jobs]
 
 
@@ -59,7 +59,7 @@ class Draft:
         (self.root / "pool.yaml").write_text(yaml.safe_dump(self.plan), "utf8")
         return self.root / "pool.yaml"
 
-    def build(self, executor: Executor = LocalExecutor(), report: Report = lambda *line: None) -> dict[str, str]:  # noqa: B008
+    def build(self, executor: Executor = LocalExecutor(), report: JobTick = lambda *line: None) -> dict[str, str]:  # noqa: B008
         """Statuses by name; a failure says why."""
         plan = PoolPlan.read(self.write())
         results = build_pool(plan, self.root, self.pool, executor, report)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glider.contribute.adopt import describe, make_gates
+from glider.contribute.adopt import add_description, make_gates
 from glider.contribute.build import PoolPlan, build_pool
 from glider.contribute.protocol import train_expert
 from glider.contribute.settings import TrainConfig
@@ -80,7 +80,7 @@ def test_describing_does_not_write_through_a_link(
     before = real.read_bytes()
     kept = os.open(real, os.O_RDONLY)
     try:
-        describe(home, "Say something else.", "all-MiniLM-L6-v2")
+        add_description(home, "Say something else.", "all-MiniLM-L6-v2")
         assert os.pread(kept, len(before) + 1, 0) == before  # neither the old directory's file nor what lies elsewhere
     finally:
         os.close(kept)
@@ -91,7 +91,7 @@ def test_what_is_no_file_beside_an_expert_is_one_error(make_pool: Any, llama_dir
     home = make_pool(llama_directory, experts=1)["e0"].directory
     os.mkfifo(home / "pipe")
     with pytest.raises(ExpertError, match="no regular file"):
-        describe(home, "Say something else.", "all-MiniLM-L6-v2")
+        add_description(home, "Say something else.", "all-MiniLM-L6-v2")
     assert (home / "card.json").exists()
 
 
@@ -122,7 +122,7 @@ def test_a_linked_pool_directory_of_an_expert_is_replaced_not_written_into(
     before = {file.name: file.read_bytes() for file in outside.iterdir()}
     with pytest.raises(GliderError):
         Pool.open(pool.path)
-    describe(home, "Say something else.", "all-MiniLM-L6-v2")
+    add_description(home, "Say something else.", "all-MiniLM-L6-v2")
     assert {file.name: file.read_bytes() for file in outside.iterdir()} == before and not home.is_symlink()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glider.inference.conversation import Turn, asked_text
+from glider.inference.conversation import Turn, question_text
 
 REVIEW = "Is this review positive or negative? A warm and funny film."
 
@@ -28,20 +28,20 @@ def chat(*texts: str, system: str | None = None) -> list[Turn]:
     ],
 )
 def test_the_last_subject_of_the_user_is_asked(turns: list[Turn], asked: str) -> None:
-    assert asked_text(turns) == asked
+    assert question_text(turns) == asked
 
 
 def test_a_long_chat_is_asked_by_its_end() -> None:
     turns = [turn for i in range(50) for turn in chat(f"Tell me about the number {i}, please.", f"It is {i}.")]
-    assert asked_text([*turns, ("user", "Shorter!")]) == "Tell me about the number 49, please.\nShorter!"
+    assert question_text([*turns, ("user", "Shorter!")]) == "Tell me about the number 49, please.\nShorter!"
 
 
 def test_a_system_prompt_counts_where_it_names_the_task() -> None:
     knows = lambda text: "review" in text  # noqa: E731
     system = "You say whether a review is positive."
     turns = chat("A warm and funny film for everyone.", system=system)
-    assert asked_text(turns, knows) == f"{system}\n\nA warm and funny film for everyone."
-    assert asked_text(turns) == "A warm and funny film for everyone."
+    assert question_text(turns, knows) == f"{system}\n\nA warm and funny film for everyone."
+    assert question_text(turns) == "A warm and funny film for everyone."
     helpful = chat("What is the capital of Italy?", system="You are a helpful assistant.")
-    assert asked_text(helpful, knows) == "What is the capital of Italy?"
-    assert asked_text(chat(REVIEW, system="You are a pirate."), knows) == REVIEW
+    assert question_text(helpful, knows) == "What is the capital of Italy?"
+    assert question_text(chat(REVIEW, system="You are a pirate."), knows) == REVIEW

@@ -13,7 +13,7 @@ import pytest
 
 from glider.errors import GliderWarning
 from glider.instructions.cache import Cache, cache, key_of
-from glider.instructions.describers import Task, describe, load_describer
+from glider.instructions.describers import Task, describe_tasks, load_describer
 from glider.instructions.prompts import PROMPTS
 
 
@@ -80,16 +80,16 @@ def test_a_planted_pickle_is_bytes_and_nothing_more(store: Cache, tmp_path: Path
     monkeypatch.setenv("MINE_EXPLODED", str(tmp_path / "exploded"))
     mine = pickle.dumps(_Mine())
     local = load_describer("local:/no/such")
-    (first,) = describe(local, [Task(text="a question")], cache=store)
+    (first,) = describe_tasks(local, [Task(text="a question")], cache=store)
     prompt = PROMPTS["query@1"]
     asked = [key_of("description", local.makes, prompt.name, prompt.render((), "a question"))]
     store.put("description", dict.fromkeys(asked, mine))
-    (told,) = describe(local, [Task(text="a question")], cache=store)
+    (told,) = describe_tasks(local, [Task(text="a question")], cache=store)
     assert told == first and told.fault  # the entry counts as none, and the describer is asked
     store.put("description", dict.fromkeys(asked, b"Ask a question\x1b[2J."))
-    assert describe(local, [Task(text="a question")], cache=store)[0].fault
+    assert describe_tasks(local, [Task(text="a question")], cache=store)[0].fault
     store.put("description", dict.fromkeys(asked, b"Ask a question."))
-    assert describe(local, [Task(text="a question")], cache=store)[0].text == "Ask a question."
+    assert describe_tasks(local, [Task(text="a question")], cache=store)[0].text == "Ask a question."
     assert not (tmp_path / "exploded").exists()
 
 

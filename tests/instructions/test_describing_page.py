@@ -9,7 +9,7 @@ import pytest
 
 from glider.cli.main import main
 from glider.experts.membership import add_expert
-from glider.instructions.describers import Task, describe, describers, load_describer
+from glider.instructions.describers import Task, describe_tasks, describers, load_describer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "describing.md").read_text("utf8")
 
@@ -38,6 +38,6 @@ def test_the_page_runs(endpoint, make_pool, llama_directory: Path, tmp_path: Pat
     exec(first.replace('glider.load(pool="pool"', f'glider.load({str(llama_directory)!r}, "pool"'), {})
     assert capsys.readouterr().out.endswith(f"{endpoint.sentence} None\n")
     exec(second, {})
-    (told,) = describe(load_describer("first-words"), [Task(text="Say whether it is so.")])
+    (told,) = describe_tasks(load_describer("first-words"), [Task(text="Say whether it is so.")])
     assert told.text == "Say whether it is so."
     del describers._entries["first-words"]

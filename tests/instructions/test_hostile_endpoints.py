@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from glider.errors import EndpointError
-from glider.instructions.describers import Described, Task, describe, load_describer
+from glider.instructions.describers import Described, Task, describe_tasks, load_describer
 from glider.instructions.embedders import load_embedder
 from glider.instructions.endpoint import Endpoint
 
@@ -71,7 +71,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Host
 
 def ask(server: Hostile, base_url: str | None = None, **settings: float) -> Described:
     settings = {"timeout": 0.3, "retries": 0, **settings}
-    (described,) = describe(load_describer("openai:m", base_url=base_url or server.base_url, **settings), [TASK])
+    (described,) = describe_tasks(load_describer("openai:m", base_url=base_url or server.base_url, **settings), [TASK])
     return described
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glider.instructions.cache import Cache
-from glider.instructions.describers import Task, describe, load_describer
+from glider.instructions.describers import Task, describe_tasks, load_describer
 
 TASK = Task((("2 + 2", "4"), ("3 + 4", "7"), ("1 + 1", "2")))
 
@@ -24,13 +24,13 @@ def test_both_architectures_write(base_directory: Path):
 
 def test_a_prompt_beyond_the_context_is_a_fault(llama_directory: Path):
     long = Task((("2 + 2 " * 20, "4"), *TASK.examples[1:]))
-    (told,) = describe(load_describer(f"local:{llama_directory}"), [long])
+    (told,) = describe_tasks(load_describer(f"local:{llama_directory}"), [long])
     assert told.text is None and "reads 512 tokens" in (told.fault or "")
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "/no/such/model.gguf", "nobody/no-such-model"])
 def test_a_missing_model_is_a_fault(name: str):
-    (told,) = describe(load_describer(f"local:{name}"), [TASK])
+    (told,) = describe_tasks(load_describer(f"local:{name}"), [TASK])
     assert told.text is None and name.rpartition("/")[2] in (told.fault or "")
 
 
@@ -48,5 +48,5 @@ def test_a_changed_model_is_asked_again(llama_directory: Path, tmp_path: Path, s
 
 @pytest.mark.slow
 def test_the_embedded_model_describes_a_task():
-    (told,) = describe(load_describer("local:smollm2-135m"), [TASK])
+    (told,) = describe_tasks(load_describer("local:smollm2-135m"), [TASK])
     assert told.fault is None and told.text and told.tokens_out > 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glider.errors import ConfigError, DescriberError, MissingDependency
-from glider.instructions.describers import Described, Describer, Task, describe, load_describer
+from glider.instructions.describers import Described, Describer, Task, describe_tasks, load_describer
 from glider.instructions.prompts import PROMPTS
 
 TASK = Task((("a fine film", "positive"), ("a dull one", "negative"), ("I slept", "negative")))
@@ -19,7 +19,7 @@ def writer(endpoint: Any, **settings: Any) -> Describer:
 
 
 def one(endpoint: Any, **settings: Any) -> Described:
-    (described,) = describe(writer(endpoint, **settings), [TASK])
+    (described,) = describe_tasks(writer(endpoint, **settings), [TASK])
     return described
 
 
@@ -41,7 +41,7 @@ def test_equal_tasks_are_asked_for_once_and_order_is_kept(endpoint):
     endpoint.answer = lambda request: _said("Echo of " + request["messages"][0]["content"].split("\n")[-3][-12:])
     tasks = [Task(text=f"A question about {i % 4}") for i in range(12)]
     ticks: list[int] = []
-    made = describe(writer(endpoint, concurrency=3), tasks, tick=ticks.append)
+    made = describe_tasks(writer(endpoint, concurrency=3), tasks, tick=ticks.append)
     assert len(endpoint.requests) == 4 and ticks == [1, 2, 3, 4]
     assert [told.text for told in made] == [f"Echo of tion about {i % 4}" for i in range(12)]
     assert sum(told.tokens_in for told in made) == 4 * 10
@@ -49,7 +49,7 @@ def test_equal_tasks_are_asked_for_once_and_order_is_kept(endpoint):
 
 def test_requests_run_at_the_same_time_up_to_the_limit(endpoint):
     endpoint.replies = [_reply(endpoint, delay=0.1) for _ in range(6)]
-    describe(writer(endpoint, concurrency=3), [Task(text=f"Question number {i}") for i in range(6)])
+    describe_tasks(writer(endpoint, concurrency=3), [Task(text=f"Question number {i}") for i in range(6)])
     assert 2 <= endpoint.busiest <= 3
 
 
@@ -109,7 +109,7 @@ def test_what_passes_is_tried_again(endpoint, failure: dict[str, Any]):
 
 def test_a_slow_endpoint_costs_no_more_than_the_timeout(endpoint):
     endpoint.answer = lambda request: _reply(endpoint, delay=1.0)
-    made = describe(writer(endpoint, timeout=0.2, concurrency=1), [Task(text=f"Question {i}") for i in range(20)])
+    made = describe_tasks(writer(endpoint, timeout=0.2, concurrency=1), [Task(text=f"Question {i}") for i in range(20)])
     assert len(endpoint.requests) == 1  # for all of them
     assert all(told.fault and "within 0.2 s" in told.fault for told in made)
 
@@ -122,12 +122,12 @@ def test_a_trickling_endpoint_is_left(endpoint):
 def test_an_endpoint_that_is_down_is_asked_once_for_a_batch(endpoint):
     for _ in range(40):
         endpoint.will(drop=0)
-    made = describe(writer(endpoint, concurrency=1), [Task(text=f"Question {i}") for i in range(10)])
+    made = describe_tasks(writer(endpoint, concurrency=1), [Task(text=f"Question {i}") for i in range(10)])
     assert len(endpoint.requests) == 3 and all(told.fault for told in made)
 
 
 def test_nobody_listens():
-    made = describe(load_describer("openai:m", base_url="http://127.0.0.1:9/v1", backoff=0.001), [TASK] * 3)
+    made = describe_tasks(load_describer("openai:m", base_url="http://127.0.0.1:9/v1", backoff=0.001), [TASK] * 3)
     assert all("no connection" in (told.fault or "") for told in made)
 
 
@@ -137,13 +137,13 @@ def test_some_queries_fail_and_others_do_not(endpoint):
         return _reply(endpoint, status=500) if bad else _said("Answer the question that is asked.")
 
     endpoint.answer = answer
-    made = describe(writer(endpoint, retries=1), [Task(text=text) for text in ("even 0", "odd 1", "even 2")])
+    made = describe_tasks(writer(endpoint, retries=1), [Task(text=text) for text in ("even 0", "odd 1", "even 2")])
     assert [told.fault is None for told in made] == [True, False, True]
 
 
 def test_without_a_key_nothing_is_sent(endpoint, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    (told,) = describe(load_describer("openai:m", base_url="http://192.0.2.1/v1", key_variable="MY_KEY"), [TASK])
+    (told,) = describe_tasks(load_describer("openai:m", base_url="http://192.0.2.1/v1", key_variable="MY_KEY"), [TASK])
     assert "no MY_KEY set" in (told.fault or "")
     assert one(endpoint).text == endpoint.sentence  # a server of this machine needs none
 

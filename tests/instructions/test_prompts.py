@@ -8,7 +8,7 @@ import pytest
 
 from glider.errors import DescriberError
 from glider.instructions.cache import Cache, key_of
-from glider.instructions.describers import Task, Written, describe
+from glider.instructions.describers import Task, Written, describe_tasks
 from glider.instructions.prompts import PROMPTS, prompt_for, prompt_named
 from glider.progress import Tick
 
@@ -87,9 +87,9 @@ def test_a_prompt_is_known_by_its_former_name_and_so_are_its_cached_texts(tmp_pa
     store, writer = Cache(tmp_path / "cache.sqlite3"), Silent()
     key = key_of("description", writer.makes, "paper-3@1", ours.render(task.examples))
     store.put("description", {key: b"Tell letters apart."})
-    (told,) = describe(writer, [task], cache=store, prompt=ours)
+    (told,) = describe_tasks(writer, [task], cache=store, prompt=ours)
     assert (told.text, told.cached, told.prompt) == ("Tell letters apart.", True, "guarded-3@1")
-    (told,) = describe(writer, [task], cache=store)  # the paper's: another text, another key
+    (told,) = describe_tasks(writer, [task], cache=store)  # the paper's: another text, another key
     assert told.text is None and told.prompt == "paper-3@2"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from glider.instructions.cleaning import Nonsense, clean
-from glider.instructions.describers import Task, describe, load_describer
+from glider.instructions.describers import Task, describe_tasks, load_describer
 from glider.routing.condition import Described
 
 SENTENCE = "Decide whether a review is friendly or rude, which needs a sense of tone."
@@ -57,7 +57,7 @@ def described(endpoint: Any, content: Any, finish: str = "stop", **settings: Any
     message = {"role": "assistant", "content": content}
     endpoint.answer = lambda _: {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
     writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001, **settings)
-    (one,) = describe(writer, [TASK])
+    (one,) = describe_tasks(writer, [TASK])
     return one
 
 
@@ -79,6 +79,6 @@ def test_a_reply_that_was_cut_is_a_fault_unless_it_has_a_whole_sentence(endpoint
 def test_an_error_within_a_success_is_an_error(endpoint, code: Any, requests: int):
     endpoint.answer = lambda _: {"error": {"message": "limit of free requests", "code": code}}
     writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
-    (one,) = describe(writer, [TASK])
+    (one,) = describe_tasks(writer, [TASK])
     assert one.text is None and "limit of free requests" in (one.fault or "")
     assert len(endpoint.requests) == requests

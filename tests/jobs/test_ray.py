@@ -23,7 +23,7 @@ from glider.errors import ConfigError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
-from glider.jobs.base import Executor, JobResult, Report, silent
+from glider.jobs.base import Executor, JobResult, JobTick, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.ray_executor import RayExecutor
 
@@ -68,10 +68,10 @@ class Draft:
         self.path = root / "plan.yaml"
         self.path.write_text(yaml.safe_dump(self.plan), "utf8")
 
-    def results(self, pool: Path, executor: Executor, report: Report = silent) -> Iterator[JobResult]:
+    def results(self, pool: Path, executor: Executor, report: JobTick = silent) -> Iterator[JobResult]:
         return build_pool(PoolPlan.read(self.path), self.root, pool, executor, report)
 
-    def build(self, pool: Path, executor: Executor, report: Report = silent) -> dict[str, str]:
+    def build(self, pool: Path, executor: Executor, report: JobTick = silent) -> dict[str, str]:
         told = {}
         for result in self.results(pool, executor, report):
             assert result.job.name not in told, "an expert ended twice"

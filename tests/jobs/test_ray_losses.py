@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glider.jobs.base import Report, Resources, silent
+from glider.jobs.base import JobTick, Resources, silent
 from glider.jobs.ray_executor import RayExecutor
 from glider.jobs.ray_seats import Running, Seats
 
@@ -43,7 +43,7 @@ class Light:
     def arrived(self, result: Any) -> Any:
         return result
 
-    def run(self, report: Report) -> str:
+    def run(self, report: JobTick) -> str:
         for _ in range(10):
             report(self.name, self.text, 1.0)
             time.sleep(0.01)
@@ -53,7 +53,7 @@ class Light:
 class Fatal(Light):
     """A job that ends its process, after what it told."""
 
-    def run(self, report: Report) -> str:
+    def run(self, report: JobTick) -> str:
         super().run(report)
         os.kill(os.getpid(), signal.SIGKILL)
         return "never"
@@ -63,7 +63,7 @@ def jobs(count: int) -> list[Light]:
     return [Light(f"job {number}") for number in range(count)]
 
 
-def results(executor: RayExecutor, jobs: list[Light], report: Report = silent) -> dict[str, Any]:
+def results(executor: RayExecutor, jobs: list[Light], report: JobTick = silent) -> dict[str, Any]:
     told = {}
     for attempt in executor.run(jobs, report):
         assert attempt.fault is None, attempt.fault
@@ -115,7 +115,7 @@ def test_a_death_is_heard_of_though_its_messages_stay_silent(
 class Slow(Light):
     """A job that is at work for longer than it takes to end its actor."""
 
-    def run(self, report: Report) -> str:
+    def run(self, report: JobTick) -> str:
         time.sleep(3)
         return super().run(report)
 

@@ -39,7 +39,7 @@ def report_of(name: str, pictures: tuple[Picture, ...] = ()) -> Report:
         tasks=(ByTask(name, (name, name), (line,)),),
         lacks=(Lack(name, place, name),),
         pictures=pictures,
-        made_with={name: (name, name)},
+        provenance={name: (name, name)},
     )
 
 

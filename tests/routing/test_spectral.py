@@ -17,7 +17,7 @@ from glider.errors import ExpertError
 from glider.experts.pool import Pool
 from glider.files.disk import sha256
 from glider.routing import spectra_files, spectral
-from glider.routing.spectra_files import clear_spectra, kept_files, spectra_file
+from glider.routing.spectra_files import clear_spectra, spectra_file, stored_spectra
 from glider.routing.spectral import bases, factorise, spectra_of
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -204,16 +204,16 @@ def test_what_no_pool_asked_for_in_a_month_goes_and_what_is_used_stays(
     """Spectra of experts that had left every pool once stayed for good."""
     spectra_of(mixed)
     long_ago = time.time() - (spectra_files.UNUSED_DAYS + 1) * 24 * 3600
-    for file in kept_files():
+    for file in stored_spectra():
         os.utime(file, (long_ago, long_ago))
-    old = kept_files()
+    old = stored_spectra()
     pool = mixed.remove("e1")
     kept = [spectra_file(known.files["adapter_model.safetensors"].sha256) for known in pool.index.experts]
     spectra_of(pool)  # reads two, and makes none: nothing goes yet
-    assert kept_files() == old
+    assert stored_spectra() == old
     spectra_of(grow_pool(pool, llama_directory, "e3", seed=3, sites=[Q]))
-    assert set(kept) < set(kept_files()) and len(kept_files()) == 3
-    assert clear_spectra() == 3 and kept_files() == []
+    assert set(kept) < set(stored_spectra()) and len(stored_spectra()) == 3
+    assert clear_spectra() == 3 and stored_spectra() == []
 
 
 def test_the_command_tells_of_spectra_and_clears_them(

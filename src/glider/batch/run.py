@@ -13,7 +13,7 @@ from glider.batch.answering import Answering, AnswerSettings
 from glider.batch.prompts import PromptRow, chunks_of, read_prompts
 from glider.errors import ConfigError, MissingDependency
 from glider.evaluation.run_plan import pool_hash
-from glider.files.disk import canonical_json, own_directory, sha256, write_file, write_json
+from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.spec import ModelSpec
 from glider.jobs.run import only_writer
@@ -49,8 +49,8 @@ class BatchRun:
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with only_writer(own_directory(self.work)):
-            place = own_directory(self.work / key[:16])
+        with only_writer(work_directory(self.work)):
+            place = work_directory(self.work / key[:16])
             missing = [number for number in range(len(chunks)) if not _place(place, number).is_file()]
             done = len(chunks) - len(missing)
             if missing:

@@ -18,9 +18,9 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 def info(as_json: JsonOption = False) -> None:
     """Print where the caches are, what they hold and how large they may become."""
     from glider.instructions.cache import cache
-    from glider.routing.spectra_files import kept_files, spectra_directory
+    from glider.routing.spectra_files import spectra_directory, stored_spectra
 
-    statistics, files = cache().info(), kept_files()
+    statistics, files = cache().info(), stored_spectra()
     size = sum(file.stat().st_size for file in files)
     if as_json:
         spectra = {"path": str(spectra_directory()), "experts": len(files), "bytes": size}

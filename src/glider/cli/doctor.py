@@ -47,11 +47,11 @@ def diagnosis() -> dict[str, Any]:
 
     import glider
     from glider.layers.kernels import gpu, native
-    from glider.layers.kernels.choice import KERNELS, VARIABLE, wanted_kernel
+    from glider.layers.kernels.choice import KERNELS, VARIABLE, requested_kernel
 
     absent = native.why_absent()
     reasons = dict[str, str | None].fromkeys(KERNELS) | {"native": absent, "triton": gpu.why_absent()}
-    kernel = wanted_kernel(None)
+    kernel = requested_kernel(None)
     if kernel:
         runs, why = kernel, f"{VARIABLE} says so"
     elif absent:

@@ -18,7 +18,7 @@ from glider.terminal import say
 
 if TYPE_CHECKING:
     from glider.contribute.loop import Progress
-    from glider.contribute.protocol import Report
+    from glider.contribute.protocol import StageTick
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -162,9 +162,9 @@ def describe(
     writer = make_describer(describer, base_url)
     quiet_libraries()
     if writer is None:
-        from glider.contribute.adopt import describe as give
+        from glider.contribute.adopt import add_description
 
-        result = give(expert, description or "", embedder, prefix)
+        result = add_description(expert, description or "", embedder, prefix)
         say(f"{result.directory}: described")
         return
     from glider.contribute.describing import describe_expert
@@ -206,7 +206,7 @@ def _best(record: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress() -> "Iterator[Report]":
+def _progress() -> "Iterator[StageTick]":
     """Shows loss, tokens a second and time left; every tenth step as a plain line where stderr is no terminal."""
     from glider.progress import Bars
 

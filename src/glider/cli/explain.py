@@ -75,14 +75,14 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
     condition = trace.condition
     described = condition.described[0] if condition is not None and condition.described else None
-    asked_by = {"description": described and described.text, "fault": described and described.fault}
+    description_fields = {"description": described and described.text, "fault": described and described.fault}
     if condition is None or condition.global_scores is None or condition.alpha is None:
-        return {"global_scores": {}, "alpha": None, **asked_by}
+        return {"global_scores": {}, "alpha": None, **description_fields}
     scores = condition.global_scores[0].tolist()
     return {
         "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
         "alpha": condition.alpha[0].item(),
-        **asked_by,
+        **description_fields,
     }
 
 

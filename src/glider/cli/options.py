@@ -42,7 +42,7 @@ def with_settings(
             if context is not None:
                 if getattr(command, "takes_context", False):
                     arguments[_CONTEXT] = context
-                values = {field: value for field, value in values.items() if _is_given(context, field)}
+                values = {field: value for field, value in values.items() if _is_explicit(context, field)}
             return command(**arguments, **{name: settings.parse(**values)})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -57,7 +57,7 @@ def with_settings(
     return decorate
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def _is_explicit(context: typer.Context, name: str) -> bool:
     """Whether the command line says this option; where it does not, the settings know their default themselves."""
     source = context.get_parameter_source(name)
     return source is None or source.name != "DEFAULT"

@@ -97,7 +97,7 @@ def add(
     for directory in directories:
         add_expert(path, directory, name, require_key=trust)
         trust = UNSIGNED  # it is not as it was signed any more
-    say(f"{path}: {len(_settled(path))} experts")
+    say(f"{path}: {len(_renewed(path))} experts")
 
 
 def remove(
@@ -108,7 +108,7 @@ def remove(
     from glider.experts.trust import UNSIGNED
 
     remove_expert(path, name, UNSIGNED if key is None else key)
-    say(f"{path}: {len(_settled(path))} experts; the files of {name} are still there")
+    say(f"{path}: {len(_renewed(path))} experts; the files of {name} are still there")
 
 
 def rename(
@@ -122,7 +122,7 @@ def rename(
     from glider.experts.trust import UNSIGNED
 
     Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
-    _settled(path)
+    _renewed(path)
     say(f"{path}: {name} is now {new}")
 
 
@@ -163,7 +163,7 @@ def build(
     if failed:
         say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
     if (out / POOL_FILE).exists():
-        _settled(out)
+        _renewed(out)
     if failed:
         raise typer.Exit(1)
 
@@ -324,7 +324,7 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
         return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
 
 
-def _settled(path: Path) -> "Pool":
+def _renewed(path: Path) -> "Pool":
     """The pool, its calibrations made anew if its experts changed."""
     from glider.calibration.threshold import recalibrated
     from glider.calibration.verdict import renewed_thresholds

@@ -18,7 +18,7 @@ from glider.contribute.mean_gates import mean_gates
 from glider.contribute.profile import profile_of
 from glider.contribute.protocol import (
     EncodedTask,
-    Report,
+    StageTick,
     arithmetic_of,
     read_task,
     require_new,
@@ -67,7 +67,7 @@ def adopt(
     description: str | None = None,
     task: str | None = None,
     licence: str | None = None,
-    report: Report = lambda stage, progress, steps: None,
+    report: StageTick = lambda stage, progress, steps: None,
 ) -> Expert:
     """Make a whole expert of a PEFT LoRA adapter, with one load of its base model.
 
@@ -83,7 +83,7 @@ def adopt(
 
     Returns: the expert.
 
-    Raises: as `import_adapter`, `make_gates`, `describe` and `make_profile` do.
+    Raises: as `import_adapter`, `make_gates`, `add_description` and `make_profile` do.
     """
     out, directory = Path(out), _adapter_directory(source)
     if out.exists() and not _is_of(out, directory):
@@ -95,14 +95,18 @@ def adopt(
         import_adapter(source, loaded, out, task=task, licence=licence)
     expert = Expert.open(out)
     if data is None:
-        return expert if description is None else describe(out, description, config.embedder, config.embedder_prefix)
+        return (
+            expert
+            if description is None
+            else add_description(out, description, config.embedder, config.embedder_prefix)
+        )
     assert isinstance(loaded, BaseModel)
     if "gates" not in expert.card.training:
         expert = make_gates(out, data, loaded, config, report)
     if description is None:
         description = read_task(data, config).definition
     if description is not None:
-        expert = describe(out, description, config.embedder, config.embedder_prefix)
+        expert = add_description(out, description, config.embedder, config.embedder_prefix)
     if config.validation:
         expert = make_profile(out, data, loaded, config)
     return expert
@@ -160,7 +164,7 @@ def make_gates(
     data: Path | str,
     base: str | BaseSpec | BaseModel,
     config: TrainConfig,
-    report: Report = lambda stage, progress, steps: None,
+    report: StageTick = lambda stage, progress, steps: None,
     how: GateMaking = "trained",
 ) -> Expert:
     """Add gates to an expert whose LoRA exists; the LoRA is unchanged.
@@ -191,7 +195,7 @@ def make_gates(
 
 
 def _train_gates(
-    expert: Expert, loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: Report
+    expert: Expert, loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: StageTick
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from peft import PeftModel
 
@@ -207,7 +211,7 @@ def _train_gates(
     return {site: gate.detach() for site, gate in gates.items()}, record
 
 
-def describe(
+def add_description(
     directory: Path | str, description: str, embedder: str, prefix: str = "", origin: DescriptionOrigin | None = None
 ) -> Expert:
     """Add a description to an expert, with its author and its embedding; everything else stays.

@@ -18,11 +18,11 @@ from glider.errors import ConfigError, ExpertError, GliderError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.membership import add_expert, is_unchanged
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from glider.files.disk import canonical_json, own_directory, sha256, write_json
+from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.replacing import is_directory, put_directory, remove_entry
 from glider.files.yaml_text import read_yaml
 from glider.inference.spec import BaseSpec
-from glider.jobs.base import Executor, JobResult, Report, Resources, Status, silent
+from glider.jobs.base import Executor, JobResult, JobTick, Resources, Status, silent
 from glider.jobs.parcel import Parcel, Source
 from glider.jobs.run import only_writer, run_jobs
 
@@ -153,14 +153,14 @@ class ExpertJob:
             return False
         return is_unchanged(self.out.parent, self.name)
 
-    def run(self, report: Report = silent) -> Path:
+    def run(self, report: JobTick = silent) -> Path:
         """Make the expert in `work`, or continue one begun there; returns that directory."""
         from glider.contribute.protocol import train_expert
 
         self.require_place()
-        work = self._own_folders()
+        work = self._work_folders()
         if os.path.lexists(work):
-            own_directory(work)
+            work_directory(work)
 
         def report_stage(stage: str, progress: Any, steps: int) -> None:
             report(self.name, f"{stage} {progress.step}/{steps}  loss {progress.loss:.3f}", progress.step / steps)
@@ -206,11 +206,11 @@ class ExpertJob:
                 "Remove it, or give the plan's expert another name.",
             )
 
-    def _own_folders(self) -> Path:
+    def _work_folders(self) -> Path:
         """`work`, with the directories around it in place and free of what another plan began."""
         work = self.work
         for directory in (work.parents[2], work.parents[1], work.parent):  # a link would lead what is made elsewhere
-            own_directory(directory)
+            work_directory(directory)
         for other in sorted(work.parents[1].iterdir()):  # what another plan left is not this expert
             if other != work.parent:
                 remove_entry(other)
@@ -265,7 +265,7 @@ class ExpertJob:
 
     def take(self, content: Parcel) -> None:
         """Put received files into `folder`."""
-        self._own_folders()
+        self._work_folders()
         content.unpack(self.folder)
 
     def arrived(self, result: Path) -> Path:
@@ -304,7 +304,7 @@ def build_pool(
     root: Path,
     pool: Path,
     executor: Executor,
-    report: Report = silent,
+    report: JobTick = silent,
     *,
     base: BaseSpec | None = None,
 ) -> Iterator[JobResult]:

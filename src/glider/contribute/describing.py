@@ -3,13 +3,13 @@
 import random
 from pathlib import Path
 
-from glider.contribute.adopt import describe as give
+from glider.contribute.adopt import add_description
 from glider.data.rows import read_rows
 from glider.errors import DescriberError, ExpertError
 from glider.experts.card import DescriptionOrigin
 from glider.experts.expert import Expert
 from glider.instructions.cache import Cache
-from glider.instructions.describers import Describer, Task, describe
+from glider.instructions.describers import Describer, Task, describe_tasks
 from glider.instructions.prompts import Pair, Prompt
 from glider.routing.condition import Described
 
@@ -33,12 +33,12 @@ def describe_expert(
     examples and `DescriberError` without a description; the expert is then unchanged.
     """
     examples = _examples(Path(directory), data, rows, seed)
-    (written,) = describe(describer, [Task(examples)], cache=cache, prompt=prompt)
+    (written,) = describe_tasks(describer, [Task(examples)], cache=cache, prompt=prompt)
     if written.text is None:
         got = written.fault or "none"
         raise DescriberError(f"a description by {describer.name}", got, "Try again, or give the sentence yourself.")
     origin = DescriptionOrigin(describer=written.source, prompt=written.prompt)
-    return give(directory, written.text, embedder, prefix, origin), written
+    return add_description(directory, written.text, embedder, prefix, origin), written
 
 
 def _examples(directory: Path, data: Path | str | None, rows: int, seed: int) -> tuple[Pair, ...]:

@@ -33,11 +33,13 @@ def profile_of(
     draw = random.Random(seed)
     counted = [row.input for row in draw.sample(training, min(ROWS, len(training)))]
     reserved = [row.input for row in draw.sample(held_back, min(HELD_BACK, len(held_back)))]
-    inputs, kept_inputs = (embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, reserved))
-    states, kept_states = (prompt_states(base, list(map(edges, t))) if t else None for t in (counted, reserved))
+    inputs, reserved_inputs = (
+        embedder.embed(list(map(edges, t))) if embedder and t else None for t in (counted, reserved)
+    )
+    states, reserved_states = (prompt_states(base, list(map(edges, t))) if t else None for t in (counted, reserved))
     single = _stored(training, embedder, seed, stored) if stored else None
     words, reserved_words = list(map(ngrams, counted)), list(map(ngrams, reserved))
-    return Profile.of(words, reserved_words, inputs, kept_inputs, states, kept_states, single)
+    return Profile.of(words, reserved_words, inputs, reserved_inputs, states, reserved_states, single)
 
 
 def _stored(training: Sequence[Row], embedder: Embedder | None, seed: int, count: int) -> Float[Tensor, "N G"]:

@@ -27,7 +27,7 @@ from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
-from glider.files.disk import canonical_json, own_directory, sha256, write_json
+from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.opening import read_text
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
@@ -36,7 +36,8 @@ from glider.instructions.embedders import load_embedder
 _LARGEST_MARKER = 1 << 10  # bytes
 
 Stage = Literal["lora", "gates"]
-Report = Callable[[str, Progress, int], None]  # stage ("lora", "gates"), progress, steps in all
+StageTick = Callable[[str, Progress, int], None]
+"""Receives the stage ("lora", "gates"), its progress, and its number of steps."""
 
 
 def train_expert(
@@ -48,7 +49,7 @@ def train_expert(
     description: str | None = None,
     task: str | None = None,
     licence: str | None = None,
-    report: Report = lambda stage, progress, steps: None,
+    report: StageTick = lambda stage, progress, steps: None,
 ) -> Expert:
     """Train an expert from rows and write it to `out`.
 
@@ -191,7 +192,7 @@ def run_stage(
     config: TrainConfig,
     pad_id: int,
     state: Path,
-    report: Report,
+    report: StageTick,
 ) -> dict[str, Any]:
     """Train `parameters` in place by the schedule of a stage, resuming from `state`. Returns its record."""
     schedule = config.schedule(stage)
@@ -207,12 +208,12 @@ def run_stage(
 @contextmanager
 def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
     """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings."""
-    state = own_directory(out.parent / f".{out.name}.training")
+    state = work_directory(out.parent / f".{out.name}.training")
     key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
     marker = state / "run.json"
     if not _is_of(marker, key):
         shutil.rmtree(state)
-        write_json(own_directory(state) / marker.name, {"run": key})
+        write_json(work_directory(state) / marker.name, {"run": key})
     yield state
     shutil.rmtree(state)
 
@@ -239,7 +240,7 @@ def versions() -> dict[str, str]:
 
 
 def _train(
-    loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: Report
+    loaded: BaseModel, task: EncodedTask, config: TrainConfig, state: Path, report: StageTick
 ) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
     """Both stages. Returns the PEFT model, the gates and the training record."""
     peft_model = add_lora(loaded.model, config.rank, config.alpha, config.target_modules, config.seed)

@@ -1,6 +1,6 @@
 """Published checkpoint -> pool: all of its experts or nothing."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,10 @@ from glider.experts.expert import write_expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import new_directory
+from glider.progress import CountTick
 from glider.shapes import Float, Tensor
 
 Gates = Literal["auto", "trained", "arrow"]
-Report = Callable[[str, int, int], None]  # expert, how many are done, how many there are
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def import_checkpoint(
     gates: Gates = "auto",
     dtype: torch.dtype = torch.float32,
     licence: str | None = None,
-    report: Report = lambda name, done, total: None,
+    report: CountTick = lambda name, done, total: None,
 ) -> Pool:
     """Write the experts of a published checkpoint as a new pool at `pool`, in the checkpoint's order.
 

@@ -9,12 +9,13 @@ import torch
 
 from glider.contribute.examples import EncodedRow, collate
 from glider.contribute.settings import RouterTraining
-from glider.contribute.train_router import Report, Tasks
+from glider.contribute.train_router import Tasks
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.inference.forward import padded
 from glider.inference.likelihood import likelihoods
 from glider.layers.attach import attach
+from glider.progress import CountTick
 from glider.routing.local_scores.seqr import QRNorm
 from glider.routing.local_scores.vq import nearest_code
 from glider.routing.methods.single import Single
@@ -28,7 +29,7 @@ _LLOYD = 8
 
 
 def fit_vq(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
     draw = torch.Generator().manual_seed(settings.seed)
@@ -88,7 +89,7 @@ def moved(
 
 
 def fit_seqr(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Mean and deviation of each adapter's lengths over the tokens of all rows, in the bare base."""
     score, sums = QRNorm(), {name: torch.zeros(3, len(pool), dtype=torch.float64) for name in pool.sites}
@@ -110,7 +111,7 @@ def fit_seqr(
 
 
 def fit_ariadne(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """k-means over the embeddings of each expert's inputs."""
     draw, rows = torch.Generator().manual_seed(settings.seed), []
@@ -123,7 +124,7 @@ def fit_ariadne(
 
 
 def fit_lorauter(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """The mean embedding of each task's rows, and the adapter of least loss on them, found by successive halving."""
     vectors = torch.stack([_embedded(pool, [row.input for row in task.rows]).mean(dim=0) for task in tasks.values()])
@@ -183,7 +184,7 @@ def _over_rows(
     pool: Pool,
     tasks: Tasks,
     visit: Visit,
-    report: Report,
+    report: CountTick,
     what: str,
     *,
     under: bool = True,

@@ -19,9 +19,10 @@ from glider.errors import RouterError
 from glider.experts.base_identity import require_same_base
 from glider.experts.pool import Pool
 from glider.experts.router_files import put_router, router_path
-from glider.files.disk import own_directory
+from glider.files.disk import work_directory
 from glider.inference.base_model import BaseModel
 from glider.layers.attach import Attached, Storage, attach
+from glider.progress import CountTick
 from glider.routing.base import Prepared, Router
 from glider.routing.condition import Condition
 from glider.routing.local_scores.joint import sites_of, width_at
@@ -33,9 +34,8 @@ from glider.routing.methods.task_moe import TaskMoe
 from glider.routing.scores import standardise
 from glider.shapes import Float, Tensor
 
-Report = Callable[[str, int, int], None]  # what, done, of how many
 Tasks = Mapping[str, TaskRows]
-Fit = Callable[[BaseModel, Pool, Tasks, RouterTraining, Path, Report], dict[str, Tensor]]
+Fit = Callable[[BaseModel, Pool, Tasks, RouterTraining, Path, CountTick], dict[str, Tensor]]
 
 
 def train_router(
@@ -44,7 +44,7 @@ def train_router(
     kind: str,
     rows: Mapping[str, Sequence[Row]],
     settings: RouterTraining,
-    report: Report = lambda what, done, all_: None,
+    report: CountTick = lambda what, done, all_: None,
 ) -> Pool:
     """Train a router on rows of every expert's task and store it beside the experts; returns the pool with it.
 
@@ -60,7 +60,7 @@ def train_router(
     origin = {"router": kind, "settings": content, "experts": pool.names}
     origin["rows"] = [[task.train, task.validation] for task in map(_plain, tasks.values())]
     out = router_path(pool.path, kind)
-    own_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
+    work_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
     training, was = base.model.training, [p.requires_grad for p in base.model.parameters()]
     base.model.eval().requires_grad_(False)
     try:
@@ -89,7 +89,7 @@ def _plain(task: TaskRows) -> Any:
 
 
 def fit_joint(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """A row an expert and site, from its gate where all experts have gates, else from zero."""
     gated = all(site.has_gate for expert in pool for site in expert.sites.values())
@@ -106,7 +106,7 @@ def fit_joint(
 
 
 def fit_mindskip(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Gates that begin open."""
     gates = {f"{name}.gate": nn.Parameter(torch.zeros(width_at(pool, name))) for name in pool.sites}
@@ -120,7 +120,7 @@ def fit_mindskip(
 
 
 def fit_mindskip_attention(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Gates of whole attention blocks, that begin open."""
     gates = {}
@@ -134,7 +134,7 @@ def fit_mindskip_attention(
 
 
 def fit_task_moe(
-    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: Report
+    base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Matrices that begin at ten times the identity: each layer at the tasks' own experts."""
     count = len(pool)
@@ -170,7 +170,7 @@ def _by_loss(
     tasks: Tasks,
     settings: RouterTraining,
     state: Path,
-    report: Report,
+    report: CountTick,
     router: tuple[Router, Prepared],
     parameters: Mapping[str, nn.Parameter],
     loss: "_Loss | None" = None,

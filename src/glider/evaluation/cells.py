@@ -30,7 +30,7 @@ from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.inference.spec import BaseSpec, ModelSpec, open_pool
-from glider.jobs.base import Fault, Report, Resources, silent
+from glider.jobs.base import Fault, JobTick, Resources, silent
 from glider.jobs.parcel import Parcel, Source
 from glider.jobs.pool_source import source_of
 from glider.routing.completed import fitted, outside
@@ -251,7 +251,7 @@ class Cell:
         """Whether there is a result of this very cell."""
         return self.read() is not None
 
-    def run(self, report: Report = silent) -> dict[str, Any]:
+    def run(self, report: JobTick = silent) -> dict[str, Any]:
         """Evaluate; returns the result's content."""
         bench, task = Bench.of(self.bench), self.task
         selected = task.evaluated_rows()
@@ -323,7 +323,7 @@ class BestOf(Cell):
 
     of: dict[str, Cell] = field(default_factory=dict)  # by expert
 
-    def run(self, report: Report = silent) -> dict[str, Any]:
+    def run(self, report: JobTick = silent) -> dict[str, Any]:
         """The result of the expert that is best on the task."""
         results = {name: cell.read() for name, cell in self.of.items()}
         for name, result in results.items():

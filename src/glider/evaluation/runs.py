@@ -14,7 +14,7 @@ from glider.files.disk import sha256
 from glider.files.replacing import sweep
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec, base_of, device_of, dtype_of, open_pool
-from glider.jobs.base import Executor, JobResult, Report, silent
+from glider.jobs.base import Executor, JobResult, JobTick, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.run import only_writer, run_jobs
 from glider.routing.base import routers
@@ -70,7 +70,7 @@ class Run:
             raise ConfigError("names that make different files", ", ".join(twice), "Give the routers other names.")
 
     def go(
-        self, report: Report = silent, executor: Executor | None = None, *, shared: bool = False
+        self, report: JobTick = silent, executor: Executor | None = None, *, shared: bool = False
     ) -> Iterator[JobResult]:
         """Evaluate what is missing, router by router; yields how each cell ended.
 
@@ -93,7 +93,7 @@ class Run:
             finally:
                 Bench.close()
 
-    def _go(self, cells: Sequence[Cell], report: Report, executor: Executor) -> Iterator[JobResult]:
+    def _go(self, cells: Sequence[Cell], report: JobTick, executor: Executor) -> Iterator[JobResult]:
         present = [cell for cell in cells if not self.absent(cell.plan, cell.task)]
         yield from (JobResult(cell, "absent") for cell in cells if cell not in present)
         for result in run_jobs(present, executor, report):

@@ -21,7 +21,7 @@ _ARCHITECTURE_FIELDS = (
     *("d_model", "d_ff", "d_kv", "num_layers", "num_decoder_layers", "num_heads"),
 )
 _SAMPLED_VALUES = 4096
-_KEPT_VALUES = 16  # of a weight, as they are
+_SAMPLE_VALUES = 16  # of a weight, as they are
 _TOLERANCE, _SMALLEST = 2**-8, 1e-7  # of bfloat16's rounding, and what float16 cannot tell from zero
 
 
@@ -95,7 +95,7 @@ def _close(one: BaseIdentity, other: BaseIdentity, name: str) -> bool:
 
 def _sampled(weight: torch.Tensor) -> tuple[float, ...]:
     flat = weight.detach().reshape(-1)
-    return tuple(flat[:: max(1, flat.numel() // _KEPT_VALUES)][:_KEPT_VALUES].float().cpu().tolist())
+    return tuple(flat[:: max(1, flat.numel() // _SAMPLE_VALUES)][:_SAMPLE_VALUES].float().cpu().tolist())
 
 
 def identifying_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from glider.errors import PoolError, RouterError
 from glider.experts.index import RouterRecord
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
-from glider.files.disk import own_directory, refuse_links_out, save_tensors, write_file
+from glider.files.disk import refuse_links_out, save_tensors, work_directory, write_file
 from glider.files.opening import read_bytes, sha256
 from glider.files.tensor_file import sane, tensors_in
 from glider.shapes import Tensor
@@ -29,7 +29,7 @@ def router_path(pool: Path, kind: str) -> Path:
 def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, str | float]) -> Pool:
     """Store the tensors of a trained router and record them in the index; a signed pool must be signed again."""
     path = router_path(pool.path, kind)
-    own_directory(path.parent)  # a link would lead what is written elsewhere
+    work_directory(path.parent)  # a link would lead what is written elsewhere
     plain = {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
     write_file(path, lambda partial: save_tensors(plain, partial, {"format": "pt"}))
     record = RouterRecord(

@@ -68,7 +68,7 @@ def read_public_keys(path: Path) -> list[Any]:
 
 def read_key_file(path: Path, kind: str) -> bytes:
     """The bytes of a file of keys; raises `ConfigError` where there is none that can be read."""
-    expected, remedy = _key_wanted(path, kind)
+    expected, remedy = _expected_key(path, kind)
     try:
         return read_bytes(path, LARGEST_KEY_FILE)
     except OSError as fault:
@@ -81,7 +81,7 @@ def load_key(content: bytes, path: Path, kind: type, load: Any, **settings: Any)
     """The key in a text of PEM; raises `ConfigError` if there is none of this kind, or it is encrypted."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    expected, remedy = _key_wanted(path, kind.__name__)
+    expected, remedy = _expected_key(path, kind.__name__)
     try:
         key = load(content, **settings)
     except (ValueError, TypeError, UnsupportedAlgorithm) as fault:  # TypeError: encrypted
@@ -116,5 +116,5 @@ def _signature(path: Path) -> bytes:
         raise PoolError(f"a signature in {path}", str(fault), "Ask the pool's author to sign it again.") from fault
 
 
-def _key_wanted(path: Path, kind: str) -> tuple[str, str]:
+def _expected_key(path: Path, kind: str) -> tuple[str, str]:
     return f"an unencrypted {kind} in PEM in {path}", "Make a pair with `glider pool keygen`."

@@ -108,7 +108,7 @@ def new_directory(path: Path) -> Iterator[Path]:
             replace_directory(partial, path)
 
 
-def own_directory(path: Path) -> Path:
+def work_directory(path: Path) -> Path:
     """A directory to work in that lies where it says, made if there is none; raises `ExpertError` for a link."""
     with _naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ Turn = tuple[str, str]
 """A role (`system`, `user`, `assistant`, ...) and its text."""
 
 
-def asked_text(turns: Sequence[Turn], fits: Callable[[str], bool] | None = None) -> str:
+def question_text(turns: Sequence[Turn], fits: Callable[[str], bool] | None = None) -> str:
     """The text that decides which experts a conversation's next answer uses, without a word of the chat template.
 
     It is the user's last turn: a new subject is a new question, whatever came before. A follow-up of

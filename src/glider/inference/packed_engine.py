@@ -204,7 +204,7 @@ class PackedEngine:
             after.remove()
 
     def _enter(self, _: Any, args: Any, inputs: dict[str, Any]) -> Any:
-        if not self._is_own(inputs):
+        if not self._is_packed(inputs):
             return None
         try:
             batch = self._batch(inputs)
@@ -217,10 +217,10 @@ class PackedEngine:
         return args, {name: value for name, value in inputs.items() if name != "is_causal"}
 
     def _leave(self, _: Any, __: Any, inputs: dict[str, Any], ___: Any) -> None:
-        if self._is_own(inputs):
+        if self._is_packed(inputs):
             self._pass.close()
 
-    def _is_own(self, inputs: dict[str, Any]) -> bool:
+    def _is_packed(self, inputs: dict[str, Any]) -> bool:
         cache, manager = inputs.get("cache"), self._manager
         return cache is not None and manager is not None and cache is getattr(manager.batch_processor, "cache", None)
 
@@ -335,7 +335,7 @@ class PackedEngine:
             salt = self._requests[request_id].salt
             return [token ^ mark for token, mark in zip(tokens, salt, strict=False)] + list(tokens[len(salt) :])
 
-        def search_own(request_id: str, tokens: Sequence[int]) -> int:
+        def search_by_condition(request_id: str, tokens: Sequence[int]) -> int:
             shared = search(request_id, marked(request_id, tokens))
             request, before = self._requests[request_id], self._prefix_cache
             if not request.counted:  # one that waits for room is looked up with every pass
@@ -343,16 +343,16 @@ class PackedEngine:
                 self._prefix_cache = PrefixCache(before.queries + len(tokens), before.hits + shared)
             return shared
 
-        cache.search_prefix_match = search_own
+        cache.search_prefix_match = search_by_condition
         for allocator in cache.cache_allocators.values():
             mark = allocator.mark_complete_blocks
 
-            def mark_own(request_id: str, tokens: list[int], count: int, mark: Any = mark) -> Any:
+            def mark_by_condition(request_id: str, tokens: list[int], count: int, mark: Any = mark) -> Any:
                 if request_id in self._requests:  # one that is being cancelled shares nothing more
                     return mark(request_id, marked(request_id, tokens), count)
                 return None
 
-            allocator.mark_complete_blocks = mark_own
+            allocator.mark_complete_blocks = mark_by_condition
 
 
 class _Outputs:

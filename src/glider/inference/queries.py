@@ -14,9 +14,9 @@ import torch
 
 from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
-from glider.inference.conversation import asked_text
+from glider.inference.conversation import question_text
 from glider.instructions.cache import Cache, cache, key_of
-from glider.instructions.describers import Describer, Task, describe
+from glider.instructions.describers import Describer, Task, describe_tasks
 from glider.instructions.embedders import load_for
 from glider.instructions.inputs import edges, ngrams
 from glider.instructions.prompts import Pair
@@ -37,7 +37,7 @@ class Query:
     """What the user asks, and what is known of its task.
 
     Arguments:
-        text: The prompt; for a chat the text that `conversation.asked_text` selects.
+        text: The prompt; for a chat the text that `conversation.question_text` selects.
         description: One sentence naming the task, embedded in place of the text.
         examples: Input and output pairs of the same task: a describer reads them, and the signals that compare texts
             their inputs.
@@ -71,7 +71,7 @@ class Query:
     def chat(cls, messages: Sequence[Message], **known: Any) -> "Query":
         """The turns of a chat as a query; `known` are the other fields."""
         turns = turns_of(messages)
-        return cls(asked_text([(turn["role"], turn["content"]) for turn in turns]), messages=turns, **known)
+        return cls(question_text([(turn["role"], turn["content"]) for turn in turns]), messages=turns, **known)
 
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class QueryReader:
         def fits(text: str) -> bool:
             return self.condition([replace(query, text=text, messages=())], router, prepared).verdicts == ("fits",)
 
-        return replace(query, text=asked_text(turns, fits))
+        return replace(query, text=question_text(turns, fits))
 
     def features(
         self, queries: Sequence[Query], needs: Collection[Need]
@@ -295,7 +295,7 @@ def describe_queries(queries: Sequence[Query], describer: Describer | None, stor
         return described
     open_ = [i for i, query in enumerate(queries) if not query.description]
     tasks = [Task(queries[i].examples, queries[i].text) for i in open_]
-    for i, one in zip(open_, describe(describer, tasks, cache=store), strict=True):
+    for i, one in zip(open_, describe_tasks(describer, tasks, cache=store), strict=True):
         if one.text is not None or one.fault is not None:
             described[i] = one
     return described

@@ -63,7 +63,7 @@ class Decoder:
         if self._clean is None:
             return new
         text = self._unclean + new
-        cut = len(text) if last else _settled(text)
+        cut = len(text) if last else _stable_length(text)
         self._unclean = text[cut:]
         return self._clean(text[:cut])
 
@@ -102,7 +102,7 @@ def _cleaning(tokenizer: Any) -> Callable[[str], str] | None:
     return tokenizer.clean_up_tokenization
 
 
-def _settled(text: str) -> int:
+def _stable_length(text: str) -> int:
     """The length of the text that cleaning up leaves unchanged, whatever follows."""
     cut = len(text)
     if (space := text.find(" ", max(0, len(text) - _LONGEST_CLEANED + 1))) >= 0:

@@ -82,7 +82,7 @@ def load_describer(name: str, **settings: Any) -> Describer:
         raise ConfigError(f"valid settings of the describer {name}", faults(fault), "Mend them.") from fault
 
 
-def describe(
+def describe_tasks(
     describer: Describer,
     tasks: Sequence[Task],
     *,

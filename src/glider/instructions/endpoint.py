@@ -24,7 +24,7 @@ from glider.progress import Tick
 Service = Literal["chat", "embeddings"]
 _PASSING = frozenset({408, 409, 429})
 _BATCH_WIDE = frozenset({401, 403, 404, 429})
-_MOST_TOLD = 1 << 16  # characters of a reply that are looked at for a message
+_MESSAGE_CHARACTERS = 1 << 16  # characters of a reply that are looked at for a message
 _MOST_MEMBERS = 2_000_000  # values of a reply; 64 vectors of 4,096 have 262,144
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -230,7 +230,7 @@ class Endpoint(Config):
 
     def _printable(self, text: str) -> str:
         """The text of a reply, fit for a message."""
-        return printable(self.strike(text[:_MOST_TOLD]))
+        return printable(self.strike(text[:_MESSAGE_CHARACTERS]))
 
 
 class _Connection:

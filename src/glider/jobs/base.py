@@ -10,7 +10,7 @@ from glider.config import Config
 from glider.errors import GliderError
 
 Status = Literal["unchanged", "done", "failed", "absent"]
-Report = Callable[[str, str, float], None]
+JobTick = Callable[[str, str, float], None]
 """Receives a job's name, its current step, and the share that is done."""
 
 
@@ -44,7 +44,7 @@ class Job(Protocol):
         """Whether the result of this very job is stored."""
         ...
 
-    def run(self, report: Report) -> Any:
+    def run(self, report: JobTick) -> Any:
         """Do the work, on any machine; returns the argument of `store`. An interrupted attempt may be repeated."""
         ...
 
@@ -105,14 +105,14 @@ class JobResult:
 class Executor(Protocol):
     """Runs jobs somewhere and yields each attempt as it ends; a job that fails does not stop the others."""
 
-    def run(self, jobs: Sequence[Any], report: Report) -> Iterator[Attempt]: ...
+    def run(self, jobs: Sequence[Any], report: JobTick) -> Iterator[Attempt]: ...
 
 
 def silent(name: str, text: str, share: float) -> None:
     """A report that does nothing."""
 
 
-def attempt(job: Any, report: Report = silent) -> Attempt:
+def attempt(job: Any, report: JobTick = silent) -> Attempt:
     """Run a job; an error becomes the attempt's fault."""
     try:
         return Attempt(job, result=job.run(report))

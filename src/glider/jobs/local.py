@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from glider.errors import ConfigError
-from glider.jobs.base import Attempt, Fault, Report, attempt
+from glider.jobs.base import Attempt, Fault, JobTick, attempt
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LocalExecutor:
         if self.workers < 1:
             raise ConfigError("at least one worker", str(self.workers), "Give 1 or more.")
 
-    def run(self, jobs: Sequence[Any], report: Report) -> Iterator[Attempt]:
+    def run(self, jobs: Sequence[Any], report: JobTick) -> Iterator[Attempt]:
         """Run them in their order; attempts come as they end."""
         if self.workers == 1:
             for job in jobs:

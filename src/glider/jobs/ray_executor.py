@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glider.errors import ConfigError, GliderError, GliderWarning
-from glider.jobs.base import Attempt, Fault, Report
+from glider.jobs.base import Attempt, Fault, JobTick
 from glider.jobs.parcel import Parcel
 from glider.jobs.ray_cluster import Need, connected
 from glider.jobs.ray_node import Begun, Checkpoint, Ended, Order, Progress, Shipment, Warned, work
@@ -61,7 +61,7 @@ class RayExecutor:
         if self.cpus <= 0 or self.gpus < 0:
             raise ConfigError("CPUs above 0 and GPUs of 0 or more", f"{self.cpus:g}, {self.gpus:g}", "Give others.")
 
-    def run(self, jobs: Sequence[Any], report: Report) -> Iterator[Attempt]:
+    def run(self, jobs: Sequence[Any], report: JobTick) -> Iterator[Attempt]:
         """Run them, the longest first; attempts come as they end. Stopped in any way, nothing goes on on the cluster.
 
         Raises `ConfigError` where there is no cluster, or no node that could run such a job.
@@ -103,7 +103,7 @@ class Dispatch:
     executor: RayExecutor
     need: Need
     waiting: deque[Any]
-    report: Report
+    report: JobTick
     running: list[Running] = field(default_factory=list)
     seats: Seats = field(init=False)  # where actors do the jobs
     losses: dict[int, int] = field(default_factory=dict)  # by the job's identity, since its last checkpoint

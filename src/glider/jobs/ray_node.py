@@ -17,7 +17,7 @@ from typing import Any
 
 import glider
 from glider.errors import ConfigError, GliderWarning
-from glider.files.disk import own_directory
+from glider.files.disk import work_directory
 from glider.files.replacing import work_beside
 from glider.jobs.base import Fault
 from glider.jobs.local import threads
@@ -215,7 +215,7 @@ _unpacked: dict[str, Path] = {}
 def desk() -> Path:
     """This process's directory for what is sent to it; those of processes that were killed are removed."""
     if "" not in _unpacked:
-        shared = own_directory(Path(tempfile.gettempdir()) / f"glider-ray-{os.getuid()}")
+        shared = work_directory(Path(tempfile.gettempdir()) / f"glider-ray-{os.getuid()}")
         if shared.stat().st_uid != os.getuid():
             raise ConfigError(f"a directory {shared} of this user", "another user's", "Set TMPDIR on the nodes.")
         shared.chmod(0o700)

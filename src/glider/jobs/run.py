@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from glider.errors import ConfigError, GliderError
 from glider.files.replacing import is_place_of_lock
-from glider.jobs.base import Executor, Fault, JobResult, Report, silent
+from glider.jobs.base import Executor, Fault, JobResult, JobTick, silent
 
 LOCK_FILE = ".writer.lock"
 
@@ -36,7 +36,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 def run_jobs(
     jobs: Sequence[Any],
     executor: Executor,
-    report: Report = silent,
+    report: JobTick = silent,
     unchanged: Callable[[Any], None] = lambda job: None,
 ) -> Iterator[JobResult]:
     """Run the unfinished jobs and store each result; `unchanged` is called with the finished ones.

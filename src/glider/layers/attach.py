@@ -202,7 +202,7 @@ class Attached:
         queries in flight. Raises `RouterError` for a router that decides by token, for layers that are not plain ones
         of a weight of their own, and inside a `routing` block of the same thread.
         """
-        with self._settled():
+        with self._idle():
             prepared = self.prepared
             if self._unfolded or not prepared.sites:
                 return  # folded already, or nothing to fold
@@ -216,7 +216,7 @@ class Attached:
 
     def unfold(self) -> None:
         """Take a folded expert out of the base weights again, to the bit, and route by it as before."""
-        with self._settled():
+        with self._idle():
             for site, before in self._unfolded.items():
                 unfold_from(self._originals[site], before)
                 _replace(self.model, site, self._layers[site])
@@ -230,7 +230,7 @@ class Attached:
         with self._changed:
             if not self._generations:
                 return
-        with self._settled():
+        with self._idle():
             if not self._unfolded:
                 for site, module in self._originals.items():
                     _replace(self.model, site, module)
@@ -240,7 +240,7 @@ class Attached:
             self._watched = False
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
+    def _idle(self) -> Iterator[None]:
         """No queries in flight inside the block; raises `RouterError` where this thread has one itself."""
         with self._changed:
             if getattr(self._here, "count", 0):

@@ -10,7 +10,7 @@ from glider.layers.bank import Bank
 from glider.layers.context import Segment
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels import gpu, native
-from glider.layers.kernels.choice import require_native, wanted_kernel
+from glider.layers.kernels.choice import requested_kernel, require_native
 from glider.layers.kernels.gpu_site import TritonSite
 from glider.layers.kernels.grouped import add_experts, add_slots
 from glider.layers.kernels.native import NativeSite
@@ -41,7 +41,7 @@ class RoutedSite(nn.Module):
         self.in_features, self.out_features = bank.A.shape[-1], bank.B.shape[1]
         self.by_sequence = support_of(router).sequences
         self.whole = bank.whole
-        self.kernel = wanted_kernel(kernel)
+        self.kernel = requested_kernel(kernel)
         if self.kernel == "native":
             require_native(bank.stack, site.name)
         self._bound: Bound | bool | None = None  # at the first call; False: no kernel but PyTorch's can run here

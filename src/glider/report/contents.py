@@ -30,4 +30,4 @@ class Report:
     tasks: tuple[ByTask, ...]
     lacks: tuple[Lack, ...]
     pictures: tuple[Picture, ...]
-    made_with: dict[str, tuple[str, ...]]  # base, pool, versions ...: the distinct values in the cells
+    provenance: dict[str, tuple[str, ...]]  # base, pool, versions ...: the distinct values in the cells

@@ -56,7 +56,7 @@ def write_report(
         tasks=tuple(by_task(plan, results, chance)),
         lacks=tuple(lacks(plan, results)),
         pictures=tuple(pictures),
-        made_with=_made_with(plan, results),
+        provenance=_provenance(plan, results),
     )
     for form in FORMS:
         text = render(report, form)
@@ -80,7 +80,7 @@ def as_json(report: Report) -> dict[str, Any]:
     ]
     return {
         "title": report.title,
-        "made_with": report.made_with,
+        "made_with": report.provenance,
         "chance": [{"place": place, "standing": standing} for place, standing in report.chance.items()],
         "tables": tables,
         "tasks": [asdict(one) for one in report.tasks],
@@ -126,7 +126,7 @@ def _read(kind: type[_Read], path: Path) -> _Read:
         raise ConfigError(f"the JSON of `glider report` in {path}", str(fault), "Make the file anew.") from fault
 
 
-def _made_with(plan: ReportPlan, results: Results) -> dict[str, tuple[str, ...]]:
+def _provenance(plan: ReportPlan, results: Results) -> dict[str, tuple[str, ...]]:
     routers = {router for table in plan.tables.values() for method in table.methods for router in method.cells}
     records = [cell.record for (router, _, _), cell in results.cells.items() if router in routers]
     values: dict[str, dict[str, None]] = {}

@@ -54,7 +54,7 @@ class Composed:
         sites, part = self.local_score().prepare(pool), self.global_part()
         term = None if part is None else part.prepare(pool)
         described = part.prepare_described(pool) if isinstance(part, GlobalByDescription) else None
-        _require_enough(_chosen_count(self), len(pool))
+        _require_enough(_selected_count(self), len(pool))
         return Prepared(pool.experts, sites, term, described)
 
     def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
@@ -79,7 +79,7 @@ class Composed:
         return LinearTopK(local.linear(site), select.k, select.renormalise)
 
 
-def _chosen_count(router: Composed) -> int | None:
+def _selected_count(router: Composed) -> int | None:
     """K where the caller chose it; None for the method's own, which a smaller pool only clips."""
     settings = fields(router) if is_dataclass(router) else ()
     for field in (field for field in settings if field.name in ("select", "k")):

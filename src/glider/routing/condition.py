@@ -138,9 +138,9 @@ class Condition:
         width = max((part.settled.experts.shape[1] for part in parts if part.settled is not None), default=0)
         settled = None
         if width:
-            all_settled = [(part.settled or _unsettled(part)).padded(width) for part in parts]
+            settlements = [(part.settled or _unsettled(part)).padded(width) for part in parts]
             settled = Settled(
-                torch.cat([one.experts for one in all_settled]), torch.cat([one.weights for one in all_settled])
+                torch.cat([one.experts for one in settlements]), torch.cat([one.weights for one in settlements])
             )
         names = ("signals", "described", "verdicts")
         has_signals, has_described, has_verdicts = (any(getattr(p, name) for p in parts) for name in names)

@@ -82,7 +82,7 @@ class WholePrompts(ByLocal):
         return sparse(weights, scores)
 
 
-def kept_largest(weights: Float[Tensor, "N E"], k: int) -> Float[Tensor, "N E"]:
+def row_largest(weights: Float[Tensor, "N E"], k: int) -> Float[Tensor, "N E"]:
     """The k largest weights of each row, zero elsewhere."""
     values, experts = weights.topk(min(k, weights.shape[1]), dim=-1)
     return torch.zeros_like(weights).scatter(1, experts, values)

@@ -22,7 +22,7 @@ def spectra_file(adapter_sha256: str) -> Path:
     return spectra_directory() / f"{adapter_sha256}-{FORMAT}.safetensors"
 
 
-def kept_files() -> list[Path]:
+def stored_spectra() -> list[Path]:
     """All files of spectra, of every format."""
     return sorted(spectra_directory().glob("*.safetensors"))
 
@@ -37,7 +37,7 @@ def note_use(file: Path) -> None:
 def forget_unused() -> None:
     """Delete files that no pool has used for `UNUSED_DAYS`."""
     oldest = time.time() - UNUSED_DAYS * _DAY
-    for file in kept_files():
+    for file in stored_spectra():
         with suppress(FileNotFoundError):  # another process was faster
             if file.stat().st_mtime < oldest:
                 file.unlink()
@@ -45,7 +45,7 @@ def forget_unused() -> None:
 
 def clear_spectra() -> int:
     """Delete all; returns how many there were."""
-    files = kept_files()
+    files = stored_spectra()
     for file in files:
         file.unlink(missing_ok=True)
     return len(files)

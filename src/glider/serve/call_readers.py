@@ -129,7 +129,7 @@ class TemplateReader:
             events = self._parser.feed(letter)
             return self._taken(events)
         except (ValueError, KeyError, TypeError, AttributeError):  # it cannot go on from a part that does not parse
-            return self._given_up()
+            return self._as_text()
 
     def rest(self) -> Read:
         if self._broken:
@@ -138,9 +138,9 @@ class TemplateReader:
             _, events = self._parser.finalize()
             return self._taken(events)
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self._given_up()
+            return self._as_text()
 
-    def _given_up(self) -> Read:
+    def _as_text(self) -> Read:
         self._broken, raw, self._raw = True, self._raw, ""
         return Read(raw)
 

@@ -13,7 +13,7 @@ from glider.inference.engine import Ended, Event, Failed, NewToken
 from glider.inference.streaming import Decoder
 from glider.serve.call_readers import Call, CallReader, Read
 from glider.serve.errors import ApiError
-from glider.serve.formats import not_kept, require_json
+from glider.serve.formats import format_error, require_json
 from glider.serve.pools import Target
 from glider.serve.sampling import Draw
 from glider.serve.schemas import Sampling
@@ -154,7 +154,7 @@ class Exchange:
         service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
         for number in range(count):
             await self._begin(number, tokens[number // request.n], draw)
-        service.describe(self)
+        service.annotate_span(self)
 
     async def _in_time(self, work: Awaitable[Result]) -> Result:
         """What the request waits for before it begins."""
@@ -219,7 +219,7 @@ class Exchange:
                 choice.finish_reason = delta.finish_reason
                 del self._names[event.request]
                 self.service.runner.forget(event.request)
-                self.service.describe(self)
+                self.service.annotate_span(self)
             yield delta
 
     def _token(self, choice: Choice, event: NewToken) -> Delta:
@@ -257,7 +257,7 @@ class Exchange:
             if grammar.json:
                 require_json(choice.text + read.text)
             if grammar.calls and not (choice.calls or read.calls):
-                raise not_kept("call of a tool")
+                raise format_error("call of a tool")
         if reason == "stop" and (choice.calls or read.calls):
             reason = "tool_calls"
         return Delta(choice.index, read.text, read.calls, read.reasoning, token, reason, experts)
@@ -283,7 +283,7 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        self.service.describe(self)
+        self.service.annotate_span(self)
         for name in self._names:
             self.service.runner.forget(name)
         if self._places is not None:

@@ -34,9 +34,9 @@ def require_json(text: str) -> None:
     try:
         json.loads(text)
     except ValueError as fault:
-        raise not_kept("JSON") from fault
+        raise format_error("JSON") from fault
 
 
-def not_kept(what: str) -> ApiError:
+def format_error(what: str) -> ApiError:
     message = f"the answer is not the {what} that was asked for; the tokenizer of this base writes other text"
     return ApiError(500, message, code="format_not_kept")

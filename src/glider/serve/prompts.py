@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glider.files.json_text import parse_json
-from glider.inference.conversation import asked_text
+from glider.inference.conversation import question_text
 from glider.serve.bodies import MOST_MEMBERS
 from glider.serve.dialect import dialect_of, rendered
 from glider.serve.errors import ApiError
@@ -29,7 +29,7 @@ def chat_prompt(
     for one whose template does not write tools, calls or their results where there are any.
     """
     turns = [("system" if one.role == "developer" else one.role, one.text) for one in messages]
-    text = asked_text(turns)
+    text = question_text(turns)
     if not text.strip():
         raise ApiError(400, "a user's turn with text is needed", param="messages", code="invalid_value")
     form, tokenizer = model.prompt, model.tokenizer

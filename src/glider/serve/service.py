@@ -125,10 +125,10 @@ class Service:
                 task.cancel()
                 await asyncio.wait([task])
 
-    def describe(self, exchange: "Exchange") -> None:
+    def annotate_span(self, exchange: "Exchange") -> None:
         """Tell a request's span what is known of it, where there are spans."""
         if self.tracing is not None:
-            self.tracing.describe(exchange)
+            self.tracing.annotate(exchange)
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
         """Count a request, and write it into the log: without prompts unless that was asked for."""

@@ -63,12 +63,12 @@ def guided(
             return Guided(Condition.nobody(1), None, None, {})
         if way.kind == "alone":
             return Guided(Condition.local(1), None, None, {})
-        return Guided(_settled(generation.names, {way.expert: 1.0}), None, None, {})
+        return Guided(_fixed_condition(generation.names, {way.expert: 1.0}), None, None, {})
     if steering.verdict == "base":
         _refuse_choice(steering, "the verdict base, which uses no expert")
         return Guided(Condition.nobody(1), None, None, {})
     if isinstance(steering.experts, dict):
-        return Guided(_settled(generation.names, steering.experts), None, None, {})
+        return Guided(_fixed_condition(generation.names, steering.experts), None, None, {})
     if way.router is not None:
         generation = replace(generation, **_other(model.pool, generation, way.router))
     override = "route" if isinstance(steering.experts, list) else steering.verdict
@@ -109,7 +109,7 @@ def _place(names: Sequence[str], name: str, param: str) -> int:
     return list(names).index(name)
 
 
-def _settled(names: Sequence[str], weights: Mapping[str, float]) -> Condition:
+def _fixed_condition(names: Sequence[str], weights: Mapping[str, float]) -> Condition:
     """These experts by these weights, for every token."""
     places = [_place(names, name, "glider.experts") for name in weights]
     if not any(weights.values()):

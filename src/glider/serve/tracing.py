@@ -75,7 +75,7 @@ class Tracing:
             exclude_spans=["receive", "send"],  # a stream has one for each token
         )
 
-    def describe(self, exchange: "Exchange") -> None:
+    def annotate(self, exchange: "Exchange") -> None:
         """Tell the request's span what is known of it by now."""
         span = self._trace.get_current_span()
         if not span.is_recording():  # it ends with the last byte that is sent

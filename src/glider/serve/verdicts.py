@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from glider.inference.conversation import Turn, asked_text
+from glider.inference.conversation import Turn, question_text
 from glider.inference.queries import Query
 from glider.routing.base import Observer
 from glider.routing.condition import Condition
@@ -35,7 +35,7 @@ def condition_of(
     if len(turns) > 1 and not isinstance(generation.router, Observer):
         judged = generation.prepared.judge is not None
         knows = (lambda text: of(replace(query, text=text)).verdicts == ("fits",)) if judged else None
-        query = replace(query, text=asked_text(turns, knows))
+        query = replace(query, text=question_text(turns, knows))
     query = replace(query, verdict=override)
     if isinstance(generation.router, Observer):
         condition = model.condition_of([query], model.encoder.batch([list(ids)]), generation)

@@ -8,7 +8,7 @@ from glider.engines.vllm.front import Front, FrontRequest
 from glider.engines.vllm.replies import experts_of
 from glider.engines.vllm.requests import FRONT
 from glider.errors import GliderError
-from glider.inference.conversation import asked_text
+from glider.inference.conversation import question_text
 from glider.serve.errors import ApiError, invalid
 from glider.serve.schemas import RouteRequest
 
@@ -82,7 +82,7 @@ def route_reply(front: Front, request: RouteRequest) -> dict[str, Any]:
     turns = tuple((one.role, one.text) for one in request.messages or ())
     if (request.prompt is None) == (request.messages is None):
         raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
-    text = request.prompt if request.prompt is not None else asked_text(turns)
+    text = request.prompt if request.prompt is not None else question_text(turns)
     steering = front.steering(request.glider.model_dump(exclude_defaults=True))
     resolution = front.choose(FrontRequest(front.way(request.model), text, (), turns, steering))
     guided = resolution.guided

@@ -11,7 +11,7 @@ from glider.engines.vllm.rows import Row, most_settled, salt
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import EngineError, PoolError
 from glider.experts.prompt_format import PromptFormat
-from glider.inference.conversation import Turn, asked_text
+from glider.inference.conversation import Turn, question_text
 from glider.inference.queries import Query, QueryReader
 from glider.layers.attach import Generation
 from glider.routing.base import Observer, support_of
@@ -209,4 +209,4 @@ def turns_in(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
 
 def chat_text(turns: Sequence[Turn]) -> str:
     """The text of a chat that decides."""
-    return asked_text(turns)
+    return question_text(turns)

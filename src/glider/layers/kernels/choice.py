@@ -12,7 +12,7 @@ KERNELS = ("native", "triton", "torch", "reference")
 VARIABLE = "GLIDER_KERNEL"
 
 
-def wanted_kernel(kernel: str | None) -> str | None:
+def requested_kernel(kernel: str | None) -> str | None:
     """The kernel requested by argument or by `GLIDER_KERNEL`; None leaves the choice to each call.
 
     Raises `KernelError` for an unknown name, and for a kernel that can run nowhere here: the native one where it was

@@ -9,7 +9,7 @@ import torch
 
 from glider.errors import RouterError
 from glider.routing.base import router
-from glider.routing.sequence_choice import WholePrompts, kept_largest
+from glider.routing.sequence_choice import WholePrompts, row_largest
 from glider.routing.transport import sinkhorn, sparse_plan
 from glider.shapes import Float, Tensor
 
@@ -52,7 +52,7 @@ class ExpertChoice(WholePrompts):
             raise RouterError("iterations of at least 1 and a gamma above 0", got, "Mend the settings.")
 
     def alone(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        return kept_largest(scores.softmax(dim=-1), ceil(self.capacity))
+        return row_largest(scores.softmax(dim=-1), ceil(self.capacity))
 
     def together(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
         count, experts = scores.shape

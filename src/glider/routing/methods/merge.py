@@ -77,7 +77,7 @@ class Merge(Static):
             pairs = weighted_sum(pool, {name: 1 / len(pool) for name in pool.names})
             return MergedExpert("merge", {site: self._cut(*pair) for site, pair in pairs.items()})
         if self.method == "ties" and self.trim == "vector":
-            least = {expert.name: self._least_kept(expert) for expert in pool}
+            least = {expert.name: self._smallest_entry(expert) for expert in pool}
             return MergedExpert("merge-ties", {site: self._elected(pool, site, least) for site in pool.sites})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -87,7 +87,7 @@ class Merge(Static):
     def _share(self) -> float:
         return self.density or DENSITIES[self.method]
 
-    def _least_kept(self, expert: Expert) -> float:
+    def _smallest_entry(self, expert: Expert) -> float:
         """The smallest magnitude that an expert keeps, of all its entries at all its sites."""
         entries = sum(site.in_features * site.out_features for site in expert.sites.values())
         return nth_largest(lambda: (product(expert, site) for site in expert.sites), max(1, int(self._share * entries)))

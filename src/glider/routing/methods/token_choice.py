@@ -7,7 +7,7 @@ from typing import Any, Literal
 from glider.errors import RouterError
 from glider.routing.base import Support, router
 from glider.routing.nearest import require_count
-from glider.routing.sequence_choice import WholePrompts, kept_largest
+from glider.routing.sequence_choice import WholePrompts, row_largest
 from glider.routing.transport import sinkhorn
 from glider.shapes import Float, Tensor
 
@@ -52,5 +52,5 @@ class TokenChoice(WholePrompts):
         return self._largest(sinkhorn(scores, self.iterations))
 
     def _largest(self, weights: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        largest = kept_largest(weights, self.k)
+        largest = row_largest(weights, self.k)
         return largest / (largest.sum(dim=-1, keepdim=True) + 1e-6) if self.renormalise else largest
