@@ -1,21 +1,16 @@
 """MindSkip with Router-Tuning: a trained gate lets tokens skip the experts of a site (arXiv 2410.13184)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-
-from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.experts.router_files import read_router
 from glider.routing.base import Decision, Prepared, Site, router
-from glider.routing.compose import Composed
-from glider.routing.local_scores.base import LocalScore, local_scores
 from glider.routing.local_scores.joint import width_at
 from glider.routing.scores import standardise
-from glider.routing.select import Select, TopK
+from glider.routing.skipping import Skipping
 from glider.shapes import Float, Tensor
 
 KIND = "mindskip"
@@ -23,7 +18,7 @@ KIND = "mindskip"
 
 @router("mindskip", paper="arXiv:2410.13184")
 @dataclass(frozen=True)
-class MindSkip(Composed):
+class MindSkip(Skipping):
     """A token uses the experts of a site, by top-2 of any local score, where sigmoid(w . std(x) / sqrt(D) + b) >= tau.
 
     Elsewhere it skips them (a null expert): the base alone. Only the gates w, b are trained, on few rows, by the
@@ -33,19 +28,7 @@ class MindSkip(Composed):
     in PyTorch; the experts run in any kernel.
     """
 
-    select: Select = TopK(2)
-    tau: float = 0.5
-    local: str = "gates"
-    local_settings: Mapping[str, Any] = field(default_factory=dict)
     trained: ClassVar[str] = KIND
-
-    def __post_init__(self) -> None:
-        self.local_score()  # refuses bad settings now, not at the first token
-        if not 0 <= self.tau <= 1:
-            raise RouterError("tau in [0, 1]", str(self.tau), "Give one such as 0.5.")
-
-    def local_score(self) -> LocalScore:
-        return local_scores.create(self.local, **self.local_settings)
 
     def prepare(self, pool: Pool) -> Prepared:
         shapes = {f"{name}.gate": (width_at(pool, name),) for name in pool.sites}
@@ -65,8 +48,5 @@ class MindSkip(Composed):
         return (standardise(x) @ site["skip.gate"][0] / sqrt(x.shape[-1]) + site["skip.bias"][0]).sigmoid()
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
-        decision, openness = super().route(site, x, term), self.openness(site, x)
-        uses = (openness >= self.tau).float()
-        if torch.is_grad_enabled() and openness.requires_grad:
-            uses = uses + openness - openness.detach()  # the step forward, the sigmoid backward
+        decision, uses = super().route(site, x, term), self.is_open(self.openness(site, x))
         return Decision(decision.experts, decision.weights * uses[:, None], decision.scores)

@@ -1,18 +1,16 @@
 """MindSkip as its paper has it: prompts skip whole attention blocks (arXiv 2410.13184)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
-
-import torch
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.experts.router_files import read_router
 from glider.routing.base import Block, Decision, Prepared, Site, Support, router
 from glider.routing.local_scores.joint import width_at
-from glider.routing.select import Select, TopK
-from glider.routing.sequence_choice import WHOLE_PROMPTS, ByLocal
+from glider.routing.sequence_choice import WHOLE_PROMPTS
+from glider.routing.skipping import Skipping
 from glider.shapes import Float, Int, Tensor
 
 KIND = "mindskip-attention"
@@ -21,7 +19,7 @@ _READING = ("q_proj", "qkv_proj")  # what reads a block's own input
 
 @router("mindskip-attention", paper="arXiv:2410.13184")
 @dataclass(frozen=True)
-class MindSkipAttention(ByLocal):
+class MindSkipAttention(Skipping):
     """An attention block is computed for a prompt where sigmoid(w . mean of its tokens + b) >= tau, else skipped.
 
     Where it is skipped the residual alone goes on, and neither the base's attention nor its experts count; an answer
@@ -33,16 +31,7 @@ class MindSkipAttention(ByLocal):
     a cache. Decided in PyTorch; the experts run in any kernel.
     """
 
-    select: Select = TopK(2)
-    tau: float = 0.5
-    local: str = "gates"
-    local_settings: Mapping[str, Any] = field(default_factory=dict)
     trained: ClassVar[str] = KIND
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.tau <= 1:
-            raise RouterError("tau in [0, 1]", str(self.tau), "Give one such as 0.5.")
 
     @property
     def support(self) -> Support:
@@ -65,11 +54,7 @@ class MindSkipAttention(ByLocal):
 
     def computed(self, block: Block, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """1 for each prompt whose gate is open."""
-        openness = (x @ block["gate"] + block["bias"]).sigmoid()
-        computed = (openness >= self.tau).float()
-        if torch.is_grad_enabled() and openness.requires_grad:
-            return computed + openness - openness.detach()  # the step forward, the sigmoid backward
-        return computed
+        return self.is_open((x @ block["gate"] + block["bias"]).sigmoid())
 
     def route_sequences(
         self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None, sequence_of: Int[Tensor, " T"]
