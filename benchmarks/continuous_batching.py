@@ -30,8 +30,9 @@ from transformers import ContinuousBatchingConfig
 
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
-from glider.inference.engine import Ended, Failed, RequestSettings, events
+from glider.inference.engine import Ended, Failed, events
 from glider.inference.packed_engine import PackedEngine
+from glider.inference.sampler import RequestSettings
 from glider.layers.attach import Attached, Storage
 from glider.routing.base import Prepared
 from glider.routing.condition import Condition

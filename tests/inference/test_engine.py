@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from glider.errors import QueryError
-from glider.inference.engine import Ended, Engine, Failed, NewToken, RequestSettings, events
+from glider.inference.engine import Ended, Engine, Failed, NewToken, events
 from glider.inference.model import RoutedModel
 from glider.inference.padded_engine import PaddedEngine
+from glider.inference.sampler import RequestSettings
 from glider.inference.spec import load
 from glider.layers.trace import Trace
 from glider.routing.condition import Condition, Settled

@@ -15,9 +15,10 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from glider.errors import BatchingError, QueryError
 from glider.inference import packed_engine
 from glider.inference.answers import Answer
-from glider.inference.engine import Ended, RequestSettings, events
+from glider.inference.engine import Ended, events
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
+from glider.inference.sampler import RequestSettings
 from glider.inference.spec import load
 from glider.routing.methods.glider import Glider
 

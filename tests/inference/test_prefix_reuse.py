@@ -8,9 +8,10 @@ import torch
 from transformers import ContinuousBatchingConfig
 
 from glider.inference import packed_engine
-from glider.inference.engine import Ended, PrefixCache, RequestSettings, events
+from glider.inference.engine import Ended, PrefixCache, events
 from glider.inference.model import RoutedModel
 from glider.inference.packed_engine import PackedEngine
+from glider.inference.sampler import RequestSettings
 from glider.inference.spec import load
 from glider.routing.condition import Condition, Settled
 from glider.routing.methods.glider import Glider

@@ -8,11 +8,12 @@ import torch
 
 from glider.errors import QueryError
 from glider.inference.answers import Answer
-from glider.inference.engine import Ended, Engine, Failed, RequestSettings, events, request_processors
+from glider.inference.engine import Ended, Engine, Failed, events
 from glider.inference.generation import merged, new_tokens
 from glider.inference.packed_engine import PackedEngine
 from glider.inference.packing import refusal
 from glider.inference.padded_engine import PaddedEngine
+from glider.inference.sampler import RequestSettings, request_processors
 from glider.inference.streaming import Decoder, Piece
 from glider.layers.attach import Generation
 from glider.routing.condition import Condition

@@ -18,9 +18,9 @@ from transformers import (
 
 from glider.errors import QueryError
 from glider.inference.answers import Answer
-from glider.inference.engine import request_processors
 from glider.inference.forward import accepts
 from glider.inference.queries import Prompt
+from glider.inference.sampler import request_processors
 from glider.inference.sharing import Sharing
 from glider.inference.streaming import Decoder, Piece, PieceStreamer, decoded
 from glider.layers.attach import Generation

@@ -19,19 +19,9 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, GliderError, QueryError
-from glider.inference.engine import (
-    Can,
-    Ended,
-    Event,
-    Failed,
-    NewToken,
-    PrefixCache,
-    RequestSettings,
-    Sampler,
-    not_finite,
-    require_finite,
-)
+from glider.inference.engine import Can, Ended, Event, Failed, NewToken, PrefixCache, require_finite
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
+from glider.inference.sampler import RequestSettings, Sampler, not_finite
 from glider.layers.attach import Attached, Generation
 from glider.layers.context import Batch, Part
 from glider.layers.trace import PackedRecorder, Trace

@@ -11,19 +11,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from glider.errors import GliderError, QueryError
-from glider.inference.engine import (
-    Can,
-    Ended,
-    Event,
-    Failed,
-    NewToken,
-    PrefixCache,
-    RequestSettings,
-    Sampler,
-    not_finite,
-    require_finite,
-)
+from glider.inference.engine import Can, Ended, Event, Failed, NewToken, PrefixCache, require_finite
 from glider.inference.forward import padded
+from glider.inference.sampler import RequestSettings, Sampler, not_finite
 from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
 from glider.layers.trace import Trace

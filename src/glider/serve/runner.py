@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glider.inference.batches import open_engine
-from glider.inference.engine import Ended, Engine, Event, Failed, RequestSettings
+from glider.inference.engine import Ended, Engine, Event, Failed
+from glider.inference.sampler import RequestSettings
 from glider.layers.trace import Trace
 from glider.routing.condition import Condition
 from glider.serve.settings import ServeSettings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glider.inference.batches import EngineSettings
-from glider.inference.engine import Processor, RequestSettings, request_processors
+from glider.inference.sampler import Processor, RequestSettings, request_processors
 from glider.serve.constraint import Constraint
 from glider.serve.errors import ApiError
 from glider.serve.schemas import MAX_STOPS, Sampling
