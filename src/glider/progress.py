@@ -14,7 +14,7 @@ NamedTick = Callable[[str, int], None]
 """Receives a name and the number done under it."""
 CountTick = Callable[[str, int, int], None]
 """Receives a name, the number done under it, and how many there are."""
-RESUMES = "Stopped at any moment, the same command goes on where it stopped."
+RESUMES = "If it is interrupted, the same command continues where it stopped."
 _PATIENCE = 2.0  # seconds: what looks like taking less draws nothing
 
 

@@ -200,7 +200,10 @@ def test_long_work_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> N
     assert RESUMES not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("expert", "train"), ("expert", "import"), ("pool", "build"), ("evaluate",)])
+RESUMING = ("expert train", "expert import", "pool build", "pool train-router", "evaluate", "generate")
+
+
+@pytest.mark.parametrize("words", [tuple(command.split()) for command in RESUMING])
 def test_every_command_that_resumes_says_so_in_the_same_words(words: tuple[str, ...], glider) -> None:
     help_text = " ".join(glider(*words, "--help")[1].split())
     assert RESUMES.rstrip(".") in help_text

@@ -49,7 +49,8 @@ def evaluate(
 ) -> None:
     """Evaluate what is missing, then print each router's mean on each set; exit code 1 if a cell failed.
 
-    Stopped at any moment, the same command goes on where it stopped; what changed since is evaluated anew.
+    If it is interrupted, the same command continues where it stopped. What changed since is
+    evaluated again.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.evaluation.budgets import tokens_of

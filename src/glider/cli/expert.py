@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Train an expert: LoRA, then gates, then the embedding of its description.
 
-    Stopped at any moment, the same command goes on where it stopped.
+    If it is interrupted, the same command continues where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.protocol import train_expert
@@ -84,7 +84,7 @@ def import_(
     """Make an expert of a PEFT LoRA adapter, which stays as it is: with --data its gates and profile too.
 
     The base model is by default the one that the adapter names. What is left out here `glider expert gates`,
-    `describe` and `profile` add. Stopped at any moment, the same command goes on where it stopped.
+    `describe` and `profile` add. If it is interrupted, the same command continues where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import adopt

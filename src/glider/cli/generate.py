@@ -21,6 +21,7 @@ from glider.cli.arguments import (
 from glider.cli.options import with_settings
 from glider.inference.spec import ModelSpec
 from glider.jobs.placement import Placement
+from glider.progress import RESUMES
 from glider.terminal import say, say_json, say_piece
 
 if TYPE_CHECKING:
@@ -40,7 +41,13 @@ def generate(
     placement: Placement,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A file of prompts instead, answered into --out.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="File of their answers: JSON Lines, or .parquet.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help=f"File of their answers: JSON Lines, or .parquet. {RESUMES}",
+        ),
+    ] = None,
     columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = BATCH_SIZE,
     description: DescriptionOption = None,
@@ -57,7 +64,8 @@ def generate(
 ) -> None:
     """Answer a prompt with a routed pool, or a file of them.
 
-    Answers of a file appear in --out when all are there. Stopped before, the same command goes on.
+    Answers of a file appear in --out when all are there. If it is interrupted, the same command continues where it
+    stopped.
     """
     from glider.data.rows import read_pairs
     from glider.errors import ConfigError
@@ -140,7 +148,7 @@ def _generate_file(
         raise ConfigError("one worker, or --executor ray", f"{executor.workers} workers here", "Say --executor ray.")
     else:
         answer = here(spec, how)
-    with Bars() as bars:
+    with Bars(resumes=True) as bars:
         status = run.go(answer, counter(bars, "chunks"))
     faults = run.faults()
     if as_json:

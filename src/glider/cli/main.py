@@ -17,7 +17,7 @@ COMMANDS = {
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
     "evaluate": (
         "glider.cli.evaluate",
-        "Evaluate routers on sets of tasks. Stopped at any moment, the same command goes on where it stopped.",
+        "Evaluate routers on sets of tasks. If it is interrupted, the same command continues where it stopped.",
     ),
     "report": ("glider.cli.report", "Draw figures of a pool, and make the tables of an evaluation."),
     "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool among its models."),

@@ -135,8 +135,8 @@ def build(
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
 
-    Unchanged experts are skipped, and one expert's failure does not stop the others. Stopped at any moment, the same
-    command goes on where it stopped.
+    Unchanged experts are skipped, and one expert's failure does not stop the others. If it is interrupted, the same
+    command continues where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of

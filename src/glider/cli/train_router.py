@@ -32,12 +32,12 @@ def train_router(
 ) -> None:
     """Train a router on rows of every expert's task, everything else frozen, and store it with the pool.
 
-    Interrupted, the same command goes on from its last checkpoint. The pool's signature, if it has one, is to be made
-    anew: the router's file is vouched for like the experts'.
+    If it is interrupted, the same command continues where it stopped. seqr, vq, ariadne and lorauter start
+    again. A signed pool must be signed again: the signature covers the router's file like the experts'.
     """
     from glider.cli.terminal import quiet_libraries
+    from glider.contribute.train_router import resumable, trainable
     from glider.contribute.train_router import train_router as train
-    from glider.contribute.train_router import trainable
     from glider.data.rows import read_rows
     from glider.errors import ConfigError
     from glider.experts.pool import Pool
@@ -53,7 +53,7 @@ def train_router(
     quiet_libraries()
     pool.verify()
     base = spec.load_base_of(pool)
-    with Bars() as bars:
+    with Bars(resumes=router in resumable()) as bars:
         report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
         train(base, pool, router, rows, settings, report)
     file = router_path(path, router)

@@ -48,8 +48,8 @@ def train_router(
 ) -> Pool:
     """Train a router on rows of every expert's task and store it beside the experts; returns the pool with it.
 
-    Resumable: interrupted, the same call goes on from its last checkpoint. Raises `RouterError` for a router that is
-    not trained so, `DataError` for an expert without rows.
+    If it is interrupted, the same call continues from the last checkpoint of a `resumable` router. Raises
+    `RouterError` for a router that is not trained so, `DataError` for an expert without rows.
     """
     fits = trainable()
     if kind not in fits:
@@ -77,9 +77,13 @@ def trainable() -> dict[str, Fit]:
     """How each router is trained, by name."""
     from glider.contribute.router_statistics import fit_ariadne, fit_lorauter, fit_seqr, fit_vq
 
+    return {**resumable(), "vq": fit_vq, "seqr": fit_seqr, "ariadne": fit_ariadne, "lorauter": fit_lorauter}
+
+
+def resumable() -> dict[str, Fit]:
+    """Those of them that are trained by the loss, with checkpoints; the others start again if interrupted."""
     by_loss: dict[str, Fit] = {"joint": fit_joint, "mindskip": fit_mindskip, "task-moe": fit_task_moe}
-    by_loss[SKIPPED_ATTENTION] = fit_mindskip_attention
-    return {**by_loss, "vq": fit_vq, "seqr": fit_seqr, "ariadne": fit_ariadne, "lorauter": fit_lorauter}
+    return {**by_loss, SKIPPED_ATTENTION: fit_mindskip_attention}
 
 
 def _plain(task: TaskRows) -> Any:
