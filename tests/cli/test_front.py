@@ -200,6 +200,11 @@ def test_long_work_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> N
     assert RESUMES not in capsys.readouterr().err
 
 
+def test_the_list_of_commands_is_not_cut(glider) -> None:
+    commands = glider("--help")[1].split("Commands:")[1]
+    assert "serve" in commands and "..." not in commands
+
+
 RESUMING = ("expert train", "expert import", "pool build", "pool train-router", "evaluate", "generate")
 
 

@@ -8,10 +8,10 @@ from importlib import import_module
 import typer
 
 COMMANDS = {
-    "init": ("glider.cli.init", "Ask which adapters, base and data you have, and write a pool.yaml."),
-    "demo": ("glider.cli.demo", "Answer a dozen prompts of different tasks with the embedded pool."),
+    "init": ("glider.cli.init", "Ask what you have, and write a pool.yaml."),
+    "demo": ("glider.cli.demo", "Answer a dozen prompts with the embedded pool."),
     "generate": ("glider.cli.generate", "Answer a prompt with a routed pool."),
-    "serve": ("glider.cli.serve", "Serve pools by OpenAI's API, with a page that shows what they do."),
+    "serve": ("glider.cli.serve", "Serve pools by OpenAI's API, with a page beside it."),
     "vllm-args": ("glider.cli.vllm_args", "Print the arguments with which `vllm serve` serves a pool."),
     "explain": ("glider.cli.explain", "Show, token by token, which experts a prompt uses."),
     "compare": ("glider.cli.compare", "Score several routers on your own rows."),
@@ -19,12 +19,12 @@ COMMANDS = {
         "glider.cli.evaluate",
         "Evaluate routers on sets of tasks. If it is interrupted, the same command continues where it stopped.",
     ),
-    "report": ("glider.cli.report", "Draw figures of a pool, and make the tables of an evaluation."),
-    "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool among its models."),
+    "report": ("glider.cli.report", "Draw a pool, and make the tables of an evaluation."),
+    "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool."),
     "lm-eval-tasks": ("glider.cli.lm_eval_tasks", "Make JSON Lines tasks of lm-evaluation-harness."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
     "routers": ("glider.cli.routers", "List the routing methods there are."),
-    "cache": ("glider.cli.cache", "Look at and clear what is remembered of descriptions, embeddings and spectra."),
+    "cache": ("glider.cli.cache", "Show and clear cached descriptions, embeddings and spectra."),
     "doctor": ("glider.cli.doctor", "Show versions, threads, and which kernel runs and why."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
