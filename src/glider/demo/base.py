@@ -73,7 +73,7 @@ def _convert(source: Path, target: Path) -> None:
             bars.update("Converting", 0.9, f"writing {_CONVERTED} MB")
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    terminal.print(f"Converted in {time.monotonic() - began:.0f} s; `rm -r {target.parent}` gives the place back.")
+    terminal.print(f"Converted in {time.monotonic() - began:.0f} s; `rm -r {target.parent}` frees the space.")
 
 
 @contextmanager
