@@ -85,7 +85,9 @@ def scores(
     from glider.report.scores_figure import draw_scores
 
     result = pool_scores(
-        *(open_pool(pool, key), signal, task_files(data or [])),
+        open_pool(pool, key),
+        signal=signal,
+        files=task_files(data or []),
         profiles=profiles,
         descriptions=read_descriptions(descriptions) if descriptions else None,
         split=split,
