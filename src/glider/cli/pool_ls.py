@@ -110,9 +110,9 @@ def _thresholds(index: "PoolIndex") -> list[str]:
             f"else {constants.beta:g}"
         )
     if (verdicts := index.verdicts) is not None:
+        wrong = f"{_share(verdicts.false_abstention)} of the experts' queries and {_share(verdicts.false_acceptance)}"
         lines.append(
-            f"verdicts: stranger below a margin of {verdicts.stranger:g} (of own queries "
-            f"{_share(verdicts.false_abstention)}, of everyday requests all but {_share(verdicts.false_acceptance)})"
+            f"verdicts: strangers have a margin below {verdicts.stranger:g}; wrong for {wrong} of everyday ones"
         )
     return lines or ["no thresholds yet: glider pool calibrate chooses them"]
 
