@@ -141,7 +141,7 @@ def _text(plan: dict[str, Any]) -> str:
     for expert in plan["experts"]:
         fields = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in expert.items()]
         lines += [f"  - {fields[0]}", *(f"    {field}" for field in fields[1:])]
-        lines.append("    # description: one sentence, what the task is; without it queries are told by their words")
+        lines.append("    # description: one sentence, what the task is; without it queries are matched by their words")
     return "\n".join(lines) + "\n"
 
 
