@@ -11,8 +11,10 @@ import yaml
 
 from glider.cli.main import build, main
 from glider.contribute.build import PoolPlan
+from glider.demo.base import BASE_ID
 from glider.experts.gains import Gain, read_gains, store_gains
 from glider.experts.pool import Pool
+from glider.inference.base_model import locate
 from glider.progress import RESUMES, Bars
 from glider.terminal import be_quiet
 
@@ -62,6 +64,19 @@ def test_init_writes_a_plan_of_what_is_there_and_says_the_next_command(glider, a
         and "without gates: trivia" in out
         and "--router arrow" in out
     )
+
+
+def test_adapters_of_the_embedded_base_are_planned_with_its_short_name(glider, adapters: Path, edit_json) -> None:
+    """They name its whole id, which no hub has: the plan could not be built."""
+    for name in ("tone", "trivia"):
+        edit_json(adapters / "adapters" / name / "adapter_config.json", base_model_name_or_path=BASE_ID)
+    assert glider("init", "--adapter", "adapters")[0] == 0
+    assert PoolPlan.read(adapters / "pool.yaml").base == "smollm2-135m"
+
+
+def test_the_embedded_base_is_found_by_its_id_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("glider.demo.base.converted_base", lambda: tmp_path)
+    assert locate(BASE_ID) == locate("smollm2-135m") == (str(tmp_path), BASE_ID)
 
 
 def test_init_asks_on_a_terminal_for_what_no_option_says(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:

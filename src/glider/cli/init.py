@@ -100,7 +100,8 @@ def _files(texts: list[str]) -> dict[str, Path]:
 
 
 def _named_base(adapters: dict[str, str]) -> str | None:
-    """The base that the adapters name, where they agree and somebody can find it."""
+    """The base that the adapters name, where they agree and somebody can find it; of the embedded one the short name."""
+    from glider.demo.base import BASE_ID
     from glider.experts.peft_format import ADAPTER_CONFIG_FILE
     from glider.files.json_text import read_json
 
@@ -111,7 +112,7 @@ def _named_base(adapters: dict[str, str]) -> str | None:
                 named.add(str(read_json(file).get("base_model_name_or_path") or ""))
             except (ValueError, AttributeError, RecursionError) as fault:
                 raise ConfigError(f"an adapter's settings in {file}", str(fault), "Mend the file.") from fault
-    named.discard("")
+    named = {EMBEDDED_BASE if name == BASE_ID else name for name in named} - {""}
     if len(named) > 1:
         bases = ", ".join(sorted(named)[:4])
         raise ConfigError("adapters of one base model", bases, "Give --base, and leave out the adapters of others.")

@@ -113,10 +113,10 @@ def located(base: str) -> str:
 
 
 def locate(base: str) -> tuple[str, str]:
-    """Where transformers finds a base model, and its id."""
-    if base == EMBEDDED_BASE:
-        from glider.demo.base import BASE_ID, converted_base
+    """Where transformers finds a base model, and its id. The embedded one has a short name beside its id."""
+    from glider.demo.base import BASE_ID, converted_base
 
+    if base in (EMBEDDED_BASE, BASE_ID):
         return str(converted_base()), BASE_ID
     path = Path(base).expanduser()
     if path.exists():
