@@ -100,7 +100,7 @@ def _files(texts: list[str]) -> dict[str, Path]:
 
 
 def _named_base(adapters: dict[str, str]) -> str | None:
-    """The base that the adapters name, where they agree and somebody can find it; of the embedded one the short name."""
+    """The base that the adapters name, where they agree and somebody can find it; the embedded one by its name."""
     from glider.demo.base import BASE_ID
     from glider.experts.peft_format import ADAPTER_CONFIG_FILE
     from glider.files.json_text import read_json
