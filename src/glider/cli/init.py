@@ -12,7 +12,10 @@ from glider.errors import ConfigError
 from glider.terminal import say
 
 ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
-HEAD = "# What `glider pool build` makes a pool of. Paths are relative to this file.\n"
+HEAD = (
+    "# What `glider pool build` makes a pool of. Paths are relative to this file.\n"
+    "# defaults: {minutes: 10}  # a budget for what is trained; without it 1,000 steps an adapter, 100 for gates\n"
+)
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
