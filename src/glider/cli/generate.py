@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glider.inference.queries import Query
 
 BATCH_SIZE = 64
+ANSWERS = f"File of their answers: JSON Lines, or .parquet. {RESUMES}"
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -41,13 +42,7 @@ def generate(
     placement: Placement,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A file of prompts instead, answered into --out.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help=f"File of their answers: JSON Lines, or .parquet. {RESUMES}",
-        ),
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help=ANSWERS)] = None,
     columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = BATCH_SIZE,
     description: DescriptionOption = None,
@@ -62,11 +57,7 @@ def generate(
     ] = "transformers",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt with a routed pool, or a file of them.
-
-    Answers of a file appear in --out when all are there. If it is interrupted, the same command continues where it
-    stopped.
-    """
+    """Answer a prompt with a routed pool, or a file of them, whose answers appear when all are there."""
     from glider.data.rows import read_pairs
     from glider.errors import ConfigError
 
