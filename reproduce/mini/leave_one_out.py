@@ -38,7 +38,7 @@ def main() -> None:
     for name in names:
         plan = plan_without(arguments.work, name, arguments.rows)
         out = arguments.results / name
-        subprocess.run([sys.executable, "-m", "glider", "evaluate", str(plan), "--out", str(out)], check=True)
+        glider("evaluate", str(plan), "--out", str(out))
     table = {name: summary(arguments.results / name, name) for name in names}
     table["mean"] = {key: sum(row[key] for row in table.values()) / len(names) for key in COLUMNS}
     if arguments.json:
@@ -60,7 +60,7 @@ def plan_without(work: Path, name: str, rows: int) -> Path:
         shutil.rmtree(pool)
     shutil.copytree(work / "pool", pool)
     Pool.open(pool).remove(name)
-    subprocess.run([sys.executable, "-m", "glider", "pool", "calibrate", str(pool)], check=True)
+    glider("pool", "calibrate", str(pool))
     settings = {
         "pool": name,
         "seed": 0,
@@ -73,6 +73,11 @@ def plan_without(work: Path, name: str, rows: int) -> Path:
     }
     plan.write_text(yaml.safe_dump(settings, sort_keys=False), "utf8")
     return plan
+
+
+def glider(*words: str) -> None:
+    """Run a command; what it prints goes to the error stream, beside the progress."""
+    subprocess.run([sys.executable, "-m", "glider", *words], check=True, stdout=sys.stderr)
 
 
 def summary(results: Path, name: str) -> dict[str, float]:
