@@ -56,6 +56,16 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
         assert mine[-1].finish_reason == choice.finish_reason
 
 
+def test_a_stream_tells_the_token_that_ended_it(client: openai.OpenAI) -> None:
+    """It had all but that one; and a chunk with the prompt had a field of our own."""
+    settings: dict[str, Any] = {"logit_bias": {"1": 100}, "echo": True}
+    (choice,) = complete(client, TEXT, **settings).choices
+    chunks = [chunk.choices[0] for chunk in complete(client, TEXT, stream=True, **settings)]
+    assert [token for chunk in chunks for token in getattr(chunk, "token_ids", [])] == choice.token_ids == [1]
+    plain = client.completions.create(model="tiny", prompt=TEXT, echo=True, max_tokens=1, stream=True)
+    assert all(chunk.model_extra.keys() <= {"glider"} for chunk in plain)
+
+
 def test_echo_scores_the_prompt(client: openai.OpenAI, raw: RoutedModel) -> None:
     answer = complete(client, TEXT, echo=True, logprobs=2, max_tokens=3)
     choice, ids = answer.choices[0], raw.tokenizer(TEXT).input_ids

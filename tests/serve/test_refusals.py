@@ -46,6 +46,17 @@ def post(served: Served, body: Any, path: str = "/v1/chat/completions", **header
         ("glider", {"exclude": ["e9"]}),
         ("glider", {"exclude": ["e0", "e1", "e2", "e3"]}),
         ("glider", {"experts": {"e0": 0}}),
+        ("glider", {"experts": {"e0": 1e30}}),
+        ("glider", {"experts": {"e0": 1}, "exclude": ["e1"]}),
+        ("glider", {"experts": {"e0": 1}, "description": "x"}),
+        ("glider", {"verdict": "base", "examples": [["a", "b"]]}),
+        ("glider", []),
+        ("temperature", 1e-40),
+        ("repetition_penalty", 1e-40),
+        ("stop_token_ids", [259]),
+        ("stop_token_ids", [-1]),
+        ("logit_bias", []),
+        ("logit_bias", {"5": 1, "05": 2}),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: Any) -> None:
@@ -55,6 +66,29 @@ def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: A
     assert error["param"].split(".")[0] == field
     assert error["type"] == "invalid_request_error"
     assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("param", "path", "fields"),
+    [
+        ("stop", "/v1/chat/completions", {"stop": {}}),
+        ("messages.0.content", "/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}),
+        ("messages.0.content.0.text", "/v1/chat/completions",
+         {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+        ("glider.experts", "/v1/chat/completions", {"glider": {"experts": 5}}),
+        ("max_completion_tokens", "/v1/chat/completions", {"max_tokens": None, "max_completion_tokens": 600}),
+        ("prompt.1", "/v1/completions", {"prompt": [1, "a"]}),
+        ("prompt", "/v1/completions", {"prompt": "a" * 600}),
+        ("prompt", "/v1/completions", {"prompt": ["a"] * 17}),
+        ("prompt", "/v1/completions", {"prompt": "a" * 600, "max_tokens": 0, "echo": True, "logprobs": 1}),
+        ("input.0", "/v1/embeddings", {"input": [1, 2]}),
+    ],
+)  # fmt: skip
+def test_the_field_has_its_own_name(server: Served, param: str, path: str, fields: dict[str, Any]) -> None:
+    """Branches of unions stood in it (`stop.str`), and other fields; a prompt longer than the context was scored."""
+    asked = {name: value for name, value in ASK.items() if path.endswith("chat/completions") or name == "model"}
+    answer = post(server, {**asked, **fields}, path)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 def test_null_is_as_good_as_absent(server: Served) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 Role = Literal["system", "developer", "user", "assistant"]
 ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
@@ -12,6 +12,17 @@ Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
 MAX_EXAMPLES = 16
+LEAST_TEMPERATURE = 1e-6  # logits divided by less are beyond float32
+LEAST_PENALTY = 0.01
+
+
+def _divisor(value: float) -> float:
+    if 0 < value < LEAST_TEMPERATURE:
+        raise ValueError(f"0, or at least {LEAST_TEMPERATURE:g}")
+    return value
+
+
+Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False), AfterValidator(_divisor)]
 
 
 class Body(BaseModel):
@@ -121,13 +132,13 @@ class Sampling(Body):
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    temperature: Number | None = Field(default=None, ge=0, le=2)
+    temperature: Temperature | None = None
     top_p: Number | None = Field(default=None, gt=0, le=1)
     top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1: all tokens.")
     min_p: Number | None = Field(default=None, ge=0, le=1)
     presence_penalty: Number = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(default=0.0, ge=-2, le=2)
-    repetition_penalty: Number | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: Number | None = Field(default=None, ge=LEAST_PENALTY, le=10)
     logit_bias: dict[str, Annotated[float, Field(strict=True, ge=-100, le=100)]] = Field(default={}, max_length=1024)
     return_token_ids: StrictBool = False
     user: StrictStr | None = Field(default=None, description="Written into the log beside the request.")
@@ -243,7 +254,7 @@ class ResponsesRequest(Body):
     input: StrictStr | Annotated[list[InputMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     instructions: StrictStr | None = None
     max_output_tokens: StrictInt | None = Field(default=None, ge=1)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
+    temperature: Temperature | None = None
     top_p: Number | None = Field(default=None, gt=0, le=1)
     stream: StrictBool = False
     stream_options: ObfuscationOptions | None = None
