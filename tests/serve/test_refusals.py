@@ -1,6 +1,7 @@
 """What a server refuses, and that it says why in OpenAI's words."""
 
 import json
+import select
 import socket
 from typing import Any
 
@@ -125,6 +126,36 @@ def test_bodies_that_are_none(server: Served) -> None:
     assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
 
 
+def test_requests_are_what_they_say(server: Served) -> None:
+    """What stands elsewhere than in the body was ignored."""
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
+    answer = httpx.post(f"{url}?stream=true", json=ASK)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
+    answer = httpx.post(url, content=json.dumps(ASK), headers={**kind, "content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    twice = [("content-type", "application/json"), ("content-type", "text/plain")]
+    answer = httpx.post(url, content=json.dumps(ASK), headers=twice)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_headers")
+
+
+def test_refusals_of_every_kind_are_counted(server: Served) -> None:
+    """Those of the framework and of the guards were not."""
+
+    def count(code: str) -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        name = f'glider:refused_requests_total{{code="{code}"}} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    codes = ("unsupported_parameter", "invalid_json", "not_found", "origin_not_allowed")
+    before = [count(code) for code in codes]
+    post(server, {**ASK, "nonsense": 1})
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
+    httpx.post(url, content=b"{", headers=kind)
+    httpx.get(f"{server.url}/nothing")
+    post(server, ASK, Origin="http://evil.example")
+    assert [count(code) for code in codes] == [one + 1 for one in before]
+
+
 def test_bodies_that_are_too_large(server: Served) -> None:
     large = {**ASK, "messages": [{"role": "user", "content": "a" * (5 * 2**20)}]}
     answer = post(server, large)
@@ -183,3 +214,15 @@ def test_a_slow_body_is_not_waited_for(serve: Serve) -> None:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         link.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b"408" in link.recv(4096)
+    with socket.create_connection((host, int(port)), timeout=30) as link:  # a byte now and then was waited for
+        link.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode())
+        while not select.select([link], [], [], 0.1)[0]:
+            link.sendall(b" ")
+        assert b"408" in link.recv(4096)
+    for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: "):  # the head was waited for without end
+        with socket.create_connection((host, int(port)), timeout=30) as link:
+            link.sendall(begun)
+            assert link.recv(4096) == b""
+    with httpx.Client() as link:  # one that comes in time is not cut off
+        for _ in range(2):
+            assert link.post(f"{served.url}/v1/chat/completions", json=ASK, timeout=60).status_code == 200

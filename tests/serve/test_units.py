@@ -1,6 +1,7 @@
 """Parts that need no server."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from glider.serve.pools import Pools
 from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
+from glider.serve.streaming import _event
 
 
 def test_penalties_look_at_the_answer_alone() -> None:
@@ -105,3 +107,11 @@ def test_the_first_question_finds_the_embedder_loaded(
     service.close()
     store.close()
     assert texts == ["Hello"]
+
+
+def test_no_line_of_an_event_ends_within_it() -> None:
+    """Clients that take every line separator of Unicode for one broke such answers in two."""
+    text = "a\x85b\u2028c\u2029d\re\nf"
+    event = _event({"type": "x", "text": text}, named=True)
+    assert event.splitlines()[0] == "event: x"
+    assert json.loads(event.splitlines()[1].removeprefix("data: "))["text"] == text

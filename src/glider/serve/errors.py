@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -57,7 +56,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     """One error for what pydantic found in a body, naming the field: of a union's branches the furthest."""
     places = [_place(error, body) for error in errors]
     alike = [number for number, place in enumerate(places) if place[:1] == places[0][:1]]
-    deepest = max(alike, key=lambda number: len(places[number]))
+    deepest = max(alike, key=lambda number: (len(places[number]), errors[number]["type"] == "literal_error"))
     first, place = errors[deepest], places[deepest]
     param = printable(".".join(place)) or None
     if first["type"] == "extra_forbidden":
@@ -87,17 +86,10 @@ def _has(value: Any, part: Any) -> bool:
     return isinstance(value, list) and isinstance(part, int) and 0 <= part < len(value)
 
 
-async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, RequestValidationError)
-    return invalid([{**one, "loc": one["loc"][1:]} for one in fault.errors()], fault.body).response
-
-
-async def on_http_error(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, HTTPException)
-    answer = ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code, "refused")).response
-    answer.headers.update(fault.headers or {})
-    return answer
-
-
-async def on_crash(_: Request, fault: Exception) -> JSONResponse:
-    return ApiError.of(fault).response
+def of_request(fault: Exception) -> ApiError:
+    """The error for whatever ended a request, those of the framework too."""
+    if isinstance(fault, RequestValidationError):
+        return invalid([{**one, "loc": one["loc"][1:]} for one in fault.errors()], fault.body)
+    if isinstance(fault, HTTPException):
+        return ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code, "refused"))
+    return ApiError.of(fault)

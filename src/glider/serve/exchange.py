@@ -166,7 +166,7 @@ class Exchange:
     async def _in_time(self, work: Awaitable[Result]) -> Result:
         """What the request waits for before it begins."""
         try:
-            with fail_after(self._left()):
+            with fail_after(self.left):
                 return await work
         except TimeoutError:
             raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
@@ -211,7 +211,7 @@ class Exchange:
                 yield Delta(choice.index, finish_reason="length")
         while self._names:
             try:
-                with fail_after(self._left()):  # not wait_for, which before Python 3.12 can lose a cancellation
+                with fail_after(self.left):  # not wait_for, which before Python 3.12 can lose a cancellation
                     event = await self._events.get()
             except TimeoutError:
                 raise ApiError(504, "the answer took too long", code="timeout") from None
@@ -260,7 +260,7 @@ class Exchange:
     ) -> Delta:
         read, grammar = choice.read(text, reason is not None), self.form.grammar
         if reason == "stop" and grammar is not None:
-            if grammar.json:
+            if grammar.json and not (choice.calls or read.calls):
                 require_json(choice.text + read.text)
             if grammar.calls and not (choice.calls or read.calls):
                 raise format_error("call of a tool")
@@ -288,7 +288,9 @@ class Exchange:
             metrics.next_token.labels(name).observe(now - choice.last)
         choice.last = now
 
-    def _left(self) -> float:
+    @property
+    def left(self) -> float:
+        """Seconds that it has."""
         return max(0.001, self.began + self.service.settings.request_timeout - time.monotonic())
 
     def close(self) -> None:
