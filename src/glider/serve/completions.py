@@ -145,13 +145,13 @@ class _Logprobs:
 
     def prompt(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """Of the prompt."""
-        return self._told(tokens, prompt_offsets(self._texts, [token.id for token in tokens], self._prompt))
+        return self._columns(tokens, prompt_offsets(self._texts, [token.id for token in tokens], self._prompt))
 
     def answer(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """Of the answer's next tokens."""
-        return self._told(tokens, [self._offsets.of(token.id) for token in tokens])
+        return self._columns(tokens, [self._offsets.of(token.id) for token in tokens])
 
-    def _told(self, tokens: Sequence[Token], offsets: list[int]) -> dict[str, Any]:
+    def _columns(self, tokens: Sequence[Token], offsets: list[int]) -> dict[str, Any]:
         return {
             "tokens": [self._name(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],

@@ -22,18 +22,18 @@ class Output:
         """Take up an addition; the events that tell it."""
         if delta.reasoning:
             self.reasoning_tokens += delta.token is not None
-            yield from self._written("reasoning", delta.reasoning)
+            yield from self._write("reasoning", delta.reasoning)
         if delta.text:
-            yield from self._written("message", delta.text)
+            yield from self._write("message", delta.text)
         for call in delta.calls:
-            yield from self._ended()
-            yield from self._called(call)
+            yield from self._finish()
+            yield from self._call(call)
 
     def end(self, status: str) -> Iterator[Event]:
         """The answer has ended; one of nothing has an empty message."""
         if not self.items:
-            yield from self._begun("message")
-        yield from self._ended(status)
+            yield from self._begin("message")
+        yield from self._finish(status)
 
     @property
     def _open(self) -> dict[str, Any] | None:
@@ -43,16 +43,16 @@ class Output:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1}
 
-    def _written(self, kind: str, text: str) -> Iterator[Event]:
+    def _write(self, kind: str, text: str) -> Iterator[Event]:
         if self._open is None or self._open["type"] != kind:
-            yield from self._ended()
-            yield from self._begun(kind)
+            yield from self._finish()
+            yield from self._begin(kind)
         part = self.items[-1]["content"][0]
         part["text"] += text
         event = {"type": f"response.{part['type']}.delta", **self._place, "content_index": 0, "delta": text}
         yield event if kind == "reasoning" else {**event, "logprobs": []}
 
-    def _begun(self, kind: str) -> Iterator[Event]:
+    def _begin(self, kind: str) -> Iterator[Event]:
         number = f"_{len(self.items)}" if self.items else ""
         if kind == "message":
             item = {"id": f"msg_{self._name}{number}", "type": kind, "role": "assistant", "status": "in_progress"}
@@ -65,7 +65,7 @@ class Output:
         self.items[-1]["content"].append(part)
         yield {"type": "response.content_part.added", **self._place, "content_index": 0, "part": dict(part)}
 
-    def _ended(self, status: str = "completed") -> Iterator[Event]:
+    def _finish(self, status: str = "completed") -> Iterator[Event]:
         item = self._open
         if item is None:
             return
@@ -76,7 +76,7 @@ class Output:
         item["status"] = status
         yield {"type": "response.output_item.done", "output_index": self._index, "item": dict(item)}
 
-    def _called(self, call: Call) -> Iterator[Event]:
+    def _call(self, call: Call) -> Iterator[Event]:
         head = {"id": f"fc_{self._name}_{len(self.items)}", "type": "function_call", "call_id": call.id}
         item = {**head, "name": call.name, "arguments": "", "status": "in_progress"}
         self.items.append({**item, "arguments": call.arguments, "status": "completed"})
