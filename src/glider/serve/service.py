@@ -20,7 +20,7 @@ from glider.serve.errors import ApiError
 from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
-from glider.serve.places import Places
+from glider.serve.places import RETRY, Places
 from glider.serve.pools import Pools, ServedPool, Target
 from glider.serve.runner import Runner
 from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
@@ -97,7 +97,15 @@ class Service:
     def target(self, request: Request, name: str, right: Right = "ask") -> tuple[Key, Target]:
         """Whoever asks, and the model that is asked for."""
         key = self.key(request, right)
+        self.admit()
         return key, self.pools.target(name, key.pools)
+
+    def admit(self) -> None:
+        """Raise a 429 `ApiError` where as many requests are being prepared as may be answered and wait: what comes
+        before a place in the queue is bounded like it."""
+        if self.runner.preparing >= self.settings.max_requests + self.settings.max_queue:
+            message = f"{self.runner.preparing} requests are being prepared"
+            raise ApiError(429, message, code="queue_full", retry=RETRY)
 
     @property
     def packed(self) -> bool:

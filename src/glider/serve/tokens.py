@@ -26,6 +26,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", **described(Tokens))
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+        service.admit()
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
@@ -47,6 +48,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", **described(Text))
     async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
+        service.admit()
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
             message = f"token ids of 0 to {len(model.tokenizer) - 1}"
@@ -56,6 +58,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/embeddings", **described(Embeddings))
     async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
         key = service.key(request, "ask")
+        service.admit()
         identity, pool = None, None
         for one in service.pools.visible(key.pools):
             known = one.model.pool.index.embedder
