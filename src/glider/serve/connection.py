@@ -14,9 +14,6 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self._patience = patience
         self._late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
