@@ -42,6 +42,7 @@ def served(parts: list[bytes], resolved: bool = True, status: int = 200) -> Test
         return JSONResponse({"id": "1", "text": "é"}, status)
 
     app.post(CHAT)(reply)
+    app.post(replies.RESPONSES)(reply)
     app.post("/v1/other")(reply)
     app.add_middleware(replies.ReplyField)
     return TestClient(app)
@@ -94,6 +95,28 @@ def test_a_stream_that_ends_without_done_loses_nothing() -> None:
     pieces = [piece("a"), piece("", "stop")]
     text = served([events(pieces, done=False) + b"data: {"]).post(CHAT).text
     assert text.endswith("data: {") and read(text.removesuffix("data: {"))[-1]["glider"] == ROUTING
+
+
+def named(kind: str, **more: Any) -> bytes:
+    return f"event: response.{kind}\ndata: {json.dumps({'type': f'response.{kind}', **more})}\n\n".encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("kind", ["completed", "incomplete"])
+def test_the_response_in_a_streams_last_event_has_the_field(size: int, kind: str) -> None:
+    """Replies of `/v1/responses` had none."""
+    first = named("created", response={"id": "1"}) + named("output_text.delta", delta="completed\n")
+    whole = first + named(kind, response={"id": "1"}, sequence_number=2)
+    parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+    content = served(parts).post(replies.RESPONSES).content
+    assert content.startswith(first + f"event: response.{kind}\n".encode())
+    assert read(content.decode())[-1]["response"] == {"id": "1", "glider": ROUTING}
+    assert read(content.decode())[-1]["sequence_number"] == 2
+    assert served(parts, resolved=False).post(replies.RESPONSES).content == whole
+
+
+def test_a_whole_response_has_the_field() -> None:
+    assert served([]).post(replies.RESPONSES).json() == {"id": "1", "text": "é", "glider": ROUTING}
 
 
 def test_no_token_waits_for_the_next_one() -> None:

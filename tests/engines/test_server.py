@@ -162,6 +162,12 @@ def test_replies_say_what_answered(server: Server) -> None:
         pieces = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
         assert [piece.get("glider") for piece in pieces if piece["choices"]][-1] == expected
         assert sum("glider" in piece for piece in pieces) == 1
+        body = {"model": "demo", "input": text, "max_output_tokens": 4}
+        status, reply = server.ask("/v1/responses", body)
+        assert status == 200 and reply["glider"] == expected
+        _, stream = server.ask("/v1/responses", {**body, "stream": True})
+        pieces = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        assert [piece["response"].get("glider") for piece in pieces if "response" in piece][-1] == expected
     _, reply = server.chat(STRANGER, "paws")
     assert reply["glider"]["experts"] == {"paws": 1.0}
 

@@ -33,7 +33,7 @@ from glider.serve.settings import ServeSettings
 
 HANGS = 30
 CHAT = {"model": "pool", "messages": [{"role": "user", "content": "say 2 words"}], "max_tokens": 2}
-STEERING = {"verdict": "route", "experts": {"reviews": 1.0}, "exclude": ["trivia"], "description": "Say words."}
+STEERING = {"verdict": "route", "experts": ["reviews"], "exclude": ["trivia"], "description": "Say words."}
 COMPLETION = {"model": "pool", "prompt": "say 2 words", "max_tokens": 2, "stop": ["x"], "logprobs": 2, "echo": True}
 DRAWN = {"n": 2, "seed": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "logit_bias": {"5": 1.0}}
 PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "stop_token_ids": [9]}

@@ -91,3 +91,11 @@ def test_a_stop_string_is_looked_for_in_the_cleaned_text(cleaning: PreTrainedTok
     ids = cleaning.convert_tokens_to_ids(["▁It", "▁do", "▁n", "'", "t", "▁work", "▁."])
     decoder = Decoder(cleaning, ["n't"])
     assert "".join(pieces(decoder, ids)) == "It do" and decoder.stopped
+
+
+def test_a_stop_longer_than_the_answer_costs_no_more(tokenizer: Any) -> None:
+    """Every beginning of it was compared with the text at every token: one of some megabytes took hours."""
+    ids = tokenizer("aaa" * 20, add_special_tokens=False)["input_ids"]
+    decoder = Decoder(tokenizer, stop=("a" * 5_000_000, "b" * 5_000_000))
+    assert [decoder.add(token) for token in ids] == [""] * len(ids)
+    assert decoder.rest() == "aaa" * 20

@@ -12,7 +12,7 @@ from llguidance.hf import from_tokenizer
 from transformers import AddedToken
 
 from glider.inference.streaming import Decoder
-from glider.serve.call_readers import CallReader, MarkedReader, Read, TemplateReader
+from glider.serve.call_readers import CallReader, FormedReader, MarkedReader, Read, TemplateReader
 from glider.serve.dialect import dialect_of
 from glider.serve.errors import ApiError
 from glider.serve.schemas import ChatRequest
@@ -171,3 +171,17 @@ def test_a_form_that_is_not_json_cannot_be_forced(tokenizer: Any) -> None:
         with pytest.raises(ApiError) as caught:
             form_of(Model(other), ChatRequest.model_validate({**body, field: value}), [5])  # pyright: ignore
         assert caught.value.param == field
+
+
+@pytest.mark.parametrize("arguments", ['{"n": 1e999}', '{"n": NaN}', '{"n": 1, "n": 2}', '{"n": ' + "9" * 5000 + "}"])
+def test_arguments_that_are_no_json_of_one_meaning_are_text(arguments: str) -> None:
+    """They were told as `Infinity` and `NaN`, which no parser of JSON takes; of two values the last one was."""
+    text = f'<tool_call>{{"name": "rain", "arguments": {arguments}}}</tool_call>'
+    assert read(MarkedReader(["rain"]), [text]) == (text, [], "")
+
+
+@pytest.mark.parametrize("text", ['{"a": "' + CALL.replace('"', '\\"').replace("\n", "") + '"}', "[]", "", " "])
+def test_in_json_marks_are_text(text: str) -> None:
+    for pieces in ([text], list(text)):
+        assert read(FormedReader(MarkedReader(["rain"])), pieces) == (text, [], "")
+    assert read(FormedReader(MarkedReader(["rain"])), list(CALL)) == ("", [("rain", VALUE)], "")

@@ -172,9 +172,12 @@ def test_stops(client: openai.OpenAI) -> None:
     assert stopped.finish_reason == "stop"
     streamed = list(ask(client, TEXTS[0], max_tokens=30, stop=stop, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in streamed) == text[: text.index(stop)]
-    by_id = ask(client, TEXTS[0], max_tokens=30, extra_body={"stop_token_ids": [ids[4]]}).choices[0]
+    ending: dict[str, Any] = {"max_tokens": 30, "extra_body": {"stop_token_ids": [ids[4]]}}
+    by_id = ask(client, TEXTS[0], **ending).choices[0]
     assert by_id.finish_reason == "stop"
     assert by_id.token_ids == ids[: ids.index(ids[4]) + 1]
+    chunks = [chunk.choices[0] for chunk in ask(client, TEXTS[0], stream=True, **ending)]
+    assert [token for chunk in chunks for token in getattr(chunk, "token_ids", [])] == by_id.token_ids
 
 
 def test_the_end_token_can_be_ignored(client: openai.OpenAI) -> None:
@@ -197,7 +200,7 @@ def test_logprobs_are_the_models(client: openai.OpenAI, model: RoutedModel) -> N
     for one, row in zip(content, values, strict=True):
         assert [top.logprob for top in one.top_logprobs] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
         assert one.top_logprobs[0].token == one.token
-    assert "".join(one.token for one in content) == choice.message.content
+    assert b"".join(bytes(one.bytes) for one in content).decode(errors="replace") == choice.message.content
     streamed = [c.choices[0].logprobs for c in ask(client, TEXTS[0], logprobs=True, max_tokens=6, stream=True)]
     told = [one.logprob for part in streamed if part for one in part.content]
     assert told == pytest.approx([one.logprob for one in content], abs=1e-3)

@@ -56,6 +56,16 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
         assert mine[-1].finish_reason == choice.finish_reason
 
 
+def test_a_stream_tells_the_token_that_ended_it(client: openai.OpenAI) -> None:
+    """It had all but that one; and a chunk with the prompt had a field of our own."""
+    settings: dict[str, Any] = {"logit_bias": {"1": 100}, "echo": True}
+    (choice,) = complete(client, TEXT, **settings).choices
+    chunks = [chunk.choices[0] for chunk in complete(client, TEXT, stream=True, **settings)]
+    assert [token for chunk in chunks for token in getattr(chunk, "token_ids", [])] == choice.token_ids == [1]
+    plain = client.completions.create(model="tiny", prompt=TEXT, echo=True, max_tokens=1, stream=True)
+    assert all(chunk.model_extra.keys() <= {"glider"} for chunk in plain)
+
+
 def test_echo_scores_the_prompt(client: openai.OpenAI, raw: RoutedModel) -> None:
     answer = complete(client, TEXT, echo=True, logprobs=2, max_tokens=3)
     choice, ids = answer.choices[0], raw.tokenizer(TEXT).input_ids
@@ -79,6 +89,9 @@ def test_tokens_go_there_and_back(server: Served, model: RoutedModel) -> None:
     back = httpx.post(f"{server.url}/detokenize", json={"tokens": told["tokens"]}).json()
     assert back == {"prompt": "käse"}
     turns = [{"role": "user", "content": "hello"}]
+    for body in ({"messages": turns, "add_special_tokens": False}, {"prompt": "a", "add_generation_prompt": False}):
+        refused = httpx.post(f"{server.url}/tokenize", json=body)  # what has no meaning was ignored
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, list(body)[1])
     chat = httpx.post(f"{server.url}/tokenize", json={"messages": turns, "model": "tiny"}).json()
     assert chat["tokens"] == model.prompt.prompt_ids(model.tokenizer, "hello")
 
@@ -93,6 +106,16 @@ def test_embeddings_are_the_pools_embedders(client: openai.OpenAI) -> None:
     raw = client.embeddings.with_raw_response.create(model="all-MiniLM-L6-v2", input=texts[0], encoding_format="base64")
     vector = numpy.frombuffer(base64.b64decode(raw.http_response.json()["data"][0]["embedding"]), dtype="<f4")
     assert numpy.allclose(vector, wanted[0].numpy(), atol=1e-5)
+
+
+def test_an_embedding_is_of_the_whole_text(client: openai.OpenAI) -> None:
+    """Two texts that began alike had one vector; and the tokens were those of the base."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="tiny", input=["short", "word " * 300])
+    assert (caught.value.param, caught.value.code) == ("input", "context_length_exceeded")
+    whole = client.embeddings.create(model="tiny", input=["word " * 254, "hello world"])
+    assert whole.usage.prompt_tokens == 256 + 4
+    assert whole.data[0].embedding != whole.data[1].embedding
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:

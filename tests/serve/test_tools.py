@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,6 +17,7 @@ from glider.inference.base_model import load_base
 
 from ..conftest import byte_tokenizer, tiny_llama, write_random_expert
 from .conftest import Served, serving
+from .test_formats import in_format
 from .test_refusals import ASK, post
 
 TEMPLATE = (
@@ -58,10 +61,9 @@ def taught(template: str, tools: list[Any], answer: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-@pytest.fixture(scope="module")
-def served(embedder_identity: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@contextmanager
+def caller_server(embedder_identity: Any, directory: Path) -> Iterator[Served]:
     """A pool whose base has a template that knows tools, and calls one of its own accord when it is asked alone."""
-    directory = tmp_path_factory.mktemp("tools")
     for part in taught(TEMPLATE, [RAIN], ANSWER):
         part.save_pretrained(directory / "caller")
     base = load_base(str(directory / "caller"))
@@ -71,6 +73,12 @@ def served(embedder_identity: Any, tmp_path_factory: pytest.TempPathFactory) -> 
         pool = pool.add(f"e{number}")
     options = ["--base", str(directory / "caller"), "--pool", str(pool.path)]
     with serving(directory / "log", *options, "--router", "glider(global=examples, p=-1.0)") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def served(embedder_identity: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with caller_server(embedder_identity, tmp_path_factory.mktemp("tools")) as one:
         yield one
 
 
@@ -199,7 +207,8 @@ CALLED = {
         ("tool_choice", {"tools": [RAIN], "tool_choice": "any"}),
         ("tool_choice", {"tools": [RAIN], "tool_choice": {"type": "function", "function": {"name": "snow"}}}),
         ("parallel_tool_calls", {"parallel_tool_calls": False}),
-        ("response_format", {"tools": [RAIN], "response_format": {"type": "json_object"}}),
+        ("stop", {"tools": [RAIN], "response_format": {"type": "json_object"}, "stop": "}"}),
+        ("response_format", {"tools": [RAIN], "response_format": in_format({"not": {}})}),
         ("stop", {"tools": [RAIN], "tool_choice": "required", "stop": "}"}),
         ("ignore_eos", {"tools": [RAIN], "parallel_tool_calls": False, "ignore_eos": True}),
         ("functions", {"functions": [RAIN["function"]]}),
@@ -241,3 +250,39 @@ def test_a_base_whose_template_knows_no_tools(server: Served) -> None:
     messages = [*QUESTION, CALLED, {"role": "tool", "tool_call_id": "a", "content": "x"}]
     answer = post(server, {**ASK, "messages": messages})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+REPLY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"note": {"enum": ["<tool_call>", "none"]}, "sure": {"type": "boolean"}},
+    "required": ["note", "sure"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_in_a_form_beside_tools_is_of_the_form_or_a_call(caller: openai.OpenAI) -> None:
+    """JSON of the schema, in which a mark is text, or a call that fits; a bias decides here which."""
+    tokenizer = byte_tokenizer(chat=False)
+    for begin, reason in (("<", "tool_calls"), ("{", "stop")):
+        (first,) = tokenizer(begin).input_ids
+        more: dict[str, Any] = {"temperature": 1.0, "logit_bias": {str(first): 100}, "parallel_tool_calls": False}
+        for seed in range(3):
+            more |= {"seed": seed, "response_format": in_format(REPLY)}
+            choice = asked(caller, [RAIN], **more).choices[0]
+            assert choice.finish_reason == reason
+            if reason == "stop":
+                assert choice.message.tool_calls is None
+                jsonschema.validate(json.loads(choice.message.content), REPLY)
+            else:
+                assert choice.message.content is None and arguments(choice.message.tool_calls[0])
+            streamed = [chunk.choices[0] for chunk in asked(caller, [RAIN], stream=True, **more)]
+            assert "".join(chunk.delta.content or "" for chunk in streamed) == (choice.message.content or "")
+            assert streamed[-1].finish_reason == reason
+
+
+def test_a_forced_call_leaves_nothing_to_the_form(caller: openai.OpenAI) -> None:
+    form: dict[str, Any] = {"response_format": in_format(REPLY), "parallel_tool_calls": False}
+    choice = asked(caller, [RAIN], tool_choice="required", **form).choices[0]
+    assert (choice.finish_reason, choice.message.content, len(choice.message.tool_calls)) == ("tool_calls", None, 1)
+    told = asked(caller, [RAIN], tool_choice="none", response_format=in_format(REPLY)).choices[0]
+    jsonschema.validate(json.loads(told.message.content), REPLY)

@@ -1,6 +1,8 @@
 """Parts that need no server."""
 
 import asyncio
+import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from glider.serve.pools import Pools
 from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
+from glider.serve.streaming import _event
 
 
 def test_penalties_look_at_the_answer_alone() -> None:
@@ -105,3 +108,32 @@ def test_the_first_question_finds_the_embedder_loaded(
     service.close()
     store.close()
     assert texts == ["Hello"]
+
+
+def test_no_line_of_an_event_ends_within_it() -> None:
+    """Clients that take every line separator of Unicode for one broke such answers in two."""
+    text = "a\x85b\u2028c\u2029d\re\nf"
+    event = _event({"type": "x", "text": text}, named=True)
+    assert event.splitlines()[0] == "event: x"
+    assert json.loads(event.splitlines()[1].removeprefix("data: "))["text"] == text
+
+
+def test_what_comes_before_the_queue_is_bounded_too(llama_directory: Path, pool_directory: Path) -> None:
+    """Prompts that were being read, and routes that were being told, waited in any number."""
+    settings = ServeSettings(pool=[str(pool_directory)], max_requests=1, max_queue=2)
+    service = Service(Pools.load(ModelSpec(base=str(llama_directory), pool=str(pool_directory)), settings), settings)
+    go = threading.Event()
+
+    async def run() -> None:
+        waiting = [asyncio.ensure_future(service.runner.prepare(go.wait)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="3 requests") as caught:
+            service.admit()
+        assert (caught.value.status, caught.value.code) == (429, "queue_full")
+        go.set()
+        await asyncio.gather(*waiting)
+        await asyncio.sleep(0)
+        service.admit()
+
+    asyncio.run(run())
+    service.close()

@@ -76,7 +76,8 @@ class Decoder:
         elif last:
             self._held = ""
         else:
-            held = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+            lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
+            held = max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)
             text, self._held = text[: len(text) - held], text[len(text) - held :]
         self.text += text
         return text

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -20,11 +22,24 @@ _PROBE_VALUES = 8
 Encode = Callable[[list[str]], Tensor]  # texts -> (B, G)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How long texts are in an embedder's own tokens. What is beyond `longest` is no part of the vector."""
+
+    tokenizer: Any
+    longest: int | None
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        rows = self.tokenizer([text.strip() for text in texts], truncation=False, padding=False)["input_ids"]
+        return [len(row) for row in rows]
+
+
 class Embedder:
     """Turns texts into vectors of unit length, each text with a fixed prefix."""
 
-    def __init__(self, name: str, encode: Encode, prefix: str = ""):
-        self.name, self.prefix, self._encode = name, prefix, encode
+    def __init__(self, name: str, encode: Encode, prefix: str = "", measure: Measure | None = None):
+        self.name, self.prefix, self.measure, self._encode = name, prefix, measure, encode
         probe = self.embed([_PROBE_SENTENCE])[0]
         self.identity = EmbedderIdentity(
             embedder=name,
@@ -73,13 +88,15 @@ def embedded(prefix: str = "") -> Embedder:
     """all-MiniLM-L6-v2 from its wheel."""
     from glider.demo.base import embedder_directory
 
-    return Embedder(EMBEDDED_EMBEDDER, _sentence_transformer(EMBEDDED_EMBEDDER, str(embedder_directory())), prefix)
+    encode, measure = _sentence_transformer(EMBEDDED_EMBEDDER, str(embedder_directory()))
+    return Embedder(EMBEDDED_EMBEDDER, encode, prefix, measure)
 
 
 @embedder("sentence-transformers")
 def sentence_transformers(argument: str, prefix: str = "") -> Embedder:
     """A sentence-transformers model by hub id or path; models such as nomic's want a task prefix."""
-    return Embedder(argument, _sentence_transformer(argument, argument), prefix)
+    encode, measure = _sentence_transformer(argument, argument)
+    return Embedder(argument, encode, prefix, measure)
 
 
 @lru_cache(maxsize=4)
@@ -90,7 +107,9 @@ def _load(name: str, prefix: str, address: str | None) -> Embedder:
     return embedders.create(name, prefix=prefix)
 
 
-def _sentence_transformer(name: str, source: str) -> Encode:
+def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | None]:
+    from transformers import PreTrainedTokenizerBase
+
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -105,10 +124,12 @@ def _sentence_transformer(name: str, source: str) -> Encode:
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
 
+    known = isinstance(model.tokenizer, PreTrainedTokenizerBase)
+    measure = Measure(model.tokenizer, model.max_seq_length) if known else None
     if (encoder := encoder_of(model)) is not None:
-        return encoder
+        return encoder, measure
 
     def encode(texts: list[str]) -> torch.Tensor:
         return model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
 
-    return encode
+    return encode, measure

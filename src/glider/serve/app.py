@@ -27,21 +27,20 @@ def build(service: Service) -> Guards:
             service.close()
 
     async def refused(_: Request, fault: Exception) -> JSONResponse:
-        error = errors.ApiError.of(fault)
-        service.metrics.refusals.labels(error.code or "").inc()
-        return error.response
+        error = errors.of_request(fault)
+        service.metrics.refused(error)
+        response = error.response
+        response.headers.update(getattr(fault, "headers", None) or {})
+        return response
 
     app = FastAPI(
         title="glider", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=replies.FAULTS
     )
-    app.add_exception_handler(errors.ApiError, refused)
-    app.add_exception_handler(GliderError, refused)
-    app.add_exception_handler(RequestValidationError, errors.on_invalid)
-    app.add_exception_handler(HTTPException, errors.on_http_error)
-    app.add_exception_handler(Exception, errors.on_crash)
+    for kind in (errors.ApiError, GliderError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refused)
     for part in (chat, completions, responses, tokens, status, changes):
         app.include_router(part.routes(service))
     app.include_router(page.routes())
     if service.tracing is not None:
         service.tracing.instrument(app)
-    return Guards(app, service.settings)
+    return Guards(app, service)

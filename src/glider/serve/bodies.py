@@ -31,6 +31,12 @@ class _Route(APIRoute):
             kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
             if request.method == "POST" and kind != "application/json":  # a page's form may not ask either
                 raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
+            coding = request.headers.get("content-encoding", "identity").strip().lower()
+            if coding != "identity":
+                raise ApiError(415, f"a body without {coding[:40]!r} coding", code="unsupported_media_type")
+            for name in request.query_params if request.method == "POST" else ():
+                message = f"the field {name} belongs into the body"
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
             return await handle(_Request(request.scope, request.receive))
 
         return bounded

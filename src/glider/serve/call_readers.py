@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from glider.files.json_text import parse_json
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # what response templates call it
 _LETTERS = string.ascii_letters + string.digits
@@ -38,7 +40,11 @@ class Call:
         if not isinstance(arguments, dict):
             return None
         name = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LENGTH))
-        return cls(name, value["name"], json.dumps(arguments, ensure_ascii=False))
+        try:
+            text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # numbers beyond floating point
+            return None
+        return cls(name, value["name"], text)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -108,6 +114,22 @@ class MarkedReader:
         return text
 
 
+class FormedReader:
+    """An answer that is either JSON, in which no mark of a call counts, or calls alone."""
+
+    def __init__(self, calls: CallReader):
+        self._calls = calls
+        self._is_json: bool | None = None
+
+    def feed(self, text: str) -> Read:
+        if self._is_json is None and text.strip():
+            self._is_json = not text.lstrip().startswith("<")
+        return Read(text) if self._is_json else self._calls.feed(text)
+
+    def rest(self) -> Read:
+        return self._calls.rest()
+
+
 class TemplateReader:
     """Calls as transformers' own parser reads them, by the response template of the tokenizer."""
 
@@ -171,7 +193,7 @@ def _joined(parts: Sequence[Read]) -> Read:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text.encode())
     except (ValueError, RecursionError):
         return None
 

@@ -15,6 +15,7 @@ from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
+from glider.serve.token_texts import TokenTexts
 from glider.serve.tools import form_of, offered
 
 
@@ -47,8 +48,8 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
     model = target.pool.model
     prompt = await service.runner.prepare(chat_prompt, model, body.messages, tools=offered(body))
     form = await service.runner.prepare(form_of, model, body, prompt.ids)
-    limit = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    tokens = room(model, service.settings, prompt, limit, "max_tokens", service.packed)
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    tokens = room(model, service.settings, prompt, getattr(body, field), service.packed, ("messages", field))
     exchange = Exchange(service, key, target, [prompt], body, request.state.request_id, form)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     try:
@@ -126,8 +127,8 @@ def _more(exchange: Exchange, delta: Delta, body: ChatRequest) -> dict[str, Any]
         more["logprobs"] = {"content": [_logprob(exchange, delta.token)], "refusal": None}
     if delta.experts is not None:
         more["glider"] = {"experts": delta.experts}
-    if body.return_token_ids and delta.token is not None:
-        more["beside"] = {"token_ids": [delta.token.id]}
+    if body.return_token_ids and delta.ids:
+        more["beside"] = {"token_ids": delta.ids}
     return more
 
 
@@ -137,10 +138,11 @@ def _ids(body: ChatRequest, choice: Choice) -> dict[str, Any]:
 
 def _logprob(exchange: Exchange, token: Token) -> dict[str, Any]:
     """A token's log-probability in the form of the chat API."""
-    decode = exchange.target.pool.model.tokenizer.decode
-    top = [_entry(decode([other]), value) for other, value in token.likeliest]
-    return {**_entry(token.text, token.logprob), "top_logprobs": top}
+    texts = exchange.service.texts
+    top = [_entry(texts, other, value) for other, value in token.likeliest]
+    return {**_entry(texts, token.id, token.logprob), "top_logprobs": top}
 
 
-def _entry(text: str, logprob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _entry(texts: TokenTexts, token: int, logprob: float | None) -> dict[str, Any]:
+    content = texts.content(token)
+    return {"token": texts.text(token), "logprob": logprob, "bytes": None if content is None else list(content)}

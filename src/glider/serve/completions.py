@@ -17,6 +17,7 @@ from glider.serve.replies import Completion, described
 from glider.serve.schemas import CompletionRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
+from glider.serve.token_texts import Offsets, prompt_offsets
 from glider.serve.tools import Form
 
 
@@ -51,10 +52,8 @@ async def _open(service: Service, request: Request, body: CompletionRequest) -> 
         raise ApiError(400, "max_tokens of 0 needs echo: true", param="max_tokens", code="invalid_value")
     model = target.pool.model
     prompts = await service.runner.prepare(plain_prompts, model, body.prompts)
-    tokens = [
-        room(model, service.settings, prompt, body.max_tokens, "max_tokens", service.packed) if body.max_tokens else 0
-        for prompt in prompts
-    ]
+    fields = ("prompt", "max_tokens")
+    tokens = [room(model, service.settings, one, body.max_tokens, service.packed, fields) for one in prompts]
     exchange = Exchange(service, key, target, prompts, body, request.state.request_id, Form(format_grammar(body)))
     try:
         await service.until_hangup(request, exchange.open(tokens, body.logprobs))
@@ -83,7 +82,9 @@ async def _whole(
         number = choice.index // body.n
         before = [] if echoed is None else echoed[number]
         text = ("" if echoed is None else _prompt_text(exchange, number)) + choice.text
-        logprobs = None if body.logprobs is None else _logprobs(exchange, [*before, *choice.tokens], 0)
+        logprobs = (
+            None if body.logprobs is None else _Logprobs(exchange, number, body.echo).whole(before, choice.tokens)
+        )
         one = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
         choices.append({**one, "token_ids": choice.ids} if body.return_token_ids else one)
     return {**head, "choices": choices, "usage": exchange.usage, "glider": exchange.glider_field}
@@ -93,14 +94,10 @@ async def _chunks(
     exchange: Exchange, body: CompletionRequest, head: dict[str, Any], echoed: list[list[Token]] | None
 ) -> AsyncIterator[dict[str, Any]]:
     options = body.stream_options
-    lengths = [0] * len(exchange.choices)  # of the text that was told
+    scores = [_Logprobs(exchange, choice.index // body.n, body.echo) for choice in exchange.choices]
 
-    def chunk(index: int, text: str, tokens: Sequence[Token], reason: str | None, **more: Any) -> dict[str, Any]:
-        logprobs = None if body.logprobs is None or not tokens else _logprobs(exchange, tokens, lengths[index])
-        lengths[index] += sum(len(token.text) for token in tokens)
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        if body.return_token_ids and not more.pop("is_prompt", False):
-            choice["token_ids"] = [token.id for token in tokens]
+    def chunk(choice: dict[str, Any], logprobs: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+        choice = {**choice, "logprobs": None if body.logprobs is None else logprobs}
         usage = {} if options is None or not options.include_usage else {"usage": None}
         if options is not None and options.continuous_usage_stats:
             usage = {"usage": exchange.usage}
@@ -109,16 +106,20 @@ async def _chunks(
     if echoed is not None:
         for choice in exchange.choices:
             number = choice.index // body.n
-            yield chunk(choice.index, _prompt_text(exchange, number), echoed[number], None, is_prompt=True)
+            one = {"index": choice.index, "text": _prompt_text(exchange, number), "finish_reason": None}
+            yield chunk(one, scores[choice.index].prompt(echoed[number]))
     left = len(exchange.choices)
     async for delta in exchange.deltas():
         left -= delta.finish_reason is not None
         more: dict[str, Any] = {} if delta.experts is None else {"glider": {"experts": delta.experts}}
         if delta.finish_reason is not None and not left:
             more["glider"] = exchange.glider_field
-        tokens = [] if delta.token is None else [delta.token]
-        if delta.text or delta.finish_reason or more or tokens:
-            yield chunk(delta.index, delta.text, tokens, delta.finish_reason, **more)
+        if not (delta.text or delta.finish_reason or more or delta.ids):
+            continue
+        one = {"index": delta.index, "text": delta.text, "finish_reason": delta.finish_reason}
+        if body.return_token_ids:
+            one["token_ids"] = delta.ids
+        yield chunk(one, None if delta.token is None else scores[delta.index].answer([delta.token]), **more)
     if options is not None and options.include_usage:
         yield {**head, "choices": [], "usage": exchange.usage}
 
@@ -128,21 +129,38 @@ def _prompt_text(exchange: Exchange, number: int) -> str:
     return prompt if isinstance(prompt, str) else exchange.target.pool.model.tokenizer.decode(prompt)
 
 
-def _logprobs(exchange: Exchange, tokens: Sequence[Token], start: int) -> dict[str, Any]:
-    """Log-probabilities in the form of the completions API."""
-    decode = exchange.target.pool.model.tokenizer.decode
-    offsets = []
-    for token in tokens:
-        offsets.append(start)
-        start += len(token.text)
-    return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [
-            {decode([other]): value for other, value in reversed(token.likeliest)}
-            if token.logprob is not None
-            else None
-            for token in tokens
-        ],
-        "text_offset": offsets,
-    }
+class _Logprobs:
+    """Log-probabilities of one answer in the form of the completions API, part by part."""
+
+    def __init__(self, exchange: Exchange, number: int, echo: bool):
+        """`number` is that of the prompt, which comes before the answer with `echo`."""
+        self._texts = exchange.service.texts
+        self._prompt = _prompt_text(exchange, number) if echo else ""
+        self._offsets = Offsets(self._texts, len(self._prompt))
+
+    def whole(self, prompt: Sequence[Token], answer: Sequence[Token]) -> dict[str, Any]:
+        """Of both."""
+        before, after = self.prompt(prompt), self.answer(answer)
+        return {name: before[name] + after[name] for name in before}
+
+    def prompt(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Of the prompt."""
+        return self._columns(tokens, prompt_offsets(self._texts, [token.id for token in tokens], self._prompt))
+
+    def answer(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Of the answer's next tokens."""
+        return self._columns(tokens, [self._offsets.of(token.id) for token in tokens])
+
+    def _columns(self, tokens: Sequence[Token], offsets: list[int]) -> dict[str, Any]:
+        return {
+            "tokens": [self._name(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {self._name(one): value for one, value in reversed(token.likeliest)}
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+    def _name(self, token: int) -> str:
+        return self._texts.text(token, mark="bytes:")

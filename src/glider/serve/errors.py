@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -14,7 +13,6 @@ from glider.printable import printable
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
 _LONGEST = 1000  # characters of a message
-MALFORMED = ("json_invalid", "model_attributes_type", "dict_type")
 
 
 class ApiError(Exception):
@@ -54,31 +52,44 @@ class ApiError(Exception):
         return cls(500, "the server failed at this request; its log says why", code="internal_error")
 
 
-def invalid(errors: Sequence[Any]) -> ApiError:
-    """One error for what pydantic found, naming the field."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+def invalid(errors: Sequence[Any], body: Any) -> ApiError:
+    """One error for what pydantic found in a body, naming the field: of a union's branches the furthest."""
+    places = [_place(error, body) for error in errors]
+    alike = [number for number, place in enumerate(places) if place[:1] == places[0][:1]]
+    deepest = max(alike, key=lambda number: (len(places[number]), errors[number]["type"] == "literal_error"))
+    first, place = errors[deepest], places[deepest]
     param = printable(".".join(place)) or None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"the field {param} is not supported here", param=param, code="unsupported_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
-    if first["type"] in MALFORMED and len(place) < 2:
+    if not place:
         return ApiError(400, f"the body is no JSON object of this request: {first['msg']}", code="invalid_json")
-    return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
 
 
-async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, RequestValidationError)
-    return invalid(fault.errors()).response
+def _place(error: Any, body: Any) -> list[str]:
+    """The field of an error. Pydantic's place has the branches of unions too, which no client knows."""
+    *above, last = error["loc"] or (None,)
+    place = []
+    for part in above:
+        if _has(body, part):
+            place.append(str(part))
+            body = body[part]
+    return [*place, str(last)] if _has(body, last) or error["type"] == "missing" else place
 
 
-async def on_http_error(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, HTTPException)
-    answer = ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code, "refused")).response
-    answer.headers.update(fault.headers or {})
-    return answer
+def _has(value: Any, part: Any) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and 0 <= part < len(value)
 
 
-async def on_crash(_: Request, fault: Exception) -> JSONResponse:
-    return ApiError.of(fault).response
+def of_request(fault: Exception) -> ApiError:
+    """The error for whatever ended a request, those of the framework too."""
+    if isinstance(fault, RequestValidationError):
+        return invalid([{**one, "loc": one["loc"][1:]} for one in fault.errors()], fault.body)
+    if isinstance(fault, HTTPException):
+        return ApiError(fault.status_code, str(fault.detail), code=_CODES.get(fault.status_code, "refused"))
+    return ApiError.of(fault)

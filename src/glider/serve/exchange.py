@@ -42,7 +42,6 @@ class Token:
     """A token of an answer, with its log-probability if requested."""
 
     id: int
-    text: str
     logprob: float | None
     likeliest: tuple[tuple[int, float], ...]
 
@@ -56,8 +55,16 @@ class Delta:
     calls: tuple[Call, ...] = ()
     reasoning: str = ""
     token: Token | None = None
+    end: int | None = None  # the token that ended it, which is no part of the text
     finish_reason: str | None = None
     experts: dict[str, float] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """The token that it comes of, if any."""
+        if self.token is not None:
+            return [self.token.id]
+        return [] if self.end is None else [self.end]
 
 
 @dataclass
@@ -144,7 +151,7 @@ class Exchange:
         count = len(self.prompts) * request.n
         if count > service.settings.max_choices:
             message = f"{count} answers of one request, where {service.settings.max_choices} is the most"
-            raise ApiError(400, message, param="n", code="invalid_value")
+            raise ApiError(400, message, param="n" if request.n > 1 else "prompt", code="invalid_value")
         service.places.check(self.key.name, self.key.max_streams)
         grammar = self.form.grammar
         matcher = None if grammar is None else await self._in_time(service.grammars.matcher(grammar))
@@ -159,7 +166,7 @@ class Exchange:
     async def _in_time(self, work: Awaitable[Result]) -> Result:
         """What the request waits for before it begins."""
         try:
-            with fail_after(self._left()):
+            with fail_after(self.left):
                 return await work
         except TimeoutError:
             raise ApiError(503, "no place came free in time", code="timeout", retry=5) from None
@@ -204,7 +211,7 @@ class Exchange:
                 yield Delta(choice.index, finish_reason="length")
         while self._names:
             try:
-                with fail_after(self._left()):  # not wait_for, which before Python 3.12 can lose a cancellation
+                with fail_after(self.left):  # not wait_for, which before Python 3.12 can lose a cancellation
                     event = await self._events.get()
             except TimeoutError:
                 raise ApiError(504, "the answer took too long", code="timeout") from None
@@ -212,7 +219,7 @@ class Exchange:
                 continue  # ended by a stop string
             choice = self.choices[self._names[event.request]]
             if isinstance(event, Failed):
-                raise ApiError.of(event.fault, self.form.grammar and self.form.grammar.param)
+                raise ApiError.of(event.fault, self._blamed)
             delta = self._token(choice, event) if isinstance(event, NewToken) else self._end(choice, event)
             choice.take(delta)
             if delta.finish_reason is not None:
@@ -226,16 +233,15 @@ class Exchange:
         self._clock(choice)
         self.completion_tokens += 1
         choice.ids.append(event.token)
-        tokenizer = self.target.pool.model.tokenizer
-        token = Token(event.token, tokenizer.decode([event.token]), event.logprob, event.likeliest)
+        token = Token(event.token, event.logprob, event.likeliest)
         experts = None
         if choice.trace is not None and choice.weights is not None:
-            experts = choice.weights.add(token.text, *choice.trace.step(event.passes))
+            experts = choice.weights.add(self.service.texts.shown(event.token), *choice.trace.step(event.passes))
             if experts:
                 main = max(experts, key=lambda name: experts[name])
                 self.service.metrics.expert_tokens.labels(self.target.pool.name, main).inc()
         if event.token in self._ends:
-            return Delta(choice.index, experts=experts)  # its `Ended` follows
+            return Delta(choice.index, end=event.token, experts=experts)  # its `Ended` follows
         text = choice.decoder.add(event.token)
         return self._delta(choice, text, "stop" if choice.decoder.stopped else None, token, experts)
 
@@ -254,13 +260,20 @@ class Exchange:
     ) -> Delta:
         read, grammar = choice.read(text, reason is not None), self.form.grammar
         if reason == "stop" and grammar is not None:
-            if grammar.json:
+            if grammar.json and not (choice.calls or read.calls):
                 require_json(choice.text + read.text)
             if grammar.calls and not (choice.calls or read.calls):
                 raise format_error("call of a tool")
         if reason == "stop" and (choice.calls or read.calls):
             reason = "tool_calls"
-        return Delta(choice.index, read.text, read.calls, read.reasoning, token, reason, experts)
+        return Delta(choice.index, read.text, read.calls, read.reasoning, token, None, reason, experts)
+
+    @property
+    def _blamed(self) -> str | None:
+        """The field of a request that the engine could not follow."""
+        if self.form.grammar is not None:
+            return self.form.grammar.param
+        return "glider.experts" if isinstance(self.request.glider.experts, dict) else None
 
     @property
     def _ends(self) -> frozenset[int]:
@@ -275,7 +288,9 @@ class Exchange:
             metrics.next_token.labels(name).observe(now - choice.last)
         choice.last = now
 
-    def _left(self) -> float:
+    @property
+    def left(self) -> float:
+        """Seconds that it has."""
         return max(0.001, self.began + self.service.settings.request_timeout - time.monotonic())
 
     def close(self) -> None:

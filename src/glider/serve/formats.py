@@ -13,12 +13,19 @@ _OBJECT = {"type": "object"}
 
 def format_grammar(request: Sampling) -> Grammar | None:
     """What the answers of a request must be; None for text. Raises `ApiError`."""
+    schema = format_schema(request)
+    if schema is None:
+        return None
+    refuse_ends(request, "response_format")
+    return Grammar.of_schema(schema)
+
+
+def format_schema(request: Sampling) -> Schema | None:
+    """The schema that the answers of a request keep to; None for text. Raises `ApiError`."""
     form = request.response_format
     if form is None or form.type == "text":
         return None
-    refuse_ends(request, f"response_format {form.type}")
-    schema = form.json_schema.schema_ if isinstance(form, SchemaFormat) else _OBJECT
-    return Grammar.of_schema(Schema.of(schema, _PARAM))
+    return Schema.of(form.json_schema.schema_ if isinstance(form, SchemaFormat) else _OBJECT, _PARAM)
 
 
 def refuse_ends(request: Sampling, what: str, fields: Sequence[str] = ("stop", "stop_token_ids", "ignore_eos")) -> None:

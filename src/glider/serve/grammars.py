@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +93,13 @@ class Grammars:
         done.add_done_callback(self._begun.discard)
         return await asyncio.wrap_future(done)
 
-    def warm(self) -> None:
-        """Read the base's tokens; where that cannot be done, the requests that need it say so."""
-        with suppress(ApiError):
-            self._tokens("response_format")
+    @property
+    def spelling(self) -> Any:
+        """The base's tokens by their bytes (llguidance's table); None where they cannot be read."""
+        try:
+            return self._tokens("response_format")
+        except ApiError:
+            return None
 
     def compile(self, grammar: Grammar) -> Any:
         """As `matcher`, in this thread."""

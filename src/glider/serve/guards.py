@@ -3,8 +3,9 @@
 import ipaddress
 import re
 import secrets
+import time
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import fail_after
 from starlette.exceptions import HTTPException
@@ -12,6 +13,11 @@ from starlette.exceptions import HTTPException
 from glider.serve.errors import ApiError
 from glider.serve.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from glider.serve.service import Service
+
+_OPEN = frozenset({"/", "/health", "/ready", "/version", "/load", "/openapi.json"})  # paths that need no key
+_ONCE = (b"host", b"authorization", b"content-length", b"content-type")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONGEST_NUMBER = 18  # digits of a Content-Length
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -26,8 +32,9 @@ _SAFE = {
 class Guards:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any, settings: ServeSettings):
-        self._app, self._settings = app, settings
+    def __init__(self, app: Any, service: "Service"):
+        self._app, self._service, settings = app, service, service.settings
+        self._settings = settings
         self._hosts: Collection[str] | None = settings.allowed_host or None
         if self._hosts is None and settings.loopback:
             self._hosts = _LOOPBACK | {settings.host}
@@ -47,12 +54,14 @@ class Guards:
         except ApiError as fault:
             if sent.started:
                 raise
+            self._service.metrics.refused(fault)
             await fault.response(scope, receive, sent)
 
     def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
         names = [name for name, _ in scope["headers"]]
-        if names.count(b"host") != 1 or names.count(b"authorization") > 1 or names.count(b"content-length") > 1:
-            raise ApiError(400, "one Host, Authorization and Content-Length at most", code="invalid_headers")
+        if b"host" not in names or any(names.count(name) > 1 for name in _ONCE):
+            message = "one Host, and one Authorization, Content-Length and Content-Type at most"
+            raise ApiError(400, message, code="invalid_headers")
         if b"transfer-encoding" in names and b"content-length" in names:
             raise ApiError(400, "Content-Length or Transfer-Encoding", code="invalid_headers")
         host = headers[b"host"].decode("latin-1").lower()
@@ -69,6 +78,8 @@ class Guards:
             raise ApiError(400, "a Content-Length that is a number", code="invalid_headers")
         if int(length) > self._settings.max_body:
             raise _too_large(self._settings)
+        if scope["path"] not in _OPEN:  # before a stranger's body is read
+            self._service.keys.of(headers.get(b"authorization", b"").decode("latin-1"))
 
 
 class _Body:
@@ -77,12 +88,14 @@ class _Body:
     def __init__(self, receive: Any, settings: ServeSettings):
         self._receive, self._settings = receive, settings
         self._size, self._whole = 0, False
+        self._until: float | None = None
 
     async def __call__(self) -> Any:
         if self._whole:
             return await self._receive()  # waits for the client to hang up
         try:
-            with fail_after(self._settings.body_timeout):
+            self._until = self._until or time.monotonic() + self._settings.body_timeout
+            with fail_after(max(0.0, self._until - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, "the body did not arrive in time") from None

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from glider.inference.engine import PrefixCache
 
 if TYPE_CHECKING:
+    from glider.serve.errors import ApiError
     from glider.serve.exchange import Exchange
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -46,6 +47,10 @@ class Metrics:
         self.refusals = counter(
             "glider:refused_requests", "Requests that were refused, or failed before their answer.", "code"
         )
+
+    def refused(self, error: "ApiError") -> None:
+        """Count a request that was refused, or failed before its answer."""
+        self.refusals.labels(error.code or "").inc()
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
         """Count a request that has ended in any way."""

@@ -20,9 +20,8 @@ def prompt_tokens(
 
     The first has none. Raises `ApiError` for an encoder-decoder model, whose prompt is not written.
     """
-    decode = model.tokenizer.decode
     if logprobs is None:
-        return [Token(token, decode([token]), None, ()) for token in prompt.ids]
+        return [Token(token, None, ()) for token in prompt.ids]
     if model.model.config.is_encoder_decoder:
         raise ApiError(400, "an encoder-decoder base gives prompts no probability", param="echo", code="invalid_value")
     ids = torch.tensor([prompt.ids], device=model.model.device)
@@ -35,6 +34,6 @@ def prompt_tokens(
         tuple(zip(row, scores, strict=True))
         for row, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    first = Token(prompt.ids[0], decode([prompt.ids[0]]), None, ())
+    first = Token(prompt.ids[0], None, ())
     rest = zip(prompt.ids[1:], observed, likeliest, strict=True)
-    return [first, *(Token(token, decode([token]), value, top) for token, value, top in rest)]
+    return [first, *(Token(token, value, top) for token, value, top in rest)]

@@ -105,11 +105,17 @@ def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
 
 
 def room(
-    model: "RoutedModel", settings: ServeSettings, prompt: Prompt, requested: int | None, param: str, packed: bool
+    model: "RoutedModel",
+    settings: ServeSettings,
+    prompt: Prompt,
+    requested: int | None,
+    packed: bool,
+    fields: tuple[str, str],
 ) -> int:
     """The longest answer to a prompt: the requested length, or up to the default as far as there is room.
 
-    Raises `ApiError` for a prompt and answer that are longer than the context or the cache.
+    `fields` are those of the prompt and of the length in the request. Raises `ApiError` for a prompt and answer that
+    are longer than the context or the cache.
     """
     used = 0 if model.model.config.is_encoder_decoder else len(prompt.ids)
     limits = [limit for limit in (model.encoder.context, settings.cache_tokens if packed else None) if limit]
@@ -117,8 +123,8 @@ def room(
     tokens = settings.default_tokens if requested is None else requested
     if limit is None:
         return tokens
-    if used + (max(1, requested) if requested is not None else 1) > limit:
+    if used + (1 if requested is None else requested) > limit:
         answer = "" if requested is None else f" and {requested} of an answer"
         message = f"{len(prompt.ids)} tokens of a prompt{answer}, where {limit} is the most together"
-        raise ApiError(400, message, param=param if used < limit else "messages", code="context_length_exceeded")
+        raise ApiError(400, message, param=fields[used < limit], code="context_length_exceeded")
     return min(tokens, limit - used)

@@ -103,6 +103,28 @@ class OutputMessage(Reply):
     content: list[OutputText]
 
 
+class OutputCall(Reply):
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete", "in_progress"]
+
+
+class ReasoningText(Reply):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(Reply):
+    id: str
+    type: Literal["reasoning"]
+    summary: list[Any]
+    status: Literal["completed", "incomplete", "in_progress"]
+    content: list[ReasoningText]
+
+
 class ResponseUsage(Reply):
     input_tokens: int
     output_tokens: int
@@ -123,13 +145,13 @@ class Response(Reply):
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall | OutputReasoning]
     parallel_tool_calls: bool
     previous_response_id: None
     store: bool
     temperature: float | None
     text: dict[str, Any]
-    tool_choice: Literal["none"]
+    tool_choice: Literal["none", "auto", "required"] | dict[str, str]
     tools: list[Any]
     top_p: float | None
     truncation: Literal["disabled"]

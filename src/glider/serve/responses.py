@@ -1,4 +1,4 @@
-"""`/v1/responses`: text in, text out. Nothing is stored."""
+"""`/v1/responses`: text and calls in, text and calls out. Nothing is stored."""
 
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +11,8 @@ from glider.serve import bodies, replies
 from glider.serve.chat import open_chat
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Exchange
-from glider.serve.schemas import ResponsesRequest
+from glider.serve.response_output import Output
+from glider.serve.response_schemas import ResponsesRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
 
@@ -31,8 +32,7 @@ def routes(service: Service) -> APIRouter:
         try:
             exchange = await open_chat(service, request, body.chat)
         except ApiError as fault:
-            fault.param = _PARAMS.get(fault.param or "", fault.param)
-            raise
+            raise _in_words_of_responses(fault) from fault
         answer = _Answer(exchange, body)
         if body.stream:
             return EventStream(exchange, answer.events(), named=True)
@@ -44,18 +44,25 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+def _in_words_of_responses(fault: ApiError) -> ApiError:
+    param = fault.param
+    if param is not None:
+        param = _PARAMS.get(param, param).replace(".function.", ".")
+    return ApiError(fault.status, fault.message, param=param, code=fault.code, retry=fault.retry)
+
+
 class _Answer:
     """An exchange in the form of the responses API."""
 
     def __init__(self, exchange: Exchange, body: ResponsesRequest):
         self._exchange, self._body, self._created = exchange, body, int(time.time())
-        self._item_id = f"msg_{exchange.request_id}"
+        self._output = Output(exchange.request_id)
 
     async def whole(self) -> dict[str, Any]:
         """The response, once it has ended."""
-        async for _ in self._exchange.deltas():
+        async for _ in self._events():
             pass
-        return self._response(self._status, [self._item(self._status, [self._part()])])
+        return self._response(self._status)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """What a stream tells, numbered through."""
@@ -65,35 +72,21 @@ class _Answer:
             number += 1
 
     async def _events(self) -> AsyncIterator[dict[str, Any]]:
-        begun = self._response("in_progress", [])
+        begun = self._response("in_progress")
         yield {"type": "response.created", "response": begun}
         yield {"type": "response.in_progress", "response": begun}
-        item = self._item("in_progress", [])
-        yield {"type": "response.output_item.added", "output_index": 0, "item": item}
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        empty = {"type": "output_text", "text": "", "annotations": []}
-        yield {"type": "response.content_part.added", **place, "part": empty}
         async for delta in self._exchange.deltas():
-            if delta.text:
-                yield {"type": "response.output_text.delta", **place, "delta": delta.text, "logprobs": []}
-        part, status = self._part(), self._status
-        yield {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []}
-        yield {"type": "response.content_part.done", **place, "part": part}
-        item = self._item(status, [part])
-        yield {"type": "response.output_item.done", "output_index": 0, "item": item}
-        yield {"type": f"response.{status}", "response": self._response(status, [item])}
+            for event in self._output.add(delta):
+                yield event
+        for event in self._output.end(self._status):
+            yield event
+        yield {"type": f"response.{self._status}", "response": self._response(self._status)}
 
     @property
     def _status(self) -> str:
         return "incomplete" if self._exchange.choices[0].finish_reason == "length" else "completed"
 
-    def _part(self) -> dict[str, Any]:
-        return {"type": "output_text", "text": self._exchange.choices[0].text, "annotations": []}
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
-
-    def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+    def _response(self, status: str) -> dict[str, Any]:
         body, ended = self._body, status != "in_progress"
         response: dict[str, Any] = {
             "id": f"resp_{self._exchange.request_id}",
@@ -106,19 +99,26 @@ class _Answer:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata,
-            "output": output,
-            "parallel_tool_calls": False,
+            "output": list(self._output.items) if ended else [],
+            "parallel_tool_calls": bool(body.tools) and body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
             "text": {"format": self._format},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": self._choice,
+            "tools": [{"strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools],
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": self._usage if ended else None,
         }
         return {**response, "glider": self._exchange.glider_field} if ended else response
+
+    @property
+    def _choice(self) -> Any:
+        choice = self._body.tool_choice
+        if choice is None:
+            return "auto" if self._body.tools else "none"
+        return choice if isinstance(choice, str) else choice.model_dump()
 
     @property
     def _format(self) -> dict[str, Any]:
@@ -131,6 +131,6 @@ class _Answer:
         return {
             "input_tokens": usage["prompt_tokens"],
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._output.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }

@@ -37,6 +37,7 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._numbers = itertools.count()
+        self.preparing = 0  # calls of `prepare` that have not ended
         self._worker = ThreadPoolExecutor(1, "glider-prepare")
         self._stop = threading.Event()
         self._pump = threading.Thread(target=self._take_events, name="glider-events", daemon=True)
@@ -50,11 +51,16 @@ class Runner:
         """Run a function in the thread that prepares requests."""
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._worker, partial(work, *arguments, **named))
+        self.preparing += 1
+        done.add_done_callback(self._prepared)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
             await asyncio.wait([done])  # what it takes up must be known to whoever gives it back
             raise
+
+    def _prepared(self, _: object) -> None:
+        self.preparing -= 1
 
     async def add(
         self,

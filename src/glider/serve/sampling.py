@@ -1,5 +1,6 @@
 """From a request's fields to an engine's settings: as transformers applies them, or refused by name."""
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
 _SEEDS = 2**63
-_LONGEST_ID = 18  # digits of a token's id
+_ID = "0|[1-9][0-9]{0,17}"  # a token's id, in the one way of writing it: of two ways one bias would be lost
 
 
 class Draw:
@@ -42,8 +43,18 @@ class Draw:
             settings["min_p"] = _first(request.min_p, defaults.min_p, None) or None
         if len(request.stops) > MAX_STOPS or "" in request.stops:
             raise ApiError(400, f"stop takes up to {MAX_STOPS} strings with text", param="stop", code="invalid_value")
+        strange = [token for token in request.stop_token_ids if not 0 <= token < self._size]
+        if strange:
+            message = f"token ids of 0 to {self._size - 1}, not {str(strange[0])[:40]}"
+            raise ApiError(400, message, param="stop_token_ids", code="invalid_value")
         self._config = EngineSettings.of(model, 1, settings).config
         self._first_seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS
+
+    @property
+    def _size(self) -> int:
+        """Tokens that the model can write."""
+        model: Any = self._model.model
+        return model.get_output_embeddings().weight.shape[0]
 
     @property
     def ends(self) -> frozenset[int]:
@@ -72,8 +83,7 @@ class Draw:
         if request.presence_penalty or request.frequency_penalty:
             processors.append(_Penalty(request.presence_penalty, request.frequency_penalty, start))
         if request.logit_bias:
-            size = self._model.model.get_output_embeddings().weight.shape[0]
-            processors.append(_Bias(_bias_ids(request.logit_bias, size), self._model.model.device))
+            processors.append(_Bias(_bias_ids(request.logit_bias, self._size), self._model.model.device))
         return processors
 
 
@@ -85,7 +95,7 @@ def _first(*values: Any) -> Any:
 def _bias_ids(bias: dict[str, float], size: int) -> dict[int, float]:
     biases = {}
     for key, value in bias.items():
-        if not key.isdecimal() or len(key) > _LONGEST_ID or int(key) >= size:
+        if re.fullmatch(_ID, key) is None or int(key) >= size:
             message = f"logit_bias takes token ids of 0 to {size - 1}, not {key[:40]!r}"
             raise ApiError(400, message, param="logit_bias", code="invalid_value")
         biases[int(key)] = value

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 Role = Literal["system", "developer", "user", "assistant"]
 ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
@@ -12,6 +12,17 @@ Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
 MAX_EXAMPLES = 16
+LEAST_TEMPERATURE = 1e-6  # logits divided by less are beyond float32
+LEAST_PENALTY = 0.01
+
+
+def _divisor(value: float) -> float:
+    if 0 < value < LEAST_TEMPERATURE:
+        raise ValueError(f"0, or at least {LEAST_TEMPERATURE:g}")
+    return value
+
+
+Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False), AfterValidator(_divisor)]
 
 
 class Body(BaseModel):
@@ -121,13 +132,13 @@ class Sampling(Body):
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    temperature: Number | None = Field(default=None, ge=0, le=2)
+    temperature: Temperature | None = None
     top_p: Number | None = Field(default=None, gt=0, le=1)
     top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1: all tokens.")
     min_p: Number | None = Field(default=None, ge=0, le=1)
     presence_penalty: Number = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(default=0.0, ge=-2, le=2)
-    repetition_penalty: Number | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: Number | None = Field(default=None, ge=LEAST_PENALTY, le=10)
     logit_bias: dict[str, Annotated[float, Field(strict=True, ge=-100, le=100)]] = Field(default={}, max_length=1024)
     return_token_ids: StrictBool = False
     user: StrictStr | None = Field(default=None, description="Written into the log beside the request.")
@@ -191,91 +202,6 @@ class ChatRequest(Sampling):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     modalities: Annotated[list[Literal["text"]], _FIRST] | None = None
-
-
-class InputText(Body):
-    type: Literal["input_text", "output_text"]
-    text: StrictStr
-    annotations: Annotated[list[Any], Field(max_length=0)] = []
-    logprobs: Annotated[list[Any], Field(max_length=0)] = []
-
-
-class InputMessage(Body):
-    """A turn of the responses API; an answer's item can be sent back as it came."""
-
-    type: Literal["message"] = "message"
-    id: StrictStr | None = None
-    status: Literal["completed", "incomplete"] | None = None
-    role: Role
-    content: StrictStr | Annotated[list[InputText], _FIRST]
-
-    @property
-    def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role=self.role, content=text)
-
-
-class NamedFormat(JsonSchema):
-    """A schema's format as the responses API has it, on one level."""
-
-    type: Literal["json_schema"]
-
-
-class TextOptions(Body):
-    format: Annotated[PlainFormat | NamedFormat, Field(discriminator="type")] | None = None
-
-    @property
-    def response_format(self) -> dict[str, Any] | None:
-        """The same in the form of the chat API."""
-        if not isinstance(self.format, NamedFormat):
-            return None if self.format is None else {"type": self.format.type}
-        return {"type": "json_schema", "json_schema": self.format.model_dump(by_alias=True, exclude={"type"})}
-
-
-class ObfuscationOptions(Body):
-    include_obfuscation: Literal[False] | None = None
-
-
-class ResponsesRequest(Body):
-    """Text in, text out; nothing is stored, so that there is nothing to go on from."""
-
-    model: StrictStr
-    input: StrictStr | Annotated[list[InputMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
-    instructions: StrictStr | None = None
-    max_output_tokens: StrictInt | None = Field(default=None, ge=1)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
-    top_p: Number | None = Field(default=None, gt=0, le=1)
-    stream: StrictBool = False
-    stream_options: ObfuscationOptions | None = None
-    text: TextOptions | None = None
-    metadata: dict[str, StrictStr] = Field(default={}, max_length=16)
-    tool_choice: Literal["none"] | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    user: StrictStr | None = None
-    glider: Steering = Steering()
-
-    @property
-    def chat(self) -> ChatRequest:
-        """The same question to the chat API."""
-        turns = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        if isinstance(self.input, str):
-            turns.append(Message(role="user", content=self.input))
-        else:
-            turns += [one.message for one in self.input]
-        return ChatRequest(
-            model=self.model,
-            messages=turns,
-            max_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stream=self.stream,
-            user=self.user,
-            response_format=None if self.text is None else self.text.response_format,  # pyright: ignore
-            glider=self.glider,
-        )
 
 
 class CompletionRequest(Sampling):

@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glider.errors import ConfigError
@@ -20,6 +21,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
     import uvicorn
 
     from glider.serve.app import build
+    from glider.serve.connection import Connection
     from glider.serve.pools import Pools
     from glider.serve.service import Service
 
@@ -34,7 +36,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout,
         server_header=False,
         h11_max_incomplete_event_size=64 * 1024,
-        http="h11",
+        http=partial(Connection, patience=settings.body_timeout),  # pyright: ignore[reportArgumentType]
     )
 
     class Server(uvicorn.Server):

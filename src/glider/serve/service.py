@@ -20,12 +20,13 @@ from glider.serve.errors import ApiError
 from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
 from glider.serve.metrics import Metrics
-from glider.serve.places import Places
+from glider.serve.places import RETRY, Places
 from glider.serve.pools import Pools, ServedPool, Target
 from glider.serve.runner import Runner
 from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way, guided
+from glider.serve.token_texts import TokenTexts
 from glider.serve.tracing import Tracing, is_traced
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Service:
         self.keys = Keys.read(settings.api_key_file, list(pools.pools))
         self.runner = Runner(pools.first.model, settings)
         self.grammars = Grammars(pools.first.model)
+        self.texts = TokenTexts(pools.tokenizer)
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
         self.metrics = Metrics()
         self.tracing = (tracing or Tracing()) if is_traced(settings.otel, os.environ) else None
@@ -55,7 +57,7 @@ class Service:
 
     def warm(self) -> None:
         """Ask every pool something, so that what is loaded at the first question is loaded before it."""
-        self.grammars.warm()
+        self.texts = TokenTexts(self.pools.tokenizer, self.grammars.spelling)
         for pool in self.pools.pools.values():
             ids = pool.model.prompt.prompt_ids(pool.model.tokenizer, "Hello")
             guided(pool.model, pool.generation, Way("routed"), Query("Hello"), ids, Steering())
@@ -95,7 +97,15 @@ class Service:
     def target(self, request: Request, name: str, right: Right = "ask") -> tuple[Key, Target]:
         """Whoever asks, and the model that is asked for."""
         key = self.key(request, right)
+        self.admit()
         return key, self.pools.target(name, key.pools)
+
+    def admit(self) -> None:
+        """Raise a 429 `ApiError` where as many requests are being prepared as may be answered and wait: what comes
+        before a place in the queue is bounded like it."""
+        if self.runner.preparing >= self.settings.max_requests + self.settings.max_queue:
+            message = f"{self.runner.preparing} requests are being prepared"
+            raise ApiError(429, message, code="queue_full", retry=RETRY)
 
     @property
     def packed(self) -> bool:

@@ -136,18 +136,18 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
             "tokens": len(prompt.ids),
         }
         if steering.trace:
-            reply["trace"] = _traced(model, prompt, trace)
+            reply["trace"] = _traced(service, prompt, trace)
         return reply
     finally:
         model.attached.give_back(generation)
 
 
-def _traced(model: Any, prompt: Prompt, trace: Trace) -> dict[str, Any]:
+def _traced(service: Service, prompt: Prompt, trace: Trace) -> dict[str, Any]:
     """Weights by token and layer, of the sites that see the prompt's tokens."""
     weights = TokenWeights(list(trace.experts))
     calls = [call for call in trace.calls if len(call.decision.experts) == len(prompt.ids)]
     dense = [trace.weights(call)[0] for call in calls]  # S of (T, E)
     for number, token in enumerate(prompt.ids):
         step = torch.stack([one[number] for one in dense]) if dense else torch.zeros(0, len(trace.experts))
-        weights.add(model.tokenizer.decode([token]), [call.site for call in calls], step)
+        weights.add(service.texts.shown(token), [call.site for call in calls], step)
     return weights.content

@@ -58,16 +58,18 @@ def guided(
 ) -> Guided:
     """The condition of one request. Raises `ApiError` for steering that this model cannot follow."""
     if way.kind != "routed":
-        _refuse_steering(steering, way)
+        what = "the base model" if way.expert is None else f"the expert {way.expert} alone"
+        _refuse("verdict", "description", "examples", "experts", "exclude", steering=steering, what=what)
         if way.expert is None:
             return Guided(Condition.nobody(1), None, None, {})
         if way.kind == "alone":
             return Guided(Condition.local(1), None, None, {})
         return Guided(_fixed_condition(generation.names, {way.expert: 1.0}), None, None, {})
     if steering.verdict == "base":
-        _refuse_choice(steering, "the verdict base, which uses no expert")
+        _refuse("description", "examples", "experts", "exclude", steering=steering, what="the verdict base")
         return Guided(Condition.nobody(1), None, None, {})
     if isinstance(steering.experts, dict):
+        _refuse("description", "examples", "exclude", steering=steering, what="weights of experts")
         return Guided(_fixed_condition(generation.names, steering.experts), None, None, {})
     if way.router is not None:
         generation = replace(generation, **_other(model.pool, generation, way.router))
@@ -87,19 +89,11 @@ def _guided_by(condition: Condition, verdict: str | None, generation: "Generatio
     return Guided(condition, verdict, alpha, scores, described and described.text, described and described.fault)
 
 
-def _refuse_steering(steering: Steering, way: Way) -> None:
-    what = "the base model" if way.expert is None else f"the expert {way.expert} alone"
-    for field in ("verdict", "description", "examples"):
-        if getattr(steering, field):
-            message = f"{field} steers the router; this model is {what}, which has none"
-            raise ApiError(400, message, param=f"glider.{field}", code="unsupported_parameter")
-    _refuse_choice(steering, what)
-
-
-def _refuse_choice(steering: Steering, what: str) -> None:
-    for field in ("experts", "exclude"):
-        if getattr(steering, field):
-            message = f"{field} cannot be chosen beside {what}"
+def _refuse(*fields: str, steering: Steering, what: str) -> None:
+    """Raise `ApiError` for fields that change nothing beside what decides already."""
+    for field in fields:
+        if getattr(steering, field) not in (None, []):
+            message = f"{field} steers the router, which decides nothing beside {what}"
             raise ApiError(400, message, param=f"glider.{field}", code="unsupported_parameter")
 
 
@@ -123,7 +117,8 @@ def _left_out(names: Sequence[str], steering: Steering) -> list[int]:
         allowed = {_place(names, name, "glider.experts") for name in steering.experts}
         out |= set(range(len(names))) - allowed
     if len(out) == len(names):
-        raise ApiError(400, "no expert is left to choose from", param="glider.exclude", code="invalid_value")
+        field = "exclude" if steering.exclude else "experts"
+        raise ApiError(400, "no expert is left to choose from", param=f"glider.{field}", code="invalid_value")
     return sorted(out)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from anyio import move_on_after
 from starlette.responses import StreamingResponse
 
 from glider.serve.errors import ApiError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from glider.serve.exchange import Exchange
 
 log = logging.getLogger("glider.serve")
+_BREAKS = {ord(one): f"\\u{ord(one):04x}" for one in "\x85\u2028\u2029"}  # ends of lines to some clients
 
 
 class EventStream(StreamingResponse):
@@ -20,7 +22,7 @@ class EventStream(StreamingResponse):
 
     `named` events carry their `type` as their name, as those of the responses API; their fault is told twice over, as
     the API has it and as the official client raises it. The exchange is closed with the response, whether it was sent,
-    broken off or never begun.
+    broken off or never begun; a client that does not take it has as long as a body may take beyond the answer's time.
     """
 
     def __init__(self, exchange: "Exchange", chunks: AsyncIterator[dict[str, Any]], named: bool = False):
@@ -29,7 +31,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with move_on_after(self._exchange.left + self._exchange.service.settings.body_timeout):
+                await super().__call__(scope, receive, send)
         finally:
             self._exchange.close()
 
@@ -52,4 +55,5 @@ async def _events(chunks: AsyncIterator[dict[str, Any]], named: bool) -> AsyncIt
 
 def _event(value: dict[str, Any], named: bool) -> str:
     name = f"event: {value['type']}\n" if named else ""
-    return f"{name}data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    text = json.dumps(value, ensure_ascii=False).translate(_BREAKS)
+    return f"{name}data: {text}\n\n"

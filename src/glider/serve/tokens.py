@@ -1,6 +1,7 @@
 """`/tokenize`, `/detokenize`, `/v1/embeddings`."""
 
 import base64
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -16,6 +17,7 @@ from glider.serve.service import Service
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
+    from glider.instructions.embedders import Embedder
 
 
 def routes(service: Service) -> APIRouter:
@@ -24,11 +26,16 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", **described(Tokens))
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+        service.admit()
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
         if body.tools is not None and body.messages is None:
             raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
+        field = "add_special_tokens" if body.messages is not None else "add_generation_prompt"
+        if field in body.model_fields_set:
+            message = f"{field} has no meaning beside {'messages' if body.messages is not None else 'prompt'}"
+            raise ApiError(400, message, param=field, code="unsupported_parameter")
         if body.messages is not None:
             tools = None if body.tools is None else [tool.rendered for tool in body.tools]
             begins = body.add_generation_prompt
@@ -41,6 +48,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", **described(Text))
     async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
+        service.admit()
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
         if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
             message = f"token ids of 0 to {len(model.tokenizer) - 1}"
@@ -50,6 +58,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/embeddings", **described(Embeddings))
     async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
         key = service.key(request, "ask")
+        service.admit()
         identity, pool = None, None
         for one in service.pools.visible(key.pools):
             known = one.model.pool.index.embedder
@@ -62,8 +71,8 @@ def routes(service: Service) -> APIRouter:
         if not all(text.strip() for text in texts):
             raise ApiError(400, "texts that are not empty", param="input", code="invalid_value")
         embedder = await service.runner.prepare(load_for, identity)
+        tokens = await service.runner.prepare(_counted, embedder, pool.model, texts)
         vectors = await service.runner.prepare(embedder.embed, texts)
-        tokens = await service.runner.prepare(lambda: sum(len(_ids(pool.model, text)) for text in texts))
         data = [
             {"object": "embedding", "index": number, "embedding": _encoded(vector.tolist(), body.encoding_format)}
             for number, vector in enumerate(vectors)
@@ -76,6 +85,18 @@ def routes(service: Service) -> APIRouter:
 
 def _ids(model: "RoutedModel", text: str | None, special: bool = True) -> list[int]:
     return model.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def _counted(embedder: "Embedder", model: "RoutedModel", texts: Sequence[str]) -> int:
+    """Tokens of the embedder's, or of the base's where an endpoint has its own. Raises `ApiError` for a text that the
+    embedder would not read to its end."""
+    if embedder.measure is None:
+        return sum(len(_ids(model, text)) for text in texts)
+    lengths, longest = embedder.measure([embedder.prefix + text for text in texts]), embedder.measure.longest
+    if longest is not None and max(lengths) > longest:
+        message = f"a text of {max(lengths)} tokens, where {embedder.name} reads {longest}"
+        raise ApiError(400, message, param="input", code="context_length_exceeded")
+    return sum(lengths)
 
 
 def _encoded(vector: list[float], form: str) -> list[float] | str:

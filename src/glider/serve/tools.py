@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from glider.serve.call_readers import CallReader, Mark
+from glider.serve.call_readers import CallReader, FormedReader, Mark
 from glider.serve.dialect import Dialect, dialect_of
 from glider.serve.errors import ApiError
-from glider.serve.formats import format_grammar, refuse_ends
+from glider.serve.formats import format_grammar, format_schema, refuse_ends
+from glider.serve.grammar_child import SPACING
 from glider.serve.grammars import Grammar, Schema
 from glider.serve.schemas import ChatRequest, NamedChoice, Tool
 
@@ -61,15 +62,17 @@ def form_of(model: "RoutedModel", request: ChatRequest, prompt: Sequence[int]) -
     tools = offered(request)
     if tools is None or request.tools is None:
         return Form(format_grammar(request))
-    if request.response_format is not None and request.response_format.type != "text":
-        message = "an answer in a form is not asked for beside tools"
-        raise ApiError(400, message, param="response_format", code="unsupported_parameter")
     dialect, tokenizer = require_tools(model), model.tokenizer
     text = tokenizer.decode(list(prompt))
     tokens = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
     marked = dialect.response_template is not None or any(tokens.get(mark) for mark in (_OPEN, _CLOSE))
     grammar = _grammar(request, dialect.mark, frozenset(tokens))
-    return Form(grammar, lambda: dialect.reader(tokenizer, text, tools), marked)
+
+    def reader() -> CallReader:
+        calls = dialect.reader(tokenizer, text, tools)
+        return FormedReader(calls) if grammar is not None and grammar.json else calls
+
+    return Form(grammar, reader, marked)
 
 
 def _grammar(request: ChatRequest, mark: Mark | None, tokens: Set[str]) -> Grammar | None:
@@ -79,8 +82,10 @@ def _grammar(request: ChatRequest, mark: Mark | None, tokens: Set[str]) -> Gramm
     """
     tools, choice = request.tools or [], request.tool_choice
     forced = choice == "required" or isinstance(choice, NamedChoice)
+    answer = None if forced else format_schema(request)
     strict = next((number for number, tool in enumerate(tools) if tool.function.strict), None)
-    needs = {"tool_choice": forced, "parallel_tool_calls": request.parallel_tool_calls is False}
+    needs = {"tool_choice": forced, "response_format": answer is not None}
+    needs |= {"parallel_tool_calls": request.parallel_tool_calls is False}
     needs |= {f"tools.{strict}.function.strict": strict is not None}
     field = next((field for field, needed in needs.items() if needed), None)
     if field is None:
@@ -89,19 +94,21 @@ def _grammar(request: ChatRequest, mark: Mark | None, tokens: Set[str]) -> Gramm
         message = "calls can be kept to a form only where the base's template writes them as JSON in <tool_call>"
         raise ApiError(400, message, param=field, code="unsupported_value")
     single = request.parallel_tool_calls is False or isinstance(choice, NamedChoice)
-    refuse_ends(request, "a call", ("stop", "stop_token_ids", "ignore_eos") if forced else ("ignore_eos",))
+    formed = forced or answer is not None
+    refuse_ends(request, "a call", ("stop", "stop_token_ids", "ignore_eos") if formed else ("ignore_eos",))
     callable_tools = [
         (number, tool)
         for number, tool in enumerate(tools)
         if not isinstance(choice, NamedChoice) or tool.function.name == choice.function.name
     ]
-    start = {
-        (True, True): "opening body",
-        (True, False): r'opening body ("\n" opening body)*',
-        (False, True): "head body | tail",
-        (False, False): "(head body)* tail",
-    }[forced, single]
-    return _calls(start, callable_tools, mark, tokens, "tool_choice" if forced else field)
+    calls = "opening body" if single else r'opening body ("\n" opening body)*'
+    free = "head body | tail" if single else "(head body)* tail"
+    start = calls if forced else free if answer is None else f"answer | {calls}"
+    grammar = _calls(start, callable_tools, mark, tokens, "tool_choice" if forced else field)
+    if answer is None:
+        return grammar
+    line = f"answer: %json {json.dumps({'x-guidance': SPACING, **json.loads(answer.text)})}\n"
+    return replace(grammar, text=grammar.text + line, schemas=(*grammar.schemas, answer), json=True)
 
 
 def _calls(start: str, tools: Sequence[tuple[int, Tool]], mark: Mark, tokens: Set[str], param: str) -> Grammar:

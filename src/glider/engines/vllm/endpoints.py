@@ -46,7 +46,7 @@ class GliderEndpoints:
         try:
             return JSONResponse(route_reply(self.front, RouteRequest.model_validate(body)))
         except ValidationError as fault:
-            return invalid(fault.errors()).response
+            return invalid(fault.errors(), body).response
         except (ApiError, GliderError) as fault:
             return ApiError.of(fault).response
 

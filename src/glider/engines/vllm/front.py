@@ -112,7 +112,8 @@ class Front:
         try:
             steering = Steering.model_validate(value)
         except ValidationError as fault:
-            raise invalid([{**one, "loc": ("glider", *one["loc"])} for one in fault.errors()]) from fault
+            errors = [{**one, "loc": ("glider", *one["loc"])} for one in fault.errors()]
+            raise invalid(errors, {"glider": value}) from fault
         if steering.trace:
             message = "decisions are not traced inside vLLM; ask `glider serve`"
             raise ApiError(400, message, param="glider.trace", code="unsupported_parameter")

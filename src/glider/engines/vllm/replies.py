@@ -2,7 +2,8 @@
 
 `glider vllm-args` names `ReplyField` as vLLM's `--middleware`. A request opens a list in its context; where its
 condition is made, the resolution of each of its prompts is put there; the reply, or the last chunk of a stream, says
-what the first prompt's came to. Replies of other routes, and errors, pass as they are.
+what the first prompt's came to: of `/v1/responses` the response in its last event. Replies of other routes, and
+errors, pass as they are.
 """
 
 import json
@@ -18,7 +19,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MIDDLEWARE = "glider.engines.vllm.replies.ReplyField"
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+RESPONSES = "/v1/responses"
+ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES)
+_ENDS = tuple(b"event: response.%s\n" % kind for kind in (b"completed", b"incomplete", b"failed"))
 _DATA, _DONE, _BREAK = b"data: ", b"data: [DONE]", b"\n\n"
 _resolutions: ContextVar[list[dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
 
@@ -70,7 +73,7 @@ class ReplyField:
         resolutions: list[dict[str, Any]] = []
         token = _resolutions.set(resolutions)
         try:
-            await self.app(scope, receive, _Reply(send, resolutions).send)
+            await self.app(scope, receive, _Reply(send, resolutions, scope["path"] == RESPONSES).send)
         finally:
             _resolutions.reset(token)
 
@@ -78,8 +81,9 @@ class ReplyField:
 class _Reply:
     """One reply on its way out: whole bodies wait for their end, a stream's events for the next one."""
 
-    def __init__(self, send: Send, resolutions: list[dict[str, Any]]):
-        self.forward, self.resolutions = send, resolutions
+    def __init__(self, send: Send, resolutions: list[dict[str, Any]], named: bool):
+        """`named` are the events of a stream that have a name each, as those of responses."""
+        self.forward, self.resolutions, self.named = send, resolutions, named
         self.start: Message | None = None
         self.kind, self.parts = "", bytearray()
 
@@ -98,6 +102,8 @@ class _Reply:
             await self.forward(message)
         elif self.kind == "whole":
             await self._whole(message)
+        elif self.named:
+            await self._named(message)
         else:
             await self._stream(message)
 
@@ -128,11 +134,26 @@ class _Reply:
         if ready or not more:
             await self.forward({**message, "body": ready})
 
-    def _with_field(self, body: bytes) -> bytes:
+    async def _named(self, message: Message) -> None:
+        """Pass on each event when it is whole."""
+        self.parts += message.get("body", b"")
+        *events, rest = bytes(self.parts).split(_BREAK)
+        more = message.get("more_body", False)
+        ready, self.parts = _joined([self._of_response(event) for event in events]), bytearray(rest)
+        if ready or not more:
+            await self.forward({**message, "body": ready if more else ready + rest})
+
+    def _of_response(self, event: bytes) -> bytes:
+        name, data, body = event.partition(b"\n" + _DATA)
+        if not data or not (name + b"\n").startswith(_ENDS):
+            return event
+        return name + data + self._with_field(body, "response")
+
+    def _with_field(self, body: bytes, part: str | None = None) -> bytes:
         if not self.resolutions:
             return body
         reply = json.loads(body)
-        reply["glider"] = self.resolutions[0]
+        (reply if part is None else reply[part])["glider"] = self.resolutions[0]
         return json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
 
 
