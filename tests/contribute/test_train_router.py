@@ -124,7 +124,7 @@ def test_the_joint_router_begins_as_phatgoose_and_lowers_the_loss(base: BaseMode
         torch.testing.assert_close(got.weights, wanted.weights)
         assert torch.equal(got.experts, wanted.experts)
         losses.clear()
-        train_router(base, start, "joint", rows_of(), settings(steps=30, batch_size=21, learning_rate=0.05))
+        train_router(base, start, "joint", rows_of(), settings(steps=12, batch_size=21, learning_rate=0.1))
     assert losses[-1] < losses[0] - 0.02
 
 
@@ -165,7 +165,7 @@ def test_a_price_closes_the_gates_of_mindskip(base: BaseModel, pool: Pool) -> No
     x = torch.randn(200, 32)
 
     def used(penalty: float) -> float:
-        made = train_router(base, pool, "mindskip", rows_of(), settings(steps=40, learning_rate=0.1, penalty=penalty))
+        made = train_router(base, pool, "mindskip", rows_of(), settings(steps=12, learning_rate=0.3, penalty=penalty))
         decision = MindSkip().route(MindSkip().prepare(made).sites[Q], x, None)
         assert set(decision.weights.sum(dim=-1).round(decimals=3).tolist()) <= {0.0, 1.0}
         return float((decision.weights.sum(dim=-1) > 0).float().mean())
@@ -179,7 +179,7 @@ def test_a_price_closes_the_attention_blocks_of_mindskip(base: BaseModel, pool: 
     texts = [row.input + row.output for rows in rows_of(3).values() for row in rows]
 
     def computed(penalty: float) -> float:
-        given = settings(steps=40, learning_rate=0.1, penalty=penalty)
+        given = settings(steps=12, learning_rate=0.3, penalty=penalty)
         trained = train_router(base, pool, "mindskip-attention", rows_of(), given)
         blocks = router.prepare(trained).blocks
         assert list(blocks) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
