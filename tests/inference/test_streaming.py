@@ -60,7 +60,7 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Any, stop: list[str],
 def cleaning() -> PreTrainedTokenizerFast:
     """A tokenizer of words that takes spaces before marks away, as T5's of transformers 4.31 to 4.4x."""
     words = ["▁", "▁It", "▁do", "▁does", "▁n", "'", "▁'", "t", "s", "m", "ve", "re", "▁work", "▁.", ".", "▁,", ","]
-    words += ["▁!", "▁?", "?", "▁I", "'m", "'s", "n't"]
+    words += ["▁!", "▁?", "?", "▁I", "'m", "'s", "n't", "▁t", "▁s", "▁ve"]
     words = ["<pad>", "</s>", "<unk>", *words]
     tokenizer = Tokenizer(models.Unigram([(word, -float(i) / 10) for i, word in enumerate(words)], unk_id=2))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -99,3 +99,35 @@ def test_a_stop_longer_than_the_answer_costs_no_more(tokenizer: Any) -> None:
     decoder = Decoder(tokenizer, stop=("a" * 5_000_000, "b" * 5_000_000))
     assert [decoder.add(token) for token in ids] == [""] * len(ids)
     assert decoder.rest() == "aaa" * 20
+
+
+def test_a_special_token_within_an_answer_costs_the_next_word_no_space(cleaning: PreTrainedTokenizerFast) -> None:
+    ids = cleaning.convert_tokens_to_ids(["▁It", "<unk>", "▁work", "s", "<pad>", "<unk>", "▁I", "▁n", "▁'", "▁t"])
+    decoder = Decoder(cleaning)
+    assert "".join(pieces(decoder, ids)) == cleaning.decode(ids, skip_special_tokens=True) == "It works In't"
+    chance = random.Random(2)
+    for _ in range(300):
+        ids = [chance.randrange(len(cleaning)) for _ in range(9)]
+        assert "".join(pieces(Decoder(cleaning), ids)) == cleaning.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("<unk>", "It"),
+        ("</s><unk>", "It works"),
+        ("works</s>", "It "),
+        ("<unk></s>", "It works It"),
+        ("s I", "It work"),
+    ],
+)
+def test_a_stop_string_may_hold_special_tokens(cleaning: PreTrainedTokenizerFast, stop: str, text: str) -> None:
+    ids = cleaning.convert_tokens_to_ids(["▁It", "<unk>", "▁work", "s", "</s>", "<unk>", "▁It"])
+    decoder = Decoder(cleaning, [stop])
+    assert "".join(pieces(decoder, ids)) == text == decoder.text
+    assert decoder.stopped == (text != "It works It")
+
+
+def test_a_run_of_spaces_takes_no_time(cleaning: PreTrainedTokenizerFast) -> None:
+    spaces = cleaning.convert_tokens_to_ids(["▁"] * 400 + ["▁It"])
+    assert "".join(pieces(Decoder(cleaning), spaces)) == cleaning.decode(spaces)

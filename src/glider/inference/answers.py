@@ -25,7 +25,7 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: str  # "stop": the model or a stop string ended it; "length": max_new_tokens did
+    finish_reason: str  # "stop": the model or a stop string ended it; "length": max_new_tokens or max_time did
     global_scores: dict[str, float]  # by expert; empty for a router without a global term
     alpha: float | None
     usage: dict[str, float]  # mean weight of each expert over tokens and sites; empty unless traced

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class GenerateSettings:
         config, alone = _checked(model.model, {"max_new_tokens": limit, **arguments})
         stop = config.stop_strings or ()  # the caller's, or the base's own
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        arguments |= {"tokenizer": model.tokenizer} if stop else {}
+        arguments["stop_strings"] = None  # transformers finds them in the prompt's end, too; here `_Ending` does
         return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop, alone)
 
     @property
@@ -137,6 +138,7 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
 
 
 OnPiece = Callable[[Piece], None]
+Row = tuple[int, ...]  # tokens
 
 
 def generate_rows(
@@ -200,9 +202,10 @@ def _generate(
         decoders = [Decoder(model.tokenizer, settings.stop) for _ in rows]
         arguments["streamer"] = PieceStreamer(decoders, settings.ends, on_piece)
     arguments["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(arguments.get("logits_processor") or ())])
-    stopped = _Stopped(arguments.get("stopping_criteria") or ())
-    if stopped.criteria:
-        arguments["stopping_criteria"] = StoppingCriteriaList([stopped])
+    start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    ending = _Ending(arguments.get("stopping_criteria") or (), model.tokenizer, settings.stop, start)
+    if ending.criteria or settings.stop:
+        arguments["stopping_criteria"] = StoppingCriteriaList([ending])
     condition = model._condition_of(prompts, inputs, held)
     mask = inputs["attention_mask"].cpu().bool()
     trace = Trace(held.names, condition, mask) if traced else None
@@ -211,19 +214,17 @@ def _generate(
             output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)
         except ImportError as fault:  # of a cache or a watermark that a package of its own makes
             raise QueryError("settings whose packages are installed", str(fault), "Install it.") from fault
-    start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    one_by_one = len(stopped.lengths) == len(rows)  # (not with beams)
-    cuts = [length and length - start for length in stopped.lengths] if one_by_one else [None] * len(rows)
+    lengths = [ending.length(row) for row in output.tolist()]
     written = [
-        decoded(model.tokenizer, row[:cut], settings.ends, settings.stop)
-        for row, cut in zip(output[:, start:].tolist(), cuts, strict=True)
+        decoded(model.tokenizer, row[start:length], settings.ends, settings.stop)
+        for row, length in zip(output.tolist(), lengths, strict=True)
     ]
     if trace is not None:
         trace.generated = [len(one.ids) for one in written]
     answers = []
-    for row, (one, cut) in enumerate(zip(written, cuts, strict=True)):
-        ended = one.stopped or cut is not None or (one.ids[-1:] and one.ids[-1] in settings.ends)
-        reason = "stop" if ended or len(one.ids) < settings.max_new_tokens else "length"
+    for row, (one, length) in enumerate(zip(written, lengths, strict=True)):
+        ended = one.stopped or length is not None or (one.ids[-1:] and one.ids[-1] in settings.ends)
+        reason = "stop" if ended else "length"
         usage = {} if trace is None else trace.usage(row)
         answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
     return answers, trace
@@ -244,19 +245,45 @@ def require_finite_logits(logits: torch.Tensor) -> None:
         raise QueryError("finite logits", "ones that are not (an overflow, or weights of NaN)", _REMEDY)
 
 
-class _Stopped(StoppingCriteria):
-    """The caller's criteria, with the length at which each row met them: later tokens of a batch are padding."""
+class _Ending(StoppingCriteria):
+    """Ends a row by a stop string in its answer, or by the caller's criteria: later tokens of a batch are padding.
 
-    def __init__(self, criteria: Sequence[Any]):
-        self.criteria = list(criteria)
-        self.lengths: list[int | None] = []
+    Rows are known by their tokens, since beams change places. Several tokens may come at once.
+    """
+
+    def __init__(self, criteria: Sequence[Any], tokenizer: Any, stop: Sequence[str], start: int):
+        self.criteria, self._start = list(criteria), start
+        self._empty = Decoder(tokenizer, stop) if stop else None
+        self._seen = 0  # tokens of a sequence at the last step, its prompt's among them
+        self._decoders: dict[Row, Decoder] = {}  # by the sequences of that step
+        self._over: set[Row] = set()  # those of them that met a criterion, then or before
+        self._ended: set[Row] = set()  # sequences as they were when they met one
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> Any:
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self.criteria:
             ended = ended | torch.as_tensor(criterion(input_ids, scores, **more), device=input_ids.device)
-        self.lengths = self.lengths or [None] * len(input_ids)
-        for row, now in enumerate(ended.tolist()):
-            if now and self.lengths[row] is None:
-                self.lengths[row] = input_ids.shape[1]
+        rows = [tuple(row) for row in input_ids.tolist()]
+        before = {row for row in rows if row[: self._seen] in self._over}
+        now = {row for row, met in zip(rows, ended.tolist(), strict=True) if met}
+        self._ended |= now - before
+        self._over = now | before
+        if self._empty is not None:
+            self._decoders = {row: self._read(row, self._empty) for row in set(rows)}
+            stopped = [self._decoders[row].stopped for row in rows]
+            ended = ended | torch.tensor(stopped, device=input_ids.device)
+        self._seen = len(rows[0])
         return ended
+
+    def length(self, row: Sequence[int]) -> int | None:
+        """Tokens of a sequence when it met one of the caller's criteria."""
+        ends = {len(ended) for ended in self._ended}
+        return next((n for n in sorted(ends) if tuple(row[:n]) in self._ended), None)
+
+    def _read(self, row: Row, empty: Decoder) -> Decoder:
+        """The answer of a row, read on from where it was at the last step."""
+        decoder = copy(self._decoders.get(row[: self._seen], empty))
+        decoder.ids = list(decoder.ids)
+        for token in row[self._start + len(decoder.ids) :] if not decoder.stopped else ():
+            decoder.add(token)
+        return decoder

@@ -1,6 +1,7 @@
 """Text as it is written."""
 
-from collections.abc import Callable, Sequence, Set
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,16 @@ class Piece:
 class Decoder:
     """The text of one answer, token by token.
 
-    Text ends before the first stop string (then `stopped` is true, and `ids` are the tokens up to it). Text that may
-    begin a stop string, or that a tokenizer which cleans up spaces may still change, is held back. Each token is
-    decoded with the few before it, not with all. An `exact` text is not cleaned up, and with `special` tokens are shown
-    that are otherwise left out.
+    Text ends before the first stop string (then `stopped` is true, and `ids` are the tokens up to it), which may be or
+    hold a special token. Text that may begin a stop string, or that a tokenizer which cleans up spaces may still
+    change, is held back. Each token is decoded with the few before it, not with all. An `exact` text is not cleaned up,
+    and with `special` tokens are shown that are otherwise left out.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), exact: bool = False, special: bool = False):
-        self._tokenizer, self._stop, self._special = tokenizer, tuple(stop), special
+        self._tokenizer, self._special = tokenizer, special
+        self._marks = {} if special else _marks(tokenizer, stop)  # of special tokens within stop strings
+        self._stop = tuple(dict.fromkeys([*stop, *(_marked(one, tokenizer, self._marks) for one in stop)]))
         self.ids: list[int] = []
         self.text = ""  # without what is held back
         self.stopped = False
@@ -51,12 +54,16 @@ class Decoder:
 
     def _new(self, whole: bool = False) -> str:
         """The text of the tokens not yet decoded."""
+        unread = self.ids[self._read :]
+        mark = self._marks.get(unread[-1], "") if unread else ""
         context = self._decoded(self.ids[self._before : self._read])
         text = self._decoded(self.ids[self._before :])
-        if (text.endswith(_UNFINISHED) and not whole) or len(text) < len(context):
+        if not mark and ((text.endswith(_UNFINISHED) and not whole) or len(text) < len(context)):
             return ""
-        self._before, self._read = self._read, len(self.ids)
-        return text[len(context) :]
+        if len(text) > len(context):  # a context without text, of special tokens, would cost the next word its space
+            self._before = self._read
+        self._read = len(self.ids)
+        return text[len(context) :] + mark
 
     def _cleaned(self, new: str, last: bool) -> str:
         """The text that no later token can change, cleaned up."""
@@ -79,6 +86,8 @@ class Decoder:
             lengths = ((stop, n) for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)))
             held = max((n for stop, n in lengths if text.endswith(stop[:n])), default=0)
             text, self._held = text[: len(text) - held], text[len(text) - held :]
+        for mark in self._marks.values():
+            text = text.replace(mark, "")
         self.text += text
         return text
 
@@ -88,7 +97,32 @@ class Decoder:
         )
 
 
-_LONGEST_CLEANED = 4  # letters of " n't" and the like, each of which begins with a space
+_FIRST_MARK = 0xF0000  # the first character of a plane that no text uses
+
+
+def _marks(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
+    """A character for each special token that stop strings name: it has no text, and ends an answer all the same."""
+    if not stop:
+        return {}
+    known = {token: _content(tokenizer, token) for token in tokenizer.all_special_ids}
+    named = [token for token, text in known.items() if text and any(text in one for one in stop)]
+    return {token: chr(_FIRST_MARK + number) for number, token in enumerate(named)}
+
+
+def _marked(stop: str, tokenizer: Any, marks: Mapping[int, str]) -> str:
+    """A stop string with the marks in place of its special tokens, the longest first."""
+    for token in sorted(marks, key=lambda token: -len(_content(tokenizer, token))):
+        stop = stop.replace(_content(tokenizer, token), marks[token])
+    return stop
+
+
+def _content(tokenizer: Any, token: int) -> str:
+    return tokenizer.convert_ids_to_tokens(token)
+
+
+# what cleaning up may still change, once more text is there: " n't", " 've", and " n ' t", which becomes the first;
+# read from the end of the text, where a run of it takes one pass
+_UNSETTLED = re.compile(r"(?:(?:'n|n|[vr]'|')? )+")
 
 
 def _cleaning(tokenizer: Any) -> Callable[[str], str] | None:
@@ -105,12 +139,8 @@ def _cleaning(tokenizer: Any) -> Callable[[str], str] | None:
 
 def _stable_length(text: str) -> int:
     """The length of the text that cleaning up leaves unchanged, whatever follows."""
-    cut = len(text)
-    if (space := text.find(" ", max(0, len(text) - _LONGEST_CLEANED + 1))) >= 0:
-        cut = space
-    while text[:cut].endswith(" '"):  # " ' " is the one that ends with a space
-        cut -= 2
-    return cut
+    unsettled = _UNSETTLED.match(text[::-1])
+    return len(text) - (0 if unsettled is None else unsettled.end())
 
 
 def decoded(tokenizer: Any, ids: Sequence[int], ends: Set[int], stop: Sequence[str] = ()) -> Decoder:
