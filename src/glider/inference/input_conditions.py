@@ -58,11 +58,12 @@ class InputConditions:
         closing.callback(model.__dict__.pop, "generate", None)
 
     def _unconditioned(self, ids: Any) -> bool:
-        """Whether a call with these ids still needs a condition: its router uses one and no block has set it."""
+        """Whether a call with these ids still needs a condition: its router or a judge uses one, no block set one."""
         if self._attached.context.batch is not None or not self._attached.attached:
             return False
         generation = self._attached.generation
-        needed = generation.prepared.global_term is not None or isinstance(generation.router, Observer)
+        prepared = generation.prepared
+        needed = (prepared.global_term, prepared.judge) != (None, None) or isinstance(generation.router, Observer)
         return needed and isinstance(ids, torch.Tensor) and ids.ndim == 2 and ids.numel() > 0
 
     def _condition(self, ids: Any, mask: Any, held: Generation) -> Condition:

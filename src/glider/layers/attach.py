@@ -17,6 +17,7 @@ from glider.layers.blocks import Blocks
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.folding import fold_into, require_foldable, require_unfolded, unfold_from
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
+from glider.layers.plain_calls import PlainCalls
 from glider.layers.routed_linear import RoutedLinear
 from glider.layers.routed_site import RoutedSite
 from glider.layers.sequences import watch_passes
@@ -191,7 +192,9 @@ class Attached:
             if support_of(generation.router).sequences and not self._watched:
                 watch_passes(self.model, self.context, self.closing)
                 self._watched = True
-            if before is not None and before not in self._running:
+            if before is None:
+                PlainCalls(self.context, self.hold).install(self.model, self.closing)
+            elif before not in self._running:
                 self._drop(before)
             return generation
 

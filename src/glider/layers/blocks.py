@@ -54,7 +54,7 @@ class SkippableBlock:
         """That of the generation whose queries are in flight in this thread."""
         batch = self.context.batch
         if batch is None:
-            return self.rules.get(self.context.current)
+            return self.rules.get(self.context.serving)
         rules = [self.rules.get(part.generation) for part in batch.parts]
         if any(rules) and (len(rules) > 1 or batch.token_to_query is not None):
             got = "tokens of several prompts, or generations of the pool, in one row"

@@ -209,9 +209,11 @@ def _learns(condition: Condition | None) -> bool:
 
 
 class InFlight(threading.local):
-    """What one thread has in flight: its batch, its passes, and the input that a layer saw last."""
+    """What one thread has in flight: its batch, or the generation that serves its calls without one; its passes, and
+    the input that a layer saw last."""
 
     batch: Batch | None = None
+    generation: int | None = None
     passes: tuple[Sequences, ...] = ()
     shared: SharedInput | None = None
 
@@ -219,15 +221,14 @@ class InFlight(threading.local):
 class RoutingContext:
     """The batch in flight in each thread; two threads may use one model with different queries.
 
-    Calls outside any batch are served by the `current` generation, by the tokens' own scores, with a warning where the
-    router has a global term (`expects_query`).
+    Calls outside any batch are served by the `current` generation, or the one that their thread holds, by the tokens'
+    own scores, with a warning where the router has a global term (`expects_query`).
     """
 
     def __init__(self) -> None:
         self.current = 0
         self.expects_query = False
         self.here = InFlight()
-        self._default = (Segment(0),)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         expected, got = "a bare model to copy or to pickle", "one with a pool attached"
@@ -237,6 +238,11 @@ class RoutingContext:
     def batch(self) -> Batch | None:
         """This thread's."""
         return self.here.batch
+
+    @property
+    def serving(self) -> int:
+        """The generation that serves this thread's calls outside any batch."""
+        return self.current if self.here.generation is None else self.here.generation
 
     @property
     def sequences(self) -> Sequences | None:
@@ -264,7 +270,7 @@ class RoutingContext:
 
     def serve(self, generation: int, expects_query: bool) -> None:
         """Serve calls outside any batch by this generation from now on."""
-        self.current, self.expects_query, self._default = generation, expects_query, (Segment(generation),)
+        self.current, self.expects_query = generation, expects_query
 
     def segments(self, tokens: int, rows: int | None, device: torch.device) -> Sequence[Segment]:
         """How to treat the tokens of a call of this thread."""
@@ -277,4 +283,4 @@ class RoutingContext:
                 "`with attached.routing(condition)`.",
                 stacklevel=4,
             )
-        return self._default
+        return (Segment(self.serving),)
