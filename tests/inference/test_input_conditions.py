@@ -9,6 +9,7 @@ import torch
 from transformers import pipeline
 
 from glider.errors import RouterError
+from glider.experts.chat_reading import turns_of_prompt
 from glider.inference.base_model import load_base
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
@@ -53,6 +54,64 @@ def test_a_pipeline_answers_as_the_routed_model(llama: RoutedModel) -> None:
     for prompt in PROMPTS:
         [told] = pipe([[{"role": "user", "content": prompt}]], max_new_tokens=6, do_sample=False)
         assert told[0]["generated_text"][-1]["content"].strip() == llama.generate([prompt], max_new_tokens=6)[0].text
+
+
+USER, ANSWER, SYSTEM = "user", "assistant", "system"
+CHATS = [
+    [(USER, PROMPTS[0]), (ANSWER, "It is a dog."), (USER, PROMPTS[1])],
+    [(USER, PROMPTS[1]), (ANSWER, "Yes."), (USER, PROMPTS[2])],  # a follow-up, read with the question before
+    [(SYSTEM, "You sort numbers."), (USER, PROMPTS[0])],
+    [
+        (SYSTEM, "You sort."),
+        (USER, PROMPTS[0]),
+        (ANSWER, "no"),
+        (USER, PROMPTS[1]),
+        (ANSWER, "1"),
+        (USER, "3 1 2, to be sorted"),
+    ],
+]
+
+
+@pytest.mark.parametrize("turns", CHATS, ids=len)
+def test_a_chat_of_several_turns_is_asked_as_the_routed_model_asks_it(llama: RoutedModel, turns: list) -> None:
+    """Its whole text, answers and template included, decided which experts a pipeline had."""
+    chat = [{"role": role, "content": text} for role, text in turns]
+    ids = torch.tensor([llama.prompt.chat_ids(llama.tokenizer, chat)])
+    assert turns_of_prompt(llama.prompt, llama.tokenizer, ids[0].tolist()) == chat
+    with torch.inference_mode():
+        own = llama.model(input_ids=ids).logits
+        with llama.routing([chat]):
+            wanted = llama.model(input_ids=ids).logits
+        with llama.routing([llama.prompt.input_of(llama.tokenizer, ids[0].tolist())]):
+            of_whole_text = llama.model(input_ids=ids).logits
+    torch.testing.assert_close(own, wanted)
+    assert (own - of_whole_text).abs().max() > 1e-3
+    pipe = pipeline("text-generation", model=llama.model, tokenizer=llama.tokenizer)
+    [answer] = pipe([chat], max_new_tokens=6, do_sample=False)
+    assert answer[0]["generated_text"][-1]["content"].strip() == llama.generate([chat], max_new_tokens=6)[0].text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}[assistant]",
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        "{{ m['content'] }}</s>{% endif %}{% endfor %}",
+        "{% if messages[0]['role'] != 'system' %}<s>Be kind.</s>{% endif %}{% for m in messages %}<{{ m['role'][0] }}>"
+        "{{ m['content'] | trim }}</{{ m['role'][0] }}>{% endfor %}<a>",
+    ],
+)
+def test_the_turns_of_a_chat_are_read_by_any_template(llama: RoutedModel, template: str) -> None:
+    form = llama.prompt.model_copy(update={"template": template})
+    for turns in ([(USER, "one\ntwo")], *CHATS):
+        chat = [{"role": role, "content": text} for role, text in turns]
+        if "raise_exception" in template and turns[0][0] == SYSTEM:
+            continue
+        ids = form.chat_ids(llama.tokenizer, chat)
+        assert turns_of_prompt(form, llama.tokenizer, ids) == chat
+    assert turns_of_prompt(form, llama.tokenizer, llama.tokenizer("another text")["input_ids"]) is None
+    assert turns_of_prompt(form.model_copy(update={"kind": "raw"}), llama.tokenizer, ids) is None
 
 
 def test_a_forward_pass_has_its_querys_condition_and_so_has_what_continues_it(llama: RoutedModel) -> None:

@@ -1,8 +1,8 @@
 """Calls of the transformers model itself: `pipeline(model=m.model)`, `m.model.generate(...)`, `m.model(...)`.
 
 They pass token ids and no query. The model that `load` returns decodes its queries from the ids, strips the pool's own
-form of a prompt, and gives them the condition that `RoutedModel.generate` would. The condition holds for a whole
-`generate`, and after a forward pass for the passes that continue on its cache.
+form of a prompt, or parts the turns of a chat, and gives them the condition that `RoutedModel.generate` would. The
+condition holds for a whole `generate`, and after a forward pass for the passes that continue on its cache.
 """
 
 import functools
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glider.errors import RouterError
+from glider.experts.chat_reading import turns_of_prompt
+from glider.inference.queries import Prompt, Query
 from glider.layers.attach import Generation
 from glider.routing.base import Observer
 from glider.routing.condition import Condition
@@ -70,8 +72,8 @@ class InputConditions:
         routed = self._routed
         if not isinstance(mask, torch.Tensor) or mask.shape != ids.shape:
             mask = self._mask(ids)
-        texts = self._texts(ids, mask)
-        return routed._condition_of(texts, {"input_ids": ids, "attention_mask": mask.long()}, held)
+        queries = self._queries(ids, mask)
+        return routed._condition_of(queries, {"input_ids": ids, "attention_mask": mask.long()}, held)
 
     def _mask(self, ids: torch.Tensor) -> torch.Tensor:
         """All tokens but padding, where that is a token of its own, as transformers infers it."""
@@ -81,10 +83,16 @@ class InputConditions:
             return torch.ones_like(ids)
         return (ids != pad).long()
 
-    def _texts(self, ids: torch.Tensor, mask: torch.Tensor) -> Sequence[str]:
+    def _queries(self, ids: torch.Tensor, mask: torch.Tensor) -> Sequence[Prompt]:
+        return [self._query(row[real].tolist()) for row, real in zip(ids, mask.bool(), strict=True)]
+
+    def _query(self, ids: list[int]) -> Prompt:
+        """A chat of several turns as one, so that its last question decides; all else as its text."""
         prompt, tokenizer = self._routed.prompt, self._routed.tokenizer
-        rows = zip(ids, mask.bool(), strict=True)
-        return [prompt.input_of(tokenizer, row[real].tolist()) for row, real in rows]
+        turns = turns_of_prompt(prompt, tokenizer, ids)
+        if turns is not None and len(turns) > 1 and turns[-1]["content"].strip():
+            return Query.chat(turns)
+        return prompt.input_of(tokenizer, ids)
 
     def _enter(self, _: Any, arguments: tuple, inputs: dict[str, Any]) -> None:
         stack = ExitStack()
