@@ -132,6 +132,29 @@ def test_cells_of_a_table_may_be_lists_and_faults_name_the_line(tmp_path: Path):
         read_rows(path.with_suffix(".parquet"))
 
 
+def test_a_cell_that_is_nested_too_deeply_is_a_text(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text('input,output,choices\n"' + "[" * 100_000 + '",b,\n')
+    assert read_rows(path)[0].input == "[" * 100_000
+    path.write_text('input,output,choices\na,b,"' + "[" * 100_000 + '"\n')
+    with pytest.raises(DataError, match="choices"):
+        read_rows(path)
+
+
+def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path: Path):
+    """The last one would count, and the first be gone without a word."""
+    from glider.batch.prompts import read_prompts
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input": "a", "output": "b", "input": "c"}\n')
+    for read in (read_rows, lambda file: read_prompts(file, {})):
+        with pytest.raises(DataError, match="'input' twice"):
+            read(path)
+    path.write_text('{"input": "a", "z": [' + "[]," * 60_000 + "1]}\n")
+    with pytest.raises(DataError, match="more than 50000 members"):
+        read_prompts(path, {})
+
+
 @pytest.mark.parametrize("text", ["input", "input=", "what=x", "input=a,input=b"])
 def test_columns_of_another_form_are_refused(text: str):
     with pytest.raises(DataError, match="input=question"):

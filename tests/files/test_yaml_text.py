@@ -33,6 +33,8 @@ HOSTILE = {
     "control": "a: \x07\n",
     "open": "a: 'x",
     "unknown": "a: *b\n",
+    "twice": "sets: {a: 1}\nother: [x]\nsets: {b: 2}\n",
+    "twice within": "a: [{b: 1, c: {b: 1}, b: 2}]\n",
 }
 READERS: dict[str, Callable[[Path], object]] = {
     "pool plan": PoolPlan.read,

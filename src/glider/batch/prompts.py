@@ -1,6 +1,5 @@
 """Prompts in a file: rows of which only the question is needed."""
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glider.config import faults
-from glider.data.records import is_table, lines_of, records
+from glider.data.records import is_table, lines_of, parsed_line, records
 from glider.errors import DataError
 from glider.files.opening import UnfitFile
 from glider.inference.queries import Query
@@ -64,7 +63,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
             try:
-                record = json.loads(line)
+                record = parsed_line(line)
             except (ValueError, RecursionError) as fault:
                 raise DataError(f"a row at {path}:{number}", f"no JSON ({fault})", "Mend the row.") from fault
             if not isinstance(record, dict):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import DataError, MissingDependency
-from glider.files.json_text import parse_json
+from glider.files.json_text import parse_json, unique_names
 from glider.files.opening import UnfitFile, opened
 
 LARGEST_FILE = 256 << 20  # bytes of a JSON array, which is read at once
 LONGEST_LINE = 16 << 20  # bytes of a row
 MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
+_LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
 _PARTS = ("input", "output", "choices", "references", "targets", "definition", "split", "id", "template")
 FORMS = (
@@ -64,6 +65,13 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, {name: _cell(value) for name, value in record.items() if value != ""}
         except csv.Error as fault:
             raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
+
+
+def parsed_line(line: str) -> Any:
+    """What a line of JSON Lines says; raises `ValueError` and `RecursionError` for what is no such line."""
+    if len(line) > _LONG_LINE:
+        parse_json(line.encode(), _MOST_OF_LINE)  # what is built of millions of members is told before it is
+    return json.loads(line, object_pairs_hook=unique_names)
 
 
 def as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def _cell(text: str) -> Any:
     if text.startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 

@@ -10,12 +10,9 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
-from glider.data.records import FORMS, as_row, is_table, lines_of, records
+from glider.data.records import FORMS, as_row, is_table, lines_of, parsed_line, records
 from glider.errors import DataError
-from glider.files.json_text import parse_json
 from glider.files.opening import UnfitFile
-
-_LONG_LINE, _MOST_MEMBERS = 1 << 16, 50_000
 
 
 class Row(BaseModel):
@@ -99,9 +96,7 @@ def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Ro
 
 def _parse_row(line: str, columns: Mapping[str, str], where: str) -> Row:
     try:
-        if len(line) > _LONG_LINE:
-            parse_json(line.encode(), _MOST_MEMBERS)  # what is built of millions of members is told before it is
-        record = json.loads(line)
+        record = parsed_line(line)
     except (ValueError, RecursionError) as fault:
         got = str(fault) if isinstance(fault, UnfitFile) else f"no JSON ({fault})"
         raise DataError(f"a row with `input` and `output` at {where}", got, "Mend the row.") from fault

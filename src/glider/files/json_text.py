@@ -42,7 +42,7 @@ def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
         raise UnfitFile("a number of thousands of digits")  # slow to read, and beyond what Python turns back into text
     if _depth(plain) > DEEPEST:
         raise UnfitFile("too deep nesting")
-    value = json.loads(content.decode("utf8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    value = json.loads(content.decode("utf8"), object_pairs_hook=unique_names, parse_constant=_refuse)
     if _HALF.search(content):
         _refuse_halves(value)
     return value
@@ -56,7 +56,8 @@ def _depth(plain: bytes) -> int:
     return deepest
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of names and values; raises `UnfitFile` for a name that stands twice."""
     seen = dict(pairs)
     if len(seen) < len(pairs):
         names: set[str] = set()

@@ -1,8 +1,10 @@
 """YAML of plans and run files, bounded like JSON: a page of it may otherwise stand for gigabytes.
 
-Anchors may be used again, as `<<: *defaults`, but what they stand for is counted each time.
+Anchors may be used again, as `<<: *defaults`, but what they stand for is counted each time. A name that stands twice in
+a mapping is refused: the parser would take the last one, and leave out the others without a word.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ def _check(text: str) -> None:
 
     depth = count = 0
     sizes: dict[str, int] = {}  # by anchor
-    inside: list[tuple[str | None, int]] = []  # anchors of the collections that are open, and the count before each
+    inside: list[_Open] = []
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if inside and isinstance(event, yaml.NodeEvent):
+            inside[-1].take(event.value if isinstance(event, yaml.ScalarEvent) else None)
         if isinstance(event, yaml.AliasEvent):
             count += sizes.get(event.anchor, MOST_NODES)  # unknown, or of a value that holds itself
         elif isinstance(event, yaml.ScalarEvent):
@@ -40,15 +44,36 @@ def _check(text: str) -> None:
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):
-            inside.append((event.anchor, count))
+            names = set() if isinstance(event, yaml.MappingStartEvent) else None
+            inside.append(_Open(event.anchor, count, names))
             sizes.pop(event.anchor or "", None)
             count, depth = count + 1, depth + 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = inside.pop()
+            closed = inside.pop()
             depth -= 1
-            if anchor is not None:
-                sizes[anchor] = count - before
+            if closed.anchor is not None:
+                sizes[closed.anchor] = count - closed.before
         if count >= MOST_NODES:
             raise UnfitFile(f"{MOST_NODES} values or more, or one that holds itself")
         if depth > DEEPEST:
             raise UnfitFile("too deep nesting")
+
+
+@dataclass
+class _Open:
+    """A collection whose end is still to come."""
+
+    anchor: str | None
+    before: int  # values counted before it
+    names: set[str] | None  # of a mapping
+    at_name: bool = True  # what comes next, in a mapping
+
+    def take(self, text: str | None) -> None:
+        """A value of it begins; `text` is a scalar's. Raises `UnfitFile` for a name that stands twice."""
+        if self.names is None:
+            return
+        if self.at_name and text is not None:
+            if text in self.names:
+                raise UnfitFile(f"the name {text[:60]!r} twice")
+            self.names.add(text)
+        self.at_name = not self.at_name
