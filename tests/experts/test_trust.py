@@ -24,6 +24,7 @@ from glider.experts.membership import add_expert, remove_expert
 from glider.experts.pool import Pool
 from glider.experts.trust import SIGNATURE_FILE, TRUSTED_KEYS_VARIABLE, UNSIGNED
 from glider.inference.spec import ModelSpec, open_pool
+from glider.routing.methods.multitask import Multitask
 from glider.sharing.signature import generate_keys, sign_pool
 from glider.verdicts.background import Background
 from glider.verdicts.thresholds import Thresholds
@@ -187,6 +188,7 @@ COMMANDS = {
     "remove": ("pool", "remove", "POOL", "e0"),
     "rename": ("pool", "rename", "POOL", "e0", "new"),
     "calibrate": ("pool", "calibrate", "POOL"),
+    "check": ("pool", "check", "POOL", "--data", "{name}.jsonl"),
     "push": ("pool", "push", "POOL", "me/pool"),
     "generate": ("generate", "hello", "--pool", "POOL"),
     "explain": ("explain", "hello", "--pool", "POOL"),
@@ -223,6 +225,9 @@ def test_a_pool_that_must_be_signed_takes_in_no_expert_from_elsewhere(pool: Path
     assert Pool.open(pool).with_expert(stranger, "other").names[-1] == "other"
     with pytest.raises(PoolError, match="from elsewhere"):
         Pool.open(pool, keys / "mine.pub").with_expert(stranger, "other")
+    Multitask(str(stranger)).prepare(Pool.open(pool))
+    with pytest.raises(PoolError, match="from elsewhere"):
+        Multitask(str(stranger)).prepare(Pool.open(pool, keys / "mine.pub"))
 
 
 def test_the_background_of_a_pool_is_the_one_that_was_signed(make_pool, llama_directory: Path, keys: Path) -> None:

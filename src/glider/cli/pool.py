@@ -226,6 +226,7 @@ def check(
     store: Annotated[
         bool, typer.Option("--store", help="Keep the gains in the pool's gains.json, for `glider pool ls`.")
     ] = False,
+    key: KeyOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what each expert gains on its own task, and which experts pull the rows of others down.
@@ -244,7 +245,7 @@ def check(
 
     if "{name}" not in data:
         raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
-    pool = Pool.open(path)
+    pool = Pool.open(path, key)
     drawn = {}
     for name in pool.names:
         every = read_rows(data.replace("{name}", name), split)

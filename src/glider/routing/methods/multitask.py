@@ -26,6 +26,7 @@ class Multitask(Static):
             raise RouterError("the directory of an expert", "none", "Write multitask:PATH.")
 
     def expert(self, pool: Pool) -> Expert:
+        pool.refuse_unsigned(self.argument)
         expert = Expert.open(self.argument)
         for member in pool:
             if member.directory.resolve() == expert.directory.resolve():
