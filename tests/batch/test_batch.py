@@ -127,6 +127,14 @@ def test_answers_of_other_settings_are_not_overwritten(glider: Glider, tmp_path:
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
+def test_a_record_that_is_no_object_is_nobodys(glider: Glider, tmp_path: Path):
+    write(tmp_path / "rows.jsonl", [{"input": "a"}])
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    (tmp_path / "answers.jsonl.run.json").write_text("[]")
+    code, _, err = glider("rows.jsonl", "answers.jsonl")
+    assert code == 2 and "give another --out" in err
+
+
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(
     glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

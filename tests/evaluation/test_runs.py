@@ -251,6 +251,14 @@ def test_a_lora_beside_the_pool_that_changes_is_evaluated_anew(
     assert statuses(make_run(routers))[0] == "done"
 
 
+def test_a_result_that_is_no_object_is_evaluated_anew(make_run) -> None:
+    run = make_run(["base"])
+    list(run.go())
+    for cell in run.cells:
+        cell.path.write_text("[]")
+    assert statuses(make_run(["base"])) == ["done"] * 3
+
+
 def test_single_experts_of_an_oracle_are_no_rows_of_the_table(make_run) -> None:
     run = make_run(["oracle", "base"])
     list(run.go())

@@ -1,6 +1,7 @@
 """A base that was given by a path is found there again, from wherever its pool is opened."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,28 @@ def test_pushing_tells_of_the_path_in_the_files(pool: Pool, base: Path, tmp_path
 
 def test_the_embedded_base_has_a_name_and_no_path() -> None:
     assert local_path("smollm2-135m") is None
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json", "notes.md"])
+def test_a_pipe_in_a_models_directory_is_not_waited_for(base: Path, file: str) -> None:
+    (base / file).unlink(missing_ok=True)
+    os.mkfifo(base / file)
+    for read in (load_base, outline_base):
+        with pytest.raises(BaseModelError, match=f"{file}, a pipe or a device"):
+            read(str(base))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"model_type": []}', '{"model_type": "llama", "num_attention_heads": "x"}']
+)
+def test_a_configuration_of_another_form_is_no_model(base: Path, text: str) -> None:
+    (base / "config.json").write_text(text)
+    with pytest.raises(BaseModelError, match="a transformers model at"):
+        load_base(str(base))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"chat_template": 3, "added_tokens_decoder": 4}'])
+def test_settings_of_a_tokenizer_of_another_form_are_no_model(base: Path, text: str) -> None:
+    (base / "tokenizer_config.json").write_text(text)
+    with pytest.raises(BaseModelError, match="a transformers model at"):
+        load_base(str(base))

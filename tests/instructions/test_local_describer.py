@@ -1,5 +1,6 @@
 """A model on this machine as describer: by directory, as GGUF, and when it cannot be used."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_a_prompt_beyond_the_context_is_a_fault(llama_directory: Path):
 def test_a_missing_model_is_a_fault(name: str):
     (told,) = describe_tasks(load_describer(f"local:{name}"), [TASK])
     assert told.text is None and name.rpartition("/")[2] in (told.fault or "")
+
+
+def test_a_pipe_is_no_model(tmp_path: Path):
+    pytest.importorskip("gguf")
+    os.mkfifo(tmp_path / "model.gguf")
+    (told,) = describe(load_describer(f"local:{tmp_path / 'model.gguf'}"), [TASK])
+    assert told.text is None and "no regular file" in (told.fault or "")
 
 
 def test_a_changed_model_is_asked_again(llama_directory: Path, tmp_path: Path, store: Cache):

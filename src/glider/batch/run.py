@@ -97,9 +97,10 @@ class BatchRun:
 
     def _record(self) -> dict[str, Any]:
         try:
-            return read_json(self.record, LARGEST_RESULT, MOST_OF_RESULT)
+            record = read_json(self.record, LARGEST_RESULT, MOST_OF_RESULT)
         except (OSError, ValueError):
             return {}
+        return record if isinstance(record, dict) else {}
 
     def _write(self, place: Path, count: int) -> None:
         def answers() -> Iterator[dict[str, Any]]:

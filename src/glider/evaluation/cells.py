@@ -314,7 +314,8 @@ class Cell:
             content = read_json(self.path, LARGEST_RESULT, MOST_OF_RESULT)
         except (OSError, ValueError):
             return None
-        return content if content.get("key") == self.key and "guess" in content else None
+        known = isinstance(content, dict) and content.get("key") == self.key and "guess" in content
+        return content if known else None
 
 
 @dataclass(frozen=True)

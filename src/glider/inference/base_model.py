@@ -13,6 +13,8 @@ from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import oddity
 
+MISREAD = (AttributeError, KeyError, TypeError)  # of transformers, for a configuration of another form
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -43,6 +45,7 @@ def load_base(
     if base.startswith(("/", "./", "../", "~")) and not Path(source).exists():
         remedy = f"Check the path, or give a hub id, or {EMBEDDED_BASE} for the embedded model."
         raise BaseModelError(f"a transformers model at {base}", "no such directory", remedy)
+    require_plain_files(Path(source))
     tell_of_download(source)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments))
@@ -55,15 +58,26 @@ def load_base(
             if shown:
                 logging.enable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(source, **_where(arguments))
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as fault:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *MISREAD) as fault:
+        named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
         raise BaseModelError(
             f"a transformers model at {base}",
-            (str(fault).splitlines() or [type(fault).__name__])[0],
+            named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))
+
+
+def require_plain_files(directory: Path) -> None:
+    """Raise `BaseModelError` for a pipe or a device in a model's directory: transformers would wait for it, or read it
+    without end."""
+    if not directory.is_dir():
+        return
+    for entry in sorted(directory.iterdir()):
+        if entry.exists() and not entry.is_dir() and not entry.is_file():
+            raise BaseModelError(f"files alone in {directory}", f"{entry.name}, a pipe or a device", "Remove it.")
 
 
 def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:

@@ -10,7 +10,15 @@ from glider.errors import ExpertError
 from glider.experts.base_identity import identify_weights, identifying_weights
 from glider.files.headers import read_header
 from glider.files.json_text import read_json
-from glider.inference.base_model import BaseModel, architecture_of, completed_tokenizer, local_path, locate
+from glider.inference.base_model import (
+    MISREAD,
+    BaseModel,
+    architecture_of,
+    completed_tokenizer,
+    local_path,
+    locate,
+    require_plain_files,
+)
 
 _ONE, _SEVERAL = "model.safetensors", "model.safetensors.index.json"
 
@@ -24,6 +32,7 @@ def outline_base(base: str) -> BaseModel | None:
     from transformers import AutoConfig, AutoTokenizer
 
     source, model_id = locate(base)
+    require_plain_files(Path(source))
     try:
         config = AutoConfig.from_pretrained(source)
         if getattr(config, "quantization_config", None) is not None:
@@ -33,7 +42,7 @@ def outline_base(base: str) -> BaseModel | None:
         model.tie_weights()
         weights = _read(source, identifying_weights(model), model.base_model_prefix)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, ExpertError):
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, ExpertError, *MISREAD):
         return None  # loading the whole model tells what is wrong, if anything is
     if weights is None:
         return None

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import BaseModelError, MissingDependency
+from glider.files.opening import opened
 from glider.instructions.describers import Written, describer
 from glider.progress import Tick
 
@@ -90,6 +91,8 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", f"read {path.name}", "pip install 'glider-moe[demo]'")
     try:
+        with opened(path):  # transformers would wait for a pipe
+            pass
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (OSError, ValueError, KeyError) as fault:
