@@ -55,3 +55,21 @@ def test_the_shared_prefix_runs_once(llama_directory: Path) -> None:
     targets.target_logits(model, ROWS, 0, torch.device("cpu"))
     assert widths[0] == (1, len(PREFIX))
     assert widths[1][0] == len(ROWS) and widths[1][1] == max(len(row) - len(PREFIX) for row in ROWS)
+
+
+def test_a_batch_without_padding_has_the_positions_of_the_model_itself() -> None:
+    """RoBERTa's begin beyond its padding token: rows of one length were trained at others than they are used at."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=1, is_decoder=True, initializer_range=0.3,
+    )  # fmt: skip
+    model = RobertaForCausalLM(config).eval()
+    rows = [EncodedRow([30, 31, 32, 33 + i], [7 + i, 9]) for i in range(2)] + [EncodedRow([40], [3])]
+    with torch.no_grad():
+        logits, _ = targets.target_logits(model, rows, 1, torch.device("cpu"))
+        for row, found in zip(rows, logits, strict=True):
+            plain = model(input_ids=torch.tensor([row.prompt + row.target])).logits[0, len(row.prompt) - 1 : -1]
+            torch.testing.assert_close(found[: len(row.target)], plain, atol=1e-4, rtol=1e-4)

@@ -17,6 +17,7 @@ from glider.inference.sharing import Sharing
 from glider.inference.spec import load
 
 from ..conftest import byte_tokenizer
+from ..families.sweep import tiny
 from .odd_models import MODELS
 
 PROMPTS = ["x" * 120 + end for end in ("a question", "b a longer question about things", "c z")]
@@ -135,9 +136,46 @@ def test_a_decoder_begins_as_generate_has_it(tmp_path: Path, make_pool) -> None:
     assert -loss.item() == pytest.approx(wanted, abs=1e-4)
 
 
+def test_what_a_decoder_is_forced_to_write_first_stands_before_answers(tmp_path: Path, make_pool) -> None:
+    """BART's settings force <s>: answers were scored and trained at a place where `generate` never writes them."""
+    base = mbart(tmp_path)
+    settings = transformers.GenerationConfig.from_pretrained(base)
+    settings.forced_bos_token_id = 9
+    settings.save_pretrained(base)
+    model = load(str(base), make_pool(base).path, router="base")
+    asked, target = (model.prompt.prompt_ids(model.tokenizer, "hi"), model.prompt.target_ids(model.tokenizer, "no"))
+    with torch.no_grad():
+        fed = torch.tensor([[5, 9, *target[:-1]]])
+        logits = model.model(input_ids=torch.tensor([asked]), decoder_input_ids=fed).logits[0, 1:].log_softmax(-1)
+        got, labels = target_logits(model.base.model, [EncodedRow(asked, target)] * 2, 0, torch.device("cpu"))
+    wanted = sum(logits[i, token].item() for i, token in enumerate(target))
+    assert model.score("hi", ["no", "yes it is so"])[0].log_likelihood == pytest.approx(wanted, abs=1e-4)
+    several, _ = model.score_many(["hi", "a longer question"], [["no", "yes"], ["x"]])
+    assert several[0][0].log_likelihood == pytest.approx(wanted, abs=1e-4)
+    loss = torch.nn.functional.cross_entropy(got[0], labels[0], ignore_index=-100, reduction="sum")
+    assert got.shape[:2] == labels.shape and -loss.item() == pytest.approx(wanted, abs=1e-4)
+    [answer] = model.generate(["hi"], max_new_tokens=3)
+    assert answer.token_ids[0] == 9
+
+
 def test_a_configuration_may_map_numbers_to_numbers(routed: Callable[[str], RoutedModel]) -> None:
     """Aria's maps sizes of pictures; looking for the names of windows in it failed every padded batch."""
     model = routed("llama")
     model.model.config.patch_to_query = {1225: 128, 4900: 256}
     alone = [model.generate([prompt], max_new_tokens=4)[0] for prompt in ("a", "a longer one")]
     assert model.generate(["a", "a longer one"], max_new_tokens=4) == alone
+
+
+def test_blocks_that_padding_would_move_are_seen_in_rows_past_them() -> None:
+    """DeepSeek-V4 compresses blocks of 128 tokens: a short row beside a long one told nothing of it."""
+    pytest.importorskip("transformers.models.deepseek_v4")
+    model = tiny("deepseek_v4", "causal")
+    draw = torch.Generator().manual_seed(0)
+    lengths = (175, 137)
+    rows = [EncodedRow(torch.randint(3, 240, (n,), generator=draw).tolist(), [7, 8, 9]) for n in lengths]
+    with torch.no_grad():
+        logits, labels = target_logits(model, rows, 0, torch.device("cpu"))
+        wanted = [_row_loss(model, row) for row in rows]
+    got = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=-100, reduction="none").sum(dim=1)
+    assert got.tolist() == pytest.approx(wanted, abs=1e-3)
+    assert not Sharing(model).allows("padding", 178)

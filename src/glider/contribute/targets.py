@@ -40,10 +40,14 @@ def _together(
 ) -> tuple[Float[Tensor, "B L V"], Int[Tensor, "B L"]]:
     """One batch, padded."""
     encoder_decoder = model.config.is_encoder_decoder
-    batch = _to(model, collate(rows, pad_id, encoder_decoder=encoder_decoder), device)
+    collated = collate(rows, pad_id, encoder_decoder=encoder_decoder)
+    if bool(collated["attention_mask"].all()):
+        collated.pop("position_ids", None)  # the model's own, which need not begin with 0 (RoBERTa's do not)
+    batch = _to(model, collated, device)
     labels = batch.pop("labels")
     if encoder_decoder:
-        return model(**batch, decoder_input_ids=decoder_inputs(model, labels), use_cache=False).logits, labels
+        logits = model(**batch, decoder_input_ids=decoder_inputs(model, labels), use_cache=False).logits
+        return logits[:, -labels.shape[1] :], labels
     logits, _ = last_logits(model, labels.shape[1] + 1, **batch, use_cache=False)
     return logits[:, :-1], labels
 

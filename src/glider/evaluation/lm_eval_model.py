@@ -210,7 +210,9 @@ class GliderLM(LM):
                 continuations = [[scorings[i].continuation for i in members] for _, members in batch]
                 inputs = self.routed.encoder.batch([list(context) for context in contexts])
                 condition = self.routed.condition_of(queries, inputs)
-                scored = likelihoods(self.routed.model, self.routed.attached, inputs, continuations, condition)
+                scored = likelihoods(
+                    self.routed.model, self.routed.attached, inputs, continuations, condition, forced=not self.raw
+                )
                 for (_, members), row in zip(batch, scored, strict=True):
                     for i, value in zip(members, row, strict=True):
                         done(i, value)

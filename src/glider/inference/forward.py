@@ -53,13 +53,19 @@ def start_token(model: Any) -> int:
     raise QueryError(expected, "a model that names none", "Set it in the model's generation_config.")
 
 
-def decoder_inputs(model: Any, labels: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """What the decoder is fed to predict labels: the token it starts with, then the labels but the last.
+def decoder_inputs(model: Any, labels: Int[Tensor, "B L"], forced: bool = True) -> Int[Tensor, "B S"]:
+    """What the decoder is fed to predict labels, by the logits of the last L positions: the token it starts with, the
+    one that its settings force after it (BART's), then the labels but the last.
 
-    The families' own shifts differ (mBART's begins with the last token). Labels below 0 have no target behind them.
+    So `generate` has it; without `forced` the labels follow the start. The families' own shifts differ (mBART's begins
+    with the last token). Labels below 0 have no target behind them.
     """
-    start = torch.full_like(labels[:, :1], start_token(model))
-    return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+    begin = [start_token(model)]
+    settings = getattr(plain_model(model), "generation_config", None)
+    token = getattr(settings, "forced_bos_token_id", None)
+    begin += [token] if forced and isinstance(token, int) else []
+    before = torch.tensor([begin], device=labels.device).expand(len(labels), -1)
+    return torch.cat([before, labels[:, :-1].clamp(min=0)], dim=1)
 
 
 def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Int[Tensor, "B S"]]:

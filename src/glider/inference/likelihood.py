@@ -38,6 +38,7 @@ def likelihoods(
     continuations: Sequence[Sequence[Ids]],
     condition: Condition,
     generation: Generation | None = None,
+    forced: bool = True,
 ) -> list[list[Likelihood]]:
     """Score each row's continuations (token ids, at least one each), in float32.
 
@@ -46,10 +47,11 @@ def likelihoods(
     pass over each prompt and continuation alone. The continuations of all rows run as one batch on the prompts' cache
     (or encoder states), each with its own row's condition, and a common beginning of the prompts runs once, as far as
     `Sharing` found that this does not change the model's
-    outputs. Raises `QueryError` for likelihoods that are not finite.
+    outputs. A decoder beside an encoder begins as `generate` has it, or without `forced` with its start token alone, as
+    lm-evaluation-harness has it. Raises `QueryError` for likelihoods that are not finite.
     """
     with attached.hold(generation) as held:
-        return _likelihoods(model, _Routed(attached, held), inputs, continuations, condition)
+        return _likelihoods(model, _Routed(attached, held, forced), inputs, continuations, condition)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Routed:
 
     attached: Attached
     generation: Generation
+    forced: bool = True  # what a decoder's settings force stands before its continuations
 
     def __call__(self, condition: Condition) -> AbstractContextManager[None]:
         return self.attached.routing(condition, generation=self.generation)
@@ -118,7 +121,7 @@ def _encoder_decoder(
     owner: torch.Tensor,
     condition: Condition,
 ) -> torch.Tensor:
-    mask, fed = inputs["attention_mask"], decoder_inputs(model, labels)
+    mask, fed, longest = inputs["attention_mask"], decoder_inputs(model, labels, routed.forced), labels.shape[1]
     if routed.sharing(model).allows("encoder", mask.shape[1]):
         with routed(condition):
             read = model.get_encoder()(**inputs)
@@ -127,7 +130,7 @@ def _encoder_decoder(
             outputs = type(read)(last_hidden_state=states)  # its own kind: a decoder may ask for the other parts
             return model(
                 encoder_outputs=outputs, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
-            ).logits
+            ).logits[:, -longest:]
     rows = [inputs["input_ids"][i, : int(mask[i].sum())] for i in owner.tolist()]
     logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for group in _batches(rows, alike=True):
@@ -135,7 +138,7 @@ def _encoder_decoder(
         with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
             outputs = model(input_ids=ids, decoder_input_ids=fed[group], use_cache=False).logits
         for i, one in zip(group, outputs, strict=True):
-            logits[i] = one
+            logits[i] = one[-longest:]
     return torch.stack(logits)
 
 

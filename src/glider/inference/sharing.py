@@ -156,7 +156,7 @@ def _alone(model: Any, row: Sequence[int], count: int) -> Float[Tensor, "C V"]:
 
 
 def _padding(model: Any, row: Row, length: int) -> Pairs:
-    rows = [row(length), row(_beside(model, length)), row(_FOLLOWING)]
+    rows = [row(count) for count in (*_unlike(model, length), _FOLLOWING)]
     if plain_model(model).config.is_encoder_decoder:
         yield from _encoder_pairs(model, rows, row(_FOLLOWING), states=False)
         return
@@ -169,7 +169,7 @@ def _padding(model: Any, row: Row, length: int) -> Pairs:
 
 def _generation(model: Any, row: Row, length: int) -> Pairs:
     """The first steps of `generate`, which manages positions and caches itself."""
-    rows = [row(length), row(_beside(model, length))]
+    rows = [row(count) for count in _unlike(model, length)]
     together = _steps(model, padded(rows, 0, model))
     for number, one in enumerate(rows):
         alone = _steps(model, padded([one], 0, model))
@@ -193,7 +193,7 @@ def _cache(model: Any, row: Row, length: int) -> Pairs:
 
 
 def _padded_cache(model: Any, row: Row, length: int) -> Pairs:
-    yield from _continued(model, [row(length - _FOLLOWING), row(_beside(model, length)), row(2)], row)
+    yield from _continued(model, [row(count) for count in (*_unlike(model, length - _FOLLOWING), 2)], row)
 
 
 def _continued(model: Any, rows: list[list[int]], row: Row) -> Pairs:
@@ -225,12 +225,20 @@ def _prefix(model: Any, row: Row, length: int) -> Pairs:
     yield from _fed(model, output.past_key_values, first, mask, [[*prefix, *rest] for rest in rests], row)
 
 
+def _unlike(model: Any, length: int) -> tuple[int, int, int]:
+    """Lengths of rows that are padded to the first of them: one of few tokens, and one past whatever the first is past,
+    since a row that no chunk has ended in shows nothing of chunks that its padding would move."""
+    return length, length - max(1, length // 11), _beside(model, length)
+
+
 def _beside(model: Any, length: int) -> int:
-    """About 3/7 of a length, in the middle third of every chunk that is shorter: its border would show nothing."""
+    """About 3/7 of a length, in the middle third of as many shorter chunks as can be: a border would show nothing."""
     windows = [window for window in _windows(plain_model(model).config) if 3 < window < length]
-    begin = 3 * length // 7
-    inside = (n for n in range(begin, 1, -1) if all(1 / 3 <= n % window / window <= 2 / 3 for window in windows))
-    return next(inside, begin)
+
+    def inside(count: int) -> int:
+        return sum(1 / 3 <= count % window / window <= 2 / 3 for window in windows)
+
+    return max(range(max(2, 3 * length // 7), 1, -1), key=inside)
 
 
 def _fed(
@@ -248,7 +256,7 @@ def _fed(
 
 
 def _encoder(model: Any, row: Row, length: int) -> Pairs:
-    rows = [row(length), row(_beside(model, length)), row(_FOLLOWING)]
+    rows = [row(count) for count in (*_unlike(model, length), _FOLLOWING)]
     yield from _encoder_pairs(model, rows, row(_FOLLOWING), states=True)
 
 
@@ -300,7 +308,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 def _windows(config: Any) -> set[int]:
     """Lengths that the configuration names as windows or chunks of attention, or as a context that it was made for."""
-    names = ("window", "chunk", "original_max_position")
+    names = ("window", "chunk", "original_max_position", "compress", "block_size", "local_radius")
     return {
         value
         for part in _parts(config.to_dict())
