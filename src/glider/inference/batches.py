@@ -13,7 +13,7 @@ from glider.inference.generation import merged, new_tokens
 from glider.inference.packed_engine import PackedEngine
 from glider.inference.packing import refusal
 from glider.inference.padded_engine import PaddedEngine
-from glider.inference.sampler import RequestSettings, request_processors
+from glider.inference.sampler import RequestSettings, request_processors, try_processors
 from glider.inference.streaming import Decoder, Piece
 from glider.layers.attach import Generation
 from glider.routing.condition import Condition
@@ -69,6 +69,7 @@ class EngineSettings:
             bare._prepare_special_tokens(config, True, device=bare.device)
         except (TypeError, ValueError) as fault:
             raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
+        try_processors(bare, config)
         mode = config.get_generation_mode().value
         refused = sorted(name for name in unknown if name in rest)
         refused += [name for name in _NOT_APPLIED if getattr(config, name, None)]

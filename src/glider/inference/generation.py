@@ -1,7 +1,6 @@
 """Answers by transformers' `generate`, with checked settings; each row's answer is the one it would get alone."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from glider.errors import QueryError
 from glider.inference.answers import Answer
 from glider.inference.forward import accepts
 from glider.inference.queries import Prompt
-from glider.inference.sampler import request_processors
+from glider.inference.sampler import try_processors
+from glider.inference.setting_values import checked_values, plain_value
 from glider.inference.sharing import Sharing
 from glider.inference.streaming import Decoder, Piece, PieceStreamer, decoded
 from glider.layers.attach import Generation
@@ -43,7 +43,7 @@ _MODES = ("greedy_search", "sample", "beam_search", "beam_sample", "assisted_gen
 def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those of a `generation_config` among them, which those beside it override.
 
-    Raises `QueryError` for a `generation_config` of another type, and for a value that is no number.
+    Raises `QueryError` for a `generation_config` of another type, and for values of other types than settings have.
     """
     rest = dict(generation)
     config = rest.pop("generation_config", None)
@@ -52,8 +52,7 @@ def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
             raise QueryError("a GenerationConfig", type(config).__name__, "Give transformers' own, or keywords.")
         names = [name for name in config.to_diff_dict() if name != "transformers_version"]
         rest = {**{name: getattr(config, name) for name in names}, **rest}
-    if broken := [name for name, value in rest.items() if isinstance(value, float) and math.isnan(value)]:
-        raise QueryError("settings that are numbers", f"{broken[0]}=nan", "Mend the settings.")
+    rest = checked_values(rest)
     stops = rest.get("stop_strings")
     stops = [stops] if isinstance(stops, str) else list(stops or ())
     if strange := [stop for stop in stops if not isinstance(stop, str) or not stop]:
@@ -66,7 +65,7 @@ def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 def new_tokens(count: Any) -> int:
     """The longest answer in tokens; raises `QueryError` unless it is a number above 0."""
-    count = NEW_TOKENS if count is None else count
+    count = NEW_TOKENS if count is None else plain_value(count)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise QueryError("max_new_tokens of at least 1", repr(count), "Give a whole number.")
     return count
@@ -126,7 +125,7 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
         model._prepare_special_tokens(config, True, device=model.device)
     except (TypeError, ValueError) as fault:
         raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
-    request_processors(model, config, [0])
+    try_processors(model, config)
     mode = config.get_generation_mode(arguments.get("assistant_model")).value
     code = arguments.get("custom_generate")
     if mode not in _MODES or isinstance(code, str):
@@ -214,6 +213,11 @@ def _generate(
             output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)
         except ImportError as fault:  # of a cache or a watermark that a package of its own makes
             raise QueryError("settings whose packages are installed", str(fault), "Install it.") from fault
+        except (TypeError, ValueError) as fault:
+            if not _is_of_generation(fault):
+                raise
+            got = " ".join(str(fault).split())[:300]
+            raise QueryError("settings that transformers' generation carries out", got, "Mend them.") from fault
     lengths = [ending.length(row) for row in output.tolist()]
     written = [
         decoded(model.tokenizer, row[start:length], settings.ends, settings.stop)
@@ -228,6 +232,14 @@ def _generate(
         usage = {} if trace is None else trace.usage(row)
         answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
     return answers, trace
+
+
+def _is_of_generation(fault: BaseException) -> bool:
+    """Whether transformers' generation itself raised it, and not the model or a function of the caller's."""
+    place = fault.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("transformers.generation.")
 
 
 class FiniteLogits(LogitsProcessor):

@@ -18,7 +18,8 @@ from glider.inference.likelihood import likelihoods
 from glider.inference.padded_engine import PaddedEngine
 from glider.inference.prompt_states import prompt_states
 from glider.inference.prompts import PromptEncoder
-from glider.inference.queries import Message, Prompt, Query, QueryReader, is_one, require_text
+from glider.inference.queries import Message, Prompt, Query, QueryReader, is_one, listed
+from glider.inference.setting_values import require_function
 from glider.inference.streaming import Piece
 from glider.inference.support import require_support
 from glider.instructions.describers import Describer
@@ -26,7 +27,7 @@ from glider.layers.attach import Attached, Generation, Storage, attach
 from glider.layers.trace import Trace
 from glider.routing.base import Observer, Router
 from glider.routing.condition import Condition
-from glider.routing.preparation import prepare
+from glider.routing.preparation import prepare, require_router
 
 if TYPE_CHECKING:
     from transformers import ContinuousBatchingConfig
@@ -147,7 +148,7 @@ class RoutedModel:
             router = router_from(name, {**written, **settings})
         elif settings:
             raise QueryError("settings within the router", ", ".join(settings), "Put them into the router.")
-        self._serve(self.pool, router)
+        self._serve(self.pool, require_router(router))
 
     def _serve(self, pool: Pool, router: Router) -> None:
         prepared = prepare(router, pool)
@@ -191,7 +192,7 @@ class RoutedModel:
         return QueryReader(self.pool.index.embedder, self.describer, self.read, self.strict)
 
     def _condition(self, queries: Sequence[Prompt], generation: Generation) -> Condition:
-        prompts = [Query.of(query) for query in queries]
+        prompts = [Query.of(query) for query in listed(queries, "queries")]
         return self.reader.condition(prompts, generation.router, generation.prepared)
 
     def _condition_of(
@@ -278,6 +279,7 @@ class RoutedModel:
 
         Raises: `QueryError` for settings that cannot be applied, and `BatchingError` where a pass fails.
         """
+        require_function(on_answer, "on_answer")
         settings = EngineSettings.of(self, max_new_tokens, generation)
         limit = settings.max_new_tokens
         rows = self.encoder.rows(prompts, truncate, limit)
@@ -326,7 +328,7 @@ class RoutedModel:
         settings that cannot be applied; `generate(..., on_piece=...)` takes all of transformers'.
         """
         single = is_one(prompts)
-        batch = [prompts] if single else list(prompts)
+        batch = [prompts] if single else listed(prompts, "prompts")
         settings = EngineSettings.of(self, max_new_tokens, generation)  # faults show here
         pieces = self._pieces(batch, self.encoder.rows(batch, truncate, settings.max_new_tokens), settings)
         return (piece.text for piece in pieces) if single else pieces
@@ -353,14 +355,11 @@ class RoutedModel:
 
         Prompts of like length waste little on padding.
         """
-        if any(isinstance(texts, str) for texts in choices):
-            raise QueryError("a list of choices", "one string", "Write [choice, ...].")
-        if not all(choices):
-            raise QueryError("at least one choice", "none", "Give the answers to choose from.")
-        for choice in (choice for texts in choices for choice in texts):
-            require_text(choice, "a choice")
-        targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
-        longest = max(len(ids) for row in targets for ids in row)
+        choices = [listed(texts, "choices") for texts in listed(choices, "lists of choices")]
+        if (got := len(choices)) != len(listed(prompts, "prompts")):
+            raise QueryError(f"a list of choices for each of {len(prompts)} prompts", f"{got}", "Give as many.")
+        targets = [self.encoder.targets(texts) for texts in choices]
+        longest = max((len(ids) for row in targets for ids in row), default=0)
         inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, longest))
         with self.attached.hold() as held:
             require_support(held.router, len(prompts), shares=True)
@@ -391,6 +390,7 @@ class RoutedModel:
         on_piece: OnPiece | None,
         generation: dict[str, Any],
     ) -> tuple[list[Answer], Trace | None]:
+        require_function(on_piece, "on_piece")
         settings = GenerateSettings.of(self, max_new_tokens, generation)
         rows = self.encoder.rows(prompts, truncate, settings.max_new_tokens)
         with self.attached.hold() as held:

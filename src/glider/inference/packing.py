@@ -106,6 +106,8 @@ def sized(batching: Any, lengths: Sequence[int]) -> Any:
     Left to itself it takes six tenths of a CPU's memory for its cache.
     """
     batching = transformers.ContinuousBatchingConfig(page_size=PAGE) if batching is None else copy.copy(batching)
+    if not isinstance(batching, transformers.ContinuousBatchingConfig):
+        raise QueryError("a ContinuousBatchingConfig", type(batching).__name__, "Give transformers' own, or none.")
     compiled = batching.varlen_compile_config or batching.decode_compile_config or batching.default_compile_level
     graphs = batching.use_cuda_graph
     if batching.use_async_batching or compiled or (any(graphs) if isinstance(graphs, tuple) else graphs):

@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.forward import padded, positions, start_token
-from glider.inference.queries import Prompt, Query, is_one
+from glider.inference.queries import Prompt, Query, listed, require_text
 
 
 class PromptEncoder:
@@ -27,8 +27,7 @@ class PromptEncoder:
 
         Raises `QueryError` for an empty prompt, and for one that is too long unless its end is kept (`truncate`).
         """
-        if is_one(prompts):
-            raise QueryError("a list of prompts", "one prompt", "Write [prompt].")
+        prompts = listed(prompts, "prompts")
         if not prompts:
             raise QueryError("at least one prompt", "none", "Give a prompt.")
         rows = []
@@ -52,6 +51,22 @@ class PromptEncoder:
             expected, got = "one turn, of the user, for a base without a chat template", f"{len(query.messages)} turns"
             raise QueryError(expected, got, "Write them as one text.")
         return form.prompt_ids(self.tokenizer, query.text)
+
+    def targets(self, choices: Sequence[str]) -> list[list[int]]:
+        """The token ids of each choice as an answer.
+
+        Raises `QueryError` where there is none, for what is no text, and for one without a token.
+        """
+        if not choices:
+            raise QueryError("at least one choice", "none", "Give the answers to choose from.")
+        targets = [self.prompt.target_ids(self.tokenizer, require_text(one, "a choice")) for one in choices]
+        if not all(targets):
+            empty = choices[targets.index([])]
+            got = f"{empty!r}, for a tokenizer without an end token"
+            raise QueryError(
+                "choices of at least one token", got, "Leave it out: every other one would be less likely."
+            )
+        return targets
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""

@@ -15,6 +15,7 @@ import torch
 from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
 from glider.inference.conversation import question_text
+from glider.inference.setting_values import plain_value
 from glider.instructions.cache import Cache, cache, key_of
 from glider.instructions.describers import Describer, Task, describe_tasks
 from glider.instructions.embedders import load_for
@@ -88,6 +89,19 @@ def is_chat(prompt: Any) -> bool:
 def is_one(prompts: Any) -> bool:
     """Whether this is one prompt rather than several."""
     return isinstance(prompts, str | Query) or is_chat(prompts)
+
+
+def listed(prompts: Any, what: str) -> Sequence[Any]:
+    """Several prompts, or choices, as a sequence: an array of strings as a list.
+
+    Raises `QueryError` for one alone, and for what has no order or can be read only once.
+    """
+    values = plain_value(prompts)
+    if is_one(values) or not isinstance(values, Sequence | None) or isinstance(values, bytes | bytearray):
+        one = is_one(values)
+        got = f"one {what.removesuffix('s')}" if one else f"{type(prompts).__name__} ({prompts!r})"[:80]
+        raise QueryError(f"a list of {what}", got, f"Write [{what.removesuffix('s')}, ...].")
+    return values or ()
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:

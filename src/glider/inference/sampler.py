@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from glider.errors import QueryError
 
@@ -64,6 +64,8 @@ class Sampler:
             so_far = torch.tensor([list(ids)], device=logits.device)
             for process in self.settings.processors:
                 scores = process(so_far, scores)
+            if bool(scores.isnan().any()) or not bool((scores > -torch.inf).any()):
+                raise QueryError("settings that leave a token to write", "none left, or NaN", "Mend the settings.")
         if self._generator is None:
             token = int(scores[0].argmax())
         else:
@@ -94,3 +96,23 @@ def request_processors(
         return tuple(model._get_logits_processor(settings, length, encoder_input_ids=ids, logits_processor=more))
     except (TypeError, ValueError) as fault:
         raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
+
+
+def try_processors(model: Any, settings: Any) -> None:
+    """Raise `QueryError` for generation settings whose processors transformers refuses, when made or when used."""
+    processors = request_processors(model, settings, [0])
+    head = model.get_output_embeddings()
+    vocabulary = model.config.get_text_config().vocab_size if head is None else head.weight.shape[0]
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):  # of the first and of the last step alone
+        tokens = getattr(settings, name) or ()
+        if any(token >= vocabulary for token in (tokens if isinstance(tokens, list | tuple) else [tokens])):
+            raise QueryError(f"{name} below {vocabulary}, the base's tokens", str(tokens), "Mend the settings.")
+    ids, scores = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, vocabulary)
+    for process in processors:
+        if isinstance(process, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            continue  # it runs the model
+        try:
+            scores = process(ids.to(model.device), scores.to(model.device))
+        except (TypeError, ValueError, IndexError, RuntimeError) as fault:
+            got = f"{str(fault).splitlines()[0]}"[:200]
+            raise QueryError("settings of transformers' generation", got, "Mend the settings.") from fault

@@ -145,13 +145,12 @@ class ModelSpec(BaseSpec):
         if isinstance(self.router, str):
             name, written = parsed(self.router)
             return router_from(name, {**written, **beside})
-        if self.abstain is not None:
-            from glider.routing.preparation import Gated, ungated
+        from glider.routing.preparation import Gated, require_router, ungated
 
+        router: Any = require_router(self.router)
+        if self.abstain is not None:
             del beside["abstain"]
-            router: Any = Gated(ungated(self.router), self.abstain)
-        else:
-            router = self.router
+            router = Gated(ungated(router), self.abstain)
         if beside:
             raise RouterError(
                 "settings within the router", f"{', '.join(beside)} beside it", "Put them into the router."

@@ -25,7 +25,7 @@ from glider.layers.trace import Recorder
 from glider.layers.widths import linear_widths
 from glider.routing.base import Prepared, Router, support_of
 from glider.routing.condition import Condition
-from glider.routing.preparation import prepare, ungated
+from glider.routing.preparation import prepare, require_router, ungated
 from glider.routing.specification import parsed, router_from
 from glider.shapes import Int, Tensor
 
@@ -345,7 +345,7 @@ def attach(
         name, settings = parsed(router)
         router = router_from(name, settings)
     attached = Attached(model)
-    attached.replace(router, prepared or prepare(router, pool), storage or Storage())
+    attached.replace(require_router(router), prepared or prepare(router, pool), storage or Storage())
     return attached
 
 

@@ -1,6 +1,7 @@
 """Prepares a pool for a router, with errors that name the router, and with a judge where queries have verdicts."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
@@ -29,6 +30,13 @@ class Gated:
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision | SlotDecision:
         return self.router.route(site, x, term)
+
+
+def require_router(router: Any) -> Any:
+    """The router; raises `RouterError` for what is none."""
+    if not isinstance(router, Router):
+        raise RouterError("a router, or the name of one", type(router).__name__, "See `glider routers`.")
+    return router
 
 
 def ungated(router: Router) -> Router:

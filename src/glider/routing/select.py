@@ -1,7 +1,7 @@
 """From scores to the experts kept, and their weights."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsFloat, SupportsIndex, runtime_checkable
 
 import torch
 
@@ -32,8 +32,8 @@ class TopK:
     renormalise: bool = True
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise RouterError("k of at least 1", str(self.k), "Give --top-k 1 or more.")
+        if isinstance(self.k, bool) or not isinstance(self.k, SupportsIndex) or self.k < 1:
+            raise RouterError("k of at least 1", repr(self.k)[:60], "Give --top-k 1 or more.")
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
         probabilities = scores.float().softmax(dim=-1)
@@ -58,8 +58,8 @@ class TopP:
     p: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise RouterError("p in (0, 1]", str(self.p), "Give --top-p such as 0.5.")
+        if not isinstance(self.p, SupportsFloat) or not 0 < self.p <= 1:
+            raise RouterError("p in (0, 1]", repr(self.p)[:60], "Give --top-p such as 0.5.")
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
         ordered, experts = scores.float().sort(dim=-1, descending=True, stable=True)
