@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from glider.errors import QueryError, RouterError
+from glider.errors import BaseModelError, QueryError, RouterError
 from glider.inference.model import RoutedModel
 from glider.inference.spec import load
 from glider.inference.streaming import Piece
@@ -136,12 +136,14 @@ def test_a_choice_without_a_token_is_refused(tmp_path: Path, make_pool) -> None:
 
 
 @pytest.mark.parametrize("router", [3, None, ["glider"]])
-def test_what_is_no_router_is_refused(llama: RoutedModel, router: Any) -> None:
+def test_what_is_no_router_is_refused(llama: RoutedModel, llama_directory: Path, router: Any) -> None:
     with pytest.raises(RouterError, match="a router, or the name of one"):
         llama.set_router(router)
     if router is not None:
         with pytest.raises(RouterError, match="a router, or the name of one"):
-            load(llama.base.model, llama.pool.path, tokenizer=llama.tokenizer, router=router)
+            load(str(llama_directory), llama.pool.path, router=router)
+    with pytest.raises(BaseModelError, match=r"no pool attached.*Call detach\(\)"):
+        load(llama.base.model, llama.pool.path, tokenizer=llama.tokenizer)
     with pytest.raises(RouterError, match="k of at least 1"):
         llama.set_router("arrow", top_k=True)
 

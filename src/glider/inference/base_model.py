@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
@@ -12,8 +13,10 @@ from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import oddity
+from glider.layers.routed_linear import RoutedLinear
 
-MISREAD = (AttributeError, KeyError, TypeError)  # of transformers, for a configuration of another form
+# of transformers, for a configuration of another form
+MISREAD = (AttributeError, KeyError, TypeError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
     if not isinstance(model, PreTrainedModel):
         got = type(model).__name__
         raise BaseModelError("a path, a hub id or a transformers model", got, "Give one of them as the base.")
+    if any(isinstance(module, RoutedLinear) for module in model.modules()):
+        raise BaseModelError("a model with no pool attached", "one that is routed", "Call detach() first.")
     source = str(model.name_or_path or "")
     if tokenizer is None:
         try:
