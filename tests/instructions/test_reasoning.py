@@ -23,6 +23,14 @@ MARKED = {
     "triangles": f"\u25c1think\u25b7{THOUGHT}\u25c1/think\u25b7{SENTENCE}",
     "brackets": f"[THINK]{THOUGHT}[/THINK]{SENTENCE}",
     "gemma": f"<|channel>thought\n{THOUGHT}<channel|>{SENTENCE}",
+    "nested": f"<think>a <think>{THOUGHT}</think> b</think>{SENTENCE}",
+    "with attributes": f"<think budget='9'>{THOUGHT}</think>{SENTENCE}",
+    "a name of its own": f"<longcat_think>{THOUGHT}</longcat_think>{SENTENCE}",
+    "analysis": f"<analysis>{THOUGHT}</analysis><answer>{SENTENCE}</answer>",
+    "cohere": f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>{SENTENCE}<|END_RESPONSE|>",
+    "apertus": f"<|inner_prefix|>{THOUGHT}<|inner_suffix|>{SENTENCE}",
+    "begin of thought": f"<|begin_of_thought|>{THOUGHT}<|end_of_thought|>{SENTENCE}",
+    "granite": f"Here is my thought process:\n{THOUGHT}\nHere is my response:\n{SENTENCE}",
     "opened within the prompt": f"{THOUGHT}</thinking>\n\n{SENTENCE}",
 }
 
@@ -41,6 +49,10 @@ def test_what_a_model_thinks_is_no_description(kind: str):
         f"\u25c1think\u25b7{THOUGHT}",
         f"<|channel|>analysis<|message|>{THOUGHT}",
         f"<|channel>thought\n{THOUGHT}",
+        f"<|START_THINKING|>{THOUGHT}",
+        f"<think budget='9'>{THOUGHT}",
+        f"<think>{THOUGHT}</think><think>{THOUGHT}",
+        f"Here is my thought process: {THOUGHT}",
     ],
 )
 def test_a_thought_without_an_end_is_refused(reply: str):
@@ -65,14 +77,22 @@ def test_a_reply_in_parts_is_its_text(endpoint):
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": SENTENCE}]
     assert described(endpoint, parts).text == SENTENCE
     assert "no message" in (described(endpoint, parts[:1]).fault or "")
+    assert described(endpoint, [SENTENCE[:10], {"type": "image_url"}, 3, SENTENCE[10:]]).text == SENTENCE
+    assert described(endpoint, [{"type": "output_text", "text": {"value": SENTENCE}}]).text == SENTENCE
 
 
 def test_a_reply_that_was_cut_is_a_fault_unless_it_has_a_whole_sentence(endpoint):
     one = described(endpoint, SENTENCE[:-10], "length")
     assert one.text is None and "max_tokens" in (one.fault or "")
     assert described(endpoint, f"{SENTENCE} And then it goes on to", "length").text == SENTENCE
-    one = described(endpoint, SENTENCE, "content_filter")
-    assert one.text is None and "filter" in (one.fault or "")
+    for reason, named in (
+        ("content_filter", "filter"),
+        ("SAFETY", "filter"),
+        ("error", "broke"),
+        ("MAX_TOKENS", "cut"),
+    ):
+        one = described(endpoint, SENTENCE[:-1], reason)
+        assert one.text is None and named in (one.fault or "")
 
 
 @pytest.mark.parametrize(("code", "requests"), [(429, 3), ("503", 3), (400, 1), ("invalid", 1)])
@@ -82,3 +102,34 @@ def test_an_error_within_a_success_is_an_error(endpoint, code: Any, requests: in
     (one,) = describe_tasks(writer, [TASK])
     assert one.text is None and "limit of free requests" in (one.fault or "")
     assert len(endpoint.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("body", "requests"),
+    [
+        ({"object": "error", "message": "a limit", "code": 429}, 3),
+        ({"error": {"type": "overloaded_error", "message": "a limit"}}, 3),
+        ({"error": {"code": "rate_limit_exceeded", "message": "a limit"}, "choices": []}, 3),
+        ({"error": {"status": "UNAVAILABLE", "message": "a limit"}}, 3),
+        ({"errors": [{"message": "a limit", "code": 503}]}, 3),
+        ({"errors": ["a limit"]}, 1),
+        ({"error": "a limit"}, 1),
+        ({"detail": "a limit"}, 1),
+        ({"code": 500, "msg": "a limit"}, 3),
+        ({"choices": [{"error": {"code": 502, "message": "a limit"}, "message": {"content": SENTENCE}}]}, 3),
+    ],
+)
+def test_an_error_within_a_success_has_many_forms(endpoint, body: Any, requests: int):
+    endpoint.answer = lambda _: body
+    writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
+    (one,) = describe(writer, [TASK])
+    assert one.text is None and "a limit" in (one.fault or "")
+    assert len(endpoint.requests) == requests
+
+
+@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": None, "error": None}, {"error": {}, "choices": [3]}])
+def test_a_success_without_anything_has_no_message(endpoint, body: Any):
+    endpoint.answer = lambda _: body
+    writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
+    (one,) = describe(writer, [TASK])
+    assert one.text is None and "no message" in (one.fault or "")

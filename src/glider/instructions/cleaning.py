@@ -17,15 +17,26 @@ _FEWEST_LETTERS = 8
 
 _PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml)\b", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
-# how models set their thoughts apart: <think> and its kin, [THINK], Kimi's triangles, Gemma's channel
-_TAGS = r"(?:think|thinking|thought|reasoning|reflection|seed:think)"
-_OPENS = rf"<{_TAGS}>|\[think\]|\u25c1think\u25b7|<\|channel>thought"
-_CLOSES = rf"</{_TAGS}>|\[/think\]|\u25c1/think\u25b7|<channel\|>"
+# how models set their thoughts apart: <think> and its kin, [THINK], Kimi's triangles, Gemma's channel, Cohere's and
+# Apertus's marks
+_TAGS = r"[\w:-]{0,20}(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|monologue)"
+_OPENS = (
+    rf"<{_TAGS}(?:\s[^<>]{{0,80}})?>|\[think\]|\u25c1think\u25b7|<\|channel>thought"
+    r"|<\|(?:start|begin)_(?:of_)?(?:thinking|thought)\|>|<\|inner_prefix\|>"
+)
+_CLOSES = (
+    rf"</{_TAGS}>|\[/think\]|\u25c1/think\u25b7|<channel\|>"
+    r"|<\|end_(?:of_)?(?:thinking|thought)\|>|<\|inner_suffix\|>"
+)
 _THOUGHT = re.compile(rf"(?:{_OPENS}).*?(?:{_CLOSES})", re.DOTALL | re.IGNORECASE)
 _OPEN, _CLOSE = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
 # Harmony writes channels, of which the last is for the user; some servers strip the marks and leave the names
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+).{0,80}?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
+_MARK = re.compile(r"<\|\w{1,40}\|>")  # of a turn or a response, left in a reply
+_GRANITE = re.compile(
+    r"here(?: is|'s) my thought process:.*?(here(?: is|'s) my response:|$)", re.DOTALL | re.IGNORECASE
+)
 _BARE_HARMONY = re.compile(r"analysis.*?assistant\s*final", re.DOTALL)
 _LINE_MARK = re.compile(r"^(?:[#>*+\-\u2022\s]+|\d{1,2}[.)]\s+)+")
 _EMPHASIS = re.compile(r"\*\*|__|`+")
@@ -79,9 +90,10 @@ def _without_thought(text: str) -> str:
     text = _final_channel(text)
     text = _THOUGHT.sub("", text)
     text = _CLOSE.split(text)[-1]  # some templates open the thought within the prompt
-    if _OPEN.search(text):
+    aloud = _GRANITE.match(text.lstrip())
+    if _OPEN.search(text) or (aloud is not None and not aloud[1]):
         raise Nonsense("a thought without an end")
-    return text
+    return _MARK.sub("", text if aloud is None else text.lstrip()[aloud.end() :])
 
 
 def _final_channel(text: str) -> str:

@@ -24,6 +24,14 @@ from glider.progress import Tick
 Service = Literal["chat", "embeddings"]
 _PASSING = frozenset({408, 409, 429})
 _BATCH_WIDE = frozenset({401, 403, 404, 429})
+_MESSAGES = ("message", "detail", "error", "msg", "error_msg")
+_NAMED = {  # errors by name
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "resource_exhausted", "too_many_requests"), 429),
+    **dict.fromkeys(("overloaded_error", "overloaded", "unavailable", "service_unavailable"), 503),
+    **dict.fromkeys(("server_error", "internal_error", "internal_server_error", "api_error"), 500),
+    **dict.fromkeys(("timeout", "timeout_error", "deadline_exceeded"), 408),
+    **dict.fromkeys(("invalid_api_key", "authentication_error", "unauthenticated"), 401),
+}
 _MESSAGE_CHARACTERS = 1 << 16  # characters of a reply that are looked at for a message
 _MOST_MEMBERS = 2_000_000  # values of a reply; 64 vectors of 4,096 have 262,144
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -193,16 +201,11 @@ class Endpoint(Config):
 
     def _answered(self, reply: dict[str, Any]) -> dict[str, Any]:
         """The reply; raises for an error with a status of success, as gateways to many models send it."""
-        error = reply.get("error")
-        if not error or reply.get("choices") or reply.get("data"):
+        error = _error_of(reply)
+        if not error:
             return reply
-        code = error.get("code") if isinstance(error, dict) else None
-        message = error.get("message") if isinstance(error, dict) else error
-        status = (
-            int(code)
-            if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 4)
-            else None
-        )
+        message = next((error[name] for name in _MESSAGES if isinstance(error.get(name), str)), None)
+        status = _status_of(error)
         text = f": {self._printable(message)}" if isinstance(message, str) else ""
         passing = status is not None and (status in _PASSING or status >= 500)
         remedy = "Wait, or look at your quota." if status == 429 else "Check the model's name and the address."
@@ -262,6 +265,38 @@ def _parse(body: bytes, address: str) -> dict[str, Any]:
         remedy = "Check the address: it ends in /v1 for most servers."
         raise EndpointError(f"JSON from {address}", got, remedy, passing=True)
     return parsed
+
+
+def _error_of(reply: dict[str, Any]) -> dict[str, Any] | None:
+    """What a reply of a success tells of an error, in one of the forms that servers and gateways have; else None."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if not reply.get("data") and isinstance(choice.get("error"), dict):
+        return choice["error"]
+    if choices or reply.get("data"):
+        return None
+    errors = reply.get("errors")
+    error = reply.get("error") or (errors[0] if isinstance(errors, list) and errors else errors)
+    if error:
+        return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else None}
+    if reply.get("object") == "error" or (
+        "choices" not in reply and any(isinstance(reply.get(name), str) for name in _MESSAGES)
+    ):
+        return reply
+    return None
+
+
+def _status_of(error: dict[str, Any]) -> int | None:
+    """The status that an error within a success names, by number or by word."""
+    for name in ("code", "status", "status_code", "http_code", "type"):
+        value = error.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.isdecimal() and len(value) < 4:
+            return int(value)
+        if isinstance(value, str) and (known := _NAMED.get(value.lower())) is not None:
+            return known
+    return None
 
 
 def _retry_after(headers: Any) -> float | None:

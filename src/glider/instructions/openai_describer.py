@@ -13,6 +13,10 @@ from glider.progress import Tick
 
 _LONGEST = 1_000_000  # bytes of a reply
 _MILLION = 1_000_000
+# how servers say why a reply ends before its time
+_CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})
+_FILTERED = frozenset({"content_filter", "content-filter", "safety", "recitation", "blocklist", "refusal"})
+_BROKEN = frozenset({"error", "abort", "aborted", "cancelled", "insufficient_system_resource"})
 _SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s|$)""")
 
 
@@ -61,9 +65,11 @@ class OpenAIDescriber(Endpoint):
         finish = None if text is None else _finish(reply)
         text = None if text is None else self.strike(text)
         fault = None if text is not None else f"{self.name} sent no message"
-        if text is not None and finish == "content_filter":
+        if text is not None and finish in _FILTERED:
             text, fault = None, f"{self.name} sent a reply that its filter cut"
-        elif text is not None and finish == "length":
+        elif text is not None and finish in _BROKEN:
+            text, fault = None, f"{self.name} broke its reply off ({finish})"
+        elif text is not None and finish in _CUT:
             text = _whole_sentences(text)
             fault = None if text else f"{self.name} was cut after {self.max_tokens} tokens: raise max_tokens"
         return Written(text, fault, read, wrote, cost)
@@ -75,15 +81,24 @@ def _content(reply: dict[str, Any]) -> str | None:
     except (LookupError, TypeError):
         return None
     if isinstance(content, list):  # parts, of which thoughts are not meant for the user
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(text for text in texts if isinstance(text, str)) if texts else None
+        texts = [text for part in content if (text := _text_of(part)) is not None]
+        content = "".join(texts) if texts else None
     return content if isinstance(content, str) else None
 
 
-def _finish(reply: dict[str, Any]) -> object:
+def _text_of(part: Any) -> str | None:
+    """The text of a part of a message, if it is one for the user."""
+    if isinstance(part, dict) and part.get("type") in ("text", "output_text"):
+        part = part.get("text")
+        part = part.get("value") if isinstance(part, dict) else part
+    return part if isinstance(part, str) else None
+
+
+def _finish(reply: dict[str, Any]) -> str | None:
     """Why the reply ends; it has a message."""
     choice = reply["choices"][0]
-    return choice.get("finish_reason") if isinstance(choice, dict) else None
+    reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+    return reason.lower() if isinstance(reason, str) else None
 
 
 def _whole_sentences(text: str) -> str | None:
