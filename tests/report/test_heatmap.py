@@ -53,3 +53,12 @@ def test_rows_of_a_part_are_beside_each_other_and_named(tmp_path: Path) -> None:
         "mlp.up_proj",
     ]
     assert texts.count("layer") == 1 and texts.count("2") == 2  # the last layer in each of the two parts
+
+
+def test_two_dollars_in_a_title_are_no_formula(tmp_path: Path) -> None:
+    """What a prompt or the name of a task says is drawn as it stands; some of it was an error of the formula's."""
+    weights = [[1.0] for _ in SITES]
+    titles = ["from $5 to $9", "$\\frac{1}$", "a\x1b[31m\u202eb\nc$_$"]
+    drawing = draw_panels([Panel(title, weights) for title in titles], ["e0"], SITES, tmp_path / "a.svg").read_text()
+    for text in ("from $5 to $9", "$\\frac{1}$", "ab c$_$"):
+        assert f"<!-- {text} -->" in drawing

@@ -7,6 +7,7 @@ from typing import Any
 
 from glider.errors import RouterError
 from glider.layers.trace import Trace
+from glider.printable import printable
 from glider.report.style import LIGHT, Dress, dress, save, start
 
 
@@ -103,8 +104,10 @@ def _draw_panel(axis: Any, panel: Panel, experts: Sequence[str], blocks: Sequenc
     for block in blocks[:-1]:
         end += len(block.sites)
         axis.axhline(end - 0.5, color="white", lw=0.6)
-    axis.set_title(panel.title, fontsize=9)
-    axis.set_xticks(range(len(experts)), experts, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    axis.set_title(printable(panel.title), fontsize=9)
+    axis.set_xticks(
+        range(len(experts)), list(map(printable, experts)), rotation=60, ha="right", rotation_mode="anchor", fontsize=7
+    )
     return image
 
 
@@ -116,7 +119,7 @@ def _name_rows(axes: Any, panels: int, blocks: Sequence[Block], labels: int) -> 
         step = -(-len(block.layers) // labels)
         layers |= {start + i: layer for i, layer in enumerate(block.layers) if i % step == 0}
         start += len(block.sites)
-    axes[0, 0].set_yticks(middles, [block.part for block in blocks])  # of all: the panels share the axis
+    axes[0, 0].set_yticks(middles, [printable(block.part) for block in blocks])  # of all: the panels share the axis
     axes[0, 0].set_yticks(list(layers), list(layers.values()), minor=True)
     axes[0, 0].yaxis.remove_overlapping_locs = False
     for i, axis in enumerate(axes.flat[:panels]):

@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from glider.printable import printable
 from glider.report.global_scores import PoolScores, TaskScores
 from glider.report.style import LIGHT, Dress, dress, save, start
 
@@ -94,7 +95,7 @@ def _name_groups(axes: Any, row: Sequence[TaskScores], colours: Dress) -> None:
         middle = (left + right - 1) / 2
         height = 15 if right - left < 5 and place % 2 else 4  # points: narrow groups' names keep clear
         axes.annotate(
-            f"{group} ({right - left})",
+            f"{printable(group)} ({right - left})",
             (middle, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, height),
@@ -125,4 +126,5 @@ def _add_legend(figure: Any, scores: PoolScores, colours: Dress, columns: int) -
 
 
 def _shortened(task: str) -> str:
+    task = printable(task)
     return task if len(task) <= 24 else f"{task[:12]}…{task[-11:]}"  # what tells names apart may come last

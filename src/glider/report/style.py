@@ -36,6 +36,7 @@ def start(purpose: str) -> Any:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "glider"
+    matplotlib.rcParams["text.parse_math"] = False  # two dollars in a prompt or a task's name are no formula
     return pyplot
 
 

@@ -154,7 +154,7 @@ def check(schemas: Sequence[Schema], param: str) -> None:
         if (fault := json.loads(line)) is not None:
             raise _unfit(fault, schema.param)
     if done.returncode > 0:
-        log.error("the check of a schema failed: %s", done.stderr.decode(errors="replace"))
+        log.error("the check of a schema failed: %s", printable(done.stderr.decode(errors="replace"), 2000))
         raise ApiError(500, "schemas cannot be checked here; the server's log says why", code="internal_error")
     if done.returncode < 0 or len(lines) < len(schemas):
         name = signal.Signals(-done.returncode).name if done.returncode else "no answer"
