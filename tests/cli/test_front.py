@@ -119,6 +119,10 @@ def test_init_writes_over_nothing(glider, adapters: Path) -> None:
     code, _, err = glider("init", "--adapter", "adapters")
     assert code == 2 and "--force" in err and (adapters / "pool.yaml").read_text() == "mine"
     assert glider("init", "--adapter", "adapters", "--force")[0] == 0
+    before = (adapters / "pool.yaml").read_bytes()
+    (adapters / "rows" / "two words.jsonl").write_text("")
+    code, _, err = glider("init", "--data", "rows", "--force")  # no expert can be named so
+    assert code == 2 and "a plan in pool.yaml" in err and (adapters / "pool.yaml").read_bytes() == before
 
 
 def test_init_and_build_make_a_pool_that_answers(glider, llama_directory: Path, random_expert, tmp_path: Path) -> None:

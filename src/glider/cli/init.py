@@ -58,8 +58,7 @@ def init(
     if sys.stdin.isatty():
         base = typer.prompt("Base model (hub id or path)", default=base or EMBEDDED_BASE, err=True)
     experts = _experts(adapters, files, out.absolute().parent)
-    out.write_text(_text({"base": base or EMBEDDED_BASE, "experts": experts}), "utf8")
-    _check(out)
+    _write(out, _text({"base": base or EMBEDDED_BASE, "experts": experts}))
     _say_next(out, experts, pool)
 
 
@@ -149,15 +148,20 @@ def _text(plan: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check(out: Path) -> None:
-    """A plan that cannot be built is not left lying."""
+def _write(out: Path, text: str) -> None:
+    """Write a plan; one that cannot be built takes nobody's place."""
     from glider.contribute.build import PoolPlan
+    from glider.files.disk import write_file
 
-    try:
-        PoolPlan.read(out)
-    except ConfigError:
-        out.unlink()
-        raise
+    def write(partial: Path) -> None:
+        partial.write_text(text, "utf8")
+        try:
+            PoolPlan.read(partial)
+        except ConfigError as fault:
+            parts = (part.replace(str(partial), str(out)) for part in (fault.wanted, fault.got, fault.remedy))
+            raise ConfigError(*parts) from fault
+
+    write_file(out, write)
 
 
 def _say_next(out: Path, experts: list[dict[str, Any]], pool: str) -> None:
