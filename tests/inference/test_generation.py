@@ -131,6 +131,8 @@ def test_a_row_that_a_criterion_ends_has_no_padding_in_its_answer(llama: RoutedM
     assert [answer.finish_reason for answer in together] == ["stop", "length"]
     assert (together[0].text, together[0].token_ids) == (alone.text, alone.token_ids)
     assert together[0].usage == pytest.approx(alone.usage, abs=1e-3)
+    alike = llama.generate(PROMPTS[:1] * 2, stopping_criteria=[_After([3, 100])], **settings)
+    assert [len(answer.token_ids) for answer in alike] == [3, 12]
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,9 @@ def _generate(
         arguments["streamer"] = PieceStreamer(decoders, settings.ends, on_piece)
     arguments["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(arguments.get("logits_processor") or ())])
     start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    ending = _Ending(arguments.get("stopping_criteria") or (), model.tokenizer, settings.stop, start)
+    ending = _Ending(
+        arguments.get("stopping_criteria") or (), Decoder(model.tokenizer, settings.stop), len(rows), start
+    )
     if ending.criteria or settings.stop:
         arguments["stopping_criteria"] = StoppingCriteriaList([ending])
     condition = model._condition_of(prompts, inputs, held)
@@ -218,7 +220,7 @@ def _generate(
                 raise
             got = " ".join(str(fault).split())[:300]
             raise QueryError("settings that transformers' generation carries out", got, "Mend them.") from fault
-    lengths = [ending.length(row) for row in output.tolist()]
+    lengths = [ending.length(number, row) for number, row in enumerate(output.tolist())]
     written = [
         decoded(model.tokenizer, row[start:length], settings.ends, settings.stop)
         for row, length in zip(output.tolist(), lengths, strict=True)
@@ -260,41 +262,42 @@ def require_finite_logits(logits: torch.Tensor) -> None:
 class _Ending(StoppingCriteria):
     """Ends a row by a stop string in its answer, or by the caller's criteria: later tokens of a batch are padding.
 
-    Rows are known by their tokens, since beams change places. Several tokens may come at once.
+    Beams change places and are known by their tokens. Several tokens may come at once.
     """
 
-    def __init__(self, criteria: Sequence[Any], tokenizer: Any, stop: Sequence[str], start: int):
-        self.criteria, self._start = list(criteria), start
-        self._empty = Decoder(tokenizer, stop) if stop else None
+    def __init__(self, criteria: Sequence[Any], empty: Decoder, prompts: int, start: int):
+        self.criteria, self._empty, self._start = list(criteria), empty, start
         self._seen = 0  # tokens of a sequence at the last step, its prompt's among them
         self._decoders: dict[Row, Decoder] = {}  # by the sequences of that step
-        self._over: set[Row] = set()  # those of them that met a criterion, then or before
-        self._ended: set[Row] = set()  # sequences as they were when they met one
+        self._lengths: list[int | None] = [None] * prompts  # of rows when they met a criterion; of beams:
+        self._ended: set[Row] = set()  # the sequences that met one
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> Any:
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self.criteria:
             ended = ended | torch.as_tensor(criterion(input_ids, scores, **more), device=input_ids.device)
         rows = [tuple(row) for row in input_ids.tolist()]
-        before = {row for row in rows if row[: self._seen] in self._over}
-        now = {row for row, met in zip(rows, ended.tolist(), strict=True) if met}
-        self._ended |= now - before
-        self._over = now | before
-        if self._empty is not None:
-            self._decoders = {row: self._read(row, self._empty) for row in set(rows)}
+        beams = len(rows) > len(self._lengths)
+        for number in ended.nonzero()[:, 0].tolist():
+            if beams:
+                self._ended.add(rows[number])
+            elif self._lengths[number] is None:
+                self._lengths[number] = len(rows[number])
+        if self._empty.stops:
+            self._decoders = {row: self._read(row) for row in set(rows)}
             stopped = [self._decoders[row].stopped for row in rows]
             ended = ended | torch.tensor(stopped, device=input_ids.device)
         self._seen = len(rows[0])
         return ended
 
-    def length(self, row: Sequence[int]) -> int | None:
-        """Tokens of a sequence when it met one of the caller's criteria."""
-        ends = {len(ended) for ended in self._ended}
-        return next((n for n in sorted(ends) if tuple(row[:n]) in self._ended), None)
+    def length(self, number: int, row: Sequence[int]) -> int | None:
+        """Tokens of a row's sequence when it met one of the caller's criteria."""
+        ends = sorted({len(ended) for ended in self._ended})
+        return next((n for n in ends if tuple(row[:n]) in self._ended), self._lengths[number])
 
-    def _read(self, row: Row, empty: Decoder) -> Decoder:
+    def _read(self, row: Row) -> Decoder:
         """The answer of a row, read on from where it was at the last step."""
-        decoder = copy(self._decoders.get(row[: self._seen], empty))
+        decoder = copy(self._decoders.get(row[: self._seen], self._empty))
         decoder.ids = list(decoder.ids)
         for token in row[self._start + len(decoder.ids) :] if not decoder.stopped else ():
             decoder.add(token)

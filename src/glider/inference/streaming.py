@@ -41,6 +41,11 @@ class Decoder:
         self._unclean = ""  # text that is not cleaned up yet
         self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
 
+    @property
+    def stops(self) -> bool:
+        """Whether there is a stop string."""
+        return bool(self._stop)
+
     def add(self, token: int, last: bool = False) -> str:
         """The new text of a token; empty while a character is incomplete, unless it is the last token."""
         if self.stopped:
