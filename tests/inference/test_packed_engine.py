@@ -9,18 +9,25 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 
+from glider.contribute.adopt import import_adapter
 from glider.errors import BatchingError, QueryError
+from glider.experts.pool import Pool
 from glider.inference import packed_engine
 from glider.inference.answers import Answer
+from glider.inference.base_model import load_base
 from glider.inference.engine import Ended, events
 from glider.inference.model import RoutedModel
+from glider.inference.packing import refusal
 from glider.inference.queries import Query
 from glider.inference.sampler import RequestSettings
 from glider.inference.spec import load
 from glider.routing.methods.glider import Glider
+
+from ..conftest import byte_tokenizer
 
 TASKS = ["Sort the numbers.", "Name the capital of a country.", "Translate into German.", "Is the review positive?"]
 TEXTS = [
@@ -309,3 +316,36 @@ def test_the_embedded_pool_answers_as_generate_does() -> None:
     model = load(pool="demo")
     queries = [Query(f"{text}\n{PREFIX}", task) for task in TASKS[:2] for text in TEXTS[:4]]
     assert tokens(model.generate_batch(queries, max_new_tokens=12)) == tokens(alone(model, queries, max_new_tokens=12))
+
+
+def test_a_window_that_the_model_does_not_keep_is_no_window(model: RoutedModel) -> None:
+    """Moshi names one, for another kind of attention: a paged cache that kept it gave other tokens."""
+    wanted = tokens(model.generate(QUERIES, max_new_tokens=6))
+    model.model.config.sliding_window = 4
+    assert "past the sliding_window" in str(refusal(model.attached))
+    assert tokens(model.generate_batch(QUERIES, max_new_tokens=6)) == wanted
+
+
+def test_an_expert_behind_the_blocks_is_answered_in_padded_batches(tmp_path: Path) -> None:
+    """RoBERTa has a layer before the output layer: it was an error that named a larger cache as the remedy."""
+    torch.manual_seed(0)
+    settings = transformers.RobertaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=80, pad_token_id=0, bos_token_id=None, eos_token_id=1, is_decoder=True,
+        initializer_range=0.3,
+    )  # fmt: skip
+    transformers.RobertaForCausalLM(settings).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"))
+    peft = get_peft_model(
+        base.model, LoraConfig(r=2, target_modules=["query", "lm_head.dense"], init_lora_weights=False)
+    )
+    peft.save_pretrained(tmp_path / "adapter")
+    pool = Pool.create(tmp_path / "pool", load_base(str(tmp_path / "base")).identity)
+    import_adapter(tmp_path / "adapter", str(tmp_path / "base"), pool.path / "ex")
+    routed = load(str(tmp_path / "base"), pool.add("ex").path, router="single:ex")
+    assert "lm_head.dense" in str(refusal(routed.attached))
+    prompts = ["a", "ab"]
+    assert tokens(routed.generate_batch(prompts, max_new_tokens=4)) == tokens(
+        routed.generate(prompts, max_new_tokens=4)
+    )

@@ -355,7 +355,7 @@ class RoutedModel:
 
         Prompts of like length waste little on padding.
         """
-        choices = [listed(texts, "choices") for texts in listed(choices, "lists of choices")]
+        choices = [listed(texts, "choices") for texts in listed(choices, "lists")]
         if (got := len(choices)) != len(listed(prompts, "prompts")):
             raise QueryError(f"a list of choices for each of {len(prompts)} prompts", f"{got}", "Give as many.")
         targets = [self.encoder.targets(texts) for texts in choices]

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, QueryError
+from glider.inference.prompt_states import first_layer
 from glider.layers.attach import Attached
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import support_of
@@ -22,6 +23,7 @@ CACHE_TOKENS = 16384  # where the lengths of the requests are not known either
 PAGE = 32  # tokens: the cache is given out by pages
 SALT = 8  # tokens of a prompt that are marked by its condition, where blocks are told apart
 _PAGED_LAYERS = {"full_attention", "sliding_attention"}
+_windowless: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()  # by model
 _odd: "weakref.WeakKeyDictionary[Any, str | None]" = weakref.WeakKeyDictionary()  # by model
 UPGRADE = "Upgrade transformers to 5.18 or later, or use generate()."
 
@@ -49,8 +51,11 @@ def refusal(attached: Attached) -> BatchingError | None:
         return BatchingError(
             "keys and values of one width, as a paged cache has them", got, "Use generate().", fixable=False
         )
-    if isinstance(model.get_output_embeddings(), RoutedLinear):
-        got = "an expert of the output layer, which sees the last token of each prompt alone"
+    if _ignores_window(attached):
+        got = f"{type(model).__name__}, which attends past the sliding_window that its configuration names"
+        return BatchingError("attention as a paged cache has it", got, "Use generate().", fixable=False)
+    if (site := _after_blocks(model)) is not None:
+        got = f"an expert of {site}, which sees the last token of each prompt alone"
         return BatchingError("sites that see every token of a pass", got, "Use generate().", fixable=False)
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:
         remedy = "Call destroy_cached_continuous_batching_manager() on the model."
@@ -60,6 +65,38 @@ def refusal(attached: Attached) -> BatchingError | None:
         got = f"{type(attached.router).__name__}, whose decisions need whole prompts by themselves"
         return BatchingError("a router that decides token by token", got, "Use generate().", fixable=False)
     return None
+
+
+def _after_blocks(model: Any) -> str | None:
+    """A routed layer behind the model's blocks, such as the output layer or what RoBERTa has before it."""
+    inner = getattr(model, model.base_model_prefix, None) is not None
+    prefix, head = f"{model.base_model_prefix}.", model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedLinear) and (module is head or (inner and not name.startswith(prefix))):
+            return name
+    return None
+
+
+def _ignores_window(attached: Attached) -> bool:
+    """Whether a model attends past the one window that its configuration names for all layers, as transformers' paged
+    cache takes it to be. Seen in its first layer, by two rows that differ in a token that the window has left."""
+    model: Any = attached.model
+    config = model.config.get_text_config()
+    window, context = (getattr(config, name, None) for name in ("sliding_window", "max_position_embeddings"))
+    if getattr(config, "layer_types", None) is not None or not isinstance(window, int):
+        return False
+    if isinstance(context, int) and window >= context - 1:
+        return False  # no request comes so far
+    if model not in _windowless:
+        ids = torch.full((2, window + 2), min(3, model.get_input_embeddings().weight.shape[0] - 1), device=model.device)
+        ids[1, 0] -= 1
+        try:
+            with attached.bare(), torch.no_grad():
+                first, second = first_layer(model, ids)
+            _windowless[model] = not torch.allclose(first[-1], second[-1], rtol=1e-4, atol=1e-5)
+        except (AttributeError, StopIteration, RuntimeError, TypeError, ValueError):
+            _windowless[model] = True  # nobody knows
+    return _windowless[model]
 
 
 def _odd_cache(attached: Attached) -> str | None:

@@ -1,14 +1,14 @@
 """What the base model itself makes of a text, read early: mean hidden states after an eighth of its layers."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from glider.inference.base_model import BaseModel
-from glider.shapes import Float, Tensor
+from glider.shapes import Float, Int, Tensor
 
 SHARE = 8  # read after one layer in so many
 AT_ONCE = 8  # texts in a batch
@@ -30,6 +30,11 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
     return states[torch.tensor(order).argsort()]
 
 
+def first_layer(model: Any, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
+    """What the first layer makes of token ids."""
+    return _states(model, ids, torch.ones_like(ids), lambda layers: layers[0])
+
+
 def _read(base: BaseModel, rows: Sequence[list[int]]) -> Float[Tensor, "B H"]:
     """One batch of token ids."""
     model, tokenizer = base.model, base.tokenizer
@@ -37,6 +42,15 @@ def _read(base: BaseModel, rows: Sequence[list[int]]) -> Float[Tensor, "B H"]:
     device = next(model.parameters()).device
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    states = _states(model, ids, mask, lambda layers: layers[max(1, round(len(layers) / SHARE)) - 1])
+    states = states.float() * mask[..., None]
+    return torch.nn.functional.normalize(states.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1).cpu().clone()
+
+
+def _states(
+    model: Any, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"], choose: Callable[[nn.ModuleList], nn.Module]
+) -> Float[Tensor, "B S H"]:
+    """The hidden states after one layer; those behind it do not run."""
     reader = model.get_encoder() if model.config.is_encoder_decoder else model.get_decoder()
     layers = next(part for part in reader.children() if isinstance(part, nn.ModuleList))
     seen: list[Tensor] = []
@@ -48,7 +62,7 @@ def _read(base: BaseModel, rows: Sequence[list[int]]) -> Float[Tensor, "B H"]:
         seen.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
-    hook = layers[max(1, round(len(layers) / SHARE)) - 1].register_forward_hook(read)
+    hook = choose(layers).register_forward_hook(read)
     try:
         with torch.inference_mode():
             reader(input_ids=ids, attention_mask=mask)
@@ -56,5 +70,4 @@ def _read(base: BaseModel, rows: Sequence[list[int]]) -> Float[Tensor, "B H"]:
         pass
     finally:
         hook.remove()
-    states = seen[0].float() * mask[..., None]
-    return torch.nn.functional.normalize(states.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1).cpu().clone()
+    return seen[0]

@@ -100,7 +100,7 @@ def listed(prompts: Any, what: str) -> Sequence[Any]:
     if is_one(values) or not isinstance(values, Sequence | None) or isinstance(values, bytes | bytearray):
         one = is_one(values)
         got = f"one {what.removesuffix('s')}" if one else f"{type(prompts).__name__} ({prompts!r})"[:80]
-        raise QueryError(f"a list of {what}", got, f"Write [{what.removesuffix('s')}, ...].")
+        raise QueryError(f"a list of {what}", got, f"Write [{what.removesuffix('s')}].")
     return values or ()
 
 
