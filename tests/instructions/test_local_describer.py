@@ -38,7 +38,7 @@ def test_a_missing_model_is_a_fault(name: str):
 def test_a_pipe_is_no_model(tmp_path: Path):
     pytest.importorskip("gguf")
     os.mkfifo(tmp_path / "model.gguf")
-    (told,) = describe(load_describer(f"local:{tmp_path / 'model.gguf'}"), [TASK])
+    (told,) = describe_tasks(load_describer(f"local:{tmp_path / 'model.gguf'}"), [TASK])
     assert told.text is None and "no regular file" in (told.fault or "")
 
 

@@ -122,7 +122,7 @@ def test_an_error_within_a_success_is_an_error(endpoint, code: Any, requests: in
 def test_an_error_within_a_success_has_many_forms(endpoint, body: Any, requests: int):
     endpoint.answer = lambda _: body
     writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
-    (one,) = describe(writer, [TASK])
+    (one,) = describe_tasks(writer, [TASK])
     assert one.text is None and "a limit" in (one.fault or "")
     assert len(endpoint.requests) == requests
 
@@ -131,5 +131,5 @@ def test_an_error_within_a_success_has_many_forms(endpoint, body: Any, requests:
 def test_a_success_without_anything_has_no_message(endpoint, body: Any):
     endpoint.answer = lambda _: body
     writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
-    (one,) = describe(writer, [TASK])
+    (one,) = describe_tasks(writer, [TASK])
     assert one.text is None and "no message" in (one.fault or "")
