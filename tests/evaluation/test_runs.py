@@ -254,7 +254,7 @@ def test_a_lora_beside_the_pool_that_changes_is_evaluated_anew(
 def test_a_result_that_is_no_object_is_evaluated_anew(make_run) -> None:
     run = make_run(["base"])
     list(run.go())
-    for cell in run.cells:
+    for cell in run.cells.values():
         cell.path.write_text("[]")
     assert statuses(make_run(["base"])) == ["done"] * 3
 

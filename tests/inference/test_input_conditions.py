@@ -111,7 +111,8 @@ def test_the_turns_of_a_chat_are_read_by_any_template(llama: RoutedModel, templa
         ids = form.chat_ids(llama.tokenizer, chat)
         assert turns_of_prompt(form, llama.tokenizer, ids) == chat
     assert turns_of_prompt(form, llama.tokenizer, llama.tokenizer("another text")["input_ids"]) is None
-    assert turns_of_prompt(form.model_copy(update={"kind": "raw"}), llama.tokenizer, ids) is None
+    raw = form.model_copy(update={"kind": "raw"})
+    assert turns_of_prompt(raw, llama.tokenizer, [40, 41]) is None
 
 
 def test_a_forward_pass_has_its_querys_condition_and_so_has_what_continues_it(llama: RoutedModel) -> None:

@@ -320,8 +320,8 @@ def test_the_embedded_pool_answers_as_generate_does() -> None:
 
 def test_a_window_that_the_model_does_not_keep_is_no_window(model: RoutedModel) -> None:
     """Moshi names one, for another kind of attention: a paged cache that kept it gave other tokens."""
-    wanted = tokens(model.generate(QUERIES, max_new_tokens=6))
     model.model.config.sliding_window = 4
+    wanted = tokens(model.generate(QUERIES, max_new_tokens=6))
     assert "past the sliding_window" in str(refusal(model.attached))
     assert tokens(model.generate_batch(QUERIES, max_new_tokens=6)) == wanted
 
