@@ -103,6 +103,7 @@ class Decoder:
 
 
 _FIRST_MARK = 0xF0000  # the first character of a plane that no text uses
+_LONGEST_MARKED = 1000  # characters of a stop string that names special tokens; a longer one is text
 
 
 def _marks(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
@@ -110,7 +111,8 @@ def _marks(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
     if not stop:
         return {}
     known = {token: _content(tokenizer, token) for token in tokenizer.all_special_ids}
-    named = [token for token, text in known.items() if text and any(text in one for one in stop)]
+    short = [one for one in stop if len(one) <= _LONGEST_MARKED]
+    named = [token for token, text in known.items() if text and any(text in one for one in short)]
     return {token: chr(_FIRST_MARK + number) for number, token in enumerate(named)}
 
 
