@@ -72,7 +72,6 @@ class Quiet:
 
     ids: tuple[int, ...]
     likeliest: tuple[dict[str, float], ...]
-    stopped: bool
 
 
 @dataclass
@@ -182,7 +181,7 @@ class Soak:
             ]
         else:
             likeliest = logprobs["top_logprobs"]
-        return Quiet(tuple(choice["token_ids"]), tuple(likeliest), choice["finish_reason"] == "stop")
+        return Quiet(tuple(choice["token_ids"]), tuple(likeliest))
 
     async def _work(self) -> None:
         while time.monotonic() < self.end:
@@ -207,9 +206,8 @@ class Soak:
             ids = tuple([token async for token in self._streamed(case.path, body)])
         else:
             ids = tuple((await self._post(case.path, body))["choices"][0]["token_ids"])
-        quiet_ids = quiet.ids[:-1] if body["stream"] and quiet.stopped else quiet.ids  # a stream has no end token
         self.tally.counts["greedy"] += 1
-        if ids == quiet_ids:
+        if ids == quiet.ids:
             return
         place = next((i for i, (a, b) in enumerate(zip(ids, quiet.ids, strict=False)) if a != b), len(ids))
         values = sorted(quiet.likeliest[place].values(), reverse=True) if place < len(quiet.likeliest) else []

@@ -233,8 +233,7 @@ class RoutedModel:
         Raises: `QueryError` for an empty prompt or one beyond the context length, for settings that give no text or
         several for a prompt, and for logits that are not finite.
         """
-        answers, _ = self._generate(prompts, max_new_tokens, truncate, trace, on_piece, generation)
-        return answers
+        return self._generate(prompts, max_new_tokens, truncate, trace, on_piece, generation)[0]
 
     def generate_traced(
         self,
@@ -281,8 +280,7 @@ class RoutedModel:
         """
         require_function(on_answer, "on_answer")
         settings = EngineSettings.of(self, max_new_tokens, generation)
-        limit = settings.max_new_tokens
-        rows = self.encoder.rows(prompts, truncate, limit)
+        rows = self.encoder.rows(prompts, truncate, limit := settings.max_new_tokens)
         answers: dict[int, Answer] = {}
         with self.attached.hold() as held:
             condition = self._condition_of_rows(prompts, rows, held)
@@ -360,26 +358,29 @@ class RoutedModel:
             raise QueryError(f"a list of choices for each of {len(prompts)} prompts", f"{got}", "Give as many.")
         targets = [self.encoder.targets(texts) for texts in choices]
         longest = max((len(ids) for row in targets for ids in row), default=0)
-        inputs = self.encoder.batch(self.encoder.rows(prompts, truncate, longest))
+        inputs = self._encode(prompts, truncate, longest)
         with self.attached.hold() as held:
             require_support(held.router, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
             likelihood_rows = likelihoods(self.model, self.attached, inputs, targets, condition, held)
-        scores = [
+        return [
             [ChoiceScore(text, value.total, value.tokens) for text, value in zip(texts, row, strict=True)]
             for texts, row in zip(choices, likelihood_rows, strict=True)
-        ]
-        return scores, condition
+        ], condition
 
     def trace(self, prompt: Prompt, *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
-        inputs = self.encoder.batch(self.encoder.rows([prompt], truncate, 0))
+        inputs = self._encode([prompt], truncate, 0)
         with self.attached.hold() as held:
             condition = self._condition_of([prompt], inputs, held)
             trace = Trace(held.names, condition, inputs["attention_mask"].cpu().bool())
             with torch.inference_mode(), self.attached.routing(condition, recorder=trace, generation=held):
                 self.model(**self.encoder.forward_inputs(inputs))
         return [self.tokenizer.decode([token]) for token in inputs["input_ids"][0].tolist()], trace
+
+    def _encode(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
+        """Prompts as a padded batch that leaves room for so many new tokens."""
+        return self.encoder.batch(self.encoder.rows(prompts, truncate, new_tokens))
 
     def _generate(
         self,
