@@ -28,14 +28,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
         service.admit()
         model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
-        if body.tools is not None and body.messages is None:
-            raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
-        field = "add_special_tokens" if body.messages is not None else "add_generation_prompt"
-        if field in body.model_fields_set:
-            message = f"{field} has no meaning beside {'messages' if body.messages is not None else 'prompt'}"
-            raise ApiError(400, message, param=field, code="unsupported_parameter")
+        _require_fitting(body)
         if body.messages is not None:
             tools = None if body.tools is None else [tool.rendered for tool in body.tools]
             begins = body.add_generation_prompt
@@ -81,6 +74,19 @@ def routes(service: Service) -> APIRouter:
         return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
     return router
+
+
+def _require_fitting(body: TokenizeRequest) -> None:
+    """Raise `ApiError` for fields that have no meaning together."""
+    chat = body.messages is not None
+    if (body.prompt is not None) == chat:
+        raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+    if body.tools is not None and not chat:
+        raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
+    field = "add_special_tokens" if chat else "add_generation_prompt"
+    if field in body.model_fields_set:
+        message = f"{field} has no meaning beside {'messages' if chat else 'prompt'}"
+        raise ApiError(400, message, param=field, code="unsupported_parameter")
 
 
 def _ids(model: "RoutedModel", text: str | None, special: bool = True) -> list[int]:
