@@ -135,7 +135,7 @@ def test_random_experts_of_every_site_and_a_layer_that_is_not_called(
     with opened(str(pool.path), base=str(wide_llama), router="phatgoose") as model:
         answers = model.generate(texts, max_new_tokens=TOKENS)
         assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
-    monkeypatch.setattr("glider.engines.vllm.sites.RoutedOutputs.add", lambda self, y, x: None)
+    monkeypatch.setattr("glider.engines.vllm.sites.SegmentedOutputs.add", lambda self, y, x: None)
     wanted = "every routed layer called"
     with pytest.raises(EngineError, match=wanted), opened(str(pool.path), base=str(wide_llama), router="phatgoose"):
         pass
