@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from glider.errors import QueryError
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, Part, RoutingContext
 from glider.layers.kernels import native
@@ -187,17 +188,19 @@ def test_a_base_that_may_do_more_than_compute_is_called_in_its_turn(block: Block
 
 def test_a_batch_of_strangers_goes_straight_to_the_base(block: Block) -> None:
     batch = Batch.of(CONDITIONS["strangers"])
-    assert batch.left_to_base and not Batch.of(CONDITIONS["one a stranger"]).left_to_base
-    assert not Batch.of(CONDITIONS["strangers"], recorder=Trace([], None, torch.ones(2, 1).bool())).left_to_base, (
+    assert batch.strangers == 2 and not Batch.of(CONDITIONS["one a stranger"]).strangers
+    assert not Batch.of(CONDITIONS["strangers"], recorder=Trace([], None, torch.ones(2, 1).bool())).strangers, (
         "a trace shows them too"
     )
     parts = (Part(0, CONDITIONS["strangers"]), Part(0, CONDITIONS["settled"]))
-    assert not Batch(parts).left_to_base and not Batch.of(None).left_to_base
+    assert not Batch(parts).strangers and not Batch.of(None).strangers
     with torch.inference_mode(), block.context.use(batch):
         x = tokens()
         for layer, y in zip(block.three, block.attend(x), strict=True):
             assert torch.equal(y, layer.base(x))
         assert block.context.here.shared is None and not batch._segments, "nothing is prepared for nobody"
+        with pytest.raises(QueryError, match="rows for 2 queries"):
+            block.three[0](tokens()[:1])
 
 
 def test_a_stranger_beside_others_has_the_bare_layer_to_the_bit(block: Block) -> None:

@@ -70,13 +70,13 @@ class Batch:
     parts: tuple[Part, ...]
     token_to_query: Int[Tensor, " T"] | None = None
     recorder: Recorder | None = None
-    left_to_base: bool = field(init=False, default=False)  # every query is a stranger
+    strangers: int = field(init=False, default=0)  # its queries, where the base alone answers every one of them
     _segments: dict[tuple, tuple[Segment, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         conditions = [part.condition for part in self.parts]
         bare = all(one is not None and one.bare is not None and bool(one.bare.all()) for one in conditions)
-        object.__setattr__(self, "left_to_base", bare and self.recorder is None)
+        object.__setattr__(self, "strangers", self.queries if bare and self.recorder is None else 0)
 
     @classmethod
     def of(

@@ -110,7 +110,9 @@ class RoutedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         here = self.context.here
         batch = here.batch
-        if batch is not None and batch.left_to_base:
+        if batch is not None and batch.strangers:
+            if x.shape[0] != batch.strangers:  # else there is a row for each
+                batch.segments(x.numel() // self.in_features, x.shape[0] if x.ndim > 2 else None, x.device)
             return self._base(x)
         shared = here.shared
         if shared is not None and shared.x is x:

@@ -37,33 +37,34 @@ class InputText(Body):
 Content = StrictStr | Annotated[list[InputText], _FIRST]
 
 
-class InputMessage(Body):
-    """A turn of the responses API; an answer's item can be sent back as it came."""
+class InputItem(Body):
+    """What all items have; an answer's item can be sent back as it came."""
 
-    type: Literal["message"] = "message"
     id: StrictStr | None = None
     status: Status | None = None
+
+
+class InputMessage(InputItem):
+    """A turn."""
+
+    type: Literal["message"] = "message"
     role: Role
     content: Content
 
 
-class InputCall(Body):
+class InputCall(InputItem):
     """A call of an earlier answer."""
 
     type: Literal["function_call"]
-    id: StrictStr | None = None
-    status: Status | None = None
     call_id: StrictStr
     name: StrictStr
     arguments: StrictStr = Field(description="JSON of an object.")
 
 
-class InputResult(Body):
+class InputResult(InputItem):
     """What came of a call."""
 
     type: Literal["function_call_output"]
-    id: StrictStr | None = None
-    status: Status | None = None
     call_id: StrictStr
     output: Content
 
@@ -73,12 +74,10 @@ class ReasoningText(Body):
     text: StrictStr
 
 
-class InputReasoning(Body):
+class InputReasoning(InputItem):
     """What an earlier answer set apart as reasoning; the item after it is the answer that it belongs to."""
 
     type: Literal["reasoning"]
-    id: StrictStr | None = None
-    status: Status | None = None
     summary: Annotated[list[Any], Field(max_length=0)] = []
     content: Annotated[list[ReasoningText], _FIRST] = []
 
