@@ -44,15 +44,19 @@ template <typename T> T* copy(const T* from, int64_t count) {
     return to;
 }
 
-// site(E, R, D, O, bfloat16, a, b, scaling, rows, absent, standardise, absolute, renormalise, divisor, K, shortlist)
-PyObject* make_site(PyObject*, PyObject* arguments) {
+// All by their names: a, b, scaling, rows and absent are addresses, 0 for what there is not.
+PyObject* make_site(PyObject*, PyObject* arguments, PyObject* named) {
+    static const char* const names[] = {"experts", "rank", "width", "out", "bfloat16", "a", "b", "scaling", "rows",
+                                        "absent", "standardise", "absolute", "renormalise", "divisor", "kept",
+                                        "shortlist", nullptr};
     Py_ssize_t experts, rank, width, out, kept;
     int bfloat16, standardise, absolute, renormalise, wants_codes;
     double divisor;
     PyObject *a, *b, *scaling, *rows, *absent;
-    if (!PyArg_ParseTuple(
-            arguments, "nnnnpOOOOOpppdnp", &experts, &rank, &width, &out, &bfloat16, &a, &b, &scaling, &rows, &absent,
-            &standardise, &absolute, &renormalise, &divisor, &kept, &wants_codes
+    if (!PyArg_ParseTupleAndKeywords(
+            arguments, named, "$nnnnpOOOOOpppdnp:site", const_cast<char**>(names), &experts, &rank, &width, &out,
+            &bfloat16, &a, &b, &scaling, &rows, &absent, &standardise, &absolute, &renormalise, &divisor, &kept,
+            &wants_codes
         ))
         return nullptr;
     Site* site = new Site{};
@@ -224,7 +228,7 @@ PyObject* use_runtime(PyObject*, PyObject* library) {
 PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(runtime().available()); }
 
 PyMethodDef methods[] = {
-    {"site", make_site, METH_VARARGS, "What is constant for one routed layer."},
+    {"site", (PyCFunction)(void (*)())make_site, METH_VARARGS | METH_KEYWORDS, "What is constant for one routed layer."},
     {"route", (PyCFunction)(void (*)())route, METH_FASTCALL, "Score, select, and add the experts' outputs to y."},
     {"apply", (PyCFunction)(void (*)())apply, METH_FASTCALL, "Add the outputs of the experts of a decision to y."},
     {"note", (PyCFunction)(void (*)())note, METH_FASTCALL, "Copy some memory, to tell later whether it changed."},

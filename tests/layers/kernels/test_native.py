@@ -228,3 +228,11 @@ def test_an_absent_expert_is_never_kept(isa: str) -> None:
     for experts, weights in zip(got.experts.tolist(), got.weights.tolist(), strict=True):
         assert all(weight == 0 for e, weight in zip(experts, weights, strict=True) if case.site.absent[e] and e != 0)
         assert sum(weights) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_constant_for_a_site_is_given_by_name() -> None:
+    assert extension is not None
+    with pytest.raises(TypeError, match="positional arguments"):
+        extension.site(1, 4, 8, 8)
+    with pytest.raises(TypeError, match="rank"):
+        extension.site(experts=1)

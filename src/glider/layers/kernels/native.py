@@ -95,22 +95,22 @@ class NativeSite:
         self.decides = linear is not None
         self.per_token = 1 if linear is None else min(linear.k, experts)
         self._site = native.site(
-            experts,
-            rank,
-            width,
-            out,
-            a is not None and a.dtype == torch.bfloat16,
-            _address(a),
-            _address(b),
-            _address(scaling),
-            _address(rows),
-            _address(absent),
-            scores is not None and scores.standardise,
-            scores is not None and scores.absolute,
-            linear is not None and linear.renormalise,
-            1.0 if scores is None else scores.divisor,
-            1 if linear is None else linear.k,
-            rows is not None
+            experts=experts,
+            rank=rank,
+            width=width,
+            out=out,
+            bfloat16=a is not None and a.dtype == torch.bfloat16,
+            a=_address(a),
+            b=_address(b),
+            scaling=_address(scaling),
+            rows=_address(rows),
+            absent=_address(absent),
+            standardise=scores is not None and scores.standardise,
+            absolute=scores is not None and scores.absolute,
+            renormalise=linear is not None and linear.renormalise,
+            divisor=1.0 if scores is None else scores.divisor,
+            kept=1 if linear is None else linear.k,
+            shortlist=rows is not None
             and linear is not None
             and linear.renormalise  # what the shortlist leaves out counts a millionth then, and in full otherwise
             and (experts >= SHORTLIST_FROM if shortlist is None else shortlist),
