@@ -11,6 +11,7 @@ part of this project, nor are the experts that are trained on it. WORK gets `bas
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -39,8 +40,9 @@ def main() -> None:
 
 def convert(gguf: Path, out: Path) -> None:
     """The model and tokenizer of a GGUF file as a directory of safetensors, in bfloat16."""
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).to(torch.bfloat16)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model.to(torch.bfloat16)
     model.hf_quantizer, model.is_quantized = None, False  # the weights are plain numbers now
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
