@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import fullrun
-from fullrun.devices import devices_of, run_on
+from fullrun.devices import devices_of, require_device, run_on
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import Plan, config_names, read_plan
@@ -55,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from glider.evaluation.budgets import tokens_of
 
     quiet_libraries()
+    batch_tokens = tokens_of(arguments.batch_tokens)
+    require_device(arguments.device, here=arguments.executor == "local")
     names = ("executor", "workers", "address", "files", "cpus_per_job", "gpus_per_job")
     placement = Placement.parse(**{name: getattr(arguments, name) for name in names})
     executor = placement.make(keep=True)
@@ -63,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         downloads = (arguments.downloads or root / "downloads").absolute()
         say = (lambda line: None) if arguments.json else (lambda line: print(line, file=sys.stderr, flush=True))
         where = {"dtype": arguments.dtype, "device": arguments.device, "say": say, "executor": executor}
-        where |= {"batch_tokens": tokens_of(arguments.batch_tokens)}
+        where |= {"batch_tokens": batch_tokens}
         if arguments.tiny:
             plan = tiny_plan(plan, downloads)
             told = Workspace(root, downloads, made_up, made_up_prompts, made_up_flan, **where).run(plan)
@@ -77,6 +79,9 @@ def _on_devices(arguments: argparse.Namespace, plan: Plan) -> int:
     if arguments.dry_run or arguments.executor != "local" or arguments.workers is not None:
         wanted, got = "--devices by itself", "it beside --dry-run, --executor or --workers"
         raise ConfigError(wanted, got, "Leave one of them out.")
+    from glider.evaluation.budgets import tokens_of
+
+    tokens_of(arguments.batch_tokens)  # refused here once, and not by every process
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or (Path(scratch) if arguments.tiny else WORK)
         command = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), str(Path(__file__).absolute())]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fullrun.devices import devices_of, shares_of
+from fullrun.devices import DeviceError, devices_of, require_device, run_on, shares_of
 from fullrun.plan import read_plan
 from glider.errors import ConfigError
 from glider.experts.pool import Pool
@@ -66,7 +66,25 @@ def test_a_process_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> Non
     assert process.returncode == 2 and "error: " in err and "alpha-1 t0 on cpu" in err.splitlines()[-1]
     process = start(*chosen, "--devices", "cuda:99")
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 1 and "[cuda:99] table2/alpha alpha-1 t0/bbl: no bb" in err
+    assert process.returncode == 2 and "wanted a device of this machine; got cuda:99" in err
+    assert not (tmp_path / "tiny" / "rows").exists()  # and not when all is downloaded
+
+
+@pytest.mark.parametrize("printed", ["a warning", "[]"])
+def test_a_process_that_prints_no_results_is_no_success(printed: str) -> None:
+    """Such a share was left out of the results, and the command ended as if nothing were missing."""
+    plan = read_plan(["table2/alpha"]).chosen(method="alpha-1", pool="t0", set_name="bbl")
+    with pytest.raises(DeviceError, match=r"results of every process; got .*alpha-1 t0 on cpu"):
+        run_on(["cpu"], plan, [sys.executable, "-c", f"print({printed!r})"], lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_told(name: str) -> None:
+    require_device("cpu")
+    with pytest.raises(ConfigError, match=rf"wanted a device .*got {name}"):
+        require_device(name)
+    if name != "gpu":
+        require_device(name, here=False)  # of a cluster's nodes
 
 
 def test_devices_are_read_as_ranges_and_names() -> None:

@@ -143,6 +143,13 @@ def test_rows_and_tokens_by_hand(plan: Plan) -> None:
     assert hours_of(7.2e6, Assumptions(throughput=1000)) == 2 and hours_of(7.2e6, Assumptions()) is None
 
 
+@pytest.mark.parametrize("value", [0, -3, float("nan"), float("inf")])
+def test_a_throughput_that_gives_no_hours_is_refused(value: float) -> None:
+    """0 was a traceback, and a negative one gave negative hours."""
+    with pytest.raises(ConfigError, match="throughput"):
+        Assumptions.parse(throughput=value)
+
+
 @pytest.mark.parametrize("config", [*config_names(), "all"])
 def test_the_dry_run_tells_everything(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     from fullrun.dry_run import print_plan

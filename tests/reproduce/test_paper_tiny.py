@@ -66,12 +66,34 @@ def test_a_figure_is_drawn_of_published_layouts(tmp_path: Path, config: str) -> 
             assert numbers["p"] == 0.8 and (own <= {None}) == (cell["set"] != "t0-heldin")
 
 
-def test_a_pool_whose_source_changed_is_imported_anew(tmp_path: Path) -> None:
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_rows_that_a_kill_left_without_their_source_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that was changed, killed between its rows and their record, and changed back had the rows of the change."""
+    plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
+    space, tasks, base = Workspace(tmp_path, tmp_path, made_up), plan.sets["bbl"], plan.pools["t0"].base
+    before = {name: file.read_bytes() for name, file in space.rows("bbl", tasks, base).items()}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fullrun.workspace.write_json", interrupted)
+        space.rows("bbl", tasks.model_copy(update={"most": 1}), base)
+    after = {name: file.read_bytes() for name, file in space.rows("bbl", tasks, base).items()}
+    assert after == before
+
+
+def test_a_pool_whose_source_changed_is_imported_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
     space, source = Workspace(tmp_path, tmp_path, made_up), plan.pools["t0"]
     whole = Pool.open(space.pool("t0", source)).names
     assert Pool.open(space.pool("t0", source)).names == whole
     fewer = source.model_copy(update={"without": (*source.without, whole[0]), "experts": source.experts - 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fullrun.workspace.write_json", interrupted)
+        space.pool("t0", fewer)
+    assert Pool.open(space.pool("t0", source)).names == whole  # not those of the import that was killed
     assert Pool.open(space.pool("t0", fewer)).names == whole[1:]
 
 
@@ -88,6 +110,23 @@ def test_an_interrupted_download_goes_on(tmp_path: Path) -> None:
         assert found == [tmp_path / "downloads" / "phatgoose/best.pt"] * 2
         assert found[0].read_bytes() == b"experts" * 100
         assert stand.fetched("best.pt") == 0 and stand.fetched("more.pt") == 400
+
+
+def test_a_download_that_another_place_of_work_began_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """What was begun was noted under `--work`: another one over the same `--downloads` took the half of it."""
+    with serving() as stand:
+        stand.files["MoE-UNC/phatgoose", "main"] = {"a.pt": b"experts" * 100, "b.pt": b"more" * 100}
+        first, second = (
+            Workspace(tmp_path / name, tmp_path / "downloads", hub=Hub(stand.endpoint, lambda seconds: None))
+            for name in ("one", "two")
+        )
+        stand.faults = [fine, a_page]
+        with pytest.raises(DataError, match=r"phatgoose/b\.pt"):
+            first.download("phatgoose")
+        folder = second.download("phatgoose")
+        assert (folder / "b.pt").read_bytes() == b"more" * 100
+        stand.asked.clear()
+        assert first.download("phatgoose/a.pt") == folder / "a.pt" and stand.asked == []
 
 
 def test_a_failed_download_is_told(tmp_path: Path) -> None:

@@ -31,6 +31,21 @@ def devices_of(text: str) -> list[str]:
     return found
 
 
+def require_device(name: str, here: bool = True) -> None:
+    """Raise `ConfigError` for what is no device, or (`here`) for one that this machine lacks: now, and not when all is
+    downloaded."""
+    import torch
+
+    from glider.inference.spec import device_of
+
+    device = device_of(name)
+    try:
+        torch.empty(1, device=device if here else "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as fault:  # by the build of PyTorch
+        got = f"{name} ({' '.join(str(fault).split())[:120]})"
+        raise ConfigError("a device of this machine", got, "Check --device, or --devices.") from fault
+
+
 def shares_of(plan: Plan, devices: int) -> list[tuple[str, ...]]:
     """What one process takes at a time, as arguments of the command: a config, and of a table one method and pool of
     it, so that a model is loaded once for all its sets. The experts of a training are shared by a process on each
@@ -66,12 +81,12 @@ def run_on(
             children.add(child)
             out, err = child.communicate()
             children.discard(child)
-            if child.returncode not in (0, 1) or not out.strip():  # 1 with results: tasks are missing
+            cells = _cells(out) if child.returncode in (0, 1) else []  # 1 with results: tasks are missing
+            if not cells:
                 last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
                 faults.append(f"{name} on {device}: {last[0]}")
                 say(f"[{device}] {faults[-1]}")
-                continue
-            for cell in json.loads(out):
+            for cell in cells:
                 told.append(cell)
                 if cell["missing"]:
                     say(f"[{device}] {name}/{cell['set']}: no {', '.join(cell['missing'])}")
@@ -88,11 +103,19 @@ def run_on(
         for child in list(children):
             child.terminate()
         raise
-    if faults:
-        raise DeviceError(
-            "results of every process", "; ".join(faults), "The same command goes on with what is missing."
-        )
     keys = [(cell.config, cell.label, cell.pool, cell.set) for cell in plan.cells]
     keys += [(training.config, "train", training.name, training.name) for training in plan.trainings]
     by_key = {(one["config"], one["method"], one["pool"], one["set"]): one for one in told}  # the last of a training's
-    return [by_key[key] for key in keys if key in by_key]
+    lost = [" ".join(dict.fromkeys(key)) for key in keys if key not in by_key]
+    if faults or lost:
+        got = "; ".join(faults) or f"none of {', '.join(lost)}"
+        raise DeviceError("results of every process", got, "The same command goes on with what is missing.")
+    return [by_key[key] for key in keys]
+
+
+def _cells(text: str) -> list[dict[str, Any]]:
+    """The summaries that a process prints; none where it printed something else."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return []

@@ -7,6 +7,8 @@ time from a throughput that the user gives.
 import math
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from fullrun.plan import FEWSHOT, Cell, P3Source, PoolSource, PromptedSource, TaskSet, TaskSource
 from glider.config import Config
 
@@ -20,8 +22,10 @@ class Assumptions(Config):
     """What the estimate takes for granted."""
 
     dtype: str = "float32"  # of base and experts, as the published code loads them
-    throughput: float | None = None  # tokens a second, prompts and answers together, on the user's machine
-    activations_gb: float = 4.0  # beside the weights: activations, logits and caches of a batch
+    throughput: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Tokens a second, prompts and answers together, on the user's machine."""
+    activations_gb: float = Field(4.0, ge=0, allow_inf_nan=False)
+    """Beside the weights: activations, logits and caches of a batch."""
 
 
 @dataclass(frozen=True)

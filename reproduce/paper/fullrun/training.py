@@ -57,6 +57,7 @@ def prepare(space: Workspace, training: Training, folder: Path) -> None:
         for name, rows in _rows(space, training, missing, fit):
             space.say(f"{len(rows)} training rows of {name}")
             file = folder / "rows" / f"{name}.jsonl"
+            file.with_suffix(".source.json").unlink(missing_ok=True)  # of other rows
             write_file(file, partial(_write_text, as_lines(rows, name)))
             write_json(file.with_suffix(".source.json"), _source(training, name))
         experts = [{"name": name, "task": name, "data": f"rows/{name}.jsonl"} for name in tasks]

@@ -100,7 +100,7 @@ class Workspace:
     def _expert_files(self, checkpoint: str) -> list[str]:
         """Names of the files of a checkpoint, there or on the hub; none where neither can be asked."""
         here = self.downloads / checkpoint
-        if here.exists() and not (self.root / "downloading" / checkpoint.partition("/")[0]).exists():
+        if here.exists() and not self._begun(checkpoint.partition("/")[0]).exists():
             return [file.name for file in sorted(here.iterdir())]
         if self.fetch is not None:  # rows are made up: nothing is downloaded
             return []
@@ -170,9 +170,12 @@ class Workspace:
             write_json(kept, {**told, "routers": [*others, *told["routers"]]})  # JSON is YAML
 
     @contextmanager
-    def alone(self, what: str) -> Iterator[None]:
-        """Be the one process at work on something that processes over one `--work` share; the others wait."""
-        place = self.root / "locks" / f"{what.replace('/', '-')}.lock"
+    def alone(self, what: str, place: Path | None = None) -> Iterator[None]:
+        """Be the one process at work on something that processes over one `--work` share; the others wait.
+
+        `place` is the lock's file, for what several places of work share.
+        """
+        place = place or self.root / "locks" / f"{what.replace('/', '-')}.lock"
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place)
         try:
@@ -190,15 +193,23 @@ class Workspace:
 
     def download(self, path: str) -> Path:
         """A published file or directory: as it lies in the downloads, else from the hub."""
-        with self.alone(f"download-{path.partition('/')[0]}"):
+        top = path.partition("/")[0]
+        begun = self._begun(top)
+        if not begun.exists() and (self.downloads / top).exists():  # whole, in a place that need not be ours to write
+            return self.downloads / path
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with self.alone(f"download-{top}", begun.with_name(f"{top}.lock")):
             return self._download(path)
+
+    def _begun(self, top: str) -> Path:
+        """The mark of a download that is not whole: among the downloads, which several places of work may share."""
+        return self.downloads / ".begun" / top
 
     def _download(self, path: str) -> Path:
         top = path.partition("/")[0]
-        begun = self.root / "downloading" / top  # ours, until it is whole
+        begun = self._begun(top)
         if begun.exists() or not (self.downloads / top).exists():
             self.say(f"downloading {OWNER}/{top}")
-            begun.parent.mkdir(parents=True, exist_ok=True)
             begun.touch()
             files = self.hub.files(f"{OWNER}/{top}", "model")
             if not files:
@@ -219,6 +230,7 @@ class Workspace:
         if path.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
             return path
         self.say(f"importing the pool {name}")
+        beside.unlink(missing_ok=True)  # or a kill would leave the new pool with the old one's source
         shutil.rmtree(path, ignore_errors=True)
         self._import(path, source)
         write_json(beside, wanted)
@@ -266,6 +278,7 @@ class Workspace:
             if file.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
                 continue
             self.say(f"rows of {name}/{task}")
+            beside.unlink(missing_ok=True)  # a kill must not leave new rows with the old ones' source
             tokenizer = tokenizer or tokenizer_of(base)
             found = task_rows(source, tasks, self.rows_of_hub, partial(shortened, tokenizer), prompts=self.prompts)
             lines = "".join(json.dumps({"task": task, **row}, ensure_ascii=False) + "\n" for row in found)
