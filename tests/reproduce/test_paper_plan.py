@@ -11,7 +11,19 @@ import yaml
 
 from fullrun import plan as plan_module
 from fullrun.dry_run import plan_json
-from fullrun.estimate import T5_XL, Assumptions, download_gb, hours_of, memory_gb, rows_of, tokens_of, tokens_of_row
+from fullrun.estimate import (
+    T5_XL,
+    Assumptions,
+    data_gb,
+    download_gb,
+    hours_of,
+    memory_gb,
+    pool_gb,
+    rows_of,
+    set_gb,
+    tokens_of,
+    tokens_of_row,
+)
 from fullrun.plan import BigBenchSource, P3Source, Plan, config_names, read_plan
 from glider.contribute.published_format import T0_TASKS
 from glider.errors import ConfigError
@@ -121,6 +133,20 @@ def test_the_estimate_by_hand(plan: Plan) -> None:
     assert memory_gb(t0, Assumptions()) == pytest.approx(4 * (2.849757184 + 35 * 0.036421632) + 4)
     assert memory_gb(t0, Assumptions(dtype="bfloat16", activations_gb=1)) == pytest.approx(9.249, abs=1e-3)
     assert download_gb(t0) == pytest.approx(4 * (2.849757184 + 35 * (0.036421632 + 0.131596288)))
+
+
+def test_the_disk_by_hand(plan: Plan) -> None:
+    t0 = plan.pools["t0"]
+    assert pool_gb(t0) == pytest.approx(4 * 35 * 0.036421632)
+    heldin, heldout = plan.sets["t0-heldin"], plan.sets["t0-heldout"]
+    cb = heldout.tasks["p3cb"]  # fifteen templates of P3, a file each: texts, and token ids beside them
+    assert data_gb(cb, 56) == pytest.approx(15 * 56 * 8.5 * (cb.assumed.input + cb.assumed.target) / 1e9)
+    ropes = heldin.tasks["p3ropes"]  # rendered here: one file of texts
+    assert data_gb(ropes, 100) == pytest.approx(100 * 4.5 * 274 / 1e9)
+    assert set_gb(heldout) == pytest.approx(sum(data_gb(task, task.available) for task in heldout.tasks.values()))
+    told = plan_json(plan.chosen(method="phatgoose", pool="t0", set_name="t0-heldin"), Assumptions())
+    expected = download_gb(t0) + pool_gb(t0) + set_gb(heldin)
+    assert told["disk_gb"] == pytest.approx(expected, abs=0.2) and set_gb(heldin) > 1
 
 
 def test_rows_and_tokens_by_hand(plan: Plan) -> None:
