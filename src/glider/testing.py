@@ -44,8 +44,8 @@ def check_router(router: Router, pool: Pool, base: BaseModel | None = None, *, s
     A router that decides a prompt's tokens together is asked for two prompts and padding in one call, and for each by
     itself. With a base model of the pool also: answers of a batch, of beams and of packed passes are those of each
     prompt alone, scores are finite, plain PyTorch's kernels and the best one here say the same, a router of one expert
-    says the same folded, `abstain` leaves a query that is overruled to the base, and the model is as before when the
-    pool is taken off.
+    says the same folded, a query that is overruled is left to the base and the one beside it routed as by itself, and
+    the model is as before when the pool is taken off.
 
     Arguments:
         router: The router, with its settings.
@@ -64,6 +64,7 @@ def check_router(router: Router, pool: Pool, base: BaseModel | None = None, *, s
     if base is not None:
         _check_model(router, pool, base)
         _check_kernels(router, pool, base)
+        _check_verdicts(router, pool, base)
 
 
 def check_decision(decision: Decision | SlotDecision, site: Site, tokens: int) -> None:
@@ -138,7 +139,7 @@ def _check_sequences(router: Router, prepared: Prepared, site: Site, draw: torch
 
 def _check_kernels(router: Router, pool: Pool, base: BaseModel) -> None:
     """Reference, torch and whatever runs by itself here say the same; so does a folded expert."""
-    scores, overruled = [], []
+    scores = []
     for kernel in ("reference", "torch", None):
         model = ModelSpec(router=router, kernel=kernel).over(base, pool)
         try:
@@ -147,20 +148,36 @@ def _check_kernels(router: Router, pool: Pool, base: BaseModel) -> None:
                 model.fold()
                 scores.append([choice.log_likelihood for choice in model.score(_PROMPTS[0], ["yes", "no"])])
                 model.unfold()
-            if kernel is None:
-                overruled = model.generate([Query(_PROMPTS[0], verdict="base")], max_new_tokens=3)
         finally:
             model.detach()
     for other in scores[1:]:
         torch.testing.assert_close(
             torch.tensor(other), torch.tensor(scores[0]), atol=5e-3, rtol=1e-3, msg="kernels say the same"
         )
+
+
+def _check_verdicts(router: Router, pool: Pool, base: BaseModel) -> None:
+    """A query that is overruled has the base's answer, alone and beside one that is routed."""
+    support = support_of(router)
+    settings = {"max_new_tokens": 3, "use_cache": support.cache}
     bare = ModelSpec(router="base").over(base, pool)
     try:
-        alone = bare.generate([_PROMPTS[0]], max_new_tokens=3)
+        (of_base,) = bare.generate(_PROMPTS[:1], **settings)
     finally:
         bare.detach()
-    assert overruled[0].token_ids == alone[0].token_ids, "a query that is left to the base has the base's answer"
+    overruled = Query(_PROMPTS[0], verdict="base")
+    model = ModelSpec(router=router).over(base, pool)
+    try:
+        answers = model.generate([overruled], **settings)
+        if support.mixed:
+            (routed,) = model.generate(_PROMPTS[1:], **settings)
+            beside, other = model.generate([overruled, _PROMPTS[1]], **settings)
+            answers.append(beside)
+            assert other.token_ids == routed.token_ids, "a query beside one that is left to the base is routed as alone"
+    finally:
+        model.detach()
+    for answer in answers:
+        assert answer.token_ids == of_base.token_ids, "a query that is left to the base has the base's answer"
 
 
 def _check_model(router: Router, pool: Pool, base: BaseModel) -> None:

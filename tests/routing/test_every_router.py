@@ -17,8 +17,11 @@ from glider.experts.trust import UNSIGNED
 from glider.inference.base_model import BaseModel, load_base
 from glider.inference.spec import ModelSpec, load
 from glider.routing.base import Decision, Prepared, QueryFeatures, Router, Site, routers
+from glider.routing.condition import Condition
+from glider.routing.linear import LinearTopK
 from glider.routing.methods.mole import Mole, layers
 from glider.routing.methods.phatgoose import Phatgoose
+from glider.routing.methods.single import Single
 from glider.routing.select import TopK
 from glider.routing.specification import parsed, router_from
 from glider.testing import check_decision, check_router
@@ -248,6 +251,51 @@ def test_a_careless_router_is_told_what_it_breaks(pool: Pool, mistake: str) -> N
     with pytest.raises(AssertionError, match=mistake):
         for seed in range(8):
             check_router(Careless(TopK(3) if "no weight" in mistake else TopK(2), mistake=mistake), pool, seed=seed)
+
+
+@dataclass(frozen=True)
+class CarelessInAModel(Phatgoose):
+    """PHATGOOSE with a mistake that shows when a model runs."""
+
+    mistake: str = ""
+
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        if self.mistake != "answers of a batch":
+            return super().condition(prepared, features)
+        scores = torch.zeros(features.count, len(prepared.experts))
+        scores[:, (features.count - 1) % len(prepared.experts)] = 1.0  # by how many ask at once
+        return Condition.of(scores, torch.full((features.count,), 100.0))
+
+    def linear(self, site: Site) -> LinearTopK | None:
+        linear = super().linear(site)
+        if linear is None or self.mistake != "kernels say the same":
+            return linear
+        return replace(linear, k=1)
+
+
+@dataclass(frozen=True)
+class Halved(Single):
+    """One expert, of which every token has half, where a fold adds it whole."""
+
+    def route(self, site: Site, x: torch.Tensor, term: torch.Tensor | None) -> Decision:
+        decision = super().route(site, x, term)
+        return replace(decision, weights=decision.weights / 2)
+
+
+@pytest.mark.parametrize("mistake", ["answers of a batch", "kernels say the same"])
+def test_a_router_that_is_careless_in_a_model_is_told_what_it_breaks(
+    base_directory: Path, pool: Pool, mistake: str
+) -> None:
+    base = load_base(str(base_directory))
+    with pytest.raises(AssertionError, match=mistake):
+        check_router(CarelessInAModel(mistake=mistake), pool, base)
+    assert torch.equal(next(base.model.parameters()), next(load_base(str(base_directory)).model.parameters()))
+
+
+def test_an_expert_that_folds_into_something_else_is_told(base_directory: Path, pool: Pool) -> None:
+    check_router(Single("e1"), pool, load_base(str(base_directory)))
+    with pytest.raises(AssertionError, match="kernels say the same"):
+        check_router(Halved("e1"), pool, load_base(str(base_directory)))
 
 
 @pytest.mark.parametrize("text", [text for text in [*CHOOSING, "token-choice"] if "(" not in text])

@@ -28,7 +28,7 @@ class MindSkipAttention(Skipping):
     that are computed, with a straight-through step (Router-Tuning, MindSkip's granularity of a sequence, as the
     authors' code has it; b is ours, so that gates begin open, and padding has no part in the mean). `glider pool
     train-router POOL --router mindskip-attention`. For decoders with blocks of a known form; prompts in one pass, with
-    a cache. Decided in PyTorch; the experts run in any kernel.
+    a cache. Experts are chosen in the native kernel where the local score is linear, as of gates; they run in any.
     """
 
     trained: ClassVar[str] = KIND
