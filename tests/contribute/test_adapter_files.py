@@ -26,7 +26,7 @@ from glider.inference.base_model import load_base
 from glider.inference.spec import load
 
 from ..conftest import byte_tokenizer
-from .test_adopt import quick, save_adapter
+from .adopt.adapters import quick, save_adapter
 
 Edit = Callable[..., None]
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,6 @@ there before opens, old or new; the same command, run again, ends as if nothing 
 
 import argparse
 import asyncio
-import hashlib
 import importlib.util
 import json
 import os
@@ -27,6 +26,16 @@ from typing import Any
 
 import pytest
 import torch
+from kill_states import (
+    expert_state,
+    file_state,
+    imported_state,
+    new_state,
+    pool_state,
+    pulled_state,
+    results_state,
+    served_state,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -40,10 +49,7 @@ import glider.evaluation.runs
 import glider.sharing.signature
 from glider.cli.main import main as command_line
 from glider.contribute.settings import TrainConfig
-from glider.errors import GliderError
-from glider.experts.expert import Expert
 from glider.experts.membership import add_expert
-from glider.experts.pool import POOL_FILE, Pool
 from glider.instructions.embedders import load_embedder
 
 V01 = Path(__file__).parents[1] / "fixtures" / "v0.1"
@@ -65,75 +71,6 @@ class Command:
     finishes: bool = True  # whether it may be run again after a part of it: keys are never overwritten
     run: Callable[[Path], None] | None = None  # what is done in place of a command line
     changes: bool = True  # whether it is to change what is looked at
-
-
-def pool_state(root: Path, name: str = "pool") -> object:
-    """All of a pool that its owner cares for."""
-    path = root / name
-    if not (path / POOL_FILE).exists():
-        return None
-    pool = Pool.open(path)
-    pool.verify()
-    return {
-        "experts": {expert.name: expert_digest(expert) for expert in pool},
-        "calibrations": sorted(pool.index.calibrations),
-    }
-
-
-def expert_state(root: Path, name: str = "reviews") -> object:
-    """All of an expert, or None where there is none."""
-    try:
-        expert = Expert.open(root / "pool" / name)
-    except GliderError as fault:
-        if "without it" not in str(fault):  # no directory at all is the state before
-            raise
-        return None
-    expert.verify()
-    return expert_digest(expert)
-
-
-def expert_digest(expert: Expert) -> str:
-    card = expert.card.model_dump(mode="json")
-    told = {"description": card["description"], "gates": "gates" in card["training"], "examples": card["examples"]}
-    content = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name, tensor in sorted(expert.vectors.items()):
-        content.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    for site in expert.sites:
-        for factor in expert.factors(site):
-            content.update(factor.contiguous().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()
-
-
-def file_state(*names: str) -> Callable[[Path], object]:
-    """Which of these files there are; what they hold is random, and must be whole."""
-
-    def state(root: Path) -> object:
-        for name in names:
-            assert not (root / name).exists() or (root / name).read_text().endswith("\n"), name
-        return [name for name in names if (root / name).exists()]
-
-    return state
-
-
-def new_state(root: Path) -> object:
-    return expert_state(root, "new")
-
-
-def pulled_state(root: Path) -> object:
-    return pool_state(root, "pulled")
-
-
-def imported_state(root: Path) -> object:
-    return pool_state(root, "imported")
-
-
-def results_state(root: Path) -> object:
-    return {str(file.relative_to(root)): json.loads(file.read_text())["score"] for file in root.glob("out/*/*/*.json")}
-
-
-def served_state(root: Path) -> object:
-    """A pool that is served, and an adapter beside it."""
-    return pool_state(root), expert_digest(Expert.open(root / "pool" / "extra"))
 
 
 def serve_and_ask(root: Path) -> None:

@@ -21,12 +21,6 @@ KINDS |= {"seqr": ("seqr(norms=calibrated)",)}
 SETTINGS = RouterTraining(steps=2, batch_size=4, codes=5, centroids=2)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache for each test."""
-    monkeypatch.setenv("GLIDER_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def pool(base_directory: Path, make_pool, grow_pool) -> Pool:
     """Ranks 4, 4, 2, scalings 0.125 and 1; the last expert adapts half of the sites."""

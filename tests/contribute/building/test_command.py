@@ -1,0 +1,65 @@
+"""`glider pool build`."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from glider.cli.main import main
+from glider.experts.pool import Pool
+
+from .drafts import Draft
+
+
+@pytest.fixture
+def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """`glider("pool", "build", ...)` runs the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
+
+    return run
+
+
+def test_the_command_tells_what_it_did(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool)
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines() if line.strip()] == [["one", "done"], ["two", "done"]]
+    assert err.splitlines() == ["one: done", "two: done"]
+
+
+def test_an_expert_that_a_build_adds_changes_the_calibration(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["defaults"] |= {"validation": 20}
+    for name in ("one", "two", "three"):
+        lines = [json.dumps({"input": f"{name} {name}{i} say", "output": "x"}) + "\n" for i in range(200)]
+        (draft.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    code, _, err = glider("pool", "calibrate", draft.pool)
+    assert code == 0, err
+    draft.plan["experts"].append({"name": "three", "data": "three.jsonl"})
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    assert Pool.open(draft.pool).index.calibrations["examples"].experts == ("one", "two", "three")
+
+
+def test_a_failure_is_named_at_the_end_with_exit_code_1(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    (draft.root / "one.jsonl").write_text("no rows", "utf8")
+    code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")
+    assert code == 1
+    told = {row["name"]: row for row in json.loads(out)}
+    assert told["one"]["status"] == "failed" and "one.jsonl" in told["one"]["message"]
+    assert told["two"] == {"name": "two", "status": "done", "message": ""}
+    assert err.splitlines()[-1] == "glider: 1 of 2 experts failed: one"
+    assert Pool.open(draft.pool).names == ["two"]
+
+
+def test_a_faulty_plan_is_one_line_with_exit_code_2(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["experts"].append({"name": "three"})
+    code, _, err = glider("pool", "build", draft.write(), "--out", draft.pool)
+    assert code == 2
+    assert err.count("\n") == 1 and "three: neither data nor adapter" in err
+    assert not draft.pool.exists()

@@ -1,0 +1,3 @@
+"""Prompts of these tests."""
+
+PROMPTS = ["What is the capital of France?", "sort 3 1 2", "Übersetze: guten Tag"]
