@@ -109,7 +109,7 @@ def test_items_go_back_as_they_came(caller: openai.OpenAI) -> None:
     assert second.usage.input_tokens == chat.usage.prompt_tokens  # pyright: ignore
     assert second.output_text == chat.choices[0].message.content
     parts = {**result, "output": [{"type": "input_text", "text": "none"}]}
-    assert respond(caller, input=[*items, parts], max_output_tokens=2).usage == second.usage
+    assert respond(caller, input=[*items, parts], max_output_tokens=2).usage.input_tokens == second.usage.input_tokens
 
 
 def test_a_named_function_is_called(caller: openai.OpenAI) -> None:
@@ -137,7 +137,7 @@ def test_nothing_of_tools_is_nothing(caller: openai.OpenAI) -> None:
         ("tool_choice.type", {"tools": [RAINING], "tool_choice": {"type": "allowed_tools", "tools": []}}),
         ("parallel_tool_calls", {"parallel_tool_calls": False}),
         ("max_tool_calls", {"tools": [RAINING], "max_tool_calls": 1}),
-        ("include", {"include": ["reasoning.encrypted_content"]}),
+        ("include.0", {"include": ["reasoning.encrypted_content"]}),
         ("input", {"input": [{"role": "user", "content": "a"}, RESULT]}),
         ("input", {"input": [{"role": "user", "content": "a"}, {**CALL, "arguments": "[1]"}, RESULT]}),
         ("input.1.caller", {"input": [{"role": "user", "content": "a"}, {**CALL, "caller": {"type": "direct"}}]}),

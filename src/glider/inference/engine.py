@@ -17,6 +17,14 @@ from glider.routing.condition import Condition
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """Tokens of a prompt whose keys and values earlier requests left in the cache, and those that this one leaves there."""
+
+    cached: int = 0
+    stored: int = 0
+
+
+@dataclass(frozen=True)
 class NewToken:
     """A request has one more token."""
 
@@ -25,6 +33,7 @@ class NewToken:
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()  # tokens and their log-probabilities
     passes: int = 0  # that the request's trace had seen when this token was chosen; 0 without a trace
+    reuse: Reuse | None = None  # of the prompt; None where each request computes its own
 
 
 @dataclass(frozen=True)

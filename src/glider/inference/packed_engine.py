@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, GliderError, QueryError
-from glider.inference.engine import Can, Ended, Event, Failed, NewToken, PrefixCache, require_finite
+from glider.inference.engine import Can, Ended, Event, Failed, NewToken, PrefixCache, Reuse, require_finite
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
 from glider.inference.sampler import RequestSettings, Sampler, not_finite
 from glider.layers.attach import Attached, Generation
@@ -40,9 +40,12 @@ class _Request:
     sampler: Sampler
     trace: Trace | None
     salt: tuple[int, ...]
+    length: int  # of its prompt
     cancelled: bool = False  # by the caller: nothing more is told but its end
     failed: bool = False  # which was told
-    counted: bool = False  # in what the cache was asked for
+    cached: int = 0  # tokens of the prompt that the cache had when it was looked up last
+    marked: int = 0  # tokens whose pages later requests may share
+    reuse: Reuse | None = None  # once it has a token
 
 
 class PackedEngine:
@@ -99,7 +102,7 @@ class PackedEngine:
             with self._lock:
                 if request in self._requests:
                     raise QueryError("a request of a new name", request, "Name it otherwise.")
-                self._requests[request] = _Request(generation, condition, sampler, trace, salt)
+                self._requests[request] = _Request(generation, condition, sampler, trace, salt, len(ids))
         except BaseException:
             self._attached.give_back(generation)
             raise
@@ -262,8 +265,22 @@ class PackedEngine:
             tokens.append(token)
             if not request.cancelled and not request.failed:
                 passes = 0 if request.trace is None else request.trace.passes
-                self._events.put(NewToken(state.request_id, token, logprob, others, passes))
+                reuse = self._reuse(request, token)
+                self._events.put(NewToken(state.request_id, token, logprob, others, passes, reuse))
         output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
+
+    def _reuse(self, request: _Request, token: int) -> Reuse:
+        """What the cache had of a prompt, and has of it now: known with its first token. Of one that ends with that the
+        pages of the pass are shared with nobody."""
+        if not self._manager.batch_processor.cache.use_prefix_sharing:
+            return Reuse()
+        if request.reuse is None:
+            settings, page = request.sampler.settings, self._batching.page_size
+            ends = settings.max_new_tokens == 1 or token in settings.ends
+            stored = request.marked if ends else max(0, request.length // page * page - request.cached)
+            request.reuse, before = Reuse(request.cached, stored), self._prefix_cache
+            self._prefix_cache = PrefixCache(before.queries + request.length, before.hits + request.cached)
+        return request.reuse
 
     def _fail(self, name: str, request: _Request, fault: GliderError) -> None:
         """Give up a request that has no next token; the others go on."""
@@ -327,20 +344,21 @@ class PackedEngine:
 
         def search_by_condition(request_id: str, tokens: Sequence[int]) -> int:
             shared = search(request_id, marked(request_id, tokens))
-            request, before = self._requests[request_id], self._prefix_cache
-            if not request.counted:  # one that waits for room is looked up with every pass
-                request.counted = True
-                self._prefix_cache = PrefixCache(before.queries + len(tokens), before.hits + shared)
+            self._requests[request_id].cached = shared  # one that waits for room is looked up with every pass
             return shared
 
         cache.search_prefix_match = search_by_condition
-        for allocator in cache.cache_allocators.values():
+        for number, allocator in enumerate(cache.cache_allocators.values()):
             mark = allocator.mark_complete_blocks
 
-            def mark_by_condition(request_id: str, tokens: list[int], count: int, mark: Any = mark) -> Any:
-                if request_id in self._requests:  # one that is being cancelled shares nothing more
-                    return mark(request_id, marked(request_id, tokens), count)
-                return None
+            def mark_by_condition(
+                request_id: str, tokens: list[int], count: int, mark: Any = mark, first: bool = number == 0
+            ) -> Any:
+                request = self._requests.get(request_id)
+                if request is None:  # one that is being cancelled shares nothing more
+                    return None
+                request.marked += count * self._batching.page_size if first else 0  # they all have the same tokens
+                return mark(request_id, marked(request_id, tokens), count)
 
             allocator.mark_complete_blocks = mark_by_condition
 

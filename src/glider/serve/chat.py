@@ -15,7 +15,6 @@ from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
-from glider.serve.token_texts import TokenTexts
 from glider.serve.tools import form_of, offered
 
 
@@ -138,11 +137,4 @@ def _ids(body: ChatRequest, choice: Choice) -> dict[str, Any]:
 
 def _logprob(exchange: Exchange, token: Token) -> dict[str, Any]:
     """A token's log-probability in the form of the chat API."""
-    texts = exchange.service.texts
-    top = [_entry(texts, other, value) for other, value in token.likeliest]
-    return {**_entry(texts, token.id, token.logprob), "top_logprobs": top}
-
-
-def _entry(texts: TokenTexts, token: int, logprob: float | None) -> dict[str, Any]:
-    content = texts.content(token)
-    return {"token": texts.text(token), "logprob": logprob, "bytes": None if content is None else list(content)}
+    return exchange.service.texts.scored(token.id, token.logprob, token.likeliest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio import fail_after
 
 from glider.inference.conversation import Turn
-from glider.inference.engine import Ended, Event, Failed, NewToken
+from glider.inference.engine import Ended, Event, Failed, NewToken, Reuse
 from glider.inference.streaming import Decoder
 from glider.serve.call_readers import Call, CallReader, Read
 from glider.serve.errors import ApiError
@@ -125,6 +125,7 @@ class Exchange:
         self.completion_tokens = 0
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._names: dict[str, int] = {}  # requests that the engine has, by name
+        self._reuse: dict[int, Reuse] = {}  # of each answer that has begun
         self._places: int | None = None
         self._closed = False
 
@@ -133,10 +134,20 @@ class Exchange:
         return sum(len(prompt.ids) for prompt in self.prompts)
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens so far."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {**usage, "prompt_tokens_details": {"cached_tokens": self.reuse.cached}}
+
+    @property
+    def reuse(self) -> Reuse:
+        """Tokens of the prompts, each counted once, that none of its answers computed; and that any left in the cache."""
+        n, nothing = self.request.n, Reuse()
+        rows = [[self._reuse.get(first + i, nothing) for i in range(n)] for first in range(0, n * len(self.prompts), n)]
+        return Reuse(
+            sum(min(one.cached for one in row) for row in rows), sum(max(one.stored for one in row) for row in rows)
+        )
 
     @property
     def verdict_label(self) -> str:
@@ -233,6 +244,7 @@ class Exchange:
         self._clock(choice)
         self.completion_tokens += 1
         choice.ids.append(event.token)
+        self._reuse[choice.index] = event.reuse or Reuse()
         token = Token(event.token, event.logprob, event.likeliest)
         experts = None
         if choice.trace is not None and choice.weights is not None:

@@ -46,10 +46,15 @@ class Routing(Reply):
     trace: Trace | None = None
 
 
+class PromptDetails(Reply):
+    cached_tokens: int
+
+
 class Usage(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class CalledFunction(Reply):
@@ -89,10 +94,21 @@ class Chat(Reply):
     glider: Routing
 
 
+class TokenScore(Reply):
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class OutputLogprob(TokenScore):
+    top_logprobs: list[TokenScore]
+
+
 class OutputText(Reply):
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
+    logprobs: list[OutputLogprob]
 
 
 class OutputMessage(Reply):
@@ -125,8 +141,14 @@ class OutputReasoning(Reply):
     content: list[ReasoningText]
 
 
+class InputDetails(Reply):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
 class ResponseUsage(Reply):
     input_tokens: int
+    input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: dict[str, int]
     total_tokens: int
@@ -153,6 +175,7 @@ class Response(Reply):
     text: dict[str, Any]
     tool_choice: Literal["none", "auto", "required"] | dict[str, str]
     tools: list[Any]
+    top_logprobs: int
     top_p: float | None
     truncation: Literal["disabled"]
     usage: ResponseUsage | None

@@ -27,11 +27,23 @@ _FIRST = Field(fail_fast=True)
 Status = Literal["completed", "incomplete", "in_progress"]
 
 
+class InputScore(Body):
+    token: StrictStr
+    bytes: Annotated[list[StrictInt], _FIRST] = []
+    logprob: Number
+
+
+class InputLogprob(InputScore):
+    """Of a token of an earlier answer. It changes nothing: the text does."""
+
+    top_logprobs: Annotated[list[InputScore], _FIRST] = []
+
+
 class InputText(Body):
     type: Literal["input_text", "output_text"]
     text: StrictStr
     annotations: Annotated[list[Any], Field(max_length=0)] = []
-    logprobs: Annotated[list[Any], Field(max_length=0)] = []
+    logprobs: Annotated[list[InputLogprob], _FIRST] = []
 
 
 Content = StrictStr | Annotated[list[InputText], _FIRST]
@@ -145,7 +157,8 @@ class ResponsesRequest(Body):
     tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] = []
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: StrictBool | None = None
-    include: Annotated[list[Any], Field(max_length=0)] = []
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=8, fail_fast=True)] = []
+    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
@@ -155,7 +168,11 @@ class ResponsesRequest(Body):
 
     @property
     def chat(self) -> ChatRequest:
-        """The same question to the chat API. Raises `ApiError` for reasoning that belongs to nothing."""
+        """The same question to the chat API. Raises `ApiError` for reasoning that belongs to nothing, and for numbers of
+        likeliest tokens that no log-probabilities are told beside."""
+        if self.top_logprobs and not self.include:
+            message = 'top_logprobs needs include: ["message.output_text.logprobs"]'
+            raise ApiError(400, message, param="top_logprobs", code="invalid_value")
         turns = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         turns += [Message(role="user", content=self.input)] if isinstance(self.input, str) else _turns(self.input)
         choice = self.tool_choice
@@ -167,6 +184,8 @@ class ResponsesRequest(Body):
             max_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            logprobs=bool(self.include),
+            top_logprobs=self.top_logprobs if self.include else None,
             stream=self.stream,
             user=self.user,
             response_format=None if self.text is None else self.text.response_format,  # pyright: ignore

@@ -56,7 +56,7 @@ class _Answer:
 
     def __init__(self, exchange: Exchange, body: ResponsesRequest):
         self._exchange, self._body, self._created = exchange, body, int(time.time())
-        self._output = Output(exchange.request_id)
+        self._output = Output(exchange.request_id, exchange.service.texts if body.include else None)
 
     async def whole(self) -> dict[str, Any]:
         """The response, once it has ended."""
@@ -107,6 +107,7 @@ class _Answer:
             "text": {"format": self._format},
             "tool_choice": self._choice,
             "tools": [{"strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools],
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": self._usage if ended else None,
@@ -127,9 +128,10 @@ class _Answer:
 
     @property
     def _usage(self) -> dict[str, Any]:
-        usage = self._exchange.usage
+        usage, reuse = self._exchange.usage, self._exchange.reuse
         return {
             "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": reuse.cached, "cache_write_tokens": reuse.stored},
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": self._output.reasoning_tokens},
             "total_tokens": usage["total_tokens"],

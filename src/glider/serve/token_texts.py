@@ -43,6 +43,15 @@ class TokenTexts:
         content = self.content(token)
         return self.alone(token) if content is None else content.decode(errors="replace")
 
+    def scored(self, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]) -> dict[str, Any]:
+        """A token with its log-probability and those of the likeliest, as OpenAI's APIs tell them."""
+        top = [self._entry(other, value) for other, value in likeliest]
+        return {**self._entry(token, logprob), "top_logprobs": top}
+
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        content = self.content(token)
+        return {"token": self.text(token), "logprob": logprob, "bytes": None if content is None else list(content)}
+
     def hidden(self, token: int) -> bool:
         """Whether an answer's text leaves it out."""
         return token in self._hidden
