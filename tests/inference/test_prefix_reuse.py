@@ -8,7 +8,7 @@ import torch
 from transformers import ContinuousBatchingConfig
 
 from glider.inference import packed_engine
-from glider.inference.engine import Ended, PrefixCache, events
+from glider.inference.engine import Ended, NewToken, PrefixCache, Reuse, events
 from glider.inference.model import RoutedModel
 from glider.inference.packed_engine import PackedEngine
 from glider.inference.sampler import RequestSettings
@@ -127,3 +127,20 @@ def test_a_digest_leaves_out_what_its_row_does_not_use() -> None:
     digests = {one.digest(0) for one in (ROUTED, OTHER, settled(2, 0.1), Condition.nobody(1), Condition.local(1))}
     assert len(digests) == 5
     assert PrefixCache() == PrefixCache(0, 0)
+
+
+def test_what_is_told_of_the_cache_is_what_was_reused(engine: PackedEngine) -> None:
+    """One that waited for room was counted by what the cache had when it began to wait. Other caches share nothing."""
+
+    def reuse(name: str, cache: str = "", new: int = 2) -> Reuse | None:
+        engine.add(name, FIRST, ROUTED, RequestSettings(new, cache=cache))
+        tokens = [event for event in events(engine, [name]) if isinstance(event, NewToken)]
+        assert len({event.reuse for event in tokens}) == 1
+        return tokens[0].reuse
+
+    pages = len(FIRST) // PAGE * PAGE
+    assert reuse("ends with its first token", new=1) == Reuse(0, 0)  # transformers shares no page of one that has ended
+    assert reuse("first") == Reuse(0, pages)
+    assert reuse("again") == Reuse(pages, 0)
+    assert reuse("another key's", "bob") == Reuse(0, pages)
+    assert reuse("and again", "bob") == Reuse(pages, 0)

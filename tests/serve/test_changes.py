@@ -94,6 +94,29 @@ def test_a_bare_adapter_is_served_by_its_name_alone(served: Served, own_pool: Pa
         ids(served, "mine")
 
 
+def test_an_adapter_that_went_leaves_nothing_to_the_next(served: Served, own_pool: Path, llama_directory: Path) -> None:
+    """The next one had its number, and with it what it had left in the cache: other answers than its own."""
+    outside, base = own_pool.parent, load_base(str(llama_directory))
+    write_random_expert(outside / "e8", base, seed=8)
+    for name in ("e8", "e9"):
+        bare = outside / f"bare-{name}"
+        bare.mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(outside / name / file, bare / file)
+    long = f"{TEXT}, and what is beside them, twice over and once more."
+
+    def answer(path: str) -> tuple[list[int], int, int]:
+        loaded = post(served, PATHS[1], lora_name="mine", lora_path=path).json()
+        one = ask(served, "mine", long)
+        assert post(served, PATHS[2], lora_name="mine").status_code == 200
+        return one.choices[0].token_ids, one.usage.prompt_tokens_details.cached_tokens, loaded["generation"]
+
+    quiet, _, first = answer("bare-e8")
+    other, cached, second = answer("bare-e9")
+    assert (cached, quiet != other, second > first) == (0, True, True)
+    assert answer("bare-e8")[:2] == (quiet, 0)
+
+
 def test_requests_in_flight_keep_their_generation(served: Served, own_pool: Path) -> None:
     quiet = ask(served, max_tokens=300, logit_bias={"1": -100}).choices[0].token_ids
     outcome: list[Any] = []

@@ -18,7 +18,7 @@ from glider.routing.condition import Condition
 
 @dataclass(frozen=True)
 class Reuse:
-    """Tokens of a prompt whose keys and values earlier requests left in the cache, and those that this one leaves there."""
+    """Tokens of a prompt whose keys and values were in the cache already, and those that this request leaves there."""
 
     cached: int = 0
     stored: int = 0

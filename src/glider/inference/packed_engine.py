@@ -53,8 +53,8 @@ class PackedEngine:
 
     `batching` says how many requests and tokens a pass takes and how large the cache is; `lengths` are those of the
     requests to come, answers included, where they are known. Blocks of the cache are shared between requests of one
-    condition and generation alone. Raises `BatchingError` where transformers or the model cannot do it, `QueryError`
-    for a `batching` whose passes could not be looked into.
+    condition, generation and `cache` alone. Raises `BatchingError` where transformers or the model cannot do it,
+    `QueryError` for a `batching` whose passes could not be looked into.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PackedEngine:
     ) -> None:
         require_finite(condition)
         generation = self._attached.take(generation)
-        salt = _salt(condition, generation.number)
+        salt = _salt(condition, generation.number, settings.cache)
         sampler = Sampler(settings, self._model.device)  # pyright: ignore[reportArgumentType]
         try:
             with self._starting:
@@ -373,8 +373,8 @@ class _Outputs:
         return True
 
 
-def _salt(condition: Condition | None, generation: int) -> tuple[int, ...]:
-    """Marks by which blocks of unlike conditions and generations are told apart."""
+def _salt(condition: Condition | None, generation: int, cache: str) -> tuple[int, ...]:
+    """Marks by which blocks of unlike conditions, generations and caches are told apart."""
     row = b"" if condition is None else condition.digest(0)
-    digest = sha256(generation.to_bytes(8, "little") + row).digest()
+    digest = sha256(generation.to_bytes(8, "little") + sha256(cache.encode()).digest() + row).digest()
     return tuple(array.array("i", digest)[:SALT])

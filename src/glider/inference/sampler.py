@@ -23,7 +23,7 @@ class RequestSettings:
 
     `processors` change its logits in turn. `seed` draws the next token by a generator of the request's own; None takes
     the likeliest. `logprobs` tells the log-probability of each token under the model's own distribution, and those of
-    as many of the likeliest.
+    as many of the likeliest. Keys and values of prompts are shared among requests of one `cache` alone.
     """
 
     max_new_tokens: int
@@ -31,6 +31,7 @@ class RequestSettings:
     processors: tuple[Processor, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    cache: str = ""
 
 
 def not_finite() -> QueryError:

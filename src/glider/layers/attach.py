@@ -75,6 +75,7 @@ class Attached:
         self.closing = ExitStack()  # what ends with `detach`
         self._watched = False  # by hooks that tell which tokens stand together
         self._generations: dict[int, Generation] = {}
+        self._last = 0  # number of a generation; what caches keep is marked by it
         self._running: dict[int, int] = {}  # queries in flight of each generation
         self._here = threading.local()  # how many of them are this thread's
         self._changed = threading.Condition()
@@ -180,14 +181,14 @@ class Attached:
             if self._unfolded:
                 raise RouterError("experts beside the base's weights", "folded ones", "Call unfold() first.")
             before = self.context.current if self._generations else None
-            number = 1 + max(self._generations, default=0)
+            number = 1 + self._last
             generation = Generation(number, ungated(router), prepared)
             self._blocks.require(prepared)
             sites = self._sites(generation, storage)
             for name, site in sites.items():
                 self._layer(name, site).put(number, site)
             self._blocks.put(number, generation.router, prepared.blocks)
-            self._generations[number] = generation
+            self._generations[number], self._last = generation, number
             self.context.serve(number, prepared.global_term is not None)
             if support_of(generation.router).sequences and not self._watched:
                 watch_passes(self.model, self.context, self.closing)

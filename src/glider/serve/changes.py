@@ -43,10 +43,10 @@ def routes(service: Service) -> APIRouter:
             message = "this server's pools do not change; start it with --allow-changes"
             raise ApiError(403, message, code="changes_not_allowed")
         pool = service.pools.pool_of(body.model, key.pools)
-        if service.changing.locked():
+        if pool.changing.locked():
             raise ApiError(429, "another change is on its way", code="change_in_progress", retry=1)
-        async with service.changing:
-            number = pool.generation.number
+        async with pool.changing:
+            number = pool.number(pool.generation)
             if body.expected_generation not in (None, number):
                 message = f"the pool is at generation {number}, not {body.expected_generation}"
                 raise ApiError(409, message, param="expected_generation", code="generation_mismatch")
@@ -60,7 +60,8 @@ def routes(service: Service) -> APIRouter:
         async def change(pool: ServedPool) -> dict[str, Any]:
             fresh = await asyncio.to_thread(pool.model.pool.reload)
             await _serve(service, pool, fresh)
-            return {"object": "pool", "id": pool.name, "generation": pool.generation.number, "experts": pool.names}
+            number = pool.number(pool.generation)
+            return {"object": "pool", "id": pool.name, "generation": number, "experts": pool.names}
 
         return await changed(request, body, change)
 
@@ -90,45 +91,48 @@ async def _load(service: Service, pool: ServedPool, body: LoadRequest) -> dict[s
     name, directory = body.lora_name, _confined(service, pool, body.lora_path)
     if re.fullmatch(NAME, name) is None:
         raise ApiError(400, "a name of letters, digits, '.', '_' and '-'", param="lora_name", code="invalid_value")
-    taken = {card["id"] for card in service.pools.cards()} | set(pool.names) | set(pool.alone)
-    if name in taken or service.pools.name_in(pool, name) in taken:
+    taken = {card["id"] for card in service.pools.cards()}  # of other pools none begins with this one's name
+    if name in {*pool.names, *pool.alone} or service.pools.name_in(pool, name) in taken:
         raise ApiError(400, f"{name} is the name of a model here", param="lora_name", code="name_taken")
     reason = "it has no card: a bare adapter"
     if (directory / CARD_FILE).is_file():
         try:
             await _serve(service, pool, await asyncio.to_thread(pool.model.pool.with_expert, directory, name))
-            return _loaded(service, pool, name, True, pool.generation.number, "queries of its task are routed to it")
+            return _loaded(service, pool, name, pool.generation, "queries of its task are routed to it")
         except RouterError as fault:
             reason = str(fault)
     router = await asyncio.to_thread(_alone, pool, directory, name)
     generation = await _attached(service, pool, router, pool.model.pool)
     pool.alone[name] = generation
     message = f"it is served by its name alone, and no query is sent to it: {reason}"
-    return _loaded(service, pool, name, False, generation.number, message)
+    return _loaded(service, pool, name, generation, message)
 
 
-def _loaded(service: Service, pool: ServedPool, name: str, routed: bool, number: int, message: str) -> dict[str, Any]:
-    model = service.pools.name_in(pool, name)
+def _loaded(service: Service, pool: ServedPool, name: str, generation: "Generation", message: str) -> dict[str, Any]:
+    model, number = service.pools.name_in(pool, name), pool.number(generation)
+    routed = generation is pool.generation
     return {"object": "adapter", "id": model, "routed": routed, "generation": number, "message": message}
 
 
 async def _unload(service: Service, pool: ServedPool, name: str) -> dict[str, Any]:
     if name in pool.alone:
-        pool.model.attached.give_back(pool.alone.pop(name))
+        await service.runner.prepare(lambda: pool.model.attached.give_back(pool.alone.pop(name)))
     elif name in pool.names and name in pool.model.pool.names:
         await _serve(service, pool, pool.model.pool.without(name))
     else:
         raise ApiError(404, f"no expert or adapter {name[:200]!r} here", param="lora_name", code="expert_not_found")
-    return {"object": "adapter", "id": service.pools.name_in(pool, name), "generation": pool.generation.number}
+    model, number = service.pools.name_in(pool, name), pool.number(pool.generation)
+    return {"object": "adapter", "id": model, "generation": number}
 
 
 async def _serve(service: Service, pool: ServedPool, fresh: Pool) -> None:
     """Serve another state of a pool from now on; whatever does not fit raises before anything changes."""
-    pool.serve(fresh, await _attached(service, pool, pool.generation.router, fresh))
+    await _attached(service, pool, pool.generation.router, fresh)
 
 
 async def _attached(service: Service, pool: ServedPool, router: Router, fresh: Pool) -> "Generation":
-    """A new generation of the model, held; the first pool's stays the one of passes outside any request."""
+    """A new generation of the model, held: by the pool's own router it serves the requests to come. The first pool's
+    stays the one of passes outside any request."""
     model = pool.model
     prepared = await asyncio.to_thread(prepare, router, fresh)
     await asyncio.to_thread(fresh.verify, pool.storage.expert_memory is None)
@@ -136,8 +140,9 @@ async def _attached(service: Service, pool: ServedPool, router: Router, fresh: P
     def attach() -> "Generation":
         number = model.attached.replace(router, prepared, pool.storage)
         held = model.attached.take(number)
-        first = service.pools.first
-        current = held if pool is first and router is pool.generation.router else first.generation
+        if router is pool.generation.router:
+            pool.serve(fresh, held)
+        current = service.pools.first.generation
         model.attached.context.serve(current.number, current.prepared.global_term is not None)
         return held
 

@@ -142,9 +142,10 @@ class Exchange:
 
     @property
     def reuse(self) -> Reuse:
-        """Tokens of the prompts, each counted once, that none of its answers computed; and that any left in the cache."""
+        """Of each prompt once: tokens that none of its answers computed, and those that any left in the cache."""
         n, nothing = self.request.n, Reuse()
-        rows = [[self._reuse.get(first + i, nothing) for i in range(n)] for first in range(0, n * len(self.prompts), n)]
+        firsts = range(0, n * len(self.prompts), n)
+        rows = [[self._reuse.get(first + i, nothing) for i in range(n)] for first in firsts]
         return Reuse(
             sum(min(one.cached for one in row) for row in rows), sum(max(one.stored for one in row) for row in rows)
         )
@@ -208,7 +209,7 @@ class Exchange:
         self.choices.append(Choice(number, decoder, weights, trace, reader))
         if tokens == 0:
             return
-        settings = draw.settings(prompt.ids, number % self.request.n, tokens)
+        settings = draw.settings(prompt.ids, number % self.request.n, tokens, self.key.cache_name)
         name = await self.service.runner.add(
             prompt.ids, guide.condition, settings, self.generation, trace, self._events
         )
@@ -334,7 +335,7 @@ class Exchange:
         elif isinstance(selection, dict):
             experts = dict(selection)
         fields: dict[str, Any] = {"verdict": first.verdict, "alpha": first.alpha, "experts": experts}
-        fields |= {"scores": first.scores, "generation": self.generation.number}
+        fields |= {"scores": first.scores, "generation": self.target.pool.number(self.generation)}
         if first.fault is not None:
             fields["fault"] = first.fault
         if weights is not None:

@@ -17,13 +17,20 @@ RIGHTS: tuple[Right, ...] = ("ask", "trace", "change", "metrics")
 
 
 class Key(Config):
-    """A key: the SHA-256 of its text, the pools it sees (all by default), and its rights."""
+    """A key: the SHA-256 of its text, the pools it sees (all by default), and its rights. Keys of one `cache` take up
+    what prompts of the others left there; by default each has its own."""
 
     name: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     pools: list[str] | None = None
     rights: list[Right] = ["ask", "trace"]
     max_streams: int | None = Field(default=None, ge=1)
+    cache: str | None = Field(default=None, min_length=1)
+
+    @property
+    def cache_name(self) -> str:
+        """Of the keys and values of prompts that its requests may share."""
+        return f"key {self.name}" if self.cache is None else f"cache {self.cache}"
 
     def require(self, right: Right) -> None:
         """Raise a 403 `ApiError` for a right that the key lacks."""

@@ -1,8 +1,9 @@
 """The metrics: under vLLM's names where it has one, else under our own."""
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from glider.inference.engine import PrefixCache
 
@@ -62,11 +63,30 @@ class Metrics:
             self.success.labels(name, choice.finish_reason or "abort").inc()
         self.requests.labels(exchange.target.pool.name, exchange.verdict_label).inc()
 
-    def text(self, running: int, waiting: int, cache: PrefixCache) -> bytes:
-        """All of them, in Prometheus' format."""
+    def text(self, running: int, waiting: int, cache: PrefixCache, names: Collection[str] | None = None) -> bytes:
+        """All of them, in Prometheus' format; with `names` those of these pools and models, and nothing that
+        counts all requests together."""
         self.running.set(running)
         self.waiting.set(waiting)
         self.prefix_queries.inc(cache.queries - self._reported.queries)
         self.prefix_hits.inc(cache.hits - self._reported.hits)
         self._reported = cache
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if names is None else _Visible(self.registry, names))  # pyright: ignore
+
+
+class _Visible:
+    """What a registry has of some pools and models."""
+
+    def __init__(self, registry: CollectorRegistry, names: Collection[str]):
+        self._registry, self._names = registry, names
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            part = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            part.samples = [one for one in metric.samples if self._shown(one.labels)]
+            if part.samples:
+                yield part
+
+    def _shown(self, labels: Mapping[str, str]) -> bool:
+        name = labels.get("pool", labels.get("model_name"))
+        return name in self._names

@@ -1,5 +1,6 @@
 """The served pools over one base model, and the names under which clients ask for them."""
 
+import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class ServedPool:
     storage: "Storage"
     since: int = field(default_factory=lambda: int(time.time()))
     alone: dict[str, "Generation"] = field(default_factory=dict)  # adapters that no query is sent to, by name
+    numbers: dict[int, int] = field(default_factory=dict)  # of this pool's generations
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.number(self.generation)
 
     @property
     def names(self) -> list[str]:
@@ -39,8 +45,13 @@ class ServedPool:
         """Experts of the pool that are served by their own name."""
         return [name for name in self.names if name in self.model.pool.names]
 
+    def number(self, generation: "Generation") -> int:
+        """The number that clients know a generation by. It counts this pool's alone: others' are not theirs to see."""
+        return self.numbers.setdefault(generation.number, len(self.numbers) + 1)
+
     def serve(self, pool: "Pool", generation: "Generation") -> None:
-        """Serve the requests to come by this state of the pool, whose generation is held for them."""
+        """Serve the requests to come by this state of the pool, whose generation is held for them. Called where
+        requests are prepared, one after the other, so that none is prepared by halves of two states."""
         before = self.generation
         self.model.pool, self.generation = pool, generation
         self.model.attached.give_back(before)
@@ -57,8 +68,10 @@ class Target:
     def take(self) -> "Generation":
         """The generation that answers now, for one more request; `give_back` of the attached pool ends that.
 
-        Raises a 404 `ApiError` where its adapter has gone meanwhile.
+        Raises a 404 `ApiError` where its expert or adapter has gone meanwhile.
         """
+        if self.way.kind == "single" and self.way.expert not in self.pool.names:
+            raise _unknown(self.name)
         if self.way.kind != "alone":
             return self.pool.model.attached.take(self.pool.generation)
         generation = self.pool.alone.get(self.way.expert or "")
@@ -125,10 +138,17 @@ class Pools:
             return Target(name, visible[0], Way("base"))
         raise _unknown(name)
 
+    def names_of(self, allowed: Collection[str] | None) -> Collection[str] | None:
+        """Pools and models that are nobody else's, of a key that does not see all pools; None of one that does."""
+        visible = self.visible(allowed)
+        if len(visible) == len(self.pools):
+            return None
+        return {card["id"] for card in self.cards([pool.name for pool in visible])} - {self.base_name}
+
     def pool_of(self, name: str | None, allowed: Collection[str] | None = None) -> ServedPool:
         """The pool of a model's name; without one, the only pool that may be seen."""
         visible = self.visible(allowed)
-        if name is not None:
+        if name is not None and (name != self.base_name or len(visible) < 2):
             return self.target(name, allowed).pool
         if len(visible) != 1:
             raise ApiError(400, "there are several pools: name one", param="model", code="missing_required_parameter")
@@ -150,7 +170,7 @@ class Pools:
         """The list of models, in OpenAI's form with vLLM's `root` and `parent`."""
         cards, seen = [], self.visible(allowed)
         for pool in seen:
-            context = {"max_model_len": pool.model.encoder.context, "generation": pool.generation.number}
+            context = {"max_model_len": pool.model.encoder.context, "generation": pool.number(pool.generation)}
             cards.append(_card(pool.name, pool.since, None, self.base_name, kind="pool", **context))
             cards += [
                 _card(model, pool.since, pool.name, name, kind="expert", **context)

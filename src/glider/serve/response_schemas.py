@@ -168,8 +168,8 @@ class ResponsesRequest(Body):
 
     @property
     def chat(self) -> ChatRequest:
-        """The same question to the chat API. Raises `ApiError` for reasoning that belongs to nothing, and for numbers of
-        likeliest tokens that no log-probabilities are told beside."""
+        """The same question to the chat API. Raises `ApiError` for reasoning that belongs to nothing, and for a number
+        of likeliest tokens without log-probabilities."""
         if self.top_logprobs and not self.include:
             message = 'top_logprobs needs include: ["message.output_text.logprobs"]'
             raise ApiError(400, message, param="top_logprobs", code="invalid_value")

@@ -5,7 +5,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ from glider.inference.engine import Ended, Engine, Event, Failed
 from glider.inference.sampler import RequestSettings
 from glider.layers.trace import Trace
 from glider.routing.condition import Condition
+from glider.serve.lanes import LANE, Lanes
 from glider.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Runner:
     """Owns the engine: one thread takes its events to the requests' queues, another prepares requests.
 
     What prepares them (tokens, conditions, pools that change) runs one thing after the other, so that a condition is
-    always made for the generation that answers by it.
+    always made for the generation that answers by it; the keys take turns.
     """
 
     def __init__(self, model: "RoutedModel", settings: ServeSettings):
@@ -38,7 +38,7 @@ class Runner:
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._numbers = itertools.count()
         self.preparing = 0  # calls of `prepare` that have not ended
-        self._worker = ThreadPoolExecutor(1, "glider-prepare")
+        self._worker = Lanes("glider-prepare")
         self._stop = threading.Event()
         self._pump = threading.Thread(target=self._take_events, name="glider-events", daemon=True)
 
@@ -49,8 +49,7 @@ class Runner:
 
     async def prepare(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run a function in the thread that prepares requests."""
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._worker, partial(work, *arguments, **named))
+        done = asyncio.wrap_future(self._worker.submit(LANE.get(), partial(work, *arguments, **named)))
         self.preparing += 1
         done.add_done_callback(self._prepared)
         try:
@@ -84,7 +83,12 @@ class Runner:
     def forget(self, name: str) -> None:
         """Forget a request, and end it if it is running."""
         if self._queues.pop(name, None) is not None and not self._stop.is_set():
-            self._worker.submit(self.engine.cancel, name)
+            self._worker.submit("", partial(self.engine.cancel, name))
+
+    def admits(self, lane: str, most: int) -> bool:
+        """Whether one more request may be prepared: up to this many, and of a key its share of them in any case."""
+        share = most // max(1, self._worker.busy)
+        return self.preparing < most or self._worker.unfinished(lane) < share
 
     @property
     def in_flight(self) -> int:
@@ -96,7 +100,7 @@ class Runner:
         self._stop.set()
         if self._pump.is_alive():
             self._pump.join()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.close()
         self.engine.close()
 
     def _take_events(self) -> None:

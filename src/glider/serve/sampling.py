@@ -62,8 +62,8 @@ class Draw:
         model_ends = frozenset[int]() if self._request.ignore_eos else self._model.encoder.ends()
         return model_ends | frozenset(self._request.stop_token_ids)
 
-    def settings(self, ids: Sequence[int], number: int, tokens: int) -> RequestSettings:
-        """Those of the answer `number` to a prompt."""
+    def settings(self, ids: Sequence[int], number: int, tokens: int, cache: str) -> RequestSettings:
+        """Those of the answer `number` to a prompt, whose keys and values are shared within a cache."""
         model: Any = self._model.model
         start = 1 if model.config.is_encoder_decoder else len(ids)
         processors = (*self._penalties(start), *request_processors(model, self._config, ids))
@@ -76,6 +76,7 @@ class Draw:
             processors=processors,
             seed=None if self.greedy else (self._first_seed + number) % _SEEDS,
             logprobs=self._logprobs,
+            cache=cache,
         )
 
     def _penalties(self, start: int) -> list[Processor]:

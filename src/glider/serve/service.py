@@ -19,6 +19,7 @@ from glider.printable import dump_json
 from glider.serve.errors import ApiError
 from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
+from glider.serve.lanes import LANE
 from glider.serve.metrics import Metrics
 from glider.serve.places import RETRY, Places
 from glider.serve.pools import Pools, ServedPool, Target
@@ -51,7 +52,6 @@ class Service:
         self.places = Places(settings.max_requests, settings.max_queue, settings.max_streams)
         self.metrics = Metrics()
         self.tracing = (tracing or Tracing()) if is_traced(settings.otel, os.environ) else None
-        self.changing = asyncio.Lock()
         self.started = time.time()
         self.ready = False
 
@@ -92,6 +92,7 @@ class Service:
         """Whoever asks; raises an `ApiError` (401, 403) for a wrong key, or one without this right."""
         key = self.keys.of(request.headers.get("authorization"))
         key.require(right)
+        LANE.set(key.name)
         return key
 
     def target(self, request: Request, name: str, right: Right = "ask") -> tuple[Key, Target]:
@@ -102,8 +103,8 @@ class Service:
 
     def admit(self) -> None:
         """Raise a 429 `ApiError` where as many requests are being prepared as may be answered and wait: what comes
-        before a place in the queue is bounded like it."""
-        if self.runner.preparing >= self.settings.max_requests + self.settings.max_queue:
+        before a place in the queue is bounded like it. No key keeps the others out."""
+        if not self.runner.admits(LANE.get(), self.settings.max_requests + self.settings.max_queue):
             message = f"{self.runner.preparing} requests are being prepared"
             raise ApiError(429, message, code="queue_full", retry=RETRY)
 

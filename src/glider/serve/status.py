@@ -44,8 +44,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        service.key(request, "metrics")
-        text = service.metrics.text(service.places.running, service.places.waiting, service.runner.engine.prefix_cache)
+        pools, places = service.key(request, "metrics").pools, service.places
+        names = service.pools.names_of(pools)
+        text = service.metrics.text(places.running, places.waiting, service.runner.engine.prefix_cache, names)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/v1/models", **replies.described(replies.Models))
@@ -84,7 +85,7 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
     return {
         "id": pool.name,
         "base": index.base.model_id,
-        "generation": pool.generation.number,
+        "generation": pool.number(pool.generation),
         "router": type(router).__name__,
         "signal": None if term is None else term.signal,
         "threshold": None if term is None else term.p,
@@ -130,7 +131,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
             "alpha": guide.alpha,
             "experts": {name: round(weight, 4) for name, weight in trace.usage().items() if abs(weight) >= _LEAST},
             "scores": guide.scores,
-            "generation": generation.number,
+            "generation": target.pool.number(generation),
             "description": guide.description,
             "fault": guide.fault,
             "tokens": len(prompt.ids),

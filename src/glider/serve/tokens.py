@@ -18,6 +18,7 @@ from glider.serve.service import Service
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
     from glider.instructions.embedders import Embedder
+    from glider.serve.keys import Key
 
 
 def routes(service: Service) -> APIRouter:
@@ -26,8 +27,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", **described(Tokens))
     async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+        key = service.key(request, "ask")
         service.admit()
-        model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
+        model = _model(service, key, body.model)
         _require_fitting(body)
         if body.messages is not None:
             tools = None if body.tools is None else [tool.rendered for tool in body.tools]
@@ -41,8 +43,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", **described(Text))
     async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
+        key = service.key(request, "ask")
         service.admit()
-        model = service.pools.pool_of(body.model, service.key(request, "ask").pools).model
+        model = _model(service, key, body.model)
         if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
             message = f"token ids of 0 to {len(model.tokenizer) - 1}"
             raise ApiError(400, message, param="tokens", code="invalid_value")
@@ -74,6 +77,13 @@ def routes(service: Service) -> APIRouter:
         return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
     return router
+
+
+def _model(service: Service, key: "Key", name: str | None) -> "RoutedModel":
+    """The model whose tokens are asked for; by the base's name any pool's that the key sees."""
+    if name is not None:
+        return service.pools.target(name, key.pools).pool.model
+    return service.pools.pool_of(None, key.pools).model
 
 
 def _require_fitting(body: TokenizeRequest) -> None:

@@ -89,7 +89,7 @@ class Tracing:
             "gen_ai.usage.output_tokens": exchange.completion_tokens,
         }
         if exchange.generation is not None:
-            attributes["glider.generation"] = exchange.generation.number
+            attributes["glider.generation"] = exchange.target.pool.number(exchange.generation)
         if reasons := [choice.finish_reason for choice in exchange.choices if choice.finish_reason]:
             attributes["gen_ai.response.finish_reasons"] = reasons
         span.set_attributes(attributes)
