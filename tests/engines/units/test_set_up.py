@@ -90,6 +90,8 @@ def config(**changes: Any) -> Any:
         ({"parallel_config": {"pipeline_parallel_size": 2}}, "one worker"),
         ({"parallel_config": {"use_ubatching": True}}, "whole batches"),
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "every token"),
+        ({"model_config": {"quantization": "compressed-tensors"}}, "plain weights"),
+        ({"lora_config": {"max_lora_rank": 8}}, None),
     ],
 )
 def test_engines_that_would_not_be_right_are_refused(changes: dict, told: str | None) -> None:
@@ -105,6 +107,7 @@ def test_select_needs_lora_of_the_experts_rank_and_runs_on_any_device() -> None:
     (low,) = faults(config(lora_config={"max_lora_rank": 1}), settings)
     assert "--max-lora-rank" in low[0]
     on_gpus = {"lora_config": {"max_lora_rank": 8}, "device_config": {"device_type": "cuda"}, "v2": {}}
+    on_gpus["model_config"] = {"quantization": "fp8"}
     assert not list(faults(config(**on_gpus, parallel_config={"tensor_parallel_size": 4}), settings))
 
 

@@ -67,3 +67,6 @@ def _of_route(config: Any) -> Iterator[Fault]:
         yield "every token in every layer", got, "Leave it out."
     if config.model_config.is_multimodal_model:
         yield "a language model", "one of several modalities", select
+    if quantisation := getattr(config.model_config, "quantization", None):
+        got = f"one quantised by {quantisation}, where this mode has never been run"
+        yield "a base of plain weights", got, select

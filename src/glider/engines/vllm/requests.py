@@ -79,6 +79,7 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
         if preset is not None:
             resolution = preset.resolve(front, prompt.get("cache_salt"))
         elif adapter is not None and not hasattr(adapter, "glider_way"):
+            prompt.pop(TURNS, None)
             return {"prompt": prompt}  # an adapter of the server's own: it alone answers
         else:
             resolution = front.choose(_front_request(front, tokenizer, prompt, adapter))
@@ -182,13 +183,18 @@ def _maybe_get_adapters(before: Callable) -> Callable:
         adapter = before(self, request, *args, **more)
         processor = getattr(self.models, "input_processor", None)
         front: Front | None = getattr(processor, FRONT, None)
-        if front is None or adapter is not None:
+        if front is None:
             return adapter
         from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
 
+        steering = (getattr(request, "model_extra", None) or {}).get("glider")
+        if adapter is not None:
+            if steering is not None:
+                message = "glider steers the pool, which decides nothing beside an adapter of the server's own"
+                raise VLLMValidationError(message, parameter="glider")
+            return adapter
         try:
             way = front.way(request.model)
-            steering = (getattr(request, "model_extra", None) or {}).get("glider")
             front.steering(steering)
         except ApiError as fault:
             kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
