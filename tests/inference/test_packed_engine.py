@@ -117,7 +117,7 @@ def test_a_prefix_is_shared_among_equal_terms_alone(model: RoutedModel, monkeypa
     assert got == wanted
     assert got_alike == tokens(alone(model, alike, max_new_tokens=12))
     assert fewer <= all_ - 2 * 96  # two of them found the first's pages
-    monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation: ())
+    monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation, cache: ())
     assert batched(mixed)[0] != wanted  # what sharing would have done
 
 

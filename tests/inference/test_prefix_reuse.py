@@ -89,7 +89,7 @@ def test_turns_of_unlike_conditions_share_nothing(
     for number, condition in enumerate((OTHER, settled(2, 0.1, 0.2, 0.9, 0.3), Condition.nobody(1))):
         got, shared = answer(engine, f"other{number}", more, condition)
         assert (shared, got) == (0, alone(model, more, condition))
-    monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation: ())
+    monkeypatch.setattr(packed_engine, "_salt", lambda condition, generation, cache: ())
     earlier, _ = answer(engine, "again", FIRST[::-1], ROUTED)
     more = [*FIRST[::-1], *earlier, *range(100, 130)]
     got, shared = answer(engine, "taken over", more, OTHER)
@@ -130,7 +130,7 @@ def test_a_digest_leaves_out_what_its_row_does_not_use() -> None:
 
 
 def test_what_is_told_of_the_cache_is_what_was_reused(engine: PackedEngine) -> None:
-    """One that waited for room was counted by what the cache had when it began to wait. Other caches share nothing."""
+    """Each token of an answer says it, and requests of another cache share nothing."""
 
     def reuse(name: str, cache: str = "", new: int = 2) -> Reuse | None:
         engine.add(name, FIRST, ROUTED, RequestSettings(new, cache=cache))

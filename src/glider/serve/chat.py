@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from glider.serve import bodies
 from glider.serve.errors import ApiError
-from glider.serve.exchange import Choice, Delta, Exchange, Token
+from glider.serve.exchange import Choice, Delta, Exchange, Prompt, Token
 from glider.serve.prompts import chat_prompt, room
 from glider.serve.replies import Chat, described
 from glider.serve.schemas import ChatRequest
 from glider.serve.service import Service
 from glider.serve.streaming import EventStream
-from glider.serve.tools import form_of, offered
+from glider.serve.tools import Form, form_of, offered
+
+if TYPE_CHECKING:
+    from glider.inference.model import RoutedModel
 
 
 def routes(service: Service) -> APIRouter:
@@ -45,8 +48,7 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "max_tokens or max_completion_tokens", param="max_tokens", code="invalid_value")
     model = target.pool.model
-    prompt = await service.runner.prepare(chat_prompt, model, body.messages, tools=offered(body))
-    form = await service.runner.prepare(form_of, model, body, prompt.ids)
+    prompt, form = await service.runner.prepare(_read, model, body)
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     tokens = room(model, service.settings, prompt, getattr(body, field), service.packed, ("messages", field))
     exchange = Exchange(service, key, target, [prompt], body, request.state.request_id, form)
@@ -57,6 +59,11 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
         exchange.close()
         raise
     return exchange
+
+
+def _read(model: "RoutedModel", body: ChatRequest) -> tuple[Prompt, Form]:
+    prompt = chat_prompt(model, body.messages, tools=offered(body))
+    return prompt, form_of(model, body, prompt.ids)
 
 
 async def _whole(exchange: Exchange, body: ChatRequest, head: dict[str, Any]) -> dict[str, Any]:

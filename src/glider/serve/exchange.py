@@ -171,8 +171,7 @@ class Exchange:
         waited = time.monotonic()
         self._places = await self._in_time(service.places.enter(count, self.key.name, self.key.max_streams))
         service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
-        for number in range(count):
-            await self._begin(number, tokens[number // request.n], draw)
+        await service.runner.prepare(self._begin, tokens, draw)
         service.annotate_span(self)
 
     async def _in_time(self, work: Awaitable[Result]) -> Result:
@@ -196,7 +195,12 @@ class Exchange:
         self.service.metrics.routing.labels(pool.name).observe(time.monotonic() - began)
         return draw
 
-    async def _begin(self, number: int, tokens: int, draw: Draw) -> None:
+    def _begin(self, tokens: Sequence[int], draw: Draw) -> None:
+        """In the thread that prepares: all answers, so that those of one prompt come into one pass."""
+        for number in range(len(self.prompts) * self.request.n):
+            self._begin_one(number, tokens[number // self.request.n], draw)
+
+    def _begin_one(self, number: int, tokens: int, draw: Draw) -> None:
         prompt = self.prompts[number // self.request.n]
         guide = self.guided[number // self.request.n]
         trace = weights = None
@@ -210,9 +214,8 @@ class Exchange:
         if tokens == 0:
             return
         settings = draw.settings(prompt.ids, number % self.request.n, tokens, self.key.cache_name)
-        name = await self.service.runner.add(
-            prompt.ids, guide.condition, settings, self.generation, trace, self._events
-        )
+        runner = self.service.runner
+        name = runner.add(prompt.ids, guide.condition, settings, self.generation, trace, self._events)
         self._names[name] = number
 
     async def deltas(self) -> AsyncIterator[Delta]:

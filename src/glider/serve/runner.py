@@ -61,7 +61,7 @@ class Runner:
     def _prepared(self, _: object) -> None:
         self.preparing -= 1
 
-    async def add(
+    def add(
         self,
         ids: list[int],
         condition: Condition,
@@ -70,11 +70,12 @@ class Runner:
         trace: Trace | None,
         events: "asyncio.Queue[Event]",
     ) -> str:
-        """Let the engine answer a prompt, its events to come to this queue; returns its name, to be forgotten."""
+        """Let the engine answer a prompt, its events to come to this queue; returns its name, to be forgotten. In the
+        thread that prepares requests."""
         name = f"r{next(self._numbers)}"
         self._queues[name] = events
         try:
-            await self.prepare(self.engine.add, name, ids, condition, settings, trace, generation)
+            self.engine.add(name, ids, condition, settings, trace, generation)
         except BaseException:
             self.forget(name)
             raise
