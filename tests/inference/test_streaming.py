@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from glider.inference.streaming import Decoder
@@ -54,6 +54,37 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Any, stop: list[str],
     if decoder.stopped:
         assert len(decoder.ids) <= len(ids)
         assert all(one not in tokenizer.decode(decoder.ids[:-1]) for one in stop)  # it ends with what brought it
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in "é日🙂\ufffd A".encode()] + ["<0xff>"]
+_FALLBACK = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+FALLBACKS = {
+    "llama": decoders.Sequence([*_FALLBACK, decoders.Strip(" ", 1, 0)]),
+    "gemma": decoders.Sequence(_FALLBACK),
+    "words": decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+}
+
+
+@pytest.fixture(params=FALLBACKS)
+def falling_back(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """A tokenizer of words whose other characters are tokens for their bytes."""
+    words = ["<pad>", "</s>", "<unk>", "▁", "▁It", "▁é", "wor", "日", "s", "\ufffd", *dict.fromkeys(BYTES)]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
+    tokenizer.decoder = FALLBACKS[request.param]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_runs_of_bytes_are_the_text_of_the_tokenizer(falling_back: PreTrainedTokenizerFast) -> None:
+    """A run that is no text is marks of replacement from its beginning on, which was streamed as text."""
+    written = falling_back.convert_tokens_to_ids(["▁It", "<0xC3>", "<0xA9>", "s", "<0xC3>", "<0xA9>", "<0xff>", "▁It"])
+    assert pieces(Decoder(falling_back), written)[2:] == ["", "és", "", "", "", "\ufffd\ufffd\ufffd It", ""]
+    chance = random.Random(3)
+    for _ in range(1000):
+        ids = [chance.randrange(len(falling_back)) for _ in range(chance.randrange(1, 14))]
+        for hides in (True, False):
+            decoder = Decoder(falling_back, special=not hides)
+            text = falling_back.decode(ids, skip_special_tokens=hides)
+            assert "".join(pieces(decoder, ids)) == text == decoder.text
 
 
 @pytest.fixture
@@ -126,6 +157,16 @@ def test_a_stop_string_may_hold_special_tokens(cleaning: PreTrainedTokenizerFast
     decoder = Decoder(cleaning, [stop])
     assert "".join(pieces(decoder, ids)) == text == decoder.text
     assert decoder.stopped == (text != "It works It")
+
+
+def test_a_stop_string_may_be_a_special_token_without_a_role(cleaning: PreTrainedTokenizerFast) -> None:
+    """As `<|eot_id|>` where no setting of the tokenizer names it: it was left out, and nothing stopped."""
+    cleaning.backend_tokenizer.add_special_tokens([AddedToken("<|turn|>", special=True)])
+    turn = cleaning.convert_tokens_to_ids("<|turn|>")
+    assert turn not in cleaning.all_special_ids
+    ids = [*cleaning.convert_tokens_to_ids(["▁It", "▁work", "s"]), turn, *cleaning.convert_tokens_to_ids(["▁It"])]
+    decoder = Decoder(cleaning, ["<|turn|>"])
+    assert "".join(pieces(decoder, ids)) == "It works" and decoder.stopped
 
 
 def test_a_run_of_spaces_takes_no_time(cleaning: PreTrainedTokenizerFast) -> None:

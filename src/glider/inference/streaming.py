@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ class Decoder:
 
     Text ends before the first stop string (then `stopped` is true, and `ids` are the tokens up to it), which may be or
     hold a special token. Text that may begin a stop string, or that a tokenizer which cleans up spaces may still
-    change, is held back. Each token is decoded with the few before it, not with all. An `exact` text is not cleaned up,
-    and with `special` tokens are shown that are otherwise left out.
+    change, is held back; so is a run of tokens that stand for single bytes, to its end, where a tokenizer makes text of
+    the whole run or of none of it. Each token is decoded with the few before it, not with all. An `exact` text is not
+    cleaned up, and with `special` tokens are shown that are otherwise left out.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), exact: bool = False, special: bool = False):
@@ -39,6 +41,8 @@ class Decoder:
         self._held = ""
         self._clean = None if exact else _cleaning(tokenizer)
         self._unclean = ""  # text that is not cleaned up yet
+        self._bytes = _has_byte_tokens(tokenizer)
+        self._within_bytes = False  # whether the last token with a text was a byte of a run that may go on
         self._before, self._read = 0, 0  # tokens before `_read` are in the text; those from `_before` are their context
 
     @property
@@ -51,16 +55,27 @@ class Decoder:
         if self.stopped:
             return ""
         self.ids.append(token)
+        if self._bytes:
+            self._within_bytes = self._is_byte(token) or (self._within_bytes and token in self._hidden)
         return self.rest() if last else self._shown(self._cleaned(self._new(), False), False)
 
     def rest(self) -> str:
         """The text held back, at the end of the answer."""
         return "" if self.stopped else self._shown(self._cleaned(self._new(whole=True), True), True)
 
+    def _is_byte(self, token: int) -> bool:
+        return _BYTE.fullmatch(_content(self._tokenizer, token) or "") is not None
+
+    @cached_property
+    def _hidden(self) -> frozenset[int]:
+        return frozenset() if self._special else special_tokens(self._tokenizer)
+
     def _new(self, whole: bool = False) -> str:
         """The text of the tokens not yet decoded."""
         unread = self.ids[self._read :]
         mark = self._marks.get(unread[-1], "") if unread else ""
+        if self._within_bytes and not mark and not whole:
+            return ""
         context = self._decoded(self.ids[self._before : self._read])
         text = self._decoded(self.ids[self._before :])
         if not mark and ((text.endswith(_UNFINISHED) and not whole) or len(text) < len(context)):
@@ -102,6 +117,21 @@ class Decoder:
         )
 
 
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # the names of tokens that stand for a byte
+
+
+def _has_byte_tokens(tokenizer: Any) -> bool:
+    """Whether the tokenizer decodes runs of tokens that stand for bytes, each as a whole."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """The tokens that decoding leaves out: those with a role, and those that are special among the added ones."""
+    added = (token for token, one in tokenizer.added_tokens_decoder.items() if one.special)
+    return frozenset((*added, *tokenizer.all_special_ids))
+
+
 _FIRST_MARK = 0xF0000  # the first character of a plane that no text uses
 _LONGEST_MARKED = 1000  # characters of a stop string that names special tokens; a longer one is text
 
@@ -110,7 +140,7 @@ def _marks(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
     """A character for each special token that stop strings name: it has no text, and ends an answer all the same."""
     if not stop:
         return {}
-    known = {token: _content(tokenizer, token) for token in tokenizer.all_special_ids}
+    known = {token: _content(tokenizer, token) for token in sorted(special_tokens(tokenizer))}
     short = [one for one in stop if len(one) <= _LONGEST_MARKED]
     named = [token for token, text in known.items() if text and any(text in one for one in short)]
     return {token: chr(_FIRST_MARK + number) for number, token in enumerate(named)}

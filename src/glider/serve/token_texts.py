@@ -5,6 +5,8 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
+from glider.inference.streaming import special_tokens
+
 _REPLACED = "\ufffd".encode()
 _CONTINUES, _BEGINS = 0x80, 0xC0  # bytes of UTF-8 from which on they go on with a character, and begin one
 
@@ -14,8 +16,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any, spelling: Any = None):
         self._tokenizer, self._spelling = tokenizer, spelling
-        special = (token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
-        self._hidden = frozenset((*special, *tokenizer.all_special_ids))
+        self._hidden = special_tokens(tokenizer)
 
     def content(self, token: int) -> bytes | None:
         """A token's bytes; None where they are not known."""
