@@ -11,6 +11,7 @@ import torch
 
 import glider
 from glider.cli.routers import markdown_table, method_rows
+from glider.cli.routers import routers as routers_command
 from glider.routing.local_scores.base import local_scores
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -55,3 +56,16 @@ def test_router_of_the_page_passes_the_type_checker(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert "0 errors, 0 warnings" in result.stdout, result.stdout
     assert result.returncode == 0, result.stderr
+
+
+def test_the_command_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal had names and papers alone, where the pages promise the settings."""
+    routers_command()
+    text = " ".join(capsys.readouterr().out.split())
+    for row in method_rows():
+        assert row["name"] in text
+        for setting in row["settings"]:
+            assert (setting in text) or (setting == "select" and "top_k=" in text), setting
+    defaults = {row["name"]: row["defaults"] for row in method_rows()}
+    assert defaults["glider"]["top_k"] == 2 and defaults["arrow"]["temperature"] == 1.0
+    assert "normalise=softmax" in text and "capacity=2.0" in text

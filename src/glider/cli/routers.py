@@ -30,12 +30,12 @@ def routers(
 
         table = Table("router", "paper", "what it does", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(row["name"], row["paper"] or "-", row["summary"])
+            table.add_row(row["name"], row["paper"] or "-", "\n".join(filter(None, (row["summary"], _settings(row)))))
         console().print(table)
 
 
 def method_rows() -> list[dict[str, Any]]:
-    """Name, paper, first paragraph of the docstring and settings of every registered router."""
+    """Name, paper, first paragraph of the docstring and settings of every registered router, with plain defaults."""
     from glider.routing.base import routers as registry
 
     rows = []
@@ -46,8 +46,25 @@ def method_rows() -> list[dict[str, Any]]:
         name = entry.name
         if (argument := parameters.get("argument")) is not None:
             name += ":NAME" if argument.default is inspect.Parameter.empty else "[:NAME]"
-        rows.append({"name": name, "paper": entry.paper, "summary": " ".join(paragraph.split()), "settings": settings})
+        row = {"name": name, "paper": entry.paper, "summary": " ".join(paragraph.split()), "settings": settings}
+        rows.append(row | {"defaults": _defaults({setting: parameters[setting].default for setting in settings})})
     return rows
+
+
+def _defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The defaults that can be written down; of a selection its `top_k`."""
+    from glider.routing.select import TopK
+
+    select = values.get("select")
+    plain = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+    return plain | ({"top_k": select.k} if isinstance(select, TopK) else {})
+
+
+def _settings(row: dict[str, Any]) -> str:
+    """The settings of a router in one line, with their defaults."""
+    defaults = row["defaults"]
+    names = ["top_k" if name == "select" and "top_k" in defaults else name for name in row["settings"]]
+    return ", ".join(f"{name}={defaults[name]}" if name in defaults else name for name in names)
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
