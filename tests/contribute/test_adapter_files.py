@@ -274,6 +274,10 @@ def test_refusals_of_variants_say_what_would_work(adapter: Path, llama_directory
     edit_json(config, target_parameters=["mlp.experts.gate_up_proj"])
     with pytest.raises(ExpertError, match=r"MoE.*without target_parameters: its target_modules \(q_proj, up_proj\)"):
         import_adapter(adapter, str(llama_directory), adapter.parent / "ex")
+    for targets in (["input_linear"], None):  # JetMoE's experts: no linear layers, and PEFT takes no pair on them
+        edit_json(config, target_modules=targets)
+        with pytest.raises(ExpertError, match="on target_modules that are linear layers: down_proj, gate_proj, k_proj"):
+            import_adapter(adapter, str(llama_directory), adapter.parent / "ex")
     edit_json(config, target_parameters=None, use_dora=True)
     with pytest.raises(ExpertError, match=r"DoRA scales the base's output too.*use_dora=False"):
         import_adapter(adapter, str(llama_directory), adapter.parent / "ex")

@@ -66,6 +66,7 @@ _SIZES: dict[str, Any] = {
 # sizes that must fit others of the same family
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "gemma3": {"mm_tokens_per_image": 4},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "granitemoehybrid": {
         "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"],
@@ -138,6 +139,8 @@ def _fitting(default: Any) -> dict[str, Any]:
         taken.pop("num_key_value_heads")
     if isinstance(rope, dict) and rope.get("mrope_section"):
         taken["rope_parameters"] = {**rope, "mrope_section": [1, 1, 2]}
+    if known.get("model_type") in ("qwen2_vl_text", "qwen2_5_vl_text"):  # whose default is in the model's code
+        taken["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     return taken
 
 

@@ -336,16 +336,37 @@ def test_an_expert_behind_the_blocks_is_answered_in_padded_batches(tmp_path: Pat
     )  # fmt: skip
     transformers.RobertaForCausalLM(settings).save_pretrained(tmp_path / "base")
     byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
-    base = load_base(str(tmp_path / "base"))
-    peft = get_peft_model(
-        base.model, LoraConfig(r=2, target_modules=["query", "lm_head.dense"], init_lora_weights=False)
-    )
-    peft.save_pretrained(tmp_path / "adapter")
-    pool = Pool.create(tmp_path / "pool", load_base(str(tmp_path / "base")).identity)
-    import_adapter(tmp_path / "adapter", str(tmp_path / "base"), pool.path / "ex")
-    routed = load(str(tmp_path / "base"), pool.add("ex").path, router="single:ex")
+    routed = _routed(tmp_path, ["query", "lm_head.dense"])
     assert "lm_head.dense" in str(refusal(routed.attached))
     prompts = ["a", "ab"]
     assert tokens(routed.generate_batch(prompts, max_new_tokens=4)) == tokens(
         routed.generate(prompts, max_new_tokens=4)
     )
+
+
+def test_keys_that_a_model_repeats_itself_are_answered_in_padded_batches(tmp_path: Path) -> None:
+    """JetMoE's attention sees more heads than its cache keeps: the remedy was a larger cache."""
+    torch.manual_seed(0)
+    settings = transformers.JetMoeConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=1, num_key_value_heads=2, kv_channels=8, num_local_experts=4,
+        num_experts_per_tok=2, intermediate_size=48, max_position_embeddings=80, pad_token_id=0, bos_token_id=None,
+        eos_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.JetMoeForCausalLM(settings).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    jetmoe = _routed(tmp_path, ["kv_proj"])
+    assert "become 4 before attention" in str(refusal(jetmoe.attached))
+    prompts = ["a", "ab"]
+    assert tokens(jetmoe.generate_batch(prompts, max_new_tokens=4)) == tokens(
+        jetmoe.generate(prompts, max_new_tokens=4)
+    )
+
+
+def _routed(place: Path, targets: list[str]) -> RoutedModel:
+    """The base of a directory with an expert on some of its layers."""
+    base = load_base(str(place / "base"))
+    peft = get_peft_model(base.model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    peft.save_pretrained(place / "adapter")
+    pool = Pool.create(place / "pool", load_base(str(place / "base")).identity)
+    import_adapter(place / "adapter", str(place / "base"), pool.path / "ex")
+    return load(str(place / "base"), pool.add("ex").path, router="single:ex")

@@ -164,7 +164,7 @@ def test_a_stop_string_may_be_a_special_token_without_a_role(cleaning: PreTraine
     cleaning.backend_tokenizer.add_special_tokens([AddedToken("<|turn|>", special=True)])
     turn = cleaning.convert_tokens_to_ids("<|turn|>")
     assert turn not in cleaning.all_special_ids
-    ids = [*cleaning.convert_tokens_to_ids(["▁It", "▁work", "s"]), turn, *cleaning.convert_tokens_to_ids(["▁It"])]
+    ids = [cleaning.convert_tokens_to_ids(word) for word in ("▁It", "▁work", "s", "<|turn|>", "▁It")]
     decoder = Decoder(cleaning, ["<|turn|>"])
     assert "".join(pieces(decoder, ids)) == "It works" and decoder.stopped
 

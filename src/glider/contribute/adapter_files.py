@@ -17,7 +17,7 @@ from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
-from glider.layers.widths import linear_widths
+from glider.layers.widths import linear_layers
 
 _PREFIX = "base_model.model."
 _LAYERS = "layers_to_transform"
@@ -111,8 +111,7 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
     left_out = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
     if isinstance(excluded, str):
         return []  # a stranger's regular expression is not run
-    linear = [name for name, module in model.named_modules() if linear_widths(module) is not None]
-    adapted = [site for site in linear if _fits(site, names) and not _fits(site, left_out)]
+    adapted = [site for site in linear_layers(model) if _fits(site, names) and not _fits(site, left_out)]
     absent = [name for name in names if not any(_fits(site, [name]) for site in expert.sites)]
     return absent or [site for site in adapted if site not in expert.sites]
 

@@ -49,7 +49,7 @@ from glider.inference.base_model import BaseModel
 from glider.inference.base_outline import outline_base
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder, load_for
-from glider.layers.widths import linear_widths
+from glider.layers.widths import linear_layers, linear_widths
 from glider.shapes import Tensor
 
 GateMaking = Literal["trained", "mean"]
@@ -136,7 +136,7 @@ def import_adapter(
     with new_directory(out) as partial, named_as(partial, directory):
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
-        read_layout(partial)  # what is no plain LoRA is told as that
+        read_layout(partial, linear_layers(loaded.model))  # what is no plain LoRA is told as that
         left_out = without_base_weights(partial / ADAPTER_WEIGHTS_FILE, directory, loaded)
         require_pairs(partial / ADAPTER_WEIGHTS_FILE, directory)
         origin = {"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)}

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -103,9 +104,12 @@ def base_name(directory: Path) -> str:
     return name
 
 
-def read_layout(directory: Path) -> LoraLayout:
-    """Read `adapter_config.json`; raises `ExpertError` for anything glider would compute otherwise than PEFT."""
-    return parsed_layout(read_config(directory), directory / ADAPTER_CONFIG_FILE)
+def read_layout(directory: Path, linear: Sequence[str] = ()) -> LoraLayout:
+    """Read `adapter_config.json`; raises `ExpertError` for anything glider would compute otherwise than PEFT.
+
+    Where the base's `linear` layers are given by name, the error names the target modules that work among them.
+    """
+    return parsed_layout(read_config(directory), directory / ADAPTER_CONFIG_FILE, linear)
 
 
 def read_config(directory: Path) -> bytes:
@@ -121,13 +125,13 @@ def read_config(directory: Path) -> bytes:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
 
 
-def parsed_layout(content: bytes, path: Path) -> LoraLayout:
+def parsed_layout(content: bytes, path: Path, linear: Sequence[str] = ()) -> LoraLayout:
     """The settings that lie in `path` with this content; raises as `read_layout`."""
     try:
         config = parse_json(content, MOST_MEMBERS)
     except (ValueError, RecursionError) as fault:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
-    _refuse_unsupported(config, path)
+    _refuse_unsupported(config, path, linear)
     return LoraLayout(
         rank=config["r"],
         alpha=config["lora_alpha"],
@@ -154,7 +158,7 @@ def parse_key(key: str) -> tuple[str, str] | None:
     return (match["site"], match["factor"]) if match else None
 
 
-def _refuse_unsupported(config: object, path: Path) -> None:
+def _refuse_unsupported(config: object, path: Path, linear: Sequence[str]) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         got = str(config.get("peft_type"))[:40] if isinstance(config, dict) else type(config).__name__
         raise ExpertError(f"a LoRA adapter in {path}", f"peft_type {got}", "Only LoRA experts can be pooled.")
@@ -168,16 +172,20 @@ def _refuse_unsupported(config: object, path: Path) -> None:
             raise ExpertError(
                 f"a plain LoRA adapter in {path}",
                 f"{setting}={value!r}"[:200],
-                _remedy(setting, config),
+                _remedy(setting, config, linear),
             )
 
 
-def _remedy(setting: str, config: dict[str, Any]) -> str:
+def _remedy(setting: str, config: dict[str, Any], linear: Sequence[str]) -> str:
     remedy = _REMEDIES.get(setting, "Such an adapter is more than B A x and cannot be routed; retrain it without.")
     targets = config.get("target_modules")
-    names = ", ".join(sorted(map(str, targets))) if isinstance(targets, list) else ""
-    works = f": its target_modules ({names[:200]}) work" if names else ", on target_modules that are linear layers"
-    return remedy.format(works)
+    names = sorted(map(str, targets)) if isinstance(targets, list) else []
+    if linear:  # what LoRA pairs can be put on, of the names that are given
+        names = [name for name in names if any(site == name or site.endswith(f".{name}") for site in linear)]
+    if names:
+        return remedy.format(f": its target_modules ({', '.join(names)[:200]}) work")
+    known = ", ".join(sorted({site.rpartition(".")[2] for site in linear}))[:200]
+    return remedy.format(f", on target_modules that are linear layers{known and f': {known}'}")
 
 
 def _patterns(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -116,8 +116,19 @@ def _odd_cache(attached: Attached) -> str | None:
         odd = None if all(map(_has_keys, layers)) else "layers without keys"
         if odd is None and shapes and shapes != {room := _paged_shape(model.config.get_text_config(), shapes)}:
             odd = f"heads and widths {sorted(shapes)}, where a paged cache has room for {room or 'one of each'}"
+        odd = odd or _repeated(model, {heads for heads, _ in shapes})
         _odd[model] = odd
     return _odd[model]
+
+
+def _repeated(model: Any, heads: set[int]) -> str | None:
+    """Keys that a model repeats before its attention sees them (JetMoE), where a paged cache would take them in."""
+    queries = getattr(model.config.get_text_config(), "num_attention_heads", None)
+    groups = {getattr(module, "num_key_value_groups", None) for module in model.modules()} - {None}
+    if not isinstance(queries, int) or len(heads) != 1 or len(groups) != 1:
+        return None
+    keys, room = queries // groups.pop(), min(heads)
+    return None if keys == room else f"{room} heads of keys, which become {keys} before attention"
 
 
 def _paged_shape(config: Any, shapes: set[tuple[int, int]]) -> tuple[int, int] | None:

@@ -18,3 +18,8 @@ def linear_widths(module: Any) -> tuple[int, int] | None:
 def is_transposed(module: Any) -> bool:
     """Whether the weight lies as (in, out)."""
     return type(module).__name__ == "Conv1D"
+
+
+def linear_layers(model: Any) -> list[str]:
+    """The names of a model's layers that a LoRA pair can be put on."""
+    return [name for name, module in model.named_modules() if linear_widths(module) is not None]
