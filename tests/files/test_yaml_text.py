@@ -28,6 +28,9 @@ HOSTILE = {
     "date": "when: 2001-99-99\n",
     "number": "n: " + "9" * 5000 + "\n",
     "float": "n: 1e999999:99\n",
+    "hexadecimal": "experts: 0x" + "f" * 9000 + "\n",  # which Python reads, and does not print
+    "sixties": "base: " + ":".join(["59"] * 5000) + "\n",
+    "tagged": "base: !!int '" + "9" * 4000 + "'\n",
     "key": "? [a]\n: b\n",
     "half": 'a: "\\ud800"\n',
     "control": "a: \x07\n",

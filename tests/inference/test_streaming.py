@@ -76,7 +76,9 @@ def falling_back(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 def test_runs_of_bytes_are_the_text_of_the_tokenizer(falling_back: PreTrainedTokenizerFast) -> None:
     """A run that is no text is marks of replacement from its beginning on, which was streamed as text."""
-    written = falling_back.convert_tokens_to_ids(["▁It", "<0xC3>", "<0xA9>", "s", "<0xC3>", "<0xA9>", "<0xff>", "▁It"])
+    written: Any = falling_back.convert_tokens_to_ids(
+        ["▁It", "<0xC3>", "<0xA9>", "s", "<0xC3>", "<0xA9>", "<0xff>", "▁It"]
+    )
     assert pieces(Decoder(falling_back), written)[2:] == ["", "és", "", "", "", "\ufffd\ufffd\ufffd It", ""]
     chance = random.Random(3)
     for _ in range(1000):
@@ -162,9 +164,9 @@ def test_a_stop_string_may_hold_special_tokens(cleaning: PreTrainedTokenizerFast
 def test_a_stop_string_may_be_a_special_token_without_a_role(cleaning: PreTrainedTokenizerFast) -> None:
     """As `<|eot_id|>` where no setting of the tokenizer names it: it was left out, and nothing stopped."""
     cleaning.backend_tokenizer.add_special_tokens([AddedToken("<|turn|>", special=True)])
-    turn = cleaning.convert_tokens_to_ids("<|turn|>")
+    turn: Any = cleaning.convert_tokens_to_ids("<|turn|>")
     assert turn not in cleaning.all_special_ids
-    ids = [cleaning.convert_tokens_to_ids(word) for word in ("▁It", "▁work", "s", "<|turn|>", "▁It")]
+    ids: list[Any] = [cleaning.convert_tokens_to_ids(word) for word in ("▁It", "▁work", "s", "<|turn|>", "▁It")]
     decoder = Decoder(cleaning, ["<|turn|>"])
     assert "".join(pieces(decoder, ids)) == "It works" and decoder.stopped
 
