@@ -5,6 +5,7 @@ from pydantic import Field
 from glider.config import Config
 
 MIXED, SHARE = 3, 1.0
+LARGEST = 1e6  # threshold: beyond it every query would be a stranger, or none
 
 
 class Thresholds(Config):
@@ -14,12 +15,12 @@ class Thresholds(Config):
     everyday requests, each judged without its kind, at or above it.
     """
 
-    stranger: float = Field(allow_inf_nan=False)
-    fits: float = Field(allow_inf_nan=False)  # of a pool of one expert
+    stranger: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)
+    fits: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)  # of a pool of one expert
     experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
     share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets
-    false_abstention: float | None = None
-    false_acceptance: float | None = None
+    false_abstention: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    false_acceptance: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     queries: int = 0  # held-back queries of the experts
     strangers: int = 0  # everyday requests
     names: tuple[str, ...] = ()  # the pool's experts when it was made
