@@ -21,7 +21,7 @@ def tokenizer(request: pytest.FixtureRequest, llama_directory: Any) -> Any:
     return load_base("smollm2-135m").tokenizer
 
 
-def pieces(decoder: Decoder, ids: list[int]) -> list[str]:
+def pieces(decoder: Decoder, ids: Any) -> list[str]:
     return [decoder.add(token) for token in ids] + [decoder.rest()]
 
 

@@ -124,7 +124,8 @@ def _odd_cache(attached: Attached) -> str | None:
 def _repeated(model: Any, heads: set[int]) -> str | None:
     """Keys that a model repeats before its attention sees them (JetMoE), where a paged cache would take them in."""
     queries = getattr(model.config.get_text_config(), "num_attention_heads", None)
-    groups = {getattr(module, "num_key_value_groups", None) for module in model.modules()} - {None}
+    numbers = (getattr(module, "num_key_value_groups", None) for module in model.modules())
+    groups = {number for number in numbers if isinstance(number, int) and number > 0}
     if not isinstance(queries, int) or len(heads) != 1 or len(groups) != 1:
         return None
     keys, room = queries // groups.pop(), min(heads)
