@@ -366,7 +366,7 @@ def _routed(place: Path, targets: list[str]) -> RoutedModel:
     """The base of a directory with an expert on some of its layers."""
     base = load_base(str(place / "base"))
     peft = get_peft_model(base.model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-    peft.save_pretrained(place / "adapter")
+    peft.save_pretrained(str(place / "adapter"))
     pool = Pool.create(place / "pool", load_base(str(place / "base")).identity)
     import_adapter(place / "adapter", str(place / "base"), pool.path / "ex")
     return load(str(place / "base"), pool.add("ex").path, router="single:ex")
