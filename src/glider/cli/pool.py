@@ -97,7 +97,9 @@ def add(
     for directory in directories:
         add_expert(path, directory, name, require_key=trust)
         trust = UNSIGNED  # it is not as it was signed any more
-    say(f"{path}: {len(_renewed(path))} experts")
+    pool = _renewed(path)
+    say(f"{path}: {len(pool)} experts")
+    _say_uncalibrated(pool)
 
 
 def remove(
@@ -163,7 +165,7 @@ def build(
     if failed:
         say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
     if (out / POOL_FILE).exists():
-        _renewed(out)
+        _say_uncalibrated(_renewed(out))
     if failed:
         raise typer.Exit(1)
 
@@ -334,3 +336,13 @@ def _renewed(path: Path) -> "Pool":
 
     pool = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
     return renewed_thresholds(recalibrated(pool))
+
+
+def _say_uncalibrated(pool: "Pool") -> None:
+    """Name the command that a pool lacks before it can tell what no expert suits, where its profiles suffice for it."""
+    from glider.calibration.verdict import LEAST_QUERIES
+
+    queries = sum(len(expert.profile.held_back) for expert in pool if expert.profile is not None)
+    if pool.index.verdicts is None and queries >= LEAST_QUERIES:
+        text = f"{pool.path} cannot tell yet what no expert suits; then: glider pool calibrate {pool.path}"
+        say(text, error=True)

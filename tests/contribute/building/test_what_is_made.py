@@ -1,10 +1,12 @@
 """Experts are trained, imported and given gates; what is there already is not made again."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from glider.contribute.build import PoolPlan
 from glider.experts.expert import EXPERT_FILES, Expert
@@ -36,6 +38,21 @@ def test_experts_are_trained_imported_and_given_gates(draft: Draft, adapter: Pat
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             assert (draft.pool / name / file).read_bytes() == (adapter / file).read_bytes()
     assert draft.leftovers() == []
+
+
+def test_a_base_is_gone_before_that_of_the_next_expert_is_loaded(draft: Draft):
+    def bases() -> int:
+        return sum(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
+
+    draft.plan["experts"].append({"name": "three", "data": draft.rows("three")})
+    gc.collect()
+    before, counts = bases(), []
+    gc.disable()  # else it depends on what other objects there are whether a model in a cycle goes
+    try:
+        draft.build(report=lambda *line: counts.append(bases()))
+    finally:
+        gc.enable()
+    assert max(counts) == before + 1
 
 
 def test_nothing_is_done_twice(draft: Draft):
