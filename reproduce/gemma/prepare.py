@@ -2,6 +2,7 @@
 
     python reproduce/gemma/prepare.py WORK --gguf GEMMA.gguf --tasks TASKS
     glider pool build WORK/pool.yaml --out WORK/pool
+    glider pool calibrate WORK/pool
     glider evaluate WORK/evaluation.yaml --out RESULTS
 
 GEMMA.gguf is a file of the pretrained model (not instruction tuned), taken under Gemma's own terms. Nothing of it is
@@ -31,9 +32,9 @@ def main() -> None:
         convert(arguments.gguf, arguments.work / "base")
     experts = {entry["name"] for entry in yaml.safe_load((HERE / "pool.yaml").read_text("utf8"))["experts"]}
     link(arguments.work / "tasks", arguments.tasks)
-    for file in sorted((arguments.tasks / "t0_heldin").glob("*.jsonl.gz")):
-        held_in = file.name.removesuffix(".jsonl.gz") in experts
-        link(arguments.work / "sets" / ("held-in" if held_in else "near") / file.name, file)
+    for name in sorted(experts):
+        file = f"{name}.jsonl.gz"
+        link(arguments.work / "sets" / "held-in" / file, arguments.tasks / "t0_heldin" / file)
     for file in HERE.glob("*.yaml"):
         shutil.copy(file, arguments.work)
 

@@ -1,6 +1,7 @@
 """The second real base: its plans fit together, and its script prepares what they name."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from glider.contribute.build import PoolPlan
 from glider.demo.base import converted_base
 from glider.evaluation.run_plan import RunPlan
+from glider.report.report_plan import ReportPlan
 
 GEMMA = Path(__file__).parents[2] / "reproduce" / "gemma"
 
@@ -32,8 +34,18 @@ def test_the_plans_name_what_is_prepared(tmp_path: Path, shared: Path) -> None:
     assert all(expert.data and (work / expert.data).is_file() for expert in plan.experts)
     for sets in RunPlan.read(work / "evaluation.yaml").sets.values():
         assert all(any(work.glob(str(pattern))) for pattern in sets.tasks)
-    held_in, near = ({file.name for file in (work / "sets" / name).iterdir()} for name in ("held-in", "near"))
-    assert held_in == {f"{name}.jsonl.gz" for name in names} and near and not near & held_in
+    assert {file.name for file in (work / "sets" / "held-in").iterdir()} == {f"{name}.jsonl.gz" for name in names}
+
+
+def test_the_report_is_of_the_kept_cells(tmp_path: Path) -> None:
+    run, report = RunPlan.read(GEMMA / "evaluation.yaml"), ReportPlan.read(GEMMA / "report.yaml")
+    labels = {plan if isinstance(plan, str) else plan.label for plan in run.routers}
+    assert {cell for table in report.tables.values() for method in table.methods for cell in method.cells} == labels
+    cells = [json.loads(file.read_text("utf8")) for file in (GEMMA / "results").glob("*/*/*.json")]
+    assert len(cells) == len(labels) * (8 + 11)
+    pools = {cell["hashes"]["pool"] for cell in cells if cell["router"] != "base"}
+    assert len(pools) == 1  # every row of a table is of one pool
+    assert not any({"prediction", "gold"} & row.keys() for cell in cells for row in cell["results"])
 
 
 @pytest.mark.slow
