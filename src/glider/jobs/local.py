@@ -14,6 +14,7 @@ from typing import Any
 
 from glider.errors import ConfigError
 from glider.jobs.base import Attempt, Fault, JobTick, attempt
+from glider.jobs.memory import give_back
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LocalExecutor:
             for job in jobs:
                 with threads(job.resources.threads):
                     result = attempt(job, report)
+                give_back()
                 yield result
             return
         waiting, running = deque(jobs), dict[Any, Worker]()
@@ -138,6 +140,7 @@ def _work(connection: Any, workers: int) -> None:
             return
         with threads(job.resources.threads or share):
             connection.send(attempt(job, lambda name, text, share: connection.send((name, text, share))))
+        give_back()
 
 
 def _end_with_parent() -> None:
