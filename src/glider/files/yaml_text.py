@@ -2,7 +2,7 @@
 
 Anchors may be used again, as `<<: *defaults`, but what they stand for is counted each time. A name that stands twice in
 a mapping is refused: the parser would take the last one, and leave out the others without a word. libyaml parses where
-it is there, twenty times as fast. Numbers are short, since Python prints no long one, not even in an error.
+it is there. Numbers are short, since Python prints no long one, not even in an error.
 """
 
 import re

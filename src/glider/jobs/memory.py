@@ -8,8 +8,8 @@ import sys
 def give_back() -> None:
     """Collect what only refers to itself, and let glibc return its free pages; another C library keeps its own way.
 
-    glibc returns what lies free at the end of a heap alone. A job frees its model, but leaves small things behind it:
-    eight trainings one after the other held a model's size each.
+    glibc returns what lies free at the end of a heap alone. A job frees its model, but leaves small things behind it,
+    so that the memory of this process would grow with every training.
     """
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
