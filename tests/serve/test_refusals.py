@@ -118,7 +118,8 @@ def test_prompts_that_are_too_long(server: Served) -> None:
 def test_bodies_that_are_none(server: Served) -> None:
     url = f"{server.url}/v1/chat/completions"
     kind = {"content-type": "application/json"}
-    for content in (b"{", b"[]", b"null", b'"x"', b"\xff"):
+    large = b'{"model": "pool", "prompt": [' + b"1," * 100_000  # parsed beside the event loop
+    for content in (b"{", b"[]", b"null", b'"x"', b"\xff", large, large + b"1]}" + b"," * 200_001, b"[" * 70_000):
         answer = httpx.post(url, content=content, headers=kind)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), content
     assert httpx.post(url, content=json.dumps(ASK), headers={"content-type": "text/plain"}).status_code == 415

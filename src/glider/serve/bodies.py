@@ -1,5 +1,6 @@
 """A request's JSON, counted before it is parsed: like a file, it comes from a stranger."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from glider.files.json_text import parse_json
 from glider.serve.errors import ApiError
 
+LARGE = 64 * 1024  # bytes, parsed in some milliseconds
 MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in tokens has so many
 
 
@@ -17,8 +19,11 @@ class _Request(Request):
     """A request whose JSON has no half characters, no repeated names, and bounded depth and number of values."""
 
     async def json(self) -> Any:
+        content = await self.body()
         try:
-            return parse_json(await self.body(), MOST_MEMBERS)
+            if len(content) > LARGE:  # other requests' tokens need not wait for it
+                return await asyncio.to_thread(parse_json, content, MOST_MEMBERS)
+            return parse_json(content, MOST_MEMBERS)
         except (ValueError, RecursionError) as fault:
             raise HTTPException(400, f"the body is no JSON that is taken here: {str(fault)[:200]}") from fault
 
