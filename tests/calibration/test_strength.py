@@ -18,7 +18,7 @@ def rows(word: str) -> list[Row]:
 
 @pytest.fixture
 def model(pool_with_profiles, llama_directory):
-    return load(str(llama_directory), pool_with_profiles().path, router="glider", global_="examples")
+    return load(str(llama_directory), pool_with_profiles().path, router="glider", global_="examples", abstain=False)
 
 
 def test_constants_are_of_the_lowest_loss(model) -> None:

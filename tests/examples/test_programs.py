@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from glider.calibration.first import calibrated
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -16,7 +18,7 @@ def test_the_app_answers(pool_with_profiles, llama_directory: Path, monkeypatch:
 
     from fastapi.testclient import TestClient
 
-    pool = pool_with_profiles(experts=2)
+    pool = calibrated(pool_with_profiles(experts=2))
     monkeypatch.setenv("BASE", str(llama_directory))
     monkeypatch.setenv("POOL", str(pool.path))
     spec = importlib.util.spec_from_file_location("fastapi_app", EXAMPLES / "fastapi_app.py")

@@ -299,8 +299,8 @@ def test_what_nobody_reads_of_a_query_is_its_fault(make_pool, llama_directory: P
     assert faults("glider", load_describer("given:Add."), **described) == unread
     assert faults("glider", Counting([]), **described) == [None, None, unread[2], None]
     text = "the description is not used: the signal examples reads the query's text"
-    assert faults("glider", global_="examples") == [None, None, text, text]
-    assert faults("glider", global_="ensemble") == [None] * 4
+    assert faults("glider", global_="examples", abstain=False) == [None, None, text, text]
+    assert faults("glider", global_="ensemble", abstain=False) == [None] * 4
     local = ["the description is not used: the router has no global term"]
     local.append("the examples are not used: the router has no global term")
     for router in ("phatgoose", "tasklevel", "base"):

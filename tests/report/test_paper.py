@@ -37,7 +37,12 @@ def evaluated(pool_with_profiles, llama_directory: Path, tmp_path: Path) -> Path
     told = {
         "pool": str(pool.path),
         "base": str(llama_directory),
-        "routers": ["base", {"router": "glider", "settings": {"global_": "examples"}}, "oracle", "single:{task}"],
+        "routers": [
+            "base",
+            {"router": "glider", "settings": {"global_": "examples", "abstain": False}},
+            "oracle",
+            "single:{task}",
+        ],
         "sets": {where: {"tasks": [f"{where}/*.jsonl"]} for where in ("near", "far")},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(told))
@@ -46,7 +51,7 @@ def evaluated(pool_with_profiles, llama_directory: Path, tmp_path: Path) -> Path
     files = task_files([str(tmp_path / "near" / "*.jsonl")])
     scores = pool_scores(pool, "examples", files)
     (tmp_path / "out" / "scores.json").write_text(scores.model_dump_json())
-    model = load(str(llama_directory), pool.path, global_="examples")
+    model = load(str(llama_directory), pool.path, global_="examples", abstain=False)
     routing_map(model, "glider", files, rows=2).write(tmp_path / "out" / "routing.json")
     return tmp_path / "out"
 

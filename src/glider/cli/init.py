@@ -171,5 +171,4 @@ def _say_next(out: Path, experts: list[dict[str, Any]], pool: str) -> None:
         say(f"without rows, so without gates: {', '.join(bare)}; give --data for them, or route by the adapters alone:")
         say(f"then: glider generate --pool {pool} --router arrow 'a prompt'")
         return
-    say(f"then: glider pool calibrate {pool}")
     say(f"then: glider generate --pool {pool} 'a prompt'")

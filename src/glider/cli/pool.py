@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate/--no-calibrate", help="Choose what the pool decides by where it has not been chosen."),
+]
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -76,11 +80,13 @@ def add(
         list[str], typer.Argument(help="Directories of experts inside the pool, or elsewhere: those are copied in.")
     ],
     name: Annotated[str | None, typer.Option("--as", help="What the expert is called in this pool.")] = None,
+    calibrate: Calibrate = True,
     key: KeyOption = None,
 ) -> None:
     """Take up experts, also ones that lie in the pool and changed; the first one makes the pool.
 
-    With --key the pool must be as its owner signed it; changed, it is to be signed anew.
+    A pool that was never calibrated is, as by `glider pool calibrate`, where its experts' profiles suffice for it. With
+    --key the pool must be as its owner signed it; changed, it is to be signed anew.
     """
     from glider.experts.expert import Expert
     from glider.experts.membership import add_expert
@@ -97,9 +103,8 @@ def add(
     for directory in directories:
         add_expert(path, directory, name, require_key=trust)
         trust = UNSIGNED  # it is not as it was signed any more
-    pool = _renewed(path)
+    pool = _renewed(path, calibrate)
     say(f"{path}: {len(pool)} experts")
-    _say_uncalibrated(pool)
 
 
 def remove(
@@ -133,12 +138,14 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="Directory of the pool.")],
     spec: BaseSpec,
     placement: Placement,
+    calibrate: Calibrate = True,
     json_: AsJson = False,
 ) -> None:
     """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
 
     Unchanged experts are skipped, and one expert's failure does not stop the others. If it is interrupted, the same
-    command continues where it stopped.
+    command continues where it stopped. The pool is calibrated, as by `glider pool calibrate`, where it never was and
+    its experts' profiles suffice for it.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
@@ -165,7 +172,7 @@ def build(
     if failed:
         say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
     if (out / POOL_FILE).exists():
-        _say_uncalibrated(_renewed(out))
+        _renewed(out, calibrate)
     if failed:
         raise typer.Exit(1)
 
@@ -199,7 +206,9 @@ def calibrate(
     pool = Pool.open(path, key)
     strangers = pool.background if background is None else _background_with(background)
     pool, stored = _with_threshold(pool, signal, default)
-    if data is not None and stored is not None:
+    if data is not None:
+        if stored is None:
+            raise ConfigError("a threshold p, for --data to choose gamma and beta beside", "none", "Leave out --data.")
         stored = _with_constants(pool, signal, data, split, spec)
         pool = pool.calibrate(signal, stored, default)
     pool = pool.set_verdicts(choose_thresholds(pool, strangers), strangers)
@@ -273,15 +282,24 @@ def check(
 
 
 def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":
-    """The pool with p of a signal; without it, and with a message, where the pool has one expert."""
+    """The pool with p of a signal; without it, and with a message, where the pool has one expert, or an expert has no
+    profile while those of others suffice for verdicts."""
+    from glider.calibration.first import has_queries
     from glider.calibration.threshold import calibrate as choose
+    from glider.errors import RouterError
     from glider.progress import Bars, counter
 
     if len(pool) == 1:
         say(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", error=True)
         return pool, None
-    with Bars() as bars:
-        stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
+    try:
+        with Bars() as bars:
+            stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
+    except RouterError as fault:
+        if all(expert.profile is not None for expert in pool) or not has_queries(pool):
+            raise
+        say(f"glider: no p, the verdicts alone: {fault}", error=True)
+        return pool, None
     return pool.calibrate(signal, stored, default), stored
 
 
@@ -327,22 +345,19 @@ def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spe
         return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
 
 
-def _renewed(path: Path) -> "Pool":
-    """The pool, its calibrations made anew if its experts changed."""
-    from glider.calibration.threshold import recalibrated
-    from glider.calibration.verdict import renewed_thresholds
+def _renewed(path: Path, first: bool = False) -> "Pool":
+    """The pool, its calibrations made anew if its experts changed; with `first` also made where it has none."""
+    from glider.calibration.first import calibrated, has_queries, renewed
     from glider.experts.pool import Pool
     from glider.experts.trust import UNSIGNED
 
-    pool = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
-    return renewed_thresholds(recalibrated(pool))
-
-
-def _say_uncalibrated(pool: "Pool") -> None:
-    """Name the command that a pool lacks before it can tell what no expert suits, where its profiles suffice for it."""
-    from glider.calibration.verdict import LEAST_QUERIES
-
-    queries = sum(len(expert.profile.held_back) for expert in pool if expert.profile is not None)
-    if pool.index.verdicts is None and queries >= LEAST_QUERIES:
-        text = f"{pool.path} cannot tell yet what no expert suits; then: glider pool calibrate {pool.path}"
+    before = Pool.open(path, UNSIGNED)  # changed by this process, it is signed by nobody yet
+    pool = calibrated(before) if first else renewed(before)
+    verdicts = pool.index.verdicts
+    if verdicts is None and has_queries(pool):
+        text = f"{path} cannot tell yet what no expert suits; then: glider pool calibrate {path}"
         say(text, error=True)
+    if verdicts is not None and before.index.verdicts is None:
+        for line in _expected(verdicts):
+            say(line, error=True)
+    return pool

@@ -208,7 +208,7 @@ class ModelSpec(BaseSpec):
         pool = self._verified_pool(method, adapters=storage.expert_memory is None)
         prepared = prepare(method, pool)  # what the pool cannot serve shows before the base model is loaded
         if self.abstain is not False and getattr(method, "abstains", False):
-            _warn_without_profiles(pool)
+            _warn_uncalibrated(pool)
         base = self.load_base_of(pool) if base is None else base
         return self._attached(base, pool, method, prepared, writer)
 
@@ -290,16 +290,24 @@ def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, 
     return spec.load(base_of_loaded(base, tokenizer))
 
 
-def _warn_without_profiles(pool: "Pool") -> None:
-    """Say that a pool of experts without profiles cannot tell what it is not for."""
-    if len(pool) and all(expert.profile is None for expert in pool):
-        warnings.warn(
-            f"no expert of the pool {pool.path} has a profile: it cannot tell what no expert suits, and answers "
-            "that worse than the base alone. Make profiles of training rows, `glider expert profile EXPERT ROWS`, then "
-            "`glider pool add` and `glider pool calibrate`.",
-            GliderWarning,
-            stacklevel=3,
+def _warn_uncalibrated(pool: "Pool") -> None:
+    """Say that a pool without profiles, or one that is not calibrated, cannot tell what it is not for."""
+    if not len(pool) or (pool.index.verdicts is not None and any(expert.profile is not None for expert in pool)):
+        return
+    from glider.calibration.first import has_queries
+
+    if all(expert.profile is None for expert in pool):
+        cause = f"no expert of the pool {pool.path} has a profile"
+        remedy = (
+            "Make profiles of training rows, `glider expert profile EXPERT ROWS`, then `glider pool add` and "
+            "`glider pool calibrate`."
         )
+    elif has_queries(pool):
+        cause, remedy = f"the pool {pool.path} is not calibrated", f"Calibrate it: `glider pool calibrate {pool.path}`."
+    else:
+        return
+    text = f"{cause}: it cannot tell what no expert suits, and answers that worse than the base alone. {remedy}"
+    warnings.warn(text, GliderWarning, stacklevel=3)
 
 
 def memory_limit(limit: str | int | None) -> int | None:

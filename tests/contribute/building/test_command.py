@@ -38,7 +38,7 @@ def test_an_expert_that_a_build_adds_changes_the_calibration(draft: Draft, glide
     for name in ("one", "two", "three"):
         lines = [json.dumps({"input": f"{name} {name}{i} say", "output": "x"}) + "\n" for i in range(200)]
         (draft.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
-    code, _, first = glider("pool", "build", draft.write(), "--out", draft.pool)
+    code, _, first = glider("pool", "build", draft.write(), "--out", draft.pool, "--no-calibrate")
     assert code == 0
     code, _, err = glider("pool", "calibrate", draft.pool)
     assert code == 0, err
@@ -48,6 +48,20 @@ def test_an_expert_that_a_build_adds_changes_the_calibration(draft: Draft, glide
     assert Pool.open(draft.pool).index.calibrations["examples"].experts == ("one", "two", "three")
     hint = f"{draft.pool} cannot tell yet what no expert suits; then: glider pool calibrate {draft.pool}"
     assert hint in first.splitlines() and "calibrate" not in again
+
+
+def test_a_build_calibrates_a_pool_that_never_was(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
+    draft.plan["defaults"] |= {"validation": 20}
+    for name in ("one", "two"):
+        lines = [json.dumps({"input": f"{name} {name}{i} say", "output": "x"}) + "\n" for i in range(200)]
+        (draft.root / f"{name}.jsonl").write_text("".join(lines), "utf8")
+    code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")
+    assert code == 0 and [row["name"] for row in json.loads(out)] == ["one", "two"]
+    assert "of the experts' own queries" in err
+    built = Pool.open(draft.pool).index
+    assert built.signal == "examples" and built.verdicts is not None
+    assert glider("pool", "calibrate", draft.pool)[0] == 0
+    assert Pool.open(draft.pool).index == built  # what the command alone chooses
 
 
 def test_a_failure_is_named_at_the_end_with_exit_code_1(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
