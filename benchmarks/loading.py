@@ -41,7 +41,8 @@ from glider.layers.attach import Storage, attach
 from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
 from large_pool import record, resident_megabytes
-from overhead import clocked, filler, random_ids, stepper
+from overhead import clocked
+from steps import filler, random_ids, stepper
 
 RANK = 16
 EMBEDDER = EmbedderIdentity(embedder="all-MiniLM-L6-v2", dimension=384, probe=(0.0,) * 8)

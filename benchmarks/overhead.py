@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py [--experts 8 36 166] [--kernel native] [--cases prefill-1x512 decode-1 ...]
                                   [--peft lora|arrow] [--share] [--alpha 103] [--cpu] [--pairs 5] [--steps 30]
-                                  [--device cuda] [--dtype bfloat16] [--shape llama-8b] [--graph] [--json out.json]
+                                  [--device cuda] [--dtype bfloat16] [--shape llama-8b] [--graph] [--compile]
+                                  [--json out.json]
 
 Random experts of rank 16 on all linear layers of SmolLM2-135M, stored in bfloat16, K = 2, the base in float32. Routed
 and bare model run in turn in one process, over the same base weights; printed are the median of the ratios of the
@@ -13,7 +14,8 @@ those resident are not. Queries have global scores as descriptions of tasks have
 where no expert suits the query (the default), or 103. --verdict takes queries that a verdict has settled instead: their
 nearest expert, the three nearest alike, or nobody. --cpu takes the processor time of all threads in place of the
 clock's, for a machine that others use. --shape takes a model of that shape with random weights, made on the device.
-With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of CONTEXT + 1 tokens.
+With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of 65 tokens; with
+--compile both models are one graph of torch.compile, and step over such a cache.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ from glider.routing.base import Prepared, Site
 from glider.routing.condition import Condition, Settled
 from glider.routing.methods.glider import Glider
 from glider.routing.scores import standardise
+from steps import compiled_stepper, filler, graphed_stepper, random_ids, stepper
 
 CASES = {
     "prefill-1x512": (1, 512),
@@ -54,7 +57,7 @@ CASES = {
     "decode-8": (8, 1),
     "decode-32": (32, 1),
 }
-RANK, CONTEXT, MOST_ROWS = 16, 64, 32
+RANK, MOST_ROWS = 16, 32
 SHAPES = {  # hidden size, feed-forward, layers, heads, heads of keys, vocabulary
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152),
     "llama-1b": (2048, 8192, 16, 32, 8, 128256),
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the base")
     parser.add_argument("--graph", action="store_true", help="decode by CUDA graphs")
+    parser.add_argument("--compile", action="store_true", help="both models by torch.compile")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
@@ -92,7 +96,10 @@ def main() -> None:
     rows = []
     for experts in [1] if arguments.peft == "lora" else arguments.experts:
         bare = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-        with changed(model, arguments, experts) as (changed_model, routing, kernel):
+        with changed(model, arguments, experts) as (changed_model, routing, kernel), ExitStack() as closing:
+            for one in (bare, changed_model) if arguments.compile else ():
+                one.forward = torch.compile(one.forward, fullgraph=True, dynamic=False)
+                closing.callback(one.__dict__.pop, "forward")
             for case in arguments.cases:
                 rows.append(measure(case, bare, changed_model, routing, arguments, experts, kernel))
                 print_row(rows[-1])
@@ -259,7 +266,9 @@ def measure(
     """Times of interleaved pairs of one case."""
     rows, length = CASES[case]
     ids = random_ids(bare, rows, length, seed=2)
-    make = filler if length > 1 else graphed_stepper if arguments.graph else stepper
+    make = filler if length > 1 else stepper
+    if length == 1 and (arguments.graph or arguments.compile):
+        make = graphed_stepper if arguments.graph else compiled_stepper
     runs = [make(bare, ids, routing), make(routed, ids, routing)]
     pairs = []
     for _ in range(arguments.steps if length == 1 else arguments.pairs):
@@ -278,72 +287,6 @@ def measure(
         "peak_resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "pairs": pairs,
     }
-
-
-def filler(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
-    """Makes a batch's cache."""
-
-    def run() -> Any:
-        with torch.inference_mode(), routing(len(ids)):
-            return model(input_ids=ids, use_cache=True, logits_to_keep=1)
-
-    run()
-    return run
-
-
-def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
-    """Takes one step after CONTEXT tokens, and takes it back."""
-    prompt = random_ids(model, len(ids), CONTEXT, seed=3)
-    with torch.inference_mode(), routing(len(ids)):
-        cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-
-    def run() -> Any:
-        with torch.inference_mode(), routing(len(ids)):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.crop(-1)
-        return output
-
-    run()
-    return run
-
-
-def graphed_stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Callable[[], Any]:
-    """The same step each time, as a replayed CUDA graph over a static cache."""
-    from transformers import StaticCache
-
-    prompt = random_ids(model, len(ids), CONTEXT, seed=3)
-    with torch.inference_mode(), routing(len(ids)):
-        cache: Any = StaticCache(config=model.config, max_cache_len=CONTEXT + 1)
-        model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        place = torch.full((len(ids), 1), CONTEXT, device=ids.device)
-
-        def step() -> Any:
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True, position_ids=place)
-            take_back: Any = torch._foreach_sub_  # pyright: ignore[reportPrivateImportUsage]
-            take_back([layer.cumulative_length for layer in cache.layers], 1)
-            return output
-
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        batches = [module.context.batch for module in model.modules() if isinstance(module, RoutedLinear)]
-
-    def run(_: Any = (cache, batches, ids, place)) -> None:  # what the graph reads lives as long as it does
-        graph.replay()
-
-    return run
-
-
-def random_ids(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
-    """Tokens of the whole vocabulary, on the model's device."""
-    chance = torch.Generator().manual_seed(seed)
-    return torch.randint(3, model.config.vocab_size, (rows, length), generator=chance).to(model.device)
 
 
 def clocked(run: Callable[[], Any], cpu: bool) -> float:

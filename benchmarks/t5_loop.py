@@ -36,7 +36,8 @@ from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Decision
 from glider.routing.condition import Condition
 from glider.routing.methods.glider import Glider
-from overhead import COSINES, clocked, random_experts, random_ids
+from overhead import COSINES, clocked, random_experts
+from steps import random_ids
 
 ALPHA, VOCABULARY = 3.0, 4096
 

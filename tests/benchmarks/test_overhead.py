@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead.py"
     [
         pytest.param(["--share"], id="share"),
         pytest.param(["--kernel", "torch"], id="torch"),
+        pytest.param(["--compile"], id="compile"),
         pytest.param(["--peft", "lora"], id="lora"),
         pytest.param(["--peft", "arrow"], id="arrow"),
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from glider.errors import QueryError
+from glider.layers.compiled import Adder
 from glider.layers.context import Batch, InFlight, RoutingContext, Segment
 from glider.layers.kernels import native
 from glider.layers.kernels.native import NativeGroup, NativeSite
@@ -71,6 +72,7 @@ class RoutedLinear(nn.Module):
         self._together: tuple[RoutedLinear, ...] = (self,)  # with those that see its input after it
         self._alone: set[RoutedLinear] = set()  # those that once did, but did not come again
         self._known: Together | None = None  # asked for last
+        self._adder = Adder(self._add_in_place)
         self.register_state_dict_post_hook(_name_as_base)
         self.register_load_state_dict_pre_hook(_find_base)
 
@@ -108,6 +110,10 @@ class RoutedLinear(nn.Module):
         return self.base.bias  # pyright: ignore[reportReturnType]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            y = _writable(self.base(x), self.base)
+            self._adder(y, x)
+            return y
         here = self.context.here
         batch = here.batch
         if batch is not None and batch.strangers:
@@ -121,7 +127,11 @@ class RoutedLinear(nn.Module):
                 return y
         if batch is not None and batch.recorder is None and self._groupable(x):
             return self._few(x, batch, here)
-        y = self._base(x)
+        return self._with_experts(self._base(x), x)
+
+    def _with_experts(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The base's output y with what the experts of this thread's batch add to it, as the trace records it."""
+        batch = self.context.here.batch
         segments = self.context.segments(x.numel() // self.in_features, x.shape[0] if x.ndim > 2 else None, x.device)
         record = None
         if batch is not None and batch.recorder is not None:
@@ -130,6 +140,12 @@ class RoutedLinear(nn.Module):
         if record is not None and batch is not None and batch.recorder is not None:
             batch.recorder.record(record)
         return y
+
+    def _add_in_place(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """The same in y itself, as a compiled graph has it."""
+        result = self._with_experts(y, x)
+        if result is not y:
+            y.copy_(result)
 
     def lead(self, layer: "RoutedLinear") -> None:
         """Answer for a layer that was given this one's input, from the next call on."""

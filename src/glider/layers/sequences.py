@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glider.errors import QueryError
+from glider.layers.compiled import untraced
 from glider.shapes import Int, Tensor
 
 PADDING = -1
@@ -64,8 +65,8 @@ def watch_passes(model: Any, passes: Passes, closing: ExitStack) -> None:
     for part, together in parts:
         enter, leave = _entering(passes, together), _leaving(passes)
         for hook in (
-            part.register_forward_pre_hook(enter, with_kwargs=True),
-            part.register_forward_hook(leave, with_kwargs=True, always_call=True),
+            part.register_forward_pre_hook(untraced(enter), with_kwargs=True),
+            part.register_forward_hook(untraced(leave), with_kwargs=True, always_call=True),
         ):
             closing.callback(hook.remove)
 
