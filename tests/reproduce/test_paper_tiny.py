@@ -11,7 +11,7 @@ import torch
 from fullrun.hub import Hub
 from fullrun.plan import Plan, config_names, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
-from fullrun.tiny import made_up, made_up_prompts, tiny_plan
+from fullrun.tiny import kind_of, made_up, made_up_prompts, tiny_plan
 from fullrun.tiny_training import made_up_flan
 from fullrun.workspace import Workspace
 from glider.contribute.published_format import NOMIC
@@ -207,6 +207,16 @@ def test_published_queries_stand_for_their_embedder(tmp_path: Path) -> None:
         read_queries(path, ["p3rte", "p3cb"])
     torch.save({**vectors, "p3rte": torch.randn(768)}, path)
     assert read_queries(path, ["p3rte"])["p3rte"] != keys["p3rte"]
+
+
+def test_a_rehearsal_has_a_task_of_each_kind(tmp_path: Path) -> None:
+    """Tasks whose configs end in a round's name (ANLI) were left out."""
+    plan = read_plan(["all"])
+    tiny = tiny_plan(plan, tmp_path).sets
+    assert any(getattr(task, "ending", "") for task in tiny["t0-heldout"].tasks.values())
+    for name, tasks in plan.sets.items():
+        kinds = {kind_of(task) for task in tiny[name].tasks.values()}
+        assert kinds == {kind_of(task) for task in tasks.tasks.values()}
 
 
 @pytest.mark.slow

@@ -177,17 +177,23 @@ def _text(chance: random.Random) -> str:
 
 
 def _fewer(sets: Mapping[str, TaskSet]) -> dict[str, TaskSet]:
-    """Of each set the first task of each kind: of each source, use of templates, metrics and place of few-shot rows."""
+    """Of each set the first task of each kind."""
     small = {}
     for set_name, tasks in sets.items():
         kinds, kept = set(), {}
         for name, task in tasks.tasks.items():
-            kind = (type(task), tasks.templates, task.metrics, task.train is None, task.last)
+            kind = (*kind_of(task), tasks.templates)
             if kind not in kinds:
                 kinds.add(kind)
                 kept[name] = smaller(task)
         small[set_name] = tasks.model_copy(update={"tasks": kept, "most": _MOST})
     return small
+
+
+def kind_of(task: TaskSource) -> tuple[Any, ...]:
+    """What the steps of a run tell apart: source, metrics, place of few-shot rows, and the names of its configs."""
+    ending, parts = getattr(task, "ending", ""), getattr(task, "parts", ())
+    return type(task), task.metrics, task.train is None, task.last is None, bool(ending), len(parts) > 1
 
 
 def smaller(task: TaskSource) -> TaskSource:
