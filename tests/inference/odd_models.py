@@ -64,6 +64,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "GPTBigCodeConfig", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, multi_query=True, **_TOKENS),
         ["c_attn"],
     ),
+    "phi3": (  # other rotary angles past 64 tokens
+        "Phi3Config",
+        dict(_LLAMA, original_max_position_embeddings=64, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+            "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}),
+        ["qkv_proj"],
+    ),
     "mamba": (
         "MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4, **_TOKENS),
         ["in_proj", "x_proj"],

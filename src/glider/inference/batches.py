@@ -50,6 +50,7 @@ class EngineSettings:
     processors: tuple[Any, ...] = ()
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    start: int | None = None  # of a decoder beside an encoder
 
     @classmethod
     def of(cls, model: "RoutedModel", max_new_tokens: int | None, settings: Mapping[str, Any]) -> "EngineSettings":
@@ -86,7 +87,8 @@ class EngineSettings:
             expected = "settings of one answer a prompt, by greedy search or sampling"
             raise QueryError(expected, ", ".join(refused), "Leave them out, or use generate().")
         stop = (config.stop_strings,) if isinstance(config.stop_strings, str) else tuple(config.stop_strings or ())
-        return cls(config, limit, model.encoder.ends(rest.get("eos_token_id")), processors, stop, seed)
+        ends, start = model.encoder.ends(rest.get("eos_token_id")), _start(bare, config, rest)
+        return cls(config, limit, ends, processors, stop, seed, start)
 
     def request(self, model: Any, ids: Sequence[int], row: int) -> RequestSettings:
         """Those of one prompt in tokens."""
@@ -98,7 +100,16 @@ class EngineSettings:
             ends=self.ends,
             processors=request_processors(model, self.config, ids, self.processors),
             seed=seed,
+            start=self.start,
         )
+
+
+def _start(model: Any, config: "GenerationConfig", settings: Mapping[str, Any]) -> int | None:
+    """What the decoder begins with where the caller says so, as transformers reads it."""
+    named = any(settings.get(name) is not None for name in ("decoder_start_token_id", "bos_token_id"))
+    if not named or not model.config.is_encoder_decoder:
+        return None
+    return config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
 
 
 class EngineRun:

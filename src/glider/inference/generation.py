@@ -20,6 +20,7 @@ from glider.errors import QueryError
 from glider.inference.answers import Answer
 from glider.inference.forward import accepts
 from glider.inference.queries import Prompt
+from glider.inference.row_processors import search_by_rows
 from glider.inference.sampler import try_processors
 from glider.inference.setting_values import checked_values, plain_value
 from glider.inference.sharing import Sharing
@@ -200,7 +201,7 @@ def _generate(
             raise QueryError("on_piece or a streamer", "both", "Give one of them.")
         decoders = [Decoder(model.tokenizer, settings.stop) for _ in rows]
         arguments["streamer"] = PieceStreamer(decoders, settings.ends, on_piece)
-    arguments["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(arguments.get("logits_processor") or ())])
+    arguments |= _processing(model.model, rows, arguments)
     start = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     ending = _Ending(
         arguments.get("stopping_criteria") or (), Decoder(model.tokenizer, settings.stop), len(rows), start
@@ -234,6 +235,17 @@ def _generate(
         usage = {} if trace is None else trace.usage(row)
         answers.append(Answer.of(one.text, one.ids, reason, condition.rows([row]), held, usage))
     return answers, trace
+
+
+def _processing(model: Any, rows: Sequence[Sequence[int]], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's processors with a watch over logits, and a search that leaves padding out of what settings read."""
+    processors = [FiniteLogits(), *(arguments.get("logits_processor") or ())]
+    changed: dict[str, Any] = {"logits_processor": LogitsProcessorList(processors)}
+    streamer = arguments.get("streamer")
+    beams = (arguments.get("num_beams") or model.generation_config.num_beams or 1) > 1  # transformers refuses both
+    if len(set(map(len, rows))) > 1 and arguments.get("custom_generate") is None and not (beams and streamer):
+        changed["custom_generate"] = search_by_rows(rows, processors, streamer)
+    return changed
 
 
 def _is_of_generation(fault: BaseException) -> bool:

@@ -12,7 +12,9 @@ import torch
 import transformers
 
 from glider.errors import BatchingError, QueryError
+from glider.inference.forward import accepts
 from glider.inference.prompt_states import first_layer
+from glider.inference.sharing import named_lengths
 from glider.layers.attach import Attached
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import support_of
@@ -24,6 +26,8 @@ PAGE = 32  # tokens: the cache is given out by pages
 SALT = 8  # tokens of a prompt that are marked by its condition, where blocks are told apart
 _PAGED_LAYERS = {"full_attention", "sliding_attention"}
 _windowless: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()  # by model
+_minding: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()  # by model
+_NEAR = 16  # tokens, beside which one far behind them is set
 _odd: "weakref.WeakKeyDictionary[Any, str | None]" = weakref.WeakKeyDictionary()  # by model
 UPGRADE = "Upgrade transformers to 5.18 or later, or use generate()."
 
@@ -54,6 +58,9 @@ def refusal(attached: Attached) -> BatchingError | None:
     if _ignores_window(attached):
         got = f"{type(model).__name__}, which attends past the sliding_window that its configuration names"
         return BatchingError("attention as a paged cache has it", got, "Use generate().", fixable=False)
+    if _minds_later_places(attached):
+        got = f"{type(model).__name__}, whose positions mean something else beside a longer prompt"
+        return BatchingError("positions that mean the same in every pass", got, "Use generate().", fixable=False)
     if (site := _after_blocks(model)) is not None:
         got = f"an expert of {site}, which sees the last token of each prompt alone"
         return BatchingError("sites that see every token of a pass", got, "Use generate().", fixable=False)
@@ -97,6 +104,29 @@ def _ignores_window(attached: Attached) -> bool:
         except (AttributeError, StopIteration, RuntimeError, TypeError, ValueError):
             _windowless[model] = True  # nobody knows
     return _windowless[model]
+
+
+def _minds_later_places(attached: Attached) -> bool:
+    """Whether a token's answer depends on where later ones stand: rotary angles that are stretched past a length
+    (longrope, dynamic NTK) are so for all tokens of a pass, the short prompts' among them."""
+    model: Any = attached.model
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    far = context - 1 if isinstance(context, int) else max(named_lengths(model.config), default=0)
+    if far <= _NEAR or not accepts(model, "position_ids"):
+        return False
+    if model not in _minding:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(3, 4 + _NEAR, device=model.device)[None] % vocabulary  # alike ones would hide all places
+        near = torch.arange(_NEAR + 1, device=model.device)[None]
+        moved = near.clone()
+        moved[0, -1] = far
+        try:
+            with attached.bare(), torch.no_grad():
+                one, other = (model(input_ids=ids, position_ids=at, use_cache=False).logits for at in (near, moved))
+            _minding[model] = not torch.allclose(one[:, :_NEAR], other[:, :_NEAR], rtol=1e-4, atol=1e-4)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            _minding[model] = False  # places of another form, which a pass is not given
+    return _minding[model]
 
 
 def _odd_cache(attached: Attached) -> str | None:

@@ -142,6 +142,8 @@ class PaddedEngine:
     def _fits(self, row: _Row, batch: list[_Row]) -> bool:
         """Whether the model gives the same for a prompt beside others, padded to the longest."""
         together = (row, *batch)
+        if row.settings.start != batch[0].settings.start:
+            return False
         lengths = {len(one.ids) for one in together}
         answers = max(one.settings.max_new_tokens for one in together)
         longest = max(lengths) + (0 if self._model.config.is_encoder_decoder else answers)  # pyright: ignore
@@ -157,7 +159,7 @@ class PaddedEngine:
         if not live:
             return
         conditions = [Condition.local(1) if row.condition is None else row.condition for row in live]
-        trace, generation = live[0].trace, live[0].generation
+        trace, generation, start = live[0].trace, live[0].generation, live[0].settings.start
         steps, ended = LogitsProcessorList([_Steps(self, live)]), StoppingCriteriaList([_AllEnded(live)])
 
         def decode(
@@ -182,6 +184,7 @@ class PaddedEngine:
                 eos_token_id=None,
                 pad_token_id=self._pad,
                 custom_generate=decode,
+                **({} if start is None else {"decoder_start_token_id": start}),
             )
 
     def _end(self, row: _Row, fault: Exception | None = None) -> None:

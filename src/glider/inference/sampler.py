@@ -23,7 +23,8 @@ class RequestSettings:
 
     `processors` change its logits in turn. `seed` draws the next token by a generator of the request's own; None takes
     the likeliest. `logprobs` tells the log-probability of each token under the model's own distribution, and those of
-    as many of the likeliest. Keys and values of prompts are shared among requests of one `cache` alone.
+    as many of the likeliest. Keys and values of prompts are shared among requests of one `cache` alone. `start` is
+    what a decoder beside an encoder begins with; None is the base's own.
     """
 
     max_new_tokens: int
@@ -32,6 +33,7 @@ class RequestSettings:
     seed: int | None = None
     logprobs: int | None = None
     cache: str = ""
+    start: int | None = None
 
 
 def not_finite() -> QueryError:

@@ -115,7 +115,7 @@ class Sharing:
         tried = SHORTEST
         while tried < length:
             tried *= 2
-        while any(window < tried < _PAST * window for window in _windows(plain_model(self._model).config)):
+        while any(window < tried < _PAST * window for window in named_lengths(plain_model(self._model).config)):
             tried *= 2
         config = plain_model(self._model).config.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
@@ -233,7 +233,7 @@ def _unlike(model: Any, length: int) -> tuple[int, int, int]:
 
 def _beside(model: Any, length: int) -> int:
     """About 3/7 of a length, in the middle third of as many shorter chunks as can be: a border would show nothing."""
-    windows = [window for window in _windows(plain_model(model).config) if 3 < window < length]
+    windows = [window for window in named_lengths(plain_model(model).config) if 3 < window < length]
 
     def inside(count: int) -> int:
         return sum(1 / 3 <= count % window / window <= 2 / 3 for window in windows)
@@ -306,7 +306,7 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _windows(config: Any) -> set[int]:
+def named_lengths(config: Any) -> set[int]:
     """Lengths that the configuration names as windows or chunks of attention, or as a context that it was made for."""
     names = ("window", "chunk", "original_max_position", "compress", "block_size", "local_radius")
     return {
