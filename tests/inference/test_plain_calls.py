@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 from glider.calibration.verdict import choose_thresholds
 from glider.errors import RouterError
@@ -113,3 +114,62 @@ def test_a_judge_without_a_global_term_is_asked_too(pool_with_profiles, llama_di
     inputs = model.encoder.batch(model.encoder.rows([PROMPT], False, 8))
     written = model.model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=[])
     assert tuple(written[0, inputs["input_ids"].shape[1] :].tolist()) == answer.token_ids
+
+
+@pytest.mark.parametrize("act", ["detach", "fold"])
+@pytest.mark.parametrize("ask", ["generate", "inner"])
+def test_queries_that_come_do_not_keep_a_pool_from_being_taken_off(
+    llama_directory: Path, make_pool, act: str, ask: str
+) -> None:
+    """Under steady traffic some query is always in flight: those that come wait for what waits already."""
+    model = load(str(llama_directory), make_pool(llama_directory).path, router="single:e0")
+    running, free, told = threading.Event(), threading.Event(), threading.Event()
+    outcome: list[object] = []
+
+    def first() -> None:
+        with model.routing("why?"):
+            running.set()
+            free.wait(60)
+
+    def next_one() -> None:
+        ids = model.encoder.batch(model.encoder.rows(["why?"], False, 2))["input_ids"]
+        try:
+            if ask == "generate":
+                outcome.append(model.generate(["why?"], max_new_tokens=2, streamer=_Slow(acted)))
+            else:
+                outcome.append(model.model.generate(ids, max_new_tokens=2, streamer=_Slow(acted)))
+        except RouterError as fault:
+            outcome.append(fault)
+
+    acted = threading.Event()
+
+    def acting() -> None:
+        getattr(model, act)()
+        acted.set()
+
+    threads = [threading.Thread(target=target) for target in (first, acting, next_one)]
+    threads[0].start()
+    assert running.wait(60)
+    threads[1].start()
+    while not model.attached._claims:
+        told.wait(0.005)
+    threads[2].start()
+    told.wait(0.1)  # it has come to the pool by now, or comes later still
+    free.set()
+    for thread in threads:
+        thread.join(60)
+    assert acted.is_set() and len(outcome) == 1
+    assert isinstance(outcome[0], RouterError) == (act == "detach")
+
+
+class _Slow(BaseStreamer):
+    """Ends no answer before an event, or gives up."""
+
+    def __init__(self, event: threading.Event):
+        self._event = event
+
+    def put(self, value: object) -> None:
+        self._event.wait(20)
+
+    def end(self) -> None:
+        pass

@@ -52,7 +52,7 @@ class InputConditions:
             ids = arguments[0] if arguments else settings.get("inputs", settings.get("input_ids"))
             if not self._unconditioned(ids):
                 return generate(*arguments, **settings)
-            with self._attached.hold() as held:
+            with self._attached.hold(begins=True) as held:
                 condition = self._condition(ids, settings.get("attention_mask"), held)
                 with self._attached.routing(condition, generation=held):
                     return generate(*arguments, **settings)

@@ -176,7 +176,7 @@ class RoutedModel:
         Outside such a block the model reads its queries from the token ids.
         """
         rows: Any = [queries] if is_one(queries) else queries
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             condition = self._condition_of_rows(rows, self.encoder.rows(rows, True, 0), held)
             with self.attached.routing(condition, generation=held):
                 yield
@@ -282,7 +282,7 @@ class RoutedModel:
         settings = EngineSettings.of(self, max_new_tokens, generation)
         rows = self.encoder.rows(prompts, truncate, limit := settings.max_new_tokens)
         answers: dict[int, Answer] = {}
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             condition = self._condition_of_rows(prompts, rows, held)
             engine = open_engine(self, batching, [len(ids) + limit for ids in rows])
             run = EngineRun(self, engine, held, settings)
@@ -332,7 +332,7 @@ class RoutedModel:
         return (piece.text for piece in pieces) if single else pieces
 
     def _pieces(self, batch: Sequence[Prompt], rows: list[list[int]], settings: EngineSettings) -> Iterator[Piece]:
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             condition = self._condition_of_rows(batch, rows, held)
             engine = PaddedEngine(self.attached, self.encoder.pad_id, rows=len(rows))
             try:
@@ -359,7 +359,7 @@ class RoutedModel:
         targets = [self.encoder.targets(texts) for texts in choices]
         longest = max((len(ids) for row in targets for ids in row), default=0)
         inputs = self._encode(prompts, truncate, longest)
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             require_support(held.router, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
             likelihood_rows = likelihoods(self.model, self.attached, inputs, targets, condition, held)
@@ -371,7 +371,7 @@ class RoutedModel:
     def trace(self, prompt: Prompt, *, truncate: bool = False) -> tuple[list[str], Trace]:
         """Route one prompt and return its tokens as text, with the decision for each at every site."""
         inputs = self._encode([prompt], truncate, 0)
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             condition = self._condition_of([prompt], inputs, held)
             trace = Trace(held.names, condition, inputs["attention_mask"].cpu().bool())
             with torch.inference_mode(), self.attached.routing(condition, recorder=trace, generation=held):
@@ -394,7 +394,7 @@ class RoutedModel:
         require_function(on_piece, "on_piece")
         settings = GenerateSettings.of(self, max_new_tokens, generation)
         rows = self.encoder.rows(prompts, truncate, settings.max_new_tokens)
-        with self.attached.hold() as held:
+        with self.attached.hold(begins=True) as held:
             pieces = "prefill_chunk_size" in settings.arguments
             require_support(held.router, len(prompts), settings.cached, pieces=pieces)
             return generate_rows(self, prompts, rows, settings, held, traced=traced, on_piece=on_piece)

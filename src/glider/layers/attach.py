@@ -78,6 +78,7 @@ class Attached:
         self._last = 0  # number of a generation; what caches keep is marked by it
         self._running: dict[int, int] = {}  # queries in flight of each generation
         self._here = threading.local()  # how many of them are this thread's
+        self._claims = 0  # of `detach`, `fold` and `unfold` that wait for them; queries that come wait in turn
         self._changed = threading.Condition()
 
     @property
@@ -144,9 +145,12 @@ class Attached:
                 yield
 
     @contextmanager
-    def hold(self, generation: Generation | None = None) -> Iterator[Generation]:
-        """The current generation, or one that is held already, which stays in memory until the block ends."""
-        held = self.take(generation)
+    def hold(self, generation: Generation | None = None, *, begins: bool = False) -> Iterator[Generation]:
+        """The current generation, or one that is held already, which stays in memory until the block ends.
+
+        A query that `begins` lets `detach` and `fold` go first.
+        """
+        held = self.take(generation, begins=begins)
         self._here.count = getattr(self._here, "count", 0) + 1
         try:
             yield held
@@ -154,9 +158,11 @@ class Attached:
             self._here.count -= 1
             self.give_back(held)
 
-    def take(self, generation: Generation | None = None) -> Generation:
+    def take(self, generation: Generation | None = None, *, begins: bool = False) -> Generation:
         """The current generation, or one that is held already, which stays in memory until it is given back."""
         with self._changed:
+            if begins and generation is None and not getattr(self._here, "count", 0):
+                self._changed.wait_for(lambda: not self._claims)
             generation = self.generation if generation is None else generation
             self._running[generation.number] = self._running.get(generation.number, 0) + 1
             return generation
@@ -249,8 +255,13 @@ class Attached:
         with self._changed:
             if getattr(self._here, "count", 0):
                 raise RouterError("a pool that this thread does not use", "a block that routes", "Leave it first.")
-            self._changed.wait_for(lambda: not self._running)
-            yield
+            self._claims += 1
+            try:
+                self._changed.wait_for(lambda: not self._running)
+                yield
+            finally:
+                self._claims -= 1
+                self._changed.notify_all()
 
     def _drop(self, number: int) -> None:
         del self._generations[number]

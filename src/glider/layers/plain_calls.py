@@ -24,7 +24,7 @@ class Numbered(Protocol):
 class PlainCalls:
     """Lets each call hold the generation that was current when it began."""
 
-    def __init__(self, context: RoutingContext, hold: Callable[[], AbstractContextManager[Numbered]]):
+    def __init__(self, context: RoutingContext, hold: Callable[..., AbstractContextManager[Numbered]]):
         self._context, self._hold = context, hold
         self._running = threading.local()  # passes of each thread
 
@@ -41,19 +41,19 @@ class PlainCalls:
 
         @functools.wraps(generate)
         def generate_by_one_state(*arguments: Any, **settings: Any) -> Any:
-            with self._held():
+            with self._held(begins=True):
                 return generate(*arguments, **settings)
 
         model.generate = generate_by_one_state
         closing.callback(model.__dict__.pop, "generate", None)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self, *, begins: bool = False) -> Iterator[None]:
         here = self._context.here
         if here.batch is not None or here.generation is not None:  # whoever began this holds one
             yield
             return
-        with self._hold() as held:
+        with self._hold(begins=begins) as held:
             here.generation = held.number
             try:
                 yield
