@@ -71,6 +71,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}),
         ["qkv_proj"],
     ),
+    "diffllama": ("DiffLlamaConfig", _LLAMA, ["q_proj"]),  # its attention parts values behind the cache
     "mamba": (
         "MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4, **_TOKENS),
         ["in_proj", "x_proj"],

@@ -136,7 +136,8 @@ def test_a_row_that_a_criterion_ends_has_no_padding_in_its_answer(llama: RoutedM
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba", "deepseek_v2", "gpt_bigcode"]
+    "name",
+    ["llama", "mpt", "gpt_neo", "llama4", "jamba", "lfm2", "mamba", "deepseek_v2", "gpt_bigcode", "diffllama"],
 )
 def test_a_batch_answers_as_its_prompts_alone(routed: Callable[[str], RoutedModel], name: str) -> None:
     model = routed(name)

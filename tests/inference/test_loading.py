@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     FSMTConfig,
+    LEDConfig,
     ProphetNetConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -200,13 +201,21 @@ def test_a_model_that_reads_ahead_is_refused_by_what_it_does(tmp_path: Path, con
         load_base(str(tmp_path / "base"))
 
 
-def test_an_encoder_decoder_that_takes_tokens_first_is_refused(tmp_path: Path):
+_FSMT = FSMTConfig(
+    langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=259, d_model=32, encoder_layers=1, decoder_layers=1,
+    encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+)  # fmt: skip
+_LED = LEDConfig(  # which pads its input to whole windows
+    vocab_size=259, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+    decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, attention_window=32, init_std=0.3,
+    max_encoder_position_embeddings=256, max_decoder_position_embeddings=256,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [_FSMT, _LED], ids=["fsmt", "led"])
+def test_an_encoder_decoder_that_takes_tokens_first_is_refused(tmp_path: Path, config: Any):
     """Its tokens would be routed by other rows' queries, without a word where the numbers divide."""
     torch.manual_seed(0)
-    config = FSMTConfig(
-        langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=259, d_model=32, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-    )  # fmt: skip
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match="take the tokens first"):

@@ -22,6 +22,7 @@ from glider.inference.base_model import load_base
 from glider.inference.engine import Ended, events
 from glider.inference.model import RoutedModel
 from glider.inference.packing import refusal
+from glider.inference.packing_trial import trial
 from glider.inference.queries import Query
 from glider.inference.sampler import RequestSettings
 from glider.inference.spec import load
@@ -45,7 +46,9 @@ STRONG = Glider(p=-1.0)  # alpha is 103: the global term decides
 
 @pytest.fixture
 def model(llama_directory: Path, make_pool) -> RoutedModel:
-    return load(str(llama_directory), make_pool(llama_directory, 4).path, router=STRONG)
+    model = load(str(llama_directory), make_pool(llama_directory, 4).path, router=STRONG)
+    assert trial(model.attached) is None  # its own passes are none of those that tests look at
+    return model
 
 
 def tokens(answers: list[Answer]) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from glider.inference.engine import Ended, Engine, Failed, events
 from glider.inference.generation import merged, new_tokens
 from glider.inference.packed_engine import PackedEngine
 from glider.inference.packing import refusal
+from glider.inference.packing_trial import trial
 from glider.inference.padded_engine import PaddedEngine
 from glider.inference.sampler import RequestSettings, request_processors, try_processors
 from glider.inference.streaming import Decoder, Piece
@@ -29,7 +30,7 @@ _NOT_APPLIED = ("max_time", "token_healing", "return_dict_in_generate", "output_
 
 def open_engine(model: "RoutedModel", batching: "ContinuousBatchingConfig | None", lengths: Sequence[int]) -> Engine:
     """The engine that suits a model: requests share passes where they can, else run in padded batches."""
-    reason = refusal(model.attached)
+    reason = refusal(model.attached) or trial(model.attached)
     if reason is None:
         return PackedEngine(model.attached, batching, lengths)
     if reason.fixable:

@@ -227,6 +227,7 @@ class Attached:
     def unfold(self) -> None:
         """Take a folded expert out of the base weights again, to the bit, and route by it as before."""
         with self._idle():
+            _ = self.generation  # after `detach` there is nothing to go by
             for site, before in self._unfolded.items():
                 unfold_from(self._originals[site], before)
                 _replace(self.model, site, self._layers[site])
