@@ -374,6 +374,8 @@ def test_what_changes_nothing_or_is_left_out_by_the_settings_is_told(
         edit_json(config, **change)
         assert any(re.search(wanted, text) for text in told(adapter, llama_directory)), change
         config.write_text(before, "utf8")
+    edit_json(config, target_modules=["q_proj", "up_proj", "v_proj"], exclude_modules=["v_proj"])
+    assert not any("no pair" in text for text in told(adapter, llama_directory))
     zeros = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
     edit_tensors(weights, lambda tensors: tensors.update({zeros: torch.zeros_like(tensors[zeros])}))
     assert any("at 1 of 4 sites" in text and "A is zero" in text for text in told(adapter, llama_directory))

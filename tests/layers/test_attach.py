@@ -332,6 +332,8 @@ def test_folding_twice_is_folding_once_and_a_folded_model_takes_no_second_pool(
     model.unfold()
     model.unfold()
     bare = model.detach()
+    with pytest.raises(RouterError, match="detached"):
+        model.unfold()
     assert all(torch.equal(bare.state_dict()[name], value) for name, value in before.items())
     attach(bare, pool, Phatgoose()).detach()
 

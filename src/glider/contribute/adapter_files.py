@@ -111,8 +111,10 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
     left_out = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
     if isinstance(excluded, str):
         return []  # a stranger's regular expression is not run
+    excluded_sites = [site for site in linear_layers(model) if _fits(site, left_out)]
     adapted = [site for site in linear_layers(model) if _fits(site, names) and not _fits(site, left_out)]
-    absent = [name for name in names if not any(_fits(site, [name]) for site in expert.sites)]
+    present = [*expert.sites, *excluded_sites]
+    absent = [name for name in names if not any(_fits(site, [name]) for site in present)]
     return absent or [site for site in adapted if site not in expert.sites]
 
 
