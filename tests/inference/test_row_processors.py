@@ -72,7 +72,7 @@ def test_a_decoder_begins_in_every_way_as_the_caller_says(
     t5_directory: Path, make_pool: PoolMaker, keyword: bool
 ) -> None:
     model = load(str(t5_directory), make_pool(t5_directory).path)
-    settings = {"decoder_start_token_id": 77}
+    settings: dict[str, Any] = {"decoder_start_token_id": 77}
     if not keyword:
         settings = {"generation_config": GenerationConfig(**settings)}
     usual = [answer.token_ids for answer in model.generate(PROMPTS, max_new_tokens=6)]
