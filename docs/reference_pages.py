@@ -1,4 +1,7 @@
-"""Parts of the reference that are made of the code: `<!-- fields: MODULE:CLASS -->`, `<!-- commands -->` in a page."""
+"""Parts of pages that are made of the code, for marks in them.
+
+`<!-- fields: MODULE:CLASS -->`, `<!-- file: PATH.py -->`, `<!-- commands -->`.
+"""
 
 import inspect
 import re
@@ -12,12 +15,19 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-MARK = re.compile(r"<!-- (fields: (?P<fields>[\w.]+:\w+)|commands) -->")
+MARK = re.compile(r"<!-- (fields: (?P<fields>[\w.]+:\w+)|file: (?P<file>[\w./-]+\.py)|commands) -->")
+ROOT = Path(__file__).parents[1]
 
 
 def filled(page: str) -> str:
     """The page with its marks replaced."""
-    return MARK.sub(lambda mark: fields_table(mark["fields"]) if mark["fields"] else commands(), page)
+
+    def replacement(mark: re.Match[str]) -> str:
+        if mark["file"]:
+            return f"```python\n{(ROOT / mark['file']).read_text('utf8')}```"
+        return fields_table(mark["fields"]) if mark["fields"] else commands()
+
+    return MARK.sub(replacement, page)
 
 
 def fields_table(place: str) -> str:

@@ -96,6 +96,33 @@ def test_init_asks_on_a_terminal_for_what_no_option_says(adapters: Path, monkeyp
     assert plan == {"base": "other/base", "experts": [data]}
 
 
+def test_init_asks_nothing_beside_options(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asked for the base that an option gave, and took the next command that was pasted for the answer."""
+    from typer.testing import CliRunner
+
+    import glider.cli.init as command
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(command, "sys", type("System", (), {"stdin": Terminal()}))
+    for options in (("--adapter", "adapters"), ("--data", "rows"), ("--adapter", "adapters", "--base", "other/base")):
+        ran = CliRunner().invoke(build("init"), ["init", *options, "--force"], input="glider pool build pool.yaml\n")
+        assert ran.exit_code == 0 and "PEFT" not in ran.output and "?" not in ran.output, ran.output
+    assert PoolPlan.read(adapters / "pool.yaml").base == "other/base"
+
+
+def test_init_bounds_the_training(glider, adapters: Path) -> None:
+    """A plan of rows was trained for hours where nobody had read on."""
+    code, out, _ = glider("init", "--data", "rows")
+    assert code == 0 and "2 experts on smollm2-135m" in out and "--minutes 10" in out
+    assert PoolPlan.read(adapters / "pool.yaml").defaults == {}
+    code, out, _ = glider("init", "--data", "rows", "--minutes", "2.5", "--force")
+    assert code == 0 and "1,000 steps" not in out
+    assert PoolPlan.read(adapters / "pool.yaml").defaults == {"minutes": 2.5}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -109,12 +109,27 @@ def test_generate_reads_standard_input(glider, pool: Pool, llama_directory: Path
 def test_explain_tells_every_token_and_site(glider, pool: Pool, llama_directory: Path) -> None:
     shared = ("explain", "hey", "--pool", pool.path, "--base", llama_directory)
     told = json.loads(glider(*shared, "--json").out)
-    assert len(told["sites"]) == len(pool.sites)
+    assert len(told["sites"]) == len(pool.sites) and told["verdict"] is None
     for decisions in told["sites"].values():
         assert len(decisions) == len(told["tokens"])
         assert all(sum(decision.values()) == pytest.approx(1, abs=1e-3) for decision in decisions)
     assert "'h'" in glider(*shared, "--sites", "*.q_proj").out
     assert refused(glider(*shared, "--sites", "nothing"), "model.layers.0.self_attn.q_proj")
+
+
+@pytest.mark.slow
+def test_explain_tells_the_verdict(glider) -> None:
+    """A stranger's table was empty, and nothing said why."""
+    shared = ("explain", "What is the capital of Egypt?")
+    told = json.loads(glider(*shared, "--json").out)
+    assert told["verdict"] == "stranger" and not any(map(any, told["sites"].values()))
+    first, *rest = glider(*shared).out.splitlines()
+    assert first == "verdict stranger: the base model alone"
+    assert len([line for line in rest if "the base model alone" in line]) == len(told["tokens"])
+
+
+def test_an_adapter_that_no_hub_gives_is_one_line(glider, tmp_path: Path) -> None:
+    assert refused(glider("expert", "import", "someone/nothing", "--out", tmp_path / "out"), "someone/nothing")
 
 
 def test_wrong_base_is_refused(glider, pool: Pool, t5_directory: Path) -> None:

@@ -23,11 +23,23 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     for page in pages:
         text = page.read_text("utf8")
         assert not re.findall(r'(?:src|<link[^>]*rel="stylesheet"[^>]*href)="?https?:', text), page
-        assert "<!-- fields:" not in text and "<!-- commands" not in text and "--8<--" not in text, page
+        assert not re.findall("<!-- (?:fields|file|commands)|--8", text), page
     reference = (tmp_path / "site" / "reference" / "cli" / "index.html").read_text("utf8")
     assert "glider pool calibrate" in reference and "--install-completion" in reference
     settings = (tmp_path / "site" / "reference" / "settings" / "index.html").read_text("utf8")
     assert "learning_rate" in settings and "max_requests" in settings
+
+
+def test_programs_are_put_into_pages_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page showed the marks of another tool, which a formatter had taken for Python."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import reference_pages
+
+    page = reference_pages.filled((ROOT / "docs" / "extending.md").read_text("utf8"))
+    for name in ("router", "signal", "embedder", "describer"):
+        program = (ROOT / "examples" / "plugin" / "glider_example" / f"{name}.py").read_text("utf8")
+        assert f"```python\n{program}```" in page
+    assert "--8" not in page and "<!--" not in page
 
 
 def test_pages_that_are_not_there_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glider.cli.terminal import verdict_text
 from glider.terminal import console
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def _show(shown: Any, number: int, prompt: "DemoPrompt", answer: "Answer") -> No
     shown.print(f"    {' '.join(answer.text.split())}", style="green")
     ranked = sorted(answer.global_scores.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]
     scores = "  ".join(f"{name} {score:.2f}" for name, score in ranked)
-    verdict = "stranger: the base model alone" if answer.verdict == "stranger" else answer.verdict
-    shown.print(f"    {verdict}   global {scores}")
+    shown.print(f"    {verdict_text(answer.verdict)}   global {scores}")
     used = {name: share for name, share in answer.usage.items() if share >= _LEAST_SHOWN}
     for name, share in sorted(used.items(), key=lambda item: -item[1])[:_SHOWN_EXPERTS]:
         shown.print(Text.assemble(f"    {name:>16} ", (bar_of(share), "cyan"), f" {share:.2f}"))

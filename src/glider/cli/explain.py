@@ -17,6 +17,7 @@ from glider.cli.arguments import (
     tell_unused,
 )
 from glider.cli.options import with_settings
+from glider.cli.terminal import BASE_ALONE, verdict_text
 from glider.errors import QueryError, RouterError
 from glider.inference.spec import ModelSpec
 from glider.terminal import console, say_json
@@ -41,7 +42,8 @@ def explain(
 ) -> None:
     """Show, token by token, which experts a prompt uses, with which weights, at which sites.
 
-    The table has each token's experts over the chosen sites; JSON has every site by itself.
+    A site is a layer that experts adapt. The table has each token's experts over the chosen sites, and the query's
+    verdict where the pool has verdicts: fits, unsure or stranger. JSON has every site by itself.
     """
     text = read_prompt(prompt)
     query = make_query(text, description, examples)
@@ -75,14 +77,18 @@ def _as_json(model: "RoutedModel", text: str, tokens: list[str], trace: "Trace",
 def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
     condition = trace.condition
     described = condition.described[0] if condition is not None and condition.described else None
-    description_fields = {"description": described and described.text, "fault": described and described.fault}
+    fields = {
+        "description": described and described.text,
+        "fault": described and described.fault,
+        "verdict": condition.verdicts[0] or None if condition is not None and condition.verdicts else None,
+    }
     if condition is None or condition.global_scores is None or condition.alpha is None:
-        return {"global_scores": {}, "alpha": None, **description_fields}
+        return {"global_scores": {}, "alpha": None, **fields}
     scores = condition.global_scores[0].tolist()
     return {
         "global_scores": dict(zip(model.experts, (round(score, 4) for score in scores), strict=True)),
         "alpha": condition.alpha[0].item(),
-        **description_fields,
+        **fields,
     }
 
 
@@ -97,6 +103,8 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
     shares = torch.stack([trace.weights(call)[0] for call in calls]).mean(dim=0)  # (tokens, E)
     guidance = _global(model, trace)
     tell_unused(guidance["fault"])
+    if guidance["verdict"] is not None:
+        terminal.print("verdict " + verdict_text(guidance["verdict"]))
     if guidance["alpha"] is not None:
         ranked = sorted(guidance["global_scores"].items(), key=lambda item: -item[1])
         terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))
@@ -105,5 +113,5 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
     for token, share in zip(tokens, shares, strict=True):
         order = share.argsort(descending=True)[:4].tolist()
         shown = "  ".join(f"{trace.experts[i]} {share[i]:.2f}" for i in order if share[i] >= 0.05)
-        table.add_row(repr(token), shown)
+        table.add_row(repr(token), shown or BASE_ALONE)
     terminal.print(table)

@@ -12,9 +12,9 @@ from glider.errors import ConfigError
 from glider.terminal import say
 
 ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
-HEAD = (
-    "# What `glider pool build` makes a pool of. Paths are relative to this file.\n"
-    "# defaults: {minutes: 10}  # a budget for what is trained; without it 1,000 steps an adapter, 100 for gates\n"
+HEAD = "# What `glider pool build` makes a pool of. Paths are relative to this file.\n"
+BUDGET = (
+    "defaults: {{minutes: {:g}}}  # of training for each expert; without it 1,000 steps an adapter, 100 for gates\n"
 )
 
 
@@ -38,27 +38,36 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The plan to write.")] = Path("pool.yaml"),
     pool: Annotated[str, typer.Option("--pool", help="Where the pool shall lie; for the next command.")] = "pool",
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.01, help="Longest training of each expert. Default: 1,000 steps, 100 for gates."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a plan that is there.")] = False,
 ) -> None:
     """Write a pool.yaml of the adapters, the base and the data you have, and say what to run next.
 
-    On a terminal it asks for what no option says. Rows are matched with adapters by name: `tone.jsonl` belongs to
-    `tone`; rows without an adapter are an expert to be trained.
+    On a terminal it asks, where neither --adapter nor --data says what you have. Rows are matched with adapters by
+    name: `tone.jsonl` belongs to `tone`; rows without an adapter are an expert to be trained.
     """
     if out.exists() and not force:
         raise ConfigError(f"a new file at {out}", "one that is there", "Give another --out, or --force.")
-    if sys.stdin.isatty():
-        adapter = adapter or _ask("PEFT adapters (directories or hub ids, with spaces between; none: train from rows)")
-        data = data or _ask("Rows of their tasks (files or directories; none: experts without gates)")
+    asks = sys.stdin.isatty() and not adapter and not data
+    if asks:
+        adapter = _ask("PEFT adapters (directories or hub ids, with spaces between; none: train from rows)")
+        data = _ask("Rows of their tasks (files or directories; none: queries are matched with the adapters alone)")
     adapters, files = _adapters(adapter or []), _files(data or [])
     if not adapters and not files:
         remedy = "Give --adapter DIRECTORY, --data ROWS, or both."
         raise ConfigError("adapters or rows to make experts of", "neither", remedy)
-    base = base or _named_base(adapters)
-    if sys.stdin.isatty():
-        base = typer.prompt("Base model (hub id or path)", default=base or EMBEDDED_BASE, err=True)
+    default = base or _named_base(adapters) or EMBEDDED_BASE
+    base = typer.prompt("Base model (hub id or path)", default=default, err=True) if asks and base is None else default
     experts = _experts(adapters, files, out.absolute().parent)
-    _write(out, _text({"base": base or EMBEDDED_BASE, "experts": experts}))
+    _write(out, _text(base, experts, minutes))
+    say(f"{out}: {len(experts)} experts on {base}")
+    if minutes is None and any("adapter" not in expert for expert in experts):
+        say("An adapter is trained for 1,000 steps, which take long on a CPU; --minutes 10 bounds it for each expert.")
     _say_next(out, experts, pool)
 
 
@@ -138,10 +147,11 @@ def _relative(place: str | Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _text(plan: dict[str, Any]) -> str:
+def _text(base: str, experts: list[dict[str, Any]], minutes: float | None) -> str:
     """The plan as YAML whose strings are JSON's, which YAML reads alike."""
-    lines = [HEAD + f"base: {json.dumps(plan['base'])}", "experts:"]
-    for expert in plan["experts"]:
+    budget = BUDGET.format(10 if minutes is None else minutes)
+    lines = [HEAD + ("# " if minutes is None else "") + budget + f"base: {json.dumps(base)}", "experts:"]
+    for expert in experts:
         fields = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in expert.items()]
         lines += [f"  - {fields[0]}", *(f"    {field}" for field in fields[1:])]
         lines.append("    # description: one sentence, what the task is; without it queries are matched by their words")
@@ -165,7 +175,6 @@ def _write(out: Path, text: str) -> None:
 
 
 def _say_next(out: Path, experts: list[dict[str, Any]], pool: str) -> None:
-    say(f"{out}: {len(experts)} experts")
     say(f"next: glider pool build {out} --out {pool}")
     if bare := [expert["name"] for expert in experts if "data" not in expert]:
         say(f"without rows, so without gates: {', '.join(bare)}; give --data for them, or route by the adapters alone:")

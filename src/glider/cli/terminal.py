@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from glider.jobs.base import JobResult
     from glider.progress import Bars
 
+BASE_ALONE = "the base model alone"
 _python_lines = warnings.formatwarning
 
 
@@ -23,6 +24,11 @@ def quiet_libraries() -> None:
     warnings.formatwarning = _one_line
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def verdict_text(verdict: str | None) -> str:
+    """A verdict with what it means for the answer, where its word alone does not say so."""
+    return f"stranger: {BASE_ALONE}" if verdict == "stranger" else str(verdict)
 
 
 def note_log(bars: "Bars", result: "JobResult") -> None:

@@ -329,14 +329,12 @@ def _adapter_directory(source: Path | str) -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    from glider.sharing.hub_faults import hub_faults_as
+
+    expected = f"an adapter in the directory {repository}, which is not there, or in a hub's repository of that name"
+    with hub_faults_as(expected, ExpertError):
         return Path(snapshot_download(repository, allow_patterns=[*ADAPTER_FILES, *TEXT_FILES]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as fault:
-        raise ExpertError(
-            f"a directory or a hub repository {repository}", str(fault).splitlines()[0], "Check the path or the id."
-        ) from fault
 
 
 def _is_of(out: Path, directory: Path) -> bool:

@@ -14,17 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (of whichever HTTP library the client stands on)
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 import glider
 from glider.errors import ExpertError, GliderWarning, PoolError
@@ -35,15 +24,12 @@ from glider.experts.membership import read_index
 from glider.experts.pool import POOL_FILE, Pool
 from glider.experts.router_files import router_path
 from glider.files.disk import copy_file, new_directory
+from glider.sharing.hub_faults import Error, hub_faults_as
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
 
 MODEL_CARD_FILE = "README.md"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
-_FAULTS = (HTTPError, EntryNotFoundError, FileMetadataError, ConnectionError, TimeoutError, RuntimeError, ValueError)
-
-Error = type[ExpertError] | type[PoolError]
 
 
 def push_expert(
@@ -205,7 +191,7 @@ def _push(
     api = _client(token)
     additions = [CommitOperationAdd(name, path) for name, path in files.items()]
     additions.append(CommitOperationAdd(MODEL_CARD_FILE, readme.encode()))
-    with _speaking(f"to push to {repo_id}", error):
+    with hub_faults_as(f"to push to {repo_id}", error):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -215,7 +201,7 @@ def _push(
 
 def _resolve(api: HfApi, repo_id: str, revision: str | None, error: Error) -> str:
     """The commit that a revision is now, so that all files come from one."""
-    with _speaking(f"to pull {repo_id}{f' at {revision}' if revision else ''}", error):
+    with hub_faults_as(f"to pull {repo_id}{f' at {revision}' if revision else ''}", error):
         commit = api.model_info(repo_id, revision=revision).sha
     if commit is None or not _COMMIT.fullmatch(commit):  # it becomes part of a path
         raise error(f"to pull {repo_id}", f"an answer with commit {commit!r}", "Check HF_ENDPOINT; this is no hub.")
@@ -236,7 +222,7 @@ def _fetch(
         return
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
         arrived = Path(scratch).resolve() / "files"
-        with _speaking(f"to pull {repo_id}", error):
+        with hub_faults_as(f"to pull {repo_id}", error):
             api.snapshot_download(
                 repo_id,
                 revision=commit,
@@ -263,39 +249,3 @@ def _named_after(repo_id: str, partial: Path) -> Iterator[None]:
     except (ExpertError, PoolError) as fault:
         parts = (part.replace(str(partial), repo_id) for part in (fault.wanted, fault.got, fault.remedy))
         raise type(fault)(*parts) from fault
-
-
-@contextmanager
-def _speaking(expected: str, error: Error) -> Iterator[None]:
-    """Turn what the hub and the way there can answer into one of our errors."""
-    try:
-        yield
-    except _FAULTS as fault:
-        raise error(expected, *_explain(fault)) from fault
-
-
-def _explain(fault: BaseException) -> tuple[str, str]:
-    """What was got and what to do, for a fault of the hub's client."""
-    if isinstance(fault, LocalEntryNotFoundError | RuntimeError) and fault.__cause__ is not None:
-        return _explain(fault.__cause__)
-    if isinstance(fault, OfflineModeIsEnabled):
-        return "offline mode", "Unset HF_HUB_OFFLINE to reach the hub."
-    if isinstance(fault, HfHubHTTPError):
-        return _explain_status(fault)
-    if isinstance(fault, ValueError):
-        return str(fault), "Mend the name, or what it says of the repository."
-    return f"no answer ({type(fault).__name__}: {fault})", "Check the network and HF_ENDPOINT, then try again."
-
-
-def _explain_status(fault: HfHubHTTPError) -> tuple[str, str]:
-    status = fault.response.status_code
-    if isinstance(fault, GatedRepoError):
-        return f"a gated repository ({status})", f"Ask for access on its page. {_LOG_IN}"
-    if isinstance(fault, RepositoryNotFoundError):
-        return f"no such repository, or no access to it ({status})", f"Check the name. {_LOG_IN}"
-    if isinstance(fault, RevisionNotFoundError):
-        return f"no such revision ({status})", "Check the branch, tag or commit."
-    if status in (401, 403):
-        return f"no permission ({status})", f"{_LOG_IN} To push, the token needs write access."
-    said = f": {fault.server_message}" if fault.server_message else ""
-    return f"HTTP status {status}{said}", "Try again later." if status >= 500 else "Check the name and the settings."
