@@ -11,7 +11,7 @@ import yaml
 
 from glider.cli.main import build, main
 from glider.contribute.build import PoolPlan
-from glider.demo.base import BASE_ID
+from glider.demo.base import BASE_ID, converted_place
 from glider.experts.gains import Gain, read_gains, store_gains
 from glider.experts.pool import Pool
 from glider.inference.base_model import locate
@@ -67,9 +67,9 @@ def test_init_writes_a_plan_of_what_is_there_and_says_the_next_command(glider, a
 
 
 def test_adapters_of_the_embedded_base_are_planned_with_its_short_name(glider, adapters: Path, edit_json) -> None:
-    """They name its whole id, which no hub has: the plan could not be built."""
-    for name in ("tone", "trivia"):
-        edit_json(adapters / "adapters" / name / "adapter_config.json", base_model_name_or_path=BASE_ID)
+    """They name its whole id, which no hub has, or its place in a cache, which others have elsewhere."""
+    for name, base in (("tone", BASE_ID), ("trivia", str(converted_place()))):
+        edit_json(adapters / "adapters" / name / "adapter_config.json", base_model_name_or_path=base)
     assert glider("init", "--adapter", "adapters")[0] == 0
     assert PoolPlan.read(adapters / "pool.yaml").base == "smollm2-135m"
 
@@ -94,6 +94,13 @@ def test_init_asks_on_a_terminal_for_what_no_option_says(adapters: Path, monkeyp
     plan = yaml.safe_load((adapters / "pool.yaml").read_text())
     data = {"name": "tone", "adapter": "adapters/tone", "data": "rows/tone.jsonl"}
     assert plan == {"base": "other/base", "experts": [data]}
+
+
+@pytest.mark.parametrize("noun", ["expert", "pool", "report", "cache"])
+def test_no_line_of_help_is_cut(glider, noun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = glider(noun, "--help")
+    assert code == 0 and "Commands:" in out and "..." not in out.split("Commands:")[1]
 
 
 def test_init_asks_nothing_beside_options(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def info(as_json: JsonOption = False) -> None:
-    """Print where the caches are, what they hold and how large they may become."""
+    """Print where the caches are, what they hold and their limits."""
     from glider.instructions.cache import cache
     from glider.routing.spectra_files import spectra_directory, stored_spectra
 
@@ -32,7 +32,10 @@ def info(as_json: JsonOption = False) -> None:
 
 
 def clear(as_json: JsonOption = False) -> None:
-    """Forget all descriptions, embeddings and spectra; they are made again when needed."""
+    """Forget all descriptions, embeddings and spectra.
+
+    They are made again when they are needed.
+    """
     from glider.instructions.cache import cache
     from glider.routing.spectra_files import clear_spectra, spectra_directory
 

@@ -50,7 +50,7 @@ def train(
     task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
 ) -> None:
-    """Train an expert: LoRA, then gates, then the embedding of its description.
+    """Train an expert: LoRA, gates, profile, description.
 
     If it is interrupted, the same command continues where it stopped.
     """
@@ -81,10 +81,11 @@ def import_(
     task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
 ) -> None:
-    """Make an expert of a PEFT LoRA adapter, which stays as it is: with --data its gates and profile too.
+    """Make an expert of a PEFT LoRA adapter.
 
-    The base model is by default the one that the adapter names. What is left out here `glider expert gates`,
-    `describe` and `profile` add. If it is interrupted, the same command continues where it stopped.
+    The adapter's files stay as they are. With --data its gates and profile are made too. The base model is by default
+    the one that the adapter names. What is left out here `glider expert gates`, `describe` and `profile` add. If it is
+    interrupted, the same command continues where it stopped.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import adopt
@@ -109,9 +110,9 @@ def gates(
         Literal["trained", "mean"], typer.Option("--how", help="Train them, or take each site's mean input.")
     ] = "trained",
 ) -> None:
-    """Make the gates of an expert from rows of its task; its LoRA is untouched.
+    """Make the gates of an expert from rows of its task.
 
-    Of the settings, those of the LoRA (rank, alpha, sites, steps) are not used.
+    Its LoRA is untouched. Of the settings, those of the LoRA (rank, alpha, sites, steps) are not used.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import make_gates
@@ -149,9 +150,9 @@ def describe(
     ] = EMBEDDED_EMBEDDER,
     prefix: Annotated[str, typer.Option("--embedder-prefix", help="Text put before what is embedded.")] = "",
 ) -> None:
-    """Give an expert its description, and the embedding of it for the global term.
+    """Give an expert its description, and the embedding of it.
 
-    The sentence is yours, or a describer's that reads rows of the task.
+    The global term compares queries with it. The sentence is yours, or a describer's that reads rows of the task.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.errors import ConfigError
@@ -184,9 +185,10 @@ def profile(
     config: TrainConfig,
     spec: BaseSpec,
 ) -> None:
-    """Make the profile of an expert from rows of its task: by what its queries are known without an LLM.
+    """Make the profile of an expert from rows of its task.
 
-    Of the settings only --validation, --stored and --seed are used.
+    By it the expert's queries are known without an LLM. Of the settings only --validation, --stored and --seed are
+    used.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.adopt import make_profile

@@ -21,7 +21,9 @@ def push_expert(
     private: Private = False,
     revision: Branch = None,
 ) -> None:
-    """Publish an expert, with a model card, on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
+    """Publish an expert, with a model card, on the hub.
+
+    Needs a login: `hf auth login` or HF_TOKEN."""
     from glider.experts.expert import Expert
     from glider.sharing import hub
 
@@ -29,7 +31,7 @@ def push_expert(
 
 
 def pull_expert(repo: Repo, out: Out, revision: Revision = None) -> None:
-    """Get an expert from the hub; it is verified before it appears."""
+    """Get an expert from the hub. It is verified before it appears."""
     from glider.sharing import hub
 
     _quiet()
@@ -44,7 +46,9 @@ def push_pool(
     revision: Branch = None,
     key: KeyOption = None,
 ) -> None:
-    """Publish a pool, its experts and its signature on the hub. Needs a login: `hf auth login` or HF_TOKEN."""
+    """Publish a pool, its experts and its signature on the hub.
+
+    Needs a login: `hf auth login` or HF_TOKEN."""
     from glider.experts.pool import Pool
     from glider.sharing import hub
 
@@ -52,7 +56,10 @@ def push_pool(
 
 
 def pull_pool(repo: Repo, out: Out, revision: Revision = None, key: KeyOption = None) -> None:
-    """Get a pool from the hub; it is verified before it appears, its signature too if a key is given."""
+    """Get a pool from the hub, and verify it before it appears.
+
+    Its signature is verified too, if a key is given.
+    """
     from glider.sharing import hub
 
     _quiet()

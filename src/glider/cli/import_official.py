@@ -64,7 +64,10 @@ def import_official(
     ] = StoredDtype.float32,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the experts (SPDX).")] = None,
 ) -> None:
-    """Import a published checkpoint as a new pool: all of its experts, or nothing."""
+    """Import a published checkpoint as a new pool.
+
+    All of its experts are imported, or nothing.
+    """
     import torch
 
     from glider.cli.terminal import quiet_libraries

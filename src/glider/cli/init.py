@@ -61,11 +61,12 @@ def init(
     if not adapters and not files:
         remedy = "Give --adapter DIRECTORY, --data ROWS, or both."
         raise ConfigError("adapters or rows to make experts of", "neither", remedy)
-    default = base or _named_base(adapters) or EMBEDDED_BASE
-    base = typer.prompt("Base model (hub id or path)", default=default, err=True) if asks and base is None else default
+    model = base or _named_base(adapters) or EMBEDDED_BASE
+    if asks and base is None:
+        model = typer.prompt("Base model (hub id or path)", default=model, err=True)
     experts = _experts(adapters, files, out.absolute().parent)
-    _write(out, _text(base, experts, minutes))
-    say(f"{out}: {len(experts)} experts on {base}")
+    _write(out, _text(model, experts, minutes))
+    say(f"{out}: {len(experts)} experts on {model}")
     if minutes is None and any("adapter" not in expert for expert in experts):
         say("An adapter is trained for 1,000 steps, which take long on a CPU; --minutes 10 bounds it for each expert.")
     _say_next(out, experts, pool)
@@ -112,7 +113,7 @@ def _files(texts: list[str]) -> dict[str, Path]:
 
 def _named_base(adapters: dict[str, str]) -> str | None:
     """The base that the adapters name, where they agree and somebody can find it; the embedded one by its name."""
-    from glider.demo.base import BASE_ID
+    from glider.demo.base import BASE_ID, converted_place
     from glider.experts.peft_format import ADAPTER_CONFIG_FILE
     from glider.files.json_text import read_json
 
@@ -123,7 +124,8 @@ def _named_base(adapters: dict[str, str]) -> str | None:
                 named.add(str(read_json(file).get("base_model_name_or_path") or ""))
             except (ValueError, AttributeError, RecursionError) as fault:
                 raise ConfigError(f"an adapter's settings in {file}", str(fault), "Mend the file.") from fault
-    named = {EMBEDDED_BASE if name == BASE_ID else name for name in named} - {""}
+    embedded = (BASE_ID, str(converted_place()))  # PEFT writes down the path that it was loaded from
+    named = {EMBEDDED_BASE if name in embedded else name for name in named} - {""}
     if len(named) > 1:
         bases = ", ".join(sorted(named)[:4])
         raise ConfigError("adapters of one base model", bases, "Give --base, and leave out the adapters of others.")

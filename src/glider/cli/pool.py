@@ -59,7 +59,10 @@ def show(
 
 
 def verify(path: PoolPath, key: KeyOption = None) -> None:
-    """Check every file against its hash, every weight for being finite, and the signature if a key is given."""
+    """Check every file of a pool.
+
+    Each is compared with its hash, every weight is finite, and the signature is checked if a key is given.
+    """
     from glider.experts.pool import Pool
     from glider.experts.router_files import verify_routers
     from glider.experts.trust import trusted_keys
@@ -83,7 +86,9 @@ def add(
     calibrate: Calibrate = True,
     key: KeyOption = None,
 ) -> None:
-    """Take up experts, also ones that lie in the pool and changed; the first one makes the pool.
+    """Add experts to a pool, or take up what changed in them.
+
+    The first expert makes the pool.
 
     A pool that was never calibrated is, as by `glider pool calibrate`, where its experts' profiles suffice for it. With
     --key the pool must be as its owner signed it; changed, it is to be signed anew.
@@ -110,7 +115,7 @@ def add(
 def remove(
     path: PoolPath, name: Annotated[str, typer.Argument(help="An expert of the pool.")], key: KeyOption = None
 ) -> None:
-    """Take an expert out of the pool; its directory stays where it is."""
+    """Take an expert out of a pool. Its directory stays where it is."""
     from glider.experts.membership import remove_expert
     from glider.experts.trust import UNSIGNED
 
@@ -141,11 +146,11 @@ def build(
     calibrate: Calibrate = True,
     json_: AsJson = False,
 ) -> None:
-    """Train or import what a plan names and the pool lacks; exit code 1 if an expert failed.
+    """Train or import what a plan names and the pool lacks.
 
-    Unchanged experts are skipped, and one expert's failure does not stop the others. If it is interrupted, the same
-    command continues where it stopped. The pool is calibrated, as by `glider pool calibrate`, where it never was and
-    its experts' profiles suffice for it.
+    Exit code 1 if an expert failed. Unchanged experts are skipped, and one expert's failure does not stop the others.
+    If it is interrupted, the same command continues where it stopped. The pool is calibrated, as by `glider pool
+    calibrate`, where it never was and its experts' profiles suffice for it.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
@@ -195,8 +200,10 @@ def calibrate(
     key: KeyOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose what a pool decides by from the queries that its experts keep held back, and store it with the pool: the
-    threshold p of alpha, and the thresholds of the verdicts (fits, unsure, stranger).
+    """Choose what a pool decides by, and store it with the pool.
+
+    From the queries that its experts keep held back: the threshold p of alpha, and the thresholds of the verdicts
+    (fits, unsure, stranger).
 
     With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
     """
@@ -240,9 +247,10 @@ def check(
     key: KeyOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what each expert gains on its own task, and which experts pull the rows of others down.
+    """Say what each expert gains, and which ones harm other tasks.
 
-    The rows are scored by the base, by each one's own expert, and by the pool.
+    An expert harms where the pool's answers to rows of others are worse for it. The rows are scored by the base, by
+    each one's own expert, and by the pool.
     """
     import random
     from dataclasses import asdict

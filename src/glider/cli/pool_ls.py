@@ -20,10 +20,10 @@ def ls(
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the experts of a pool with their sizes and what each gains, and the thresholds that the pool decides by.
+    """List the experts of a pool, and what it decides by.
 
-    Gains are those that `glider pool check --store` measured; an expert without has a dash. Exit code 2 where an expert
-    is broken, which is told.
+    Each has its size and what it gains, and the pool its thresholds. Gains are those that `glider pool check --store`
+    measured; an expert without has a dash. Exit code 2 where an expert is broken, which is told.
     """
     from glider.demo.pool import DEMO_POOL
     from glider.experts.membership import read_index

@@ -37,7 +37,10 @@ def paper(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The tables and figures of an evaluation, from its JSON: Markdown, LaTeX and one self-contained HTML page."""
+    """Make the tables and figures of an evaluation of its JSON.
+
+    They are Markdown, LaTeX and one self-contained HTML page.
+    """
     from glider.progress import Bars
     from glider.report import paper as pages
 
@@ -68,7 +71,10 @@ def scores(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every expert's global score for every task, and the threshold p of the pool: the paper's Figure 3."""
+    """Draw every expert's global score for every task.
+
+    It is the paper's Figure 3, with the threshold p of the pool.
+    """
     from glider.cli.terminal import quiet_libraries
     from glider.errors import ConfigError
     from glider.report.style import require_format
@@ -116,7 +122,10 @@ def routing(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts of each file.")] = 8,
     seed: SeedOption = 0,
 ) -> None:
-    """Which experts every site uses on each task, the task's own expert marked: the paper's Figure 2."""
+    """Draw which experts every site uses on each task.
+
+    It is the paper's Figure 2, with the task's own expert marked.
+    """
     from itertools import count
 
     from glider.progress import Bars

@@ -23,7 +23,10 @@ def sign(
     path: Annotated[Path, typer.Argument(help="Directory of the pool.")],
     key: Annotated[Path, typer.Option("--key", help="Private key (PEM).")],
 ) -> None:
-    """Sign pool.json, and by it every file of the pool; the pool is verified first."""
+    """Sign a pool, which is verified first.
+
+    The signature is that of pool.json, which has the hash of every file.
+    """
     from glider.experts.pool import Pool
     from glider.experts.trust import UNSIGNED
     from glider.sharing.signature import sign_pool

