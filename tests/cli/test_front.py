@@ -123,6 +123,7 @@ def test_init_asks_nothing_beside_options(adapters: Path, monkeypatch: pytest.Mo
 def test_init_bounds_the_training(glider, adapters: Path) -> None:
     """A plan of rows was trained for hours where nobody had read on."""
     code, out, _ = glider("init", "--data", "rows")
+    assert "--out my-pool" in out and "--pool my-pool" in out  # as the README goes on
     assert code == 0 and "2 experts on smollm2-135m" in out and "--minutes 10" in out
     assert PoolPlan.read(adapters / "pool.yaml").defaults == {}
     code, out, _ = glider("init", "--data", "rows", "--minutes", "2.5", "--force")

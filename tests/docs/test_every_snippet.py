@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from glider.cli.main import build
 
@@ -52,7 +53,10 @@ NOT_RUN = {  # what of those pages is left to be read
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every line of any page that begins with `glider` in a fence or an indented block, or stands in `$(...)` there."""
+    """Every line of any page that begins with `glider` in a fence or an indented block, or stands in `$(...)` there.
+
+    And the entry point of the example for Ray on Kubernetes.
+    """
     every = []
     for name in PAGES:
         text = page(name)
@@ -60,7 +64,8 @@ def commands() -> list[tuple[str, str]]:
         for line in code:
             inside = re.findall(r"\$\((glider [^)]*)\)", line)
             every += [(name, one) for one in inside or ([line] if line.startswith("glider ") else [])]
-    return sorted(set(every))
+    job = yaml.safe_load((ROOT / "examples" / "ray_job.yaml").read_text("utf8"))
+    return sorted({*every, ("examples/ray_job.yaml", job["spec"]["entrypoint"])})
 
 
 def test_every_page_with_a_snippet_is_run_or_says_why_not() -> None:

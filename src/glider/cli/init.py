@@ -37,7 +37,7 @@ def init(
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The plan to write.")] = Path("pool.yaml"),
-    pool: Annotated[str, typer.Option("--pool", help="Where the pool shall lie; for the next command.")] = "pool",
+    pool: Annotated[str, typer.Option("--pool", help="Where the pool shall lie; for the next command.")] = "my-pool",
     minutes: Annotated[
         float | None,
         typer.Option(
