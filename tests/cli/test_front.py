@@ -210,6 +210,14 @@ def test_gains_follow_an_adapter_and_not_its_name(make_pool, llama_directory: Pa
     assert code == 2 and "gains.json" in err
 
 
+def test_the_embedded_pool_is_read_by_its_name(glider) -> None:
+    """`ls` took the name, `show` and `verify` looked for a directory."""
+    code, out, _ = glider("pool", "show", "demo")
+    assert code == 0 and json.loads(out)["signal"] == "examples"
+    assert json.loads(glider("pool", "show", "demo", "trec")[1])["name"] == "trec"
+    assert glider("pool", "verify", "demo")[1] == "demo: 8 experts are as they were when they joined\n"
+
+
 def test_words_are_completed() -> None:
     words = {"_GLIDER_COMPLETE": "complete_bash", "COMP_WORDS": "glider pool c", "COMP_CWORD": "2"}
     code = "import sys; sys.argv = ['glider']; from glider.cli.main import main; main()"

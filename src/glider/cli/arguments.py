@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from glider.experts.trust import Trust
     from glider.inference.model import RoutedModel
     from glider.inference.queries import Query
     from glider.inference.spec import ModelSpec
     from glider.instructions.describers import Describer
 
 SKIPPED = ("settings", "prompt", "expert_dtype")  # fields of the spec that no command asks for
+ReadPool = Annotated[str, typer.Argument(help="Directory of the pool, or demo for the embedded one.")]
 PoolOption = Annotated[str, typer.Option("--pool", help="Directory of the pool, or demo for the embedded one.")]
 KeyOption = Annotated[
     Path | None,
@@ -41,6 +43,14 @@ GlobalOption = Annotated[
     str | None,
     typer.Option("--global", help="Global signal: instruction, examples, ensemble. Default: the pool's."),
 ]
+
+
+def pool_to_read(path: str, key: Path | None) -> "tuple[Path, Trust]":
+    """The directory of a pool that a command reads and does not change, and whose signature it must have."""
+    from glider.demo.pool import DEMO_POOL
+    from glider.experts.trust import UNSIGNED
+
+    return (DEMO_POOL, UNSIGNED) if path == "demo" else (Path(path), key)
 
 
 def load_model(spec: "ModelSpec") -> "RoutedModel":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glider.cli.arguments import KeyOption
+from glider.cli.arguments import KeyOption, ReadPool, pool_to_read
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
 from glider.cli.pool_ls import ls
@@ -46,7 +46,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def show(
-    path: PoolPath,
+    path: ReadPool,
     name: Annotated[str | None, typer.Argument(help="An expert; default: the pool.")] = None,
     key: KeyOption = None,
 ) -> None:
@@ -54,11 +54,12 @@ def show(
     from glider.experts.membership import read_index
     from glider.experts.pool import Pool
 
-    shown = read_index(path, key) if name is None else Pool.open(path, key, only=[name])[name].card
+    directory, trust = pool_to_read(path, key)
+    shown = read_index(directory, trust) if name is None else Pool.open(directory, trust, only=[name])[name].card
     say_json(shown.model_dump(mode="json"))
 
 
-def verify(path: PoolPath, key: KeyOption = None) -> None:
+def verify(path: ReadPool, key: KeyOption = None) -> None:
     """Check every file of a pool.
 
     Each is compared with its hash, every weight is finite, and the signature is checked if a key is given.
@@ -68,8 +69,9 @@ def verify(path: PoolPath, key: KeyOption = None) -> None:
     from glider.experts.trust import trusted_keys
     from glider.progress import track
 
-    pool = Pool.open(path, key)
-    if (keys := trusted_keys(key)) is not None:
+    directory, trust = pool_to_read(path, key)
+    pool = Pool.open(directory, trust)
+    if (keys := trusted_keys(trust)) is not None:
         say(f"{path}: signed by the owner of {keys}")
     for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})

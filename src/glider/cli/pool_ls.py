@@ -1,11 +1,11 @@
 """`glider pool ls`: a pool at a glance."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glider.cli.arguments import JsonOption, KeyOption
+from glider.cli.arguments import JsonOption, KeyOption, ReadPool, pool_to_read
 from glider.errors import GliderError
 from glider.terminal import console, say, say_json
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def ls(
-    path: Annotated[str, typer.Argument(help="Directory of the pool, or demo for the embedded one.")],
+    path: ReadPool,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,11 +25,9 @@ def ls(
     Each has its size and what it gains, and the pool its thresholds. Gains are those that `glider pool check --store`
     measured; an expert without has a dash. Exit code 2 where an expert is broken, which is told.
     """
-    from glider.demo.pool import DEMO_POOL
     from glider.experts.membership import read_index
-    from glider.experts.trust import UNSIGNED
 
-    directory, trust = (DEMO_POOL, UNSIGNED) if path == "demo" else (Path(path), key)
+    directory, trust = pool_to_read(path, key)
     index = read_index(directory, trust)
     rows = expert_rows(directory, index, trust)
     if as_json:
