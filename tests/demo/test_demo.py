@@ -43,6 +43,21 @@ def test_embedded_base_is_converted_once_and_is_the_pools_own() -> None:
     assert (identity.model_id, identity.hash) == (pools.model_id, pools.hash)
 
 
+def test_a_first_run_converts_before_anything_else_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The words of the conversion stood in the line of a wait that had begun before."""
+    from glider.cli.demo import demo
+
+    def convert() -> Path:
+        raise RuntimeError(capsys.readouterr().err)
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("glider.demo.base.converted_base", convert)
+    with pytest.raises(RuntimeError, match=r"^$"):
+        demo()
+
+
 @pytest.mark.slow
 def test_own_experts_answer_own_prompts_in_one_mixed_batch() -> None:
     model = glider.load()

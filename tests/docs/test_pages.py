@@ -108,7 +108,6 @@ def test_i_have_data(here: Path, run: Run) -> None:
 
 
 def test_i_have_a_base_in_production(pool: None, here: Path, run: Run) -> None:
-    shutil.copy(here / "everyday.jsonl", here / "rows")
     run(page("guides/production.md"))
     assert (here / "my-pool" / "background.safetensors").exists()
 

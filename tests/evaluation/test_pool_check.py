@@ -84,6 +84,8 @@ def test_the_command_names_who_hurts(glider, pool: Pool, llama_directory: Path, 
     told = json.loads(out)
     assert [one["expert"] for one in told] == pool.names and {"gain", "routed", "lent", "hurts"} <= told[0].keys()
     code, out, _ = glider(*shared, "--rows", "2")
-    assert code == 0 and "beyond chance worse than without: " in out and "e2: base " in out
+    assert (
+        code == 0 and "experts to leave out, as rows are worse with them beyond chance: " in out and "e2: base " in out
+    )
     code, _, err = glider("pool", "check", pool.path, "--data", "rows.jsonl", "--base", llama_directory)
     assert code == 2 and "{name}" in err

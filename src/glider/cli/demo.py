@@ -31,11 +31,13 @@ def demo(
     from glider.cli.terminal import quiet_libraries
 
     quiet_libraries()
+    from glider.demo.base import converted_base
     from glider.demo.prompts import PROMPTS
     from glider.inference.spec import load
     from glider.report.heatmap import draw_heatmap
 
     shown = console(wrap=False)
+    converted_base()  # a first run has a bar of its own, which no other line may stand in
     with console(stderr=True).status("Loading the base model, the embedder and the pool ..."):
         model = load()
     shown.print(

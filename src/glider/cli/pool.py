@@ -288,7 +288,7 @@ def check(
         lent = f"; lent to {one.lent_rows} rows of others: {one.lent.text}" if one.lent is not None else ""
         say(f"{one.expert}: base {100 * one.base:.1f}, alone {one.gain.text}; in the pool {one.routed.text}{lent}")
     hurting = [one.expert for one in checks if one.hurts]
-    say(f"beyond chance worse than without: {', '.join(hurting) or 'none'}")
+    say(f"experts to leave out, as rows are worse with them beyond chance: {', '.join(hurting) or 'none'}")
 
 
 def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":
