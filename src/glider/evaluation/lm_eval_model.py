@@ -71,6 +71,7 @@ class GliderLM(LM):
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,
         max_length: int | None = None,
+        device: str | None = None,
         **settings: Any,
     ):
         super().__init__()
@@ -83,7 +84,8 @@ class GliderLM(LM):
             router=router,
             prompt=PromptFormat(kind="raw") if self.raw else None,
             strict=True,  # a query whose embedding fails must not become a number
-            **{name: value for name, value in settings.items() if value is not None},  # the harness gives device=None
+            device=_present(device),
+            **{name: value for name, value in settings.items() if value is not None},
         )
         self.tokenizer = self.routed.tokenizer
         self.batch_size = _AUTO_BATCH if isinstance(batch_size, str) and "auto" in batch_size else int(batch_size or 1)
@@ -312,6 +314,13 @@ def _before(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop)[0]
     return text
+
+
+def _present(name: str | None) -> str:
+    """A device that is there: the harness names a GPU where its user names nothing, and its own models look for one."""
+    if name is None or (name.startswith("cuda") and not torch.cuda.is_available()):
+        return "cpu"
+    return name
 
 
 def register() -> None:

@@ -225,7 +225,8 @@ class Pool:
         """Raise `RouterError` naming every expert that lacks what a router needs."""
         if gates:
             lacking = [e.name for e in self if not all(site.has_gate for site in e.sites.values())]
-            _refuse("a gate at every site of every expert", lacking, "Train them with `glider expert gates`")
+            remedy = "Train them with `glider expert gates`, take a router that needs none, such as arrow"
+            _refuse("a gate at every site of every expert", lacking, remedy)
         if instructions:
             lacking = [expert.name for expert in self if expert.instruction is None]
             _refuse(
