@@ -122,7 +122,8 @@ def test_explain_tells_the_verdict(glider) -> None:
     """A stranger's table was empty, and nothing said why."""
     shared = ("explain", "What is the capital of Egypt?")
     told = json.loads(glider(*shared, "--json").out)
-    assert told["verdict"] == "stranger" and not any(map(any, told["sites"].values()))
+    assert told["verdict"] == "stranger"
+    assert {sum(token.values()) for tokens in told["sites"].values() for token in tokens} == {0}
     first, *rest = glider(*shared).out.splitlines()
     assert first == "verdict stranger: the base model alone"
     assert len([line for line in rest if "the base model alone" in line]) == len(told["tokens"])
