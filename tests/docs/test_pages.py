@@ -49,7 +49,8 @@ def run(llama_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
             assert ended.value.code in (0, None), f"{line}: {capsys.readouterr().err}"
             if words[1] == "init":
                 plan = Path(words[words.index("--out") + 1] if "--out" in words else "pool.yaml")
-                plan.write_text(plan.read_text().replace("experts:\n", DEFAULTS + "experts:\n", 1))
+                text = re.sub(r"^defaults: .*\n", "", plan.read_text(), flags=re.M)  # minutes, which are too many
+                plan.write_text(text.replace("experts:\n", DEFAULTS + "experts:\n", 1))
 
     return commands
 
