@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glider.errors import RouterError
-from glider.routing.select import TopK, TopP
+from glider.routing.nearest import Nearest, Uniform
+from glider.routing.select import Select, TopK, TopP
 
 TOKENS = st.integers(1, 6)
 EXPERTS = st.integers(1, 9)
@@ -120,3 +121,13 @@ def test_top_k_refuses_a_count_below_one(k: int) -> None:
 def test_top_p_refuses_what_is_no_probability(p: float) -> None:
     with pytest.raises(RouterError, match="p in"):
         TopP(p)
+
+
+@pytest.mark.parametrize("select", [TopK(2), TopK(2, False), TopP(0.6), Nearest(2), Uniform(2)], ids=repr)
+def test_nobody_is_kept_where_everybody_is_left_out(select: Select) -> None:
+    scores = torch.full((3, 4), -torch.inf)
+    scores[1, 2], scores[2, 0] = 1.0, torch.nan
+    weights = select(scores).weights
+    assert weights[0].tolist() == [0.0] * len(weights[0])
+    assert weights[1].sum() == pytest.approx(1, abs=1e-5)
+    assert select == Uniform(2) or weights[2].isnan().any()  # what is not a number stays seen

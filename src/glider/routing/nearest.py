@@ -10,6 +10,7 @@ from glider.experts.pool import Pool
 from glider.routing.base import Decision, GlobalTerm, Site, absent_at
 from glider.routing.compose import Composed
 from glider.routing.samples import examples_of, samples_of
+from glider.routing.select import chances
 from glider.routing.signals.instruction import Cosines, unit_instructions
 from glider.shapes import Float, Int, Tensor
 
@@ -27,7 +28,7 @@ class Nearest:
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
         largest, experts = largest_scores(scores, self.k)
-        return Decision(experts, largest.softmax(dim=-1), scores)
+        return Decision(experts, chances(largest), scores)
 
 
 @dataclass(frozen=True)

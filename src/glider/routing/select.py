@@ -17,6 +17,12 @@ class Select(Protocol):
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision: ...
 
 
+def chances(scores: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
+    """Softmax over the experts in float32; 0 for all of them where every score is minus infinity."""
+    nobody = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return scores.float().softmax(dim=-1).masked_fill(nobody, 0.0)
+
+
 @dataclass(frozen=True)
 class TopK:
     """Keep the k largest probabilities.
@@ -36,7 +42,7 @@ class TopK:
             raise RouterError("k of at least 1", repr(self.k)[:60], "Give --top-k 1 or more.")
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
-        probabilities = scores.float().softmax(dim=-1)
+        probabilities = chances(scores)
         weights, experts = probabilities.topk(min(self.k, scores.shape[-1]), dim=-1)  # (T, K)
         if self.renormalise:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
@@ -63,8 +69,8 @@ class TopP:
 
     def __call__(self, scores: Float[Tensor, "T E"]) -> Decision:
         ordered, experts = scores.float().sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
+        probabilities = chances(ordered)
         reached_before = probabilities.cumsum(dim=-1) - probabilities  # by the experts ahead in the order
         selected = reached_before < self.p
         selected[..., 0] = True
-        return Decision(experts, ordered.masked_fill(~selected, -torch.inf).softmax(dim=-1), scores)
+        return Decision(experts, chances(ordered.masked_fill(~selected, -torch.inf)), scores)

@@ -182,6 +182,17 @@ def test_a_query_that_does_not_exist_shows_in_every_weight() -> None:
     assert int(got.experts.min()) >= 0 and int(got.experts.max()) < 5
 
 
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_tokens_without_an_expert_in_reach_have_no_weight(renormalise: bool) -> None:
+    case = random_case(8, tokens=4, absent=2, renormalise=renormalise)
+    site, linear = moved(case)
+    term = torch.zeros(2, 5)
+    term[1, ~case.site.absent] = -torch.inf
+    got = TritonSite(bank_there(case.bank), site, linear).decide(case.x.to(DEVICE), 2, term.to(DEVICE))
+    assert got.weights.sum(dim=-1).gt(0).tolist() == [True, True, False, False]
+    assert all(len(set(row)) == 2 for row in got.experts.tolist())
+
+
 def test_products_with_all_experts_are_left_out_where_one_is_not_finite() -> None:
     case = random_case(9, tokens=40)
     site, linear = moved(case)

@@ -139,6 +139,21 @@ def test_experts_out_of_reach_change_nothing(shortlist: bool, isa: str) -> None:
     torch.testing.assert_close(got.weights, torch.tensor([[1.0, 0, 0]]).expand(4, 3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("shortlist", [False, True])
+def test_tokens_without_an_expert_in_reach_stay_as_they_are(shortlist: bool, isa: str) -> None:
+    """A caller may rule out all experts that a site has."""
+    case = random_case(11, tokens=4, experts=50, queries=2, k=3, absent=10)
+    assert case.term is not None
+    case.term[0, ~case.site.absent] = -torch.inf
+    case.x[1, 0] = torch.nan
+    site, got = NativeSite(case.bank, case.site, case.linear, shortlist), case.y.clone()
+    assert site.decide(case.x, 3, case.term).weights[0].tolist() == [0, 0, 0]
+    site.route(got, case.x, case.term, None)
+    assert torch.equal(got[0], case.y[0])
+    assert got[1].isnan().all()
+    assert not torch.equal(got[2], case.y[2])
+
+
 def test_the_shortlist_has_the_decision_of_float32_where_scores_are_close(isa: str) -> None:
     """Rows that differ by less than their 8-bit steps: without scoring again, half of the decisions would be others."""
     chance = torch.Generator().manual_seed(0)
