@@ -22,7 +22,10 @@ router = routers.register
 
 @dataclass(frozen=True)
 class Decision:
-    """Token choice: which experts each token uses, and with which weights."""
+    """Token choice: which experts each token uses, and with which weights.
+
+    A token may name an expert once, and one with a weight of 0 adds nothing. Weights below zero subtract.
+    """
 
     experts: Int[Tensor, "T K"]
     weights: Float[Tensor, "T K"]
@@ -91,13 +94,23 @@ class Block:
 
 @dataclass(frozen=True)
 class Support:
-    """Where a router's decisions are right. A decision that looks at one token at a time is right everywhere."""
+    """Where a router's decisions are right. A decision that looks at one token at a time is right everywhere.
+
+    Raises: `RouterError` for `sequences` beside `packed` or `chunked`, whose passes do not show which tokens make a
+    prompt.
+    """
 
     cache: bool = True  # a new token is decided without those before it
     packed: bool = True  # tokens of several queries may share a pass without padding
     chunked: bool = True  # a prompt may be spread over several passes
     mixed: bool = True  # a batch may hold several queries
     sequences: bool = False  # a prompt's tokens are decided together (`SequenceRouter`), what follows it one by one
+
+    def __post_init__(self) -> None:
+        if self.sequences and (self.packed or self.chunked):
+            expected = "packed=False and chunked=False of a router that decides a prompt's tokens together"
+            got = f"packed={self.packed}, chunked={self.chunked}"
+            raise RouterError(expected, got, "Write Support(packed=False, chunked=False, sequences=True).")
 
 
 Need = Literal["instructions", "grams", "inputs", "hidden"]

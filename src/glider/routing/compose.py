@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, Site
+from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, SequenceRouter, Site
 from glider.routing.condition import Condition
 from glider.routing.linear import LinearLocal, LinearTopK
 from glider.routing.local_scores.base import LocalScore
@@ -70,13 +70,19 @@ class Composed:
         return self.selection()(scores if term is None else scores + term)
 
     def linear(self, site: Site) -> LinearTopK | None:
-        """The same decision as a description, where the local score and the selection have one."""
-        if type(self).route is not Composed.route:
-            return None
-        select, local = self.selection(), self.local_score()
-        if type(select) is not TopK or not isinstance(local, LinearLocal):
-            return None
-        return LinearTopK(local.linear(site), select.k, select.renormalise)
+        """The same decision as a description, where the local score and the selection have one, and tokens choose one
+        by one."""
+        return None if isinstance(self, SequenceRouter) else declared(self, site)
+
+
+def declared(router: Composed, site: Site) -> LinearTopK | None:
+    """What `route` of a composition decides, as a description; None where it has none."""
+    if type(router).route is not Composed.route:
+        return None
+    select, local = router.selection(), router.local_score()
+    if type(select) is not TopK or not isinstance(local, LinearLocal):
+        return None
+    return LinearTopK(local.linear(site), select.k, select.renormalise)
 
 
 def _selected_count(router: Composed) -> int | None:

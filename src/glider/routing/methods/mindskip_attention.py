@@ -8,6 +8,8 @@ from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.experts.router_files import read_router
 from glider.routing.base import Block, Decision, Prepared, Site, Support, router
+from glider.routing.compose import declared
+from glider.routing.linear import LinearTopK
 from glider.routing.local_scores.joint import width_at
 from glider.routing.sequence_choice import WHOLE_PROMPTS
 from glider.routing.skipping import Skipping
@@ -55,6 +57,10 @@ class MindSkipAttention(Skipping):
     def computed(self, block: Block, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """1 for each prompt whose gate is open."""
         return self.is_open((x @ block["gate"] + block["bias"]).sigmoid())
+
+    def linear(self, site: Site) -> LinearTopK | None:
+        """Tokens choose experts one by one, whatever prompt they belong to."""
+        return declared(self, site)
 
     def route_sequences(
         self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None, sequence_of: Int[Tensor, " T"]
