@@ -99,7 +99,8 @@ class Registry(Generic[T]):
         """Make the implementation `name`; `name:argument` hands the argument over as `argument`.
 
         Raises the registry's error for an unknown name (listing the known), an unknown setting, or a value of another
-        type than a dataclass gives its setting (other makers check theirs themselves).
+        type than a dataclass, or a maker with a signature of its own, gives its setting (others check theirs
+        themselves).
         """
         head, colon, argument = self.current(name).partition(":")
         if (entry := self._entries.get(head)) is None:
@@ -154,12 +155,13 @@ def _plugin_fault(kind: str, point: EntryPoint, fault: Exception) -> str:
 
 
 def _unfit(make: Any, settings: dict[str, Any]) -> str:
-    """The faults of a dataclass's settings that are not of the annotated types, on one line; empty where all fit.
+    """The faults of settings that are not of the types which a dataclass or a `__signature__` gives them, on one line;
+    empty where all fit.
 
     A type that pydantic cannot check is left to the maker.
     """
     parameters = signature(make).parameters
-    if not is_dataclass(make):
+    if not (is_dataclass(make) or hasattr(make, "__signature__")):
         return ""
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     wrong = []

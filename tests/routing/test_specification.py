@@ -3,6 +3,7 @@
 import pytest
 
 from glider.errors import RouterError
+from glider.routing.methods.token_choice import TokenChoice
 from glider.routing.select import TopK, TopP
 from glider.routing.specification import listed, parsed, router_from
 
@@ -15,6 +16,8 @@ def test_plain_settings_make_the_router() -> None:
     assert router_from("glider", {"renormalise": False}).select == TopK(2, False)  # pyright: ignore
     assert router_from("arrow", {"renormalise": False, "top_k": 3}).select == TopK(3, False)  # pyright: ignore
     assert router_from("phatgoose", {"renormalise": True}) == router_from("phatgoose", {})
+    token_choice = router_from("token-choice", {"renormalise": True, "top_k": 3})
+    assert token_choice == TokenChoice(k=3, renormalise=True)  # a setting of its own
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,13 @@ def test_a_router_is_written_with_its_settings() -> None:
     assert parsed(" glider( ) ") == ("glider", {})
     assert parsed("merge(method=ties, density=0.3)") == ("merge", {"method": "ties", "density": 0.3})
     assert parsed('lorahub(population=["a", "b"],l1=1e-3)') == ("lorahub", {"population": ["a", "b"], "l1": 1e-3})
+    scores = {"a": 1, "b": {"c": 2, "d": [3, 4]}}
+    assert parsed('per-task(scores={"a": 1, "b": {"c": 2, "d": [3, 4]}}, k=2)') == (
+        "per-task",
+        {"scores": scores, "k": 2},
+    )
+    soup = router_from(*parsed('adaptersoup-task(experts=["a", "b"])'))
+    assert soup == router_from("adaptersoup-task", {"experts": ("a", "b")}) and hash(soup)
     assert parsed("multitask:some/where(1)/expert") == ("multitask:some/where(1)/expert", {})
     assert router_from(*parsed("glider(global=examples,top_k=1)")) == router_from(
         "glider", {"global_": "examples", "select": TopK(1)}
@@ -63,6 +73,7 @@ def test_a_setting_without_name_or_value_or_given_twice_is_refused(text: str) ->
         ("merge(density=thick)", "density"),
         ("merge(method=slerp)", "method.*'mean', 'ties' or 'dare'"),
         ("glider(p=high)", "p: .*number"),
+        ("glider+arrow(gamma=high)", "gamma: .*number"),
         ("retrieval(k=1.5)", "k: .*integer"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glider.errors import RouterError
@@ -29,13 +29,13 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
 
 def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
     plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
+    known = routers.settings(name)
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
-    whole = plain.pop("renormalise", None)
+    whole = None if "renormalise" in known else plain.pop("renormalise", None)
     if top_p is not None and (top_k is not None or whole is not None):
         raise RouterError("top_k, with renormalise or without, or top_p", "both", "Give one of them.")
     if top_k is None and top_p is None and whole is None:
         return routers.create(name, **plain)
-    known = routers.settings(name)
     if top_k is not None and whole is None and "k" in known:
         return routers.create(name, k=top_k, **plain)
     if "select" not in known:
@@ -71,13 +71,24 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     if form is None:
         return text.strip(), {}
     settings = {}
-    for part in filter(None, map(str.strip, re.split(r",(?![^\[\]]*\])", form["settings"]))):
+    for part in filter(None, map(str.strip, _parts(form["settings"]))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value) or name in settings:
             got = f"{part!r} in {text}" if name not in settings else f"{name} twice in {text}"
             raise RouterError("settings such as merge(method=ties, density=0.3)", got, "Write NAME=VALUE, once each.")
         settings[name] = _value(value)
     return form["name"].strip(), settings
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text between commas, but for those within brackets or braces."""
+    depth, start = 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
 
 
 def _value(text: str) -> Any:

@@ -47,8 +47,12 @@ class AdapterSoupTask(Static):
     training input (`by=samples`, from its profile). The merge is one expert of all products, free to fold.
     """
 
-    experts: tuple[str, ...] | None = None
+    experts: Sequence[str] | None = None
     fitted_setting: ClassVar[str] = "experts"
+
+    def __post_init__(self) -> None:
+        if self.experts is not None:
+            object.__setattr__(self, "experts", tuple(self.experts))  # a list, where it comes from JSON
 
     @classmethod
     def check_fit(cls, pool: Pool, **settings: Any) -> None:
