@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from glider.routing.methods.expert_choice import ExpertChoice
 from glider.routing.transport import sinkhorn, sparse_plan
 
 
@@ -43,3 +44,15 @@ def test_no_column_of_the_sparse_plan_has_more_tokens_than_it_may(most: int) -> 
         assert (plan.sum(dim=1) - 1).abs().mean() < 0.15  # near: with a bound the dual need not meet it
     spread = sparse_plan(torch.zeros(12, 4), 12, 1.0, 50)
     torch.testing.assert_close(spread, torch.full((12, 4), 0.25))
+
+
+def test_a_small_gamma_leaves_every_column_its_mass() -> None:
+    scores = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    plan = sparse_plan(scores, 5, 1e-30, 30)
+    torch.testing.assert_close(plan.sum(dim=0), torch.full((3,), 7 / 3))
+
+
+def test_a_plan_that_has_not_converged_gives_no_token_more_than_one() -> None:
+    scores = 30 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    assert sparse_plan(scores, 15, 1.0, 30).sum(dim=1).max() > 2
+    assert ExpertChoice("sparse").together(scores).sum(dim=1).max() <= 1 + 1e-6

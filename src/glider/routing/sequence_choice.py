@@ -62,7 +62,7 @@ class WholePrompts(ByLocal):
         raise NotImplementedError
 
     def together(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
-        """The weights of the tokens of one prompt, for experts that are all there."""
+        """The weights of the tokens of one prompt, for experts that each of them, or some of them, may use."""
         raise NotImplementedError
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
@@ -76,9 +76,10 @@ class WholePrompts(ByLocal):
         weights = torch.zeros_like(scores)
         if len(grouped.alone):
             weights[grouped.alone] = self.alone(scores[grouped.alone])
-        there = (~site.absent).nonzero()[:, 0]
         for tokens in grouped.together:
-            weights[tokens[:, None], there] = self.together(scores[tokens][:, there])
+            group_scores = scores[tokens]
+            there = (group_scores != -torch.inf).any(dim=0).nonzero()[:, 0]
+            weights[tokens[:, None], there] = self.together(group_scores[:, there])
         return sparse(weights, scores)
 
 

@@ -42,6 +42,7 @@ def sparse_plan(scores: Float[Tensor, "N E"], most: int, gamma: float, steps: in
 def _columns(values: Float[Tensor, "N E"], most: int, mass: float, gamma: float) -> Float[Tensor, "N E"]:
     """Each column's `most` largest values / gamma, projected onto the simplex of this mass; zero elsewhere."""
     largest, places = (values / gamma).topk(min(most, len(values)), dim=0)  # sorted
+    largest = largest - largest[:1]  # else a small gamma leaves no digits for the mass
     sums = largest.cumsum(dim=0) - mass
     rank = torch.arange(1, len(largest) + 1, dtype=values.dtype, device=values.device)[:, None]
     support = (largest * rank > sums).sum(dim=0, keepdim=True)

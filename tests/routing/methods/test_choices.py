@@ -182,3 +182,17 @@ def test_what_would_break_a_prompt_is_refused(llama_directory: Path, make_pool) 
 def test_settings_that_mean_nothing_are_refused(text: str) -> None:
     with pytest.raises(RouterError):
         router_from(*parsed(text))
+
+
+@pytest.mark.parametrize("text", [*WHOLE[:4], "soft-moe"])
+def test_an_expert_that_no_token_may_use_is_as_if_absent(llama_directory: Path, make_pool, text: str) -> None:
+    """LAG's score is minus infinity for experts that are not its candidates."""
+    pool = make_pool(llama_directory, 4, sites=[Q])
+    name, settings = parsed(text)
+    router = router_from(name, {**settings, "local": "lag", "local_settings": {"candidates": 1}})
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * torch.linspace(1.0, 2.0, 5)[:, None]
+    site = site_of(pool, router, Q)
+    decision = router.route_sequences(site, x, None, torch.zeros(5, dtype=torch.long))  # pyright: ignore
+    weights = decision.token_weights(4) if isinstance(decision, SlotDecision) else dense(decision, 4)
+    assert (weights > 0).any(dim=0).sum() == 1
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(5), atol=1e-4, rtol=0)

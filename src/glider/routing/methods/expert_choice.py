@@ -24,7 +24,8 @@ class ExpertChoice(WholePrompts):
     - "softmax": over the experts (Zhou et al., arXiv 2202.09368).
     - "sinkhorn": the entropy-regularised plan of rows 1 and columns N / E (`iterations`).
     - "sparse": the quadratically regularised plan (`gamma`) whose columns have no more tokens than that, so that
-      choosing is part of the plan (Liu et al., arXiv 2209.15466); needs a capacity of 1 or more.
+      choosing is part of the plan (Liu et al., arXiv 2209.15466); needs a capacity of 1 or more. What `iterations`
+      leave above 1 of a token is scaled down to it.
 
     `capacity` is the mean number of experts of a token; a token may have more, or none. Weights are as they are (what
     the paper multiplies outputs by under a plan is inferred). The tokens are those of one prompt: a mixed batch is its
@@ -58,7 +59,8 @@ class ExpertChoice(WholePrompts):
         count, experts = scores.shape
         most = min(count, ceil(self.capacity * count / experts))
         if self.normalise == "sparse":
-            return sparse_plan(scores, most, self.gamma, self.iterations)
+            plan = sparse_plan(scores, most, self.gamma, self.iterations)
+            return plan / plan.sum(dim=1, keepdim=True).clamp(min=1.0)
         weights = scores.softmax(dim=-1) if self.normalise == "softmax" else sinkhorn(scores, self.iterations)
         values, tokens = weights.topk(most, dim=0)
         return torch.zeros_like(weights).scatter(0, tokens, values)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glider.routing.base import Decision, Site, SlotDecision, Support, router
+from glider.routing.select import chances
 from glider.routing.sequence_choice import WHOLE_PROMPTS, ByLocal, sequences
 from glider.shapes import Float, Int, Tensor
 
@@ -50,6 +51,6 @@ class SoftMoe(ByLocal):
         for number, tokens in enumerate(groups):
             place = torch.arange(number * len(there), (number + 1) * len(there), device=x.device)
             group_scores = scores[tokens][:, there]  # (N, E)
-            dispatch[place[:, None], tokens] = group_scores.softmax(dim=0).T
-            combine[tokens[:, None], place] = group_scores.softmax(dim=1)
+            dispatch[place[:, None], tokens] = chances(group_scores.T)  # of an expert that no token may use: none
+            combine[tokens[:, None], place] = chances(group_scores)
         return SlotDecision(there.repeat(len(groups)), dispatch, combine, scores)
