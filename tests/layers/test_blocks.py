@@ -112,6 +112,19 @@ def test_a_block_that_is_skipped_is_one_whose_output_is_zero(family: str) -> Non
         assert torch.equal(continued(model), plain)
 
 
+def test_gradients_pass_blocks_that_some_prompts_skip() -> None:
+    """Whoever trains has a cache too, where the model's own settings say so."""
+    gradients = []
+    for use_cache in (False, True):
+        model = tiny("llama")
+        with ExitStack() as closing:
+            skipping(model, [0.0, 1.0], [0], closing)
+            model(input_ids=IDS, labels=IDS, use_cache=use_cache).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_a_cache_of_fixed_length_is_refused() -> None:
     model = tiny("llama")
     with ExitStack() as closing:

@@ -108,6 +108,8 @@ class SkippableBlock:
         """The same for the rows that skip of a pass that was computed for others."""
         layer = self._cached(cache)
         if bool(skipping.any()):
+            if torch.is_grad_enabled():  # the block's own gradient needs what it was computed with
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
             layer.keys[skipping, :, -tokens:] = 0
             layer.values[skipping, :, -tokens:] = 0
 

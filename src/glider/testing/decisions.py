@@ -60,8 +60,8 @@ def check_site(router: Router, rules: Rules, x: Float[Tensor, "T D"], term: Floa
     try:
         decision = router.route(site, x, term)
     except (IndexError, RuntimeError) as fault:
-        given = f"x {tuple(x.shape)} and a term {None if term is None else tuple(term.shape)}"
-        raise AssertionError(f"`route` takes {given} at {site.name}: {fault}") from fault
+        arguments = f"x {tuple(x.shape)} and a term {None if term is None else tuple(term.shape)}"
+        raise AssertionError(f"`route` takes {arguments} at {site.name}: {fault}") from fault
     rules.check(decision, tokens)
     assert torch.equal(x, x_before), "tokens are left as they are"
     assert all(torch.equal(site[name], site_before[name]) for name in site.tensors), "a site is left as it is"
