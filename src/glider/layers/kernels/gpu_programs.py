@@ -245,8 +245,7 @@ def choose(
             query = tl.load(queries_at + token)
         known = (query >= 0) & (query < queries)
         scores += tl.load(term_at + query * count + experts, mask=there & known, other=0.0)
-    best = tl.max(scores)
-    chances = tl.exp(scores - tl.where(best == float("-inf"), 0.0, best))
+    chances = tl.exp(scores - tl.maximum(tl.max(scores), -3.0e38))
     total = tl.sum(chances)
     chances = tl.where(there, chances / tl.where(total == 0, 1.0, total), -1.0)  # 0 where all experts are left out
     places = tl.arange(0, PLACES)
