@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--experts 8 36 166] [--kernel native] [--cases prefill-1x512 decode-1 ...]
                                   [--peft lora|arrow] [--share] [--alpha 103] [--cpu] [--pairs 5] [--steps 30]
                                   [--device cuda] [--dtype bfloat16] [--shape llama-8b] [--graph] [--compile]
-                                  [--json out.json]
+                                  [--quantise int8] [--json out.json]
 
 Random experts of rank 16 on all linear layers of SmolLM2-135M, stored in bfloat16, K = 2, the base in float32. Routed
 and bare model run in turn in one process, over the same base weights; printed are the median of the ratios of the
@@ -15,7 +15,8 @@ where no expert suits the query (the default), or 103. --verdict takes queries t
 nearest expert, the three nearest alike, or nobody. --cpu takes the processor time of all threads in place of the
 clock's, for a machine that others use. --shape takes a model of that shape with random weights, made on the device.
 With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of 65 tokens; with
---compile both models are one graph of torch.compile, and step over such a cache.
+--compile both models are one graph of torch.compile, and step over such a cache. --quantise int8 keeps the weights of
+the base's linear layers in 8 bits.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the base")
     parser.add_argument("--graph", action="store_true", help="decode by CUDA graphs")
     parser.add_argument("--compile", action="store_true", help="both models by torch.compile")
+    parser.add_argument("--quantise", choices=("int8",), help="weights of the base's linear layers, by torchao")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
@@ -93,6 +95,10 @@ def main() -> None:
         model = random_base(arguments.shape, torch.device(arguments.device), dtype)
     else:
         model = load_base(arguments.base, dtype=dtype, device=arguments.device).model
+    if arguments.quantise:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(model, Int8WeightOnlyConfig())
     rows = []
     for experts in [1] if arguments.peft == "lora" else arguments.experts:
         bare = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

@@ -100,11 +100,19 @@ def _sampled(weight: torch.Tensor) -> tuple[float, ...]:
 
 def identifying_weights(model: Any) -> dict[str, torch.Tensor]:
     """The input embedding, the first and last matrix, and the first and last vector, by name."""
-    floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    floating = {name: weight for name, weight in model.named_parameters() if holds_values(weight)}
     matrices = [name for name, weight in floating.items() if weight.ndim == 2]
     vectors = [name for name, weight in floating.items() if weight.ndim == 1]
     selected = {name for names in (matrices, vectors) if names for name in (names[0], names[1 % len(names)], names[-1])}
     return {name: floating[name] for name in sorted(selected)}
+
+
+def holds_values(weight: torch.Tensor) -> bool:
+    """Whether a weight is numbers as they are: not quantised, neither as integers nor behind a tensor's interface."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    wrapped = is_traceable_wrapper_subclass(weight) and not hasattr(weight, "full_tensor")  # a DTensor has it
+    return weight.is_floating_point() and not wrapped
 
 
 def _fingerprint(weight: torch.Tensor) -> str:

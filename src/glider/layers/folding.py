@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glider.errors import PoolError, RouterError
+from glider.experts.base_identity import holds_values
 from glider.experts.expert import ExpertLike
 from glider.layers.widths import is_transposed
 from glider.routing.base import Prepared
@@ -30,8 +31,9 @@ def require_foldable(model: nn.Module, originals: Mapping[str, nn.Module], prepa
     for site, module in originals.items():
         weight = getattr(module, "weight", None)
         plain = isinstance(module, nn.Linear) or is_transposed(module)
-        if not plain or weight is None or not weight.is_floating_point():
-            got = f"{type(module).__name__} at {site}"
+        if not plain or weight is None or not holds_values(weight):
+            kind = "" if weight is None or holds_values(weight) else "quantised "
+            got = f"{kind}{type(module).__name__} at {site}"
             raise RouterError("plain linear layers to fold into", got, "Keep the expert attached.")
         if len(owners[weight.data_ptr()]) > 1:
             got = f"{site}, whose weight another layer shares (tied weights)"
