@@ -18,7 +18,6 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead.py"
         pytest.param(["--share"], id="share"),
         pytest.param(["--kernel", "torch"], id="torch"),
         pytest.param(["--compile"], id="compile"),
-        pytest.param(["--quantise", "int8"], id="quantised"),
         pytest.param(["--peft", "lora"], id="lora"),
         pytest.param(["--peft", "arrow"], id="arrow"),
     ],

@@ -11,6 +11,7 @@ from glider.calibration.first import calibrated
 from glider.errors import RouterError
 from glider.inference.model import RoutedModel
 
+# left out of the development environment: with it transformers writes to the stderr of every command
 pytest.importorskip("torchao", reason="torchao is not installed", exc_type=ImportError)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 PROMPTS = ["the e0 e01 of e02", "the e1 and e12 of e13", "What is the capital of Egypt?"]
