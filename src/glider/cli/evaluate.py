@@ -3,13 +3,15 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
 from glider.cli.arguments import JsonOption, KeyOption
 from glider.cli.options import with_settings
 from glider.cli.terminal import note_log
+from glider.config import Config
 from glider.jobs.placement import Placement
 from glider.terminal import console, say, say_json
 
@@ -20,12 +22,27 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
-    app.command(name, help=text)(with_settings(Placement, "placement", ("checkpoint_steps",))(evaluate))
+    command = with_settings(Changes, "changes")(evaluate)
+    app.command(name, help=text)(with_settings(Placement, "placement", ("checkpoint_steps",))(command))
+
+
+class Changes(Config):
+    """What one call of a run does otherwise than its file says."""
+
+    dtype: str | None = Field(default=None, description="Instead of the run's: float32, bfloat16, ...")
+    device: str | None = Field(default=None, description="Instead of the run's: cpu, cuda, ...")
+    engine: Literal["transformers", "vllm"] | None = Field(
+        default=None, description="Instead of the run's: transformers, vllm."
+    )
+    batch_tokens: str | None = Field(
+        default=None, description="Tokens that run together: a number, or auto to measure what pays."
+    )
 
 
 def evaluate(
     run_file: Annotated[Path, typer.Argument(metavar="RUN", help="YAML: pool, routers, sets of tasks.")],
     placement: Placement,
+    changes: Changes,
     out: Annotated[Path, typer.Option("--out", help="Directory of the results, one JSON for each router and task.")],
     router: Annotated[
         list[str] | None, typer.Option("--router", help="This router of the run only (repeatable).")
@@ -33,16 +50,6 @@ def evaluate(
     task: Annotated[list[str] | None, typer.Option("--task", help="This task of the run only (repeatable).")] = None,
     only_set: Annotated[
         list[str] | None, typer.Option("--set", help="This set of tasks of the run only (repeatable).")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Instead of the run's: float32, bfloat16, ...")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Instead of the run's: cpu, cuda, ...")] = None,
-    engine: Annotated[
-        Literal["transformers", "vllm"] | None,
-        typer.Option("--engine", help="Instead of the run's: transformers, vllm."),
-    ] = None,
-    batch_tokens: Annotated[
-        str | None,
-        typer.Option("--batch-tokens", help="Tokens that run together: a number, or auto to measure what pays."),
     ] = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
@@ -60,18 +67,12 @@ def evaluate(
 
     quiet_libraries()
     executor = placement.make(keep=True)
-    changes = {
-        name: value
-        for name, value in (
-            ("dtype", dtype),
-            ("device", device),
-            ("engine", engine),
-            ("batch_tokens", batch_tokens and tokens_of(batch_tokens)),
-            ("require_key", key and key.absolute()),
-        )
-        if value is not None
-    }
-    plan = RunPlan.read(run_file).model_copy(update=changes)
+    update: dict[str, Any] = changes.model_dump(exclude_none=True)
+    if changes.batch_tokens:
+        update["batch_tokens"] = tokens_of(changes.batch_tokens)
+    if key:
+        update["require_key"] = key.absolute()
+    plan = RunPlan.read(run_file).model_copy(update=update)
     run = Run(plan, run_file.parent, out, router or (), task or (), only_set or ())
     results = _run(run, executor)
     _print(table(run), results, as_json)

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
 from glider.cli.arguments import (
     SKIPPED,
     DescriptionOption,
     ExamplesOption,
     JsonOption,
-    TruncateOption,
     load_model,
     make_query,
     read_prompt,
     tell_unused,
 )
 from glider.cli.options import with_settings
+from glider.config import Config
 from glider.inference.spec import ModelSpec
 from glider.jobs.placement import Placement
 from glider.progress import RESUMES
@@ -28,29 +29,39 @@ if TYPE_CHECKING:
     from glider.inference.answers import Answer
     from glider.inference.queries import Query
 
-BATCH_SIZE = 64
-ANSWERS = f"File of their answers: JSON Lines, or .parquet. {RESUMES}"
+
+class Answering(Config):
+    """How long answers are, and how they are drawn."""
+
+    max_new_tokens: int = Field(default=64, ge=1, description="Longest answer.")
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="For a temperature above 0.")
+    truncate: bool = Field(default=False, description="Keep the end of a prompt that is too long.")
+
+
+class PromptFile(Config):
+    """A file of prompts, and the file of their answers."""
+
+    data: Path | None = Field(default=None, description="A file of prompts instead, answered into --out.")
+    out: Path | None = Field(default=None, description=f"File of their answers: JSON Lines, or .parquet. {RESUMES}")
+    columns: str = Field(default="", description="Columns of the file, as input=question.")
+    batch_size: int = Field(default=64, ge=1, description="Prompts of the file at a time.")
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     command = with_settings(ModelSpec, "spec", SKIPPED)(generate)
+    command = with_settings(Answering, "answering")(with_settings(PromptFile, "file")(command))
     app.command(name, help=text)(with_settings(Placement, "placement", ("checkpoint_steps",))(command))
 
 
 def generate(
     spec: ModelSpec,
     placement: Placement,
+    answering: Answering,
+    file: PromptFile,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="A file of prompts instead, answered into --out.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help=ANSWERS)] = None,
-    columns: Annotated[str, typer.Option("--map", help="Columns of the file, as input=question.")] = "",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts of the file at a time.")] = BATCH_SIZE,
     description: DescriptionOption = None,
     examples: ExamplesOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For a temperature above 0.")] = 0,
-    truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     engine: Annotated[
         Literal["transformers", "vllm"], typer.Option("--engine", help="What runs the model: transformers or vllm.")
@@ -61,20 +72,19 @@ def generate(
     from glider.data.rows import read_pairs
     from glider.errors import ConfigError
 
-    _require_one_source(prompt, data, out, stream, engine)
-    if data is not None and out is not None:
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "truncate": truncate}
-        settings |= {"description": description, "batch_size": batch_size}
+    _require_one_source(prompt, file, stream, engine)
+    if file.data is not None and file.out is not None:
+        settings = {**answering.model_dump(), "description": description, "batch_size": file.batch_size}
         settings |= {"examples": () if examples is None else read_pairs(examples)}
-        _generate_file(data, out, spec, placement, columns, settings, as_json)
+        _generate_file(file.data, file.out, spec, placement, file.columns, settings, as_json)
         return
     assert prompt is not None
-    if placement.model_dump(exclude_defaults=True) or columns or batch_size != BATCH_SIZE:
+    if placement.model_dump(exclude_defaults=True) or file.model_dump(exclude_defaults=True):
         expected, got = "--data with what is for files (--map, --batch-size, --executor, --workers, ...)", "a prompt"
         raise ConfigError(expected, got, "Leave those options out, or give a file.")
     if engine == "vllm":
         request = make_query(read_prompt(prompt), description, examples)
-        _by_vllm(spec, request, max_new_tokens, temperature, seed, truncate, as_json)
+        _by_vllm(spec, request, answering, as_json)
         return
     if stream and as_json:
         raise ConfigError("--stream or --json", "both", "Give one of them.")
@@ -82,17 +92,18 @@ def generate(
     model = load_model(spec)
     import torch
 
-    torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    torch.manual_seed(answering.seed)
+    sampling = {"do_sample": True, "temperature": answering.temperature} if answering.temperature > 0 else {}
+    limits: Any = {"max_new_tokens": answering.max_new_tokens, "truncate": answering.truncate}
     if stream:
         if description or examples:
             described = model.condition([query]).described
             tell_unused(described[0].fault if described else None)
-        for piece in model.stream(query, max_new_tokens=max_new_tokens, truncate=truncate, seed=seed, **sampling):
+        for piece in model.stream(query, seed=answering.seed, **limits, **sampling):
             say_piece(piece)
         say()
         return
-    (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, trace=as_json, **sampling)
+    (answer,) = model.generate([query], trace=as_json, **limits, **sampling)
     _print_answer(query, answer, as_json)
 
 
@@ -105,10 +116,11 @@ def _print_answer(query: "Query", answer: "Answer", as_json: bool) -> None:
         say()
 
 
-def _require_one_source(prompt: str | None, data: Path | None, out: Path | None, stream: bool, engine: str) -> None:
+def _require_one_source(prompt: str | None, file: PromptFile, stream: bool, engine: str) -> None:
     """Raise `ConfigError` unless there is a prompt, or a file with a place for its answers, and a way to answer it."""
     from glider.errors import ConfigError
 
+    data, out = file.data, file.out
     if (prompt is None) == (data is None) or (data is None) != (out is None) or (data and stream):
         got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
         got += " and --stream" if stream else ""
@@ -150,24 +162,17 @@ def _generate_file(
         raise typer.Exit(1)
 
 
-def _by_vllm(
-    spec: ModelSpec,
-    query: "Query",
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    truncate: bool,
-    as_json: bool,
-) -> None:
+def _by_vllm(spec: ModelSpec, query: "Query", answering: Answering, as_json: bool) -> None:
     """The same by vLLM, without a server."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from glider.engines.vllm.offline import of_spec
 
+    limits: Any = {"max_new_tokens": answering.max_new_tokens, "truncate": answering.truncate}
+    drawn = {"do_sample": True, "temperature": answering.temperature, "seed": answering.seed}
     model = of_spec(spec, engine={"max_num_seqs": 1})
     try:
-        sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature > 0 else {}
-        (answer,) = model.generate([query], max_new_tokens=max_new_tokens, truncate=truncate, **sampling)
+        (answer,) = model.generate([query], **limits, **(drawn if answering.temperature > 0 else {}))
     finally:
         model.close()
     _print_answer(query, answer, as_json)

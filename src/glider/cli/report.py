@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from glider.cli.arguments import SKIPPED, GlobalOption, JsonOption, KeyOption, PoolOption, load_model
 from glider.cli.options import with_settings
+from glider.config import Config
 from glider.inference.spec import ModelSpec
 from glider.terminal import say, say_json
 
@@ -22,9 +24,17 @@ DescriptionsOption = Annotated[
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for command in (paper, scores, with_settings(ModelSpec, "spec", SKIPPED)(routing)):
+    for command in (paper, with_settings(Drawn, "drawn")(scores), with_settings(ModelSpec, "spec", SKIPPED)(routing)):
         nouns.command()(command)
     app.add_typer(nouns, name=name)
+
+
+class Drawn(Config):
+    """Which rows of each file are read."""
+
+    split: str | None = Field(default="test", description="Of the files of --data.")
+    rows: int = Field(default=24, ge=1, description="Of each file.")
+    seed: int = Field(default=0, description="For --rows.")
 
 
 def paper(
@@ -55,6 +65,7 @@ def paper(
 
 
 def scores(
+    drawn: Drawn,
     pool: PoolOption = "demo",
     key: KeyOption = None,
     signal: GlobalOption = None,
@@ -63,9 +74,6 @@ def scores(
         bool, typer.Option("--profiles/--no-profiles", help="Show the experts' own held-back queries.")
     ] = True,
     descriptions: DescriptionsOption = None,
-    split: SplitOption = "test",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Of each file.")] = 24,
-    seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="A picture (.png, .svg, .pdf) or the numbers (.json).")
     ] = None,
@@ -96,9 +104,9 @@ def scores(
         files=task_files(data or []),
         profiles=profiles,
         descriptions=read_descriptions(descriptions) if descriptions else None,
-        split=split,
-        rows=rows,
-        seed=seed,
+        split=drawn.split,
+        rows=drawn.rows,
+        seed=drawn.seed,
     )
     numbers = result.model_dump(mode="json")
     if out is not None and out.suffix == ".json":
