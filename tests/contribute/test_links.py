@@ -171,3 +171,54 @@ def test_the_lock_of_a_build_is_no_link(make_pool: Any, llama_directory: Path, t
     with pytest.raises(ConfigError, match="a link"):
         list(build_pool(plan, tmp_path, pool.path, LocalExecutor()))
     assert untouched(treasure)
+
+
+def test_building_again_removes_nothing_behind_a_link(
+    make_pool: Any, llama_directory: Path, rows: Path, treasure: Path, tmp_path: Path
+) -> None:
+    """An expert that needed nothing more was cleared from `.making`: behind a link a directory of its name went."""
+    plan = PoolPlan(base=str(llama_directory), experts=({"name": "new", "data": rows, "config": QUICK.content},))  # pyright: ignore
+    pool = tmp_path / "built"
+    assert [result.status for result in build_pool(plan, tmp_path, pool, LocalExecutor())] == ["done"]
+    (treasure.parent / "home" / "new").mkdir(parents=True)
+    treasure.rename(treasure.parent / "home" / "new" / "treasure")
+    (pool / ".making").symlink_to(treasure.parent / "home")
+    assert [result.status for result in build_pool(plan, tmp_path, pool, LocalExecutor())] == ["unchanged"]
+    assert untouched(treasure.parent / "home" / "new" / "treasure")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="directories are held by Linux's own names")
+@pytest.mark.parametrize("level", [".new.training", ".making", ".making/new"])
+def test_a_link_that_is_put_in_the_way_of_a_training_leads_it_nowhere(
+    llama_directory: Path, rows: Path, treasure: Path, tmp_path: Path, level: str
+) -> None:
+    """Another user of the pool's directory swapped them at the first step: the state was written where the link led."""
+    pool = tmp_path / "built"
+    pool.mkdir()
+
+    def swap(*told: object) -> None:
+        if not (pool / "aside").exists():
+            (pool / level).rename(pool / "aside")
+            (pool / level).symlink_to(treasure)
+
+    if level == ".new.training":
+        with pytest.raises(OSError, match=r"new\.training"):
+            train_expert(rows, str(llama_directory), pool / "new", QUICK, report=swap)
+        assert (pool / "new").is_dir()
+    else:
+        plan = PoolPlan(base=str(llama_directory), experts=({"name": "new", "data": rows, "config": QUICK.content},))  # pyright: ignore
+        with pytest.raises(OSError, match="making"):
+            list(build_pool(plan, tmp_path, pool, LocalExecutor(), swap))
+    assert untouched(treasure)
+
+
+def test_a_lock_that_is_another_name_of_a_file_is_refused(
+    make_pool: Any, llama_directory: Path, treasure: Path
+) -> None:
+    """Older versions of filelock empty what they lock."""
+    pool = make_pool(llama_directory, experts=2)
+    (pool.path / ".pool.lock").unlink(missing_ok=True)
+    (pool.path / ".pool.lock").hardlink_to(treasure / "card.json")
+    with pytest.raises(PoolError, match="the lock"):
+        remove_expert(pool.path, "e0")
+    assert untouched(treasure)

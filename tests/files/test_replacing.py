@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glider.files import replacing
-from glider.files.disk import new_directory, write_json
+from glider.files.disk import new_directory, write_file, write_json
 from glider.files.replacing import exchange, recover, sweep
 
 KILLED = """
@@ -111,3 +111,21 @@ def test_without_the_system_call_there_are_two_steps(place: Path, monkeypatch: p
     with new_directory(place) as partial:
         (partial / "new").write_text("new")
     assert names(place) == ["new"] and names(place.parent) == ["expert"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="directories are held by Linux's own names")
+def test_what_is_being_written_is_led_nowhere_by_a_link_put_in_its_way(tmp_path: Path) -> None:
+    """Another user of the directory put a link in place of the work directory: files of the same name were emptied."""
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "card.json").write_text("gold")
+
+    def write(partial: Path) -> None:
+        (work,) = (tmp_path / name for name in names(tmp_path) if name.endswith(".partial"))
+        work.rename(tmp_path / "aside")
+        work.symlink_to(treasure)
+        partial.write_text("new")
+
+    write_file(tmp_path / "card.json", write)
+    assert (treasure / "card.json").read_text() == "gold" and names(treasure) == ["card.json"]
+    assert (tmp_path / "card.json").read_text() == "new"

@@ -252,7 +252,7 @@ def _child(command: Command, root: Path, kill_at: int | None, full: bool, write:
         if not writing and event not in EVENTS:
             return
         places = arguments[: EVENTS.get(event, 1)]
-        texts = [os.fsdecode(place) for place in places if isinstance(place, str | bytes | os.PathLike)]
+        texts = [_real(os.fsdecode(place)) for place in places if isinstance(place, str | bytes | os.PathLike)]
         if not any(text.startswith(str(root)) for text in texts):
             return
         if count == kill_at:
@@ -268,6 +268,12 @@ def _child(command: Command, root: Path, kill_at: int | None, full: bool, write:
         code = end.code if isinstance(end.code, int) else 0
     os.write(write, str(count).encode())
     return code
+
+
+def _real(text: str) -> str:
+    """The path of a file in a directory that is held by its descriptor."""
+    folder, name = os.path.split(text)
+    return os.path.join(os.path.realpath(folder), name) if text.startswith("/proc/") else text  # noqa: PTH118
 
 
 def sweep(name: str, out: Path, every: int = 1) -> tuple[int, list[str]]:

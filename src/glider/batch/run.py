@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from glider.batch.prompts import PromptRow, chunks_of, read_prompts
 from glider.errors import ConfigError, MissingDependency
 from glider.evaluation.run_plan import pool_hash
 from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
+from glider.files.held import empty, held
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.spec import ModelSpec
 from glider.jobs.run import only_writer
@@ -49,8 +49,7 @@ class BatchRun:
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with only_writer(work_directory(self.work)):
-            place = work_directory(self.work / key[:16])
+        with held(work_directory(self.work)) as work, only_writer(work), held(work_directory(work / key[:16])) as place:
             missing = [number for number in range(len(chunks)) if not _place(place, number).is_file()]
             done = len(chunks) - len(missing)
             if missing:
@@ -61,7 +60,8 @@ class BatchRun:
                         tick(done, len(chunks))
             self._write(place, len(chunks))
             write_json(self.record, {"key": key, "rows": len(rows), **self._content()})
-            shutil.rmtree(self.work)
+            empty(work)
+        self.work.rmdir()
         return "done"
 
     @property

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.membership import add_expert, is_unchanged
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
+from glider.files.held import held
 from glider.files.replacing import is_directory, put_directory, remove_entry
 from glider.files.yaml_text import read_yaml
 from glider.inference.spec import BaseSpec
@@ -155,10 +157,14 @@ class ExpertJob:
 
     def run(self, report: JobTick = silent) -> Path:
         """Make the expert in `work`, or continue one begun there; returns that directory."""
+        self.require_place()
+        with self._held_folder() as folder:
+            self._make(folder / self.name, report)
+        return self.work
+
+    def _make(self, work: Path, report: JobTick) -> None:
         from glider.contribute.protocol import train_expert
 
-        self.require_place()
-        work = self._work_folders()
         if os.path.lexists(work):
             work_directory(work)
 
@@ -195,7 +201,6 @@ class ExpertJob:
         resources = {"device": self.base.device, "threads": _threads()}
         record = {**card.training, "job": self.key, "resources": resources}
         write_json(work / CARD_FILE, card.model_copy(update={"training": record}).model_dump(mode="json"))
-        return work
 
     def require_place(self) -> None:
         """Raise `ExpertError` if an expert that no plan made is in place."""
@@ -206,15 +211,17 @@ class ExpertJob:
                 "Remove it, or give the plan's expert another name.",
             )
 
-    def _work_folders(self) -> Path:
-        """`work`, with the directories around it in place and free of what another plan began."""
-        work = self.work
-        for directory in (work.parents[2], work.parents[1], work.parent):  # a link would lead what is made elsewhere
-            work_directory(directory)
-        for other in sorted(work.parents[1].iterdir()):  # what another plan left is not this expert
-            if other != work.parent:
-                remove_entry(other)
-        return work
+    @contextmanager
+    def _held_folder(self) -> Iterator[Path]:
+        """A path to `folder` that leads there whatever is put in the way, with nothing beside it of another plan's."""
+        key, place = self.folder, self.out.parent
+        with ExitStack() as stack:
+            for name in key.relative_to(place).parts:
+                beside, place = place, stack.enter_context(held(work_directory(place / name)))
+            for other in sorted(beside.iterdir()):  # what another plan left is not this expert
+                if other.name != key.name:
+                    remove_entry(other)
+            yield place
 
     def store(self, result: Path) -> None:
         """Put the finished directory into its place and the expert into the pool; an older expert is replaced."""
@@ -265,7 +272,8 @@ class ExpertJob:
 
     def take(self, content: Parcel) -> None:
         """Put received files into `folder`."""
-        self._work_folders()
+        with self._held_folder():
+            pass
         content.unpack(self.folder)
 
     def arrived(self, result: Path) -> Path:
@@ -274,8 +282,11 @@ class ExpertJob:
 
     def clear(self) -> None:
         """Remove the directory in which the expert was made."""
-        if is_directory(home := self.work.parents[1]):
-            shutil.rmtree(home)
+        if not is_directory(making := self.out.parent / MAKING):  # a link would lead to what is not glider's
+            return
+        with held(making) as folder:
+            if is_directory(home := folder / self.name):
+                shutil.rmtree(home)
 
     def renew(self) -> None:
         """Handle an expert that is already in place."""

@@ -3,7 +3,6 @@
 import hashlib
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
+from glider.files.held import empty, held
 from glider.files.opening import read_text
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
@@ -208,14 +208,16 @@ def run_stage(
 @contextmanager
 def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
     """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings."""
-    state = work_directory(out.parent / f".{out.name}.training")
+    place = work_directory(out.parent / f".{out.name}.training")
     key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
-    marker = state / "run.json"
-    if not _is_of(marker, key):
-        shutil.rmtree(state)
-        write_json(work_directory(state) / marker.name, {"run": key})
-    yield state
-    shutil.rmtree(state)
+    with held(place) as state:
+        marker = state / "run.json"
+        if not _is_of(marker, key):
+            empty(state)
+            write_json(marker, {"run": key})
+        yield state
+        empty(state)
+    place.rmdir()
 
 
 def _is_of(marker: Path, key: str) -> bool:

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from glider.files.held import open_directory, path_of
+
 try:
     import fcntl
 except ImportError:  # no such locks: nothing is swept
@@ -35,11 +37,14 @@ _PATIENCE = 5.0  # seconds to wait for a process that is between its two steps
 
 @contextmanager
 def work_beside(place: Path) -> Iterator[Path]:
-    """A fresh directory beside `place` that vanishes at the end; the leftovers of dead processes there vanish too."""
+    """A fresh directory beside `place` that vanishes at the end; the leftovers of dead processes there vanish too.
+
+    Its path leads to it even if another process puts a link in its place (see `files.held`).
+    """
     sweep(place.parent)
     work, lock = _make_work(place)
     try:
-        yield work
+        yield work if lock is None else path_of(lock, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if lock is not None:
@@ -160,7 +165,7 @@ def _lock(work: Path) -> int | None:
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_directory(work)
     except OSError:
         return None
     try:
@@ -197,9 +202,10 @@ def _renameat2() -> Any:
 
 
 def is_place_of_lock(path: Path) -> bool:
-    """Whether a lock may lie there: in place of a link another file would be made, or emptied."""
+    """Whether a lock may lie there: in place of a link, hard or symbolic, another file would be made, or emptied."""
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
+        status = os.lstat(path)
+        return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
     except OSError:
         return True  # nothing is there
 

@@ -221,7 +221,8 @@ def desk() -> Path:
         shared.chmod(0o700)
         import atexit
 
-        _unpacked[""] = _desk.enter_context(work_beside(shared / "process"))
+        work = _desk.enter_context(work_beside(shared / "process"))
+        _unpacked[""] = Path(os.path.realpath(work))  # other processes look there too
         atexit.register(_desk.close)
     return _unpacked[""]
 
