@@ -8,17 +8,18 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from glider.errors import PoolError, RouterError
+from glider.errors import PoolError, RouterError, TrainingError
 from glider.experts.index import RouterRecord
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.files.disk import refuse_links_out, save_tensors, work_directory, write_file
+from glider.files.held import held
 from glider.files.opening import read_bytes, sha256
-from glider.files.tensor_file import sane, tensors_in
+from glider.files.tensor_file import LARGEST_VALUE, sane, tensors_in
 from glider.shapes import Tensor
 
 FOLDER = "routers"
-Shape = tuple[int | None, ...]  # None: any length
+Shape = tuple[int | str | None, ...]  # None: any length; a name: any, and the same wherever the name stands
 
 
 def router_path(pool: Path, kind: str) -> Path:
@@ -27,11 +28,17 @@ def router_path(pool: Path, kind: str) -> Path:
 
 
 def put_router(pool: Pool, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, str | float]) -> Pool:
-    """Store the tensors of a trained router and record them in the index; a signed pool must be signed again."""
+    """Store the tensors of a trained router and record them in the index; a signed pool must be signed again.
+
+    Raises `TrainingError` for values that `read_router` would refuse; what was there before stays.
+    """
     path = router_path(pool.path, kind)
-    work_directory(path.parent)  # a link would lead what is written elsewhere
     plain = {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
-    write_file(path, lambda partial: save_tensors(plain, partial, {"format": "pt"}))
+    if wild := [name for name, tensor in plain.items() if not sane(tensor)]:
+        expected, got = f"a router {kind} of values up to {LARGEST_VALUE:g}", f"larger ones, or none, in {wild[0]}"
+        raise TrainingError(expected, got, "Lower the learning rate or the penalty, or check the rows.")
+    with held(work_directory(path.parent)) as folder:  # a link would lead what is written elsewhere
+        write_file(folder / path.name, lambda partial: save_tensors(plain, partial, {"format": "pt"}))
     record = RouterRecord(
         sha256=sha256(path), size=path.stat().st_size, experts=_adapters(pool), settings=dict(settings)
     )
@@ -60,16 +67,25 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
     if tensors.keys() != shapes.keys():
         other = sorted(tensors.keys() ^ shapes.keys())
         raise PoolError(f"{len(shapes)} tensors of the router {kind} in {path}", f"others ({other[0]})", train)
+    lengths: dict[str, int] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
-        fits = len(tensor.shape) == len(shape) and all(
-            length > 0 if expected is None else length == expected
-            for length, expected in zip(tensor.shape, shape, strict=True)
-        )
+        fits = _fits(tensor, shape, lengths)
         if not fits or not tensor.is_floating_point() or not sane(tensor):
             got = f"{tuple(tensor.shape)} of {tensor.dtype}" if not fits else "values that are not finite"
             raise PoolError(f"the tensor {name} of shape {shape} in {path}", got, train)
     return {name: tensor.float() for name, tensor in tensors.items()}, record
+
+
+def _fits(tensor: Tensor, shape: Shape, lengths: dict[str, int]) -> bool:
+    """Whether a tensor has a shape; `lengths` are those of the names so far, and take up the shape's."""
+    if len(tensor.shape) != len(shape):
+        return False
+    for length, expected in zip(tensor.shape, shape, strict=True):
+        known = lengths.setdefault(expected, length) if isinstance(expected, str) else expected
+        if length != known if known is not None else length == 0:
+            return False
+    return 0 not in tensor.shape
 
 
 def verify_routers(pool: Pool) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glider.contribute.train_router import train_router
-from glider.errors import GliderError, PoolError, RouterError
+from glider.errors import GliderError, PoolError, RouterError, TrainingError
 from glider.experts.membership import remove_expert
 from glider.experts.pool import Pool
 from glider.experts.router_files import router_path
@@ -110,3 +110,32 @@ def test_a_router_of_a_dtype_without_a_name_is_refused(base: BaseModel, pool: Po
     (pool.path / "pool.json").write_text(json.dumps(index), "utf8")
     with pytest.raises(GliderError, match="joint"):
         Joint().prepare(Pool.open(pool.path))
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_codes_and_their_table_are_of_one_length(base: BaseModel, pool: Pool, edit_tensors, more: int) -> None:
+    """Codes without a column in the table were an `IndexError` at the first token of theirs."""
+    train_router(base, pool, "vq", rows_of(), settings())
+    file = router_path(pool.path, "vq")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        codes = tensors[f"{Q}.codes"]
+        tensors[f"{Q}.codes"] = torch.cat([codes, codes[:more]]) if more else codes[:1].clone()
+
+    edit_tensors(file, change)
+    index = json.loads((pool.path / "pool.json").read_text("utf8"))
+    index["routers"]["vq"] |= {"sha256": sha256(file), "size": file.stat().st_size}
+    (pool.path / "pool.json").write_text(json.dumps(index), "utf8")
+    with pytest.raises(PoolError, match=rf"{Q}\.table of shape"):
+        Vq().prepare(Pool.open(pool.path))
+
+
+@pytest.mark.parametrize("kind", ["joint", "mindskip"])
+def test_a_training_that_ran_away_stores_no_router(base: BaseModel, pool: Pool, kind: str) -> None:
+    """What no reader takes was stored in place of the router that was there, and told as done."""
+    trained = train_router(base, pool, kind, rows_of(), settings())
+    with pytest.raises(TrainingError, match="learning rate"):
+        train_router(base, trained, kind, rows_of(), settings(learning_rate=1e15))
+    again = Pool.open(pool.path)
+    again.verify()
+    assert again.index.routers == trained.index.routers

@@ -19,8 +19,8 @@ class CodeTable:
     """log P(e | code), code the nearest of a site's codebook to std(x)."""
 
     def prepare(self, pool: Pool) -> dict[str, Site]:
-        shapes = {f"{name}.codes": (None, width_at(pool, name)) for name in pool.sites}
-        shapes |= {f"{name}.table": (len(pool), None) for name in pool.sites}
+        shapes = {f"{name}.codes": (f"codes of {name}", width_at(pool, name)) for name in pool.sites}
+        shapes |= {f"{name}.table": (len(pool), f"codes of {name}") for name in pool.sites}
         tensors, _ = read_router(pool, KIND, shapes)
         sites = {}
         for name in pool.sites:
