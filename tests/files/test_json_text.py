@@ -39,6 +39,7 @@ def test_what_is_json_is_read_as_it_is(value: object, ascii_only: bool) -> None:
         (b"[NaN]", "NaN"),
         (b"[-Infinity]", "Infinity"),
         (b"[" + b"1" * 5000 + b"]", "digits"),
+        (b"[" + b"1" * 400 + b"]", "digits"),  # `OverflowError` wherever it met a float
         (b"\xff", "decode"),
         (b"", "Expecting"),
     ],

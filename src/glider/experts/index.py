@@ -20,13 +20,14 @@ POOL_FILE = "pool.json"
 FORMAT = 2  # since 2 with digests of the single tensors
 _LARGEST_CONSTANT = 1e6
 _LARGEST_ROUTER = 1 << 33  # bytes
+_LARGEST_FILE = 1 << 50  # bytes
 
 
 class FileRecord(Config):
     """Record of an expert's file when the expert joined."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=_LARGEST_FILE)
     tensors: str | None = None  # digests of its header and tensors (`TensorFile.digests`); None in format 1
 
 

@@ -18,7 +18,7 @@ LARGEST_RESULT = 256 << 20  # bytes of the result of an evaluation, with a recor
 MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_LONG_NUMBER = re.compile(rb"[0-9]{4000}")
+_LONG_NUMBER = re.compile(rb"[0-9]{300}")  # beyond it an integer is larger than any float
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -29,7 +29,7 @@ def read_json(path: Path, longest: int = LARGEST_JSON, most: int = MOST_MEMBERS)
 
 def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     """Parse JSON in UTF-8. `ValueError` says what is wrong with it: too many members, too deep, a name twice, half a
-    character, numbers of thousands of digits, NaN."""
+    character, numbers of hundreds of digits, NaN."""
     if b"\0" in content:  # a file of zeros, which takes no place on its disk
         raise UnfitFile("a byte of zero")
     if content.count(b"\\") > 4 * most or content.count(b'"') - content.count(b'\\"') > 4 * most + 2:
@@ -39,7 +39,7 @@ def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     if members > most:
         raise UnfitFile(f"more than {most} members")
     if _LONG_NUMBER.search(plain):
-        raise UnfitFile("a number of thousands of digits")  # slow to read, and beyond what Python turns back into text
+        raise UnfitFile("a number of hundreds of digits")  # of thousands they are slow to read, and to turn into text
     if _depth(plain) > DEEPEST:
         raise UnfitFile("too deep nesting")
     value = json.loads(content.decode("utf8"), object_pairs_hook=unique_names, parse_constant=_refuse)

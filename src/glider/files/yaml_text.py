@@ -15,7 +15,7 @@ from glider.files.opening import UnfitFile, read_text
 LARGEST_YAML = 1 << 20  # bytes
 MOST_NODES = 100_000
 DEEPEST = 64
-_LONGEST_NUMBER = 400  # characters
+_LONGEST_NUMBER = 300  # characters; a longer integer is larger than any float
 _NUMBER = re.compile(r"[-+]?[0-9.][0-9A-Fa-fxob_:.+-]*")
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from glider.errors import PoolError
 from glider.experts.card import ExpertCard
 from glider.experts.expert import Expert
-from glider.experts.membership import add_expert
+from glider.experts.membership import add_expert, read_index
 from glider.experts.pool import Pool
 from glider.files.headers import LARGEST_HEADER
 
@@ -134,3 +135,14 @@ def test_a_bad_name_never_reaches_the_disk(pool: Path, name: str):
         refused(change)
     assert sorted(pool.parent.rglob("*")) == before
     assert Pool.open(pool).names == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 310, str(1 << 60)])
+def test_a_file_of_a_size_that_no_disk_has_is_refused_with_the_index(pool: Path, size: str) -> None:
+    """`glider pool ls` divided it by a float: `OverflowError`."""
+    file = pool / "pool.json"
+    index = json.loads(file.read_text("utf8"))
+    index["experts"][0]["files"]["card.json"]["size"] = "SIZE"
+    file.write_text(json.dumps(index).replace('"SIZE"', size), "utf8")
+    with pytest.raises(PoolError, match=r"pool\.json"):
+        read_index(pool, None)
