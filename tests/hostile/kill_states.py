@@ -9,6 +9,7 @@ import torch
 
 from glider.errors import GliderError
 from glider.experts.expert import Expert
+from glider.experts.gains import read_gains
 from glider.experts.pool import POOL_FILE, Pool
 
 
@@ -74,6 +75,25 @@ def imported_state(root: Path) -> object:
 
 def results_state(root: Path) -> object:
     return {str(file.relative_to(root)): json.loads(file.read_text())["score"] for file in root.glob("out/*/*/*.json")}
+
+
+def routers_state(root: Path) -> object:
+    """A pool, and what its trained routers hold."""
+    pool = Pool.open(root / "pool")
+    pool.verify()
+    return pool_state(root), {kind: record.sha256 for kind, record in (pool.index.routers or {}).items()}
+
+
+def gains_state(root: Path) -> object:
+    """What is known of the experts' gains."""
+    pool = Pool.open(root / "pool")
+    return {name: gain.alone for name, gain in read_gains(pool.path, pool.index).items()}
+
+
+def answers_state(root: Path) -> object:
+    """The answers to a file of prompts, all or none."""
+    file = root / "answers.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else None
 
 
 def served_state(root: Path) -> object:

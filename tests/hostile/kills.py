@@ -27,13 +27,16 @@ from typing import Any
 import pytest
 import torch
 from kill_states import (
+    answers_state,
     expert_state,
     file_state,
+    gains_state,
     imported_state,
     new_state,
     pool_state,
     pulled_state,
     results_state,
+    routers_state,
     served_state,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -58,7 +61,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 TRAINING = ("--rank", "2", "--steps", "2", "--gate-steps", "2", "--batch-size", "4", "--validation", "4")
 # what a process that is gone may leave: locks, which say nothing, and the state that the same command goes on from
 TEMPORARY = "temporary"  # stands for the system's own directory of temporary files, which the system clears
-LEFT = (".lock", ".training", ".making")
+LEFT = (".lock", ".training", ".making", ".answering")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def pull_of_hub(root: Path) -> None:
 
 
 BASE = ("--base", "{root}/base")
+ANSWERING = ("--out", "{root}/answers.jsonl", "--max-new-tokens", "2", "--batch-size", "12")
+TASKS = "{root}/tasks/{name}.jsonl"
 COMMANDS = {
     "pool add": Command(("pool", "add", "{root}/pool", "extra"), pool_state),
     "pool remove": Command(("pool", "remove", "{root}/pool", "places"), pool_state, again=False),
@@ -148,6 +153,25 @@ COMMANDS = {
         again=False,
     ),
     "serve": Command((), served_state, run=serve_and_ask, changes=False),
+    **{
+        f"pool train-router {kind}": Command(
+            ("pool", "train-router", "{root}/pool", "--router", kind, "--data", TASKS, *BASE, "--steps", "2"),
+            routers_state,
+        )
+        for kind in ("vq", "joint")
+    },
+    "pool check": Command(
+        ("pool", "check", "{root}/pool", "--data", TASKS, "--store", "--rows", "2", *BASE),
+        gains_state,
+    ),
+    "generate": Command(
+        ("generate", "--pool", "{root}/pool", *BASE, "--data", "{root}/rows.jsonl", *ANSWERING),
+        answers_state,
+    ),
+    "init": Command(
+        ("init", "--data", "{root}/tasks", "--base", "{root}/base", "--out", "{root}/made.yaml", "--force"),
+        file_state("made.yaml"),
+    ),
     "evaluate": Command(("evaluate", "{root}/run.yaml", "--out", "{root}/out"), results_state),
 }
 
@@ -169,6 +193,9 @@ def make_root(root: Path) -> None:
     for file in ("card.json", "glider.safetensors"):
         (root / "pool" / "bare" / file).unlink()
     (root / TEMPORARY).mkdir()
+    (root / "tasks").mkdir()
+    for name in ("reviews", "places"):
+        shutil.copy(root / "rows.jsonl", root / "tasks" / f"{name}.jsonl")
     _make_published(root)
     for name in ("reviews", "trivia"):  # of more rows than the fixture's
         settings = TrainConfig(validation=20)

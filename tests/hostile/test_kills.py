@@ -10,9 +10,10 @@ import pytest
 KILLS = Path(__file__).with_name("kills.py")
 QUICK = (  # these at every event
     *("pool add", "pool remove", "pool rename", "pool calibrate", "pool sign", "pool keygen", "expert describe"),
-    *("expert gates", "expert pull", "pool pull", "pool push"),
+    *("expert gates", "expert pull", "pool pull", "pool push", "init", "pool check"),
 )
-LONG = ("expert profile", "expert import", "expert train", "pool build", "evaluate")
+LONG = ("expert profile", "expert import", "expert train", "pool build", "evaluate", "generate")
+LONG += ("pool train-router vq", "pool train-router joint")
 FROM_OUTSIDE = ("pool pull of a hub", "expert import-official", "serve")
 
 
