@@ -116,6 +116,23 @@ def test_what_is_done_is_not_done_again(glider: Glider, tmp_path: Path, monkeypa
     assert len(asked) == 5
 
 
+def test_answers_that_are_in_place_are_known_to_whoever_comes_next(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped as soon as they were there, before their record, the same command took them for others."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}])
+    plain = run_module.BatchRun._write
+
+    def stopping(self: run_module.BatchRun, place: Path, count: int) -> None:
+        plain(self, place, count)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.BatchRun, "_write", stopping)
+        assert glider("rows.jsonl", "answers.jsonl")[0] == 130
+    assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: unchanged\n")
+
+
 def test_answers_of_other_settings_are_not_overwritten(glider: Glider, tmp_path: Path):
     write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}])
     assert glider("rows.jsonl", "answers.jsonl")[0] == 0

@@ -15,6 +15,7 @@ from glider.evaluation.run_plan import pool_hash
 from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
 from glider.files.held import empty, held
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
+from glider.files.replacing import sweep
 from glider.inference.spec import ModelSpec
 from glider.jobs.run import only_writer
 
@@ -44,6 +45,7 @@ class BatchRun:
         rows, key = read_prompts(self.data, self.columns), self.key
         if self.out.exists():
             if self._record().get("key") == key:
+                sweep(self.out.parent)  # a process that was killed once the answers were there
                 return "unchanged"
             expected = f"a new file at {self.out}, or the answers of this very command"
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
@@ -58,8 +60,8 @@ class BatchRun:
                         write_json(_place(place, missing[number]), chunk_answers)
                         done += 1
                         tick(done, len(chunks))
+            write_json(self.record, {"key": key, "rows": len(rows), **self._content()})  # answers without it are others
             self._write(place, len(chunks))
-            write_json(self.record, {"key": key, "rows": len(rows), **self._content()})
             empty(work)
         self.work.rmdir()
         return "done"
