@@ -178,7 +178,7 @@ def build(
     failed = names_of(results, "failed")
     if failed:
         say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
-    if (out / POOL_FILE).exists():
+    if (out / POOL_FILE).exists() and len(failed) < len(results):  # else nothing of it changed
         _renewed(out, calibrate)
     if failed:
         raise typer.Exit(1)
