@@ -78,3 +78,18 @@ def test_steering_that_cannot_be_followed_is_a_400(route: Front, told: Any) -> N
     with pytest.raises(ApiError) as refused:
         route.steering(told)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("weight", [1e300, -1e39, 1e38, -11.0, 1e-46])
+def test_weights_beyond_what_layers_compute_are_a_400(route: Front, weight: float) -> None:
+    """Large ones left NaN in the cache, which changed others' answers; the base answered those beyond float32."""
+    with pytest.raises(ApiError) as refused:
+        route.choose(FrontRequest(Way("routed"), FITS, steering=route.steering({"experts": {"paws": weight}})))
+    assert refused.value.status == 400 and refused.value.param == "glider.experts"
+
+
+def test_token_ids_beyond_every_tokenizers_are_a_400(route: Front) -> None:
+    """The tokenizer raised an error of its own."""
+    with pytest.raises(ApiError) as refused:
+        route.text_of([3, 1 << 40], None)
+    assert refused.value.status == 400

@@ -21,6 +21,9 @@ from glider.serve.errors import ApiError, invalid
 from glider.serve.schemas import Steering
 from glider.serve.steering import Guided, Way, guided
 
+_MOST_ID = 1 << 32  # tokenizers read no larger token id
+_MOST_WEIGHT = 10.0  # of an expert: far larger ones give NaN, which stays in the cache for whoever comes next
+
 
 @dataclass(frozen=True)
 class FrontRequest:
@@ -117,9 +120,14 @@ class Front:
         if steering.trace:
             message = "decisions are not traced inside vLLM; ask `glider serve`"
             raise ApiError(400, message, param="glider.trace", code="unsupported_parameter")
-        if self.settings.mode == "select" and isinstance(steering.experts, dict):
+        if not isinstance(steering.experts, dict):
+            return steering
+        if self.settings.mode == "select":
             message = "one expert or the base answers here: weights of experts need --mode route"
             raise ApiError(400, message, param="glider.experts", code="unsupported_parameter")
+        if any(abs(weight) > _MOST_WEIGHT for weight in steering.experts.values()):
+            message = f"weights of experts from {-_MOST_WEIGHT:g} to {_MOST_WEIGHT:g}"
+            raise ApiError(400, message, param="glider.experts", code="invalid_value")
         return steering
 
     def choose(self, request: FrontRequest) -> Resolution:
@@ -153,7 +161,9 @@ class Front:
         return Resolution(verdict, row, None, salt(row, parts, client), guidance)
 
     def text_of(self, ids: Sequence[int], tokenizer: Any) -> str:
-        """The text that a prompt in tokens was made of."""
+        """The text that a prompt in tokens was made of; raises `ApiError` for what is no token of any tokenizer."""
+        if max(ids, default=0) >= _MOST_ID:
+            raise ApiError(400, f"token ids below {_MOST_ID}", param="prompt", code="invalid_value")
         return self.prompt.input_of(tokenizer, list(ids))
 
     def nearest(self, condition: Condition, unsure_to_base: bool) -> str | None:
