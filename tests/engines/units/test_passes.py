@@ -42,6 +42,14 @@ def test_a_request_that_goes_on_with_another_row_gets_it() -> None:
     assert step.segments(2, torch.device("cpu")) == (0, ())
 
 
+def test_an_engine_forgets_requests_whose_end_no_pass_told() -> None:
+    """The last request before an engine was idle stayed, so that a server with one client kept them all."""
+    step = Step(2)
+    for number in range(20):
+        step.prepare([str(number)], [Row((0.0, 1.0)).encoded], [2])
+    assert list(step._known) == ["19"]
+
+
 def test_a_table_holds_the_rows_of_requests_and_each_tokens_row() -> None:
     table = RowTable(2, 3, requests=4, tokens=16, device=torch.device("cpu"))
     step = Step(2, table)

@@ -36,6 +36,7 @@ class Step:
         if alike == self._alike:
             return
         before, self._alike, self._tokens = self._alike, alike, sum(tokens)
+        self._known = {name: self._known[name] for name in requests}  # an idle engine tells nobody which requests ended
         with torch.inference_mode(False), torch.no_grad():  # tensors that outlive this pass
             if self.table is not None:
                 if before is None or before[0] != alike[0]:
