@@ -92,6 +92,9 @@ def config(**changes: Any) -> Any:
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "every token"),
         ({"model_config": {"quantization": "compressed-tensors"}}, "plain weights"),
         ({"lora_config": {"max_lora_rank": 8}}, None),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector"}}, "keeps conditions apart"),
+        ({"kv_transfer_config": {"kv_connector": "OffloadingConnector"}}, None),
+        ({"kv_transfer_config": {"kv_connector": None}}, None),
     ],
 )
 def test_engines_that_would_not_be_right_are_refused(changes: dict, told: str | None) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import EngineError
 
+_BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # connectors; that hash has the salt in it
+
 Fault = tuple[str, str, str]
 """What was wanted, what was got, what to do."""
 
@@ -33,6 +35,15 @@ def _of_both(config: Any, settings: PluginSettings) -> Iterator[Fault]:
         yield "a model that generates", f"the runner {config.model_config.runner_type}", "Serve it without a pool."
     if config.model_config.is_encoder_decoder:
         yield "a decoder-only model", "an encoder-decoder one", "Serve it by `glider serve`."
+    yield from _of_transfer(config)
+
+
+def _of_transfer(config: Any) -> Iterator[Fault]:
+    transfer = getattr(config, "kv_transfer_config", None)
+    connector = getattr(transfer, "kv_connector", None)
+    if connector is not None and connector not in _BY_BLOCK_HASH:
+        got = f"{connector}, which may know a prompt's keys and values by its tokens alone"
+        yield "a cache that keeps conditions apart", got, f"Take one of {', '.join(_BY_BLOCK_HASH)}, or none."
 
 
 def _of_select(config: Any, settings: PluginSettings) -> Iterator[Fault]:
