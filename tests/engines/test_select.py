@@ -88,3 +88,35 @@ def test_a_client_cannot_set_what_only_the_server_sets(selecting: Any) -> None:
         selecting.llm.generate([FITS], params, use_tqdm=False)
     (answer,) = selecting.generate([FITS], max_new_tokens=4)  # the engine goes on
     assert answer.verdict == "fits"
+
+
+def test_an_adapter_of_the_servers_own_is_not_taken_for_an_expert(selecting: Any, alone: Any) -> None:
+    """vLLM numbers a server's adapters from 1, as the experts were: `mine` answered for the pool's first expert."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    mine = LoRARequest("mine", 1, str(selecting.front.pool["paws"].directory))
+    prompt = {"prompt_token_ids": selecting.prompt.prompt_ids(selecting.tokenizer, FITS)}
+    params = SamplingParams(temperature=0, max_tokens=24)
+    (output,) = selecting.llm.generate([prompt], params, lora_request=mine, use_tqdm=False)
+    assert tuple(output.outputs[0].token_ids) == alone("paws", FITS)
+    assert selecting.front.names[0] == "rotten_tomatoes"
+    (answer,) = selecting.generate([UNSURE], max_new_tokens=24)
+    assert answer.token_ids == alone("rotten_tomatoes", UNSURE) != alone("paws", UNSURE)
+
+
+def test_all_steps_of_a_beam_search_are_one_request(selecting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of each beam was judged anew, by the template and what was written so far."""
+    from vllm.sampling_params import BeamSearchParams
+
+    chosen = []
+    choose = selecting.front.choose
+    monkeypatch.setattr(
+        "glider.engines.vllm.front.Front.choose", lambda self, request: chosen.append(request.text) or choose(request)
+    )
+    ids = selecting.prompt.prompt_ids(selecting.tokenizer, FITS)
+    params = BeamSearchParams(beam_width=1, max_tokens=12)
+    (output,) = selecting.llm.beam_search([{"prompt_token_ids": ids}], params)
+    assert chosen == [FITS]
+    (answer,) = selecting.generate([FITS], max_new_tokens=12)
+    assert tuple(output.sequences[0].tokens[len(ids) :])[: len(answer.token_ids)] == answer.token_ids

@@ -186,6 +186,8 @@ def test_a_router_without_a_global_term_asks_for_nothing(llama_directory: Path, 
 def test_a_prompt_in_tokens_gives_its_text_back(llama: RoutedModel, kind: str) -> None:
     form = llama.prompt.model_copy(update={"kind": kind})
     for text in ("why?", "two\nlines", " spaces "):
-        assert form.input_of(llama.tokenizer, form.prompt_ids(llama.tokenizer, text)) == text
+        ids = form.prompt_ids(llama.tokenizer, text)
+        assert form.input_of(llama.tokenizer, ids) == text
+        assert form.input_in(llama.tokenizer, llama.tokenizer.decode(ids)) == text
     if kind == "chat":
         assert form.input_of(llama.tokenizer, llama.tokenizer("bare text")["input_ids"]) == "bare text"

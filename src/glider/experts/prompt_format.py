@@ -62,13 +62,23 @@ class PromptFormat(Config):
 
         Special tokens are left out of the latter.
         """
-        if self.kind == "chat":
-            begin, _, end = tokenizer.decode(self.prompt_ids(tokenizer, _TEXT)).partition(_TEXT)
-            whole = tokenizer.decode(ids)
-            if whole.startswith(begin) and whole.endswith(end) and len(whole) >= len(begin) + len(end):
-                return whole[len(begin) : len(whole) - len(end)]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        return text.removesuffix("\n") if self.kind == "plain" else text
+        inner = self._inner(tokenizer, tokenizer.decode(ids)) if self.kind == "chat" else None
+        return self.input_in(tokenizer, tokenizer.decode(ids, skip_special_tokens=True)) if inner is None else inner
+
+    def input_in(self, tokenizer: Any, text: str) -> str:
+        """The text inside a prompt that is written out in this form; one of another form is read as it stands."""
+        if self.kind == "plain":
+            return text.removesuffix("\n")
+        inner = self._inner(tokenizer, text) if self.kind == "chat" else None
+        return text if inner is None else inner
+
+    def _inner(self, tokenizer: Any, text: str) -> str | None:
+        """What stands between begin and end of this chat form, or None; the begin may lack its special token."""
+        begin, _, end = tokenizer.decode(self.prompt_ids(tokenizer, _TEXT)).partition(_TEXT)
+        for start in (begin, begin.removeprefix(tokenizer.bos_token or "")):
+            if text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end):
+                return text[len(start) : len(text) - len(end)]
+        return None
 
     def target_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of an answer, with the end token that the model must learn to write."""

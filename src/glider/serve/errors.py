@@ -12,7 +12,7 @@ from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
-_LONGEST = 1000  # characters of a message
+LONGEST = 1000  # characters of a message
 
 
 class ApiError(Exception):
@@ -28,7 +28,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """What OpenAI's clients read."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        message = printable(self.message, _LONGEST)  # what a client said may stand in it
+        message = printable(self.message, LONGEST)  # what a client said may stand in it
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     @property

@@ -44,6 +44,7 @@ FRONT = (
     Touched("vllm.renderers.base", "BaseRenderer.render_chat", ("conversations",)),
     Touched("vllm.renderers.base", "BaseRenderer.render_chat_async", ("conversations",)),
     Touched("vllm.entrypoints.serve.engine.serving", "BaseServing._maybe_get_adapters", ("request",)),
+    Touched("vllm.entrypoints.generate.beam_search.utils", "BeamSearchSequence.get_prompt"),
     Touched("vllm.exceptions", "VLLMValidationError", ("message", "parameter")),
     Touched("vllm.exceptions", "VLLMNotFoundError"),
     Touched("vllm.lora.request", "LoRARequest", ("lora_name", "lora_int_id", "lora_path")),

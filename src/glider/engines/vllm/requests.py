@@ -1,8 +1,8 @@
 """Where requests come in: the one place below every route of vLLM's at which a request's condition is made.
 
-Three functions of vLLM's are wrapped. `InputProcessor.process_inputs` is called for every request, of a server and
-offline, and knows tokens; a renderer's `render_chat` knows the turns of a chat, and `_maybe_get_adapters` of a serving
-class the model's name and the field `glider`. The latter two only write down what they know.
+`InputProcessor.process_inputs` of vLLM's is called for every request, of a server and offline, and knows tokens. Others
+know more, and write it down for it: a renderer's `render_chat` the turns of a chat, `_maybe_get_adapters` of a serving
+class the model's name and the field `glider`, `get_prompt` of a beam which requests are steps of one search.
 """
 
 import functools
@@ -18,20 +18,27 @@ from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import GliderError
 from glider.inference.conversation import Turn
-from glider.serve.errors import ApiError
+from glider.printable import printable
+from glider.serve.errors import LONGEST, ApiError
 
 TURNS = "glider_turns"  # of a rendered chat
+DECIDED = "glider_decided"  # of the prompts of one beam search: an empty list, or the resolution of all
 FRONT = "glider_front"  # of an input processor
 _WRAPPED = "__glider_wrapped__"
+_FIRST_NUMBER = 1 << 30  # of the experts as adapters, in an int32: the server's own have 1, 2, ...
 
 
 def install() -> None:
     """Wrap what requests go through, once in a process; engines without a pool are served as before."""
+    from vllm.entrypoints.generate.beam_search.utils import (  # pyright: ignore[reportMissingImports]
+        BeamSearchSequence,
+    )
     from vllm.entrypoints.serve.engine.serving import BaseServing  # pyright: ignore[reportMissingImports]
     from vllm.renderers.base import BaseRenderer  # pyright: ignore[reportMissingImports]
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
     wrap(InputProcessor, "process_inputs", _process_inputs)
+    wrap(BeamSearchSequence, "get_prompt", _get_prompt)
     wrap(BaseRenderer, "render_chat", _render_chat)
     wrap(BaseRenderer, "render_chat_async", _render_chat_async)
     wrap(BaseServing, "_maybe_get_adapters", _maybe_get_adapters)
@@ -62,7 +69,7 @@ def _process_inputs(before: Callable) -> Callable:
 
 def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Prompt, parameters and adapter of a request as its condition makes them."""
-    from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import SamplingParams  # pyright: ignore[reportMissingImports]
 
     prompt, params, adapter = _as_dict(arguments["prompt"]), arguments["params"], arguments.get("lora_request")
@@ -74,22 +81,25 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
         raise VLLMValidationError(
             f"{ARGUMENT} is not the client's to set; use the field glider", parameter="vllm_xargs"
         )
-    began = time.perf_counter()
+    began, decided = time.perf_counter(), prompt.pop(DECIDED, None)
     try:
-        if preset is not None:
+        if decided:
+            resolution = decided[0]
+        elif preset is not None:
             resolution = preset.resolve(front, prompt.get("cache_salt"))
         elif adapter is not None and not hasattr(adapter, "glider_way"):
             prompt.pop(TURNS, None)
             return {"prompt": prompt}  # an adapter of the server's own: it alone answers
         else:
             resolution = front.choose(_front_request(front, tokenizer, prompt, adapter))
-    except ApiError as fault:
-        kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
-        raise kind(fault.message) from fault
-    except GliderError as fault:
-        raise VLLMValidationError(str(fault)) from fault
-    note(front, resolution)
-    metrics().count(front.settings.name, resolution.verdict, time.perf_counter() - began)
+    except (ApiError, GliderError) as fault:
+        raise _refusal(fault) from fault
+    if not decided:
+        note(front, resolution)
+        metrics().count(front.settings.name, resolution.verdict, time.perf_counter() - began)
+    if decided is not None:
+        decided[:] = [resolution]
+    prompt.pop(TURNS, None)
     params = params.clone()
     if resolution.row is not None:
         extra[ARGUMENT] = resolution.row.encoded
@@ -98,6 +108,14 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
     if resolution.salt is not None:
         prompt["cache_salt"] = resolution.salt
     return {"prompt": prompt, "params": params, "lora_request": _adapter(front, resolution.expert)}
+
+
+def _refusal(fault: Exception) -> Exception:
+    """vLLM's error for a request that cannot be answered: a 404 or a 400, whatever a client wrote into its message."""
+    from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
+
+    kind = VLLMNotFoundError if isinstance(fault, ApiError) and fault.status == 404 else VLLMValidationError
+    return kind(printable(str(fault), LONGEST))
 
 
 def _as_dict(prompt: Any) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def _front_request(front: Front, tokenizer: Any, prompt: dict[str, Any], adapter
     if turns:
         text = chat_text(turns)
     elif isinstance(prompt.get("prompt"), str):
-        text = prompt["prompt"]
+        text = front.prompt.input_in(tokenizer, prompt["prompt"])
     else:
         text = front.text_of(ids, tokenizer)
     return FrontRequest(way, text, ids, turns, steering, prompt.get("cache_salt"))
@@ -136,7 +154,7 @@ def _adapter(front: Front, expert: str | None) -> Any:
     from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
     record = next(record for record in front.pool.index.experts if record.name == expert)
-    number = 1 + front.pool.names.index(expert)
+    number = _FIRST_NUMBER + front.pool.names.index(expert)
     name = f"{front.settings.digest[:16]}/{expert}"
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str((front.pool.path / record.home).resolve()))
 
@@ -170,6 +188,19 @@ def _render_chat_async(before: Callable) -> Callable:
     return render_chat_async
 
 
+def _get_prompt(before: Callable) -> Callable:
+    """Of a beam search every step of every beam is a request, with what is written so far as its prompt."""
+
+    def get_prompt(self: Any) -> Any:
+        prompt = before(self)
+        prompt[DECIDED] = self.orig_prompt.setdefault(DECIDED, [])
+        if TURNS in self.orig_prompt:
+            prompt[TURNS] = self.orig_prompt[TURNS]
+        return prompt
+
+    return get_prompt
+
+
 def _with_turns(renderer: Any, result: Any) -> Any:
     if PluginSettings.serves(renderer.config):
         conversations, prompts = result
@@ -185,7 +216,7 @@ def _maybe_get_adapters(before: Callable) -> Callable:
         front: Front | None = getattr(processor, FRONT, None)
         if front is None:
             return adapter
-        from vllm.exceptions import VLLMNotFoundError, VLLMValidationError  # pyright: ignore[reportMissingImports]
+        from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
         steering = (getattr(request, "model_extra", None) or {}).get("glider")
         if adapter is not None:
@@ -197,8 +228,7 @@ def _maybe_get_adapters(before: Callable) -> Callable:
             way = front.way(request.model)
             front.steering(steering)
         except ApiError as fault:
-            kind = VLLMNotFoundError if fault.status == 404 else VLLMValidationError
-            raise kind(fault.message) from fault
+            raise _refusal(fault) from fault
         return _named(request.model or front.settings.name, way, steering)
 
     return maybe_get_adapters
