@@ -21,9 +21,10 @@ def piece(text: str, finish: str | None = None, index: int = 0) -> dict[str, Any
     return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}]}
 
 
-def served(parts: list[bytes], resolved: bool = True, status: int = 200) -> TestClient:
+def served(parts: list[bytes], resolved: bool = True, status: int = 200, root: str = "") -> TestClient:
     """A server that streams these bytes, or gives a reply or an error, and resolves each request's condition first."""
     app = FastAPI()
+    app.root_path = root  # as vLLM does
 
     async def body() -> AsyncIterator[bytes]:
         for number, part in enumerate(parts):
@@ -61,6 +62,13 @@ def test_a_whole_reply_has_the_field_and_its_length() -> None:
     reply = served([]).post(CHAT)
     assert reply.json() == {"id": "1", "text": "é", "glider": ROUTING}
     assert int(reply.headers["content-length"]) == len(reply.content)
+
+
+def test_behind_a_prefix_that_no_proxy_strips_replies_have_it_too() -> None:
+    """They had none (`--root-path`)."""
+    client = served([], root="/behind")
+    assert client.post(f"/behind{CHAT}").json()["glider"] == ROUTING
+    assert client.post(CHAT).json()["glider"] == ROUTING
 
 
 @pytest.mark.parametrize("status", [400, 500])

@@ -79,6 +79,17 @@ def test_overrides_and_counts(selecting: Any, alone: Any) -> None:
     assert (count("fits"), count("stranger")) == (before[0] + 1, before[1] + 1)
 
 
+def test_a_query_that_shall_be_routed_is_not_the_bases_where_the_unsure_are(
+    selecting: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was without a server, though not of one."""
+    settings = selecting.front.settings.model_copy(update={"unsure": "base"})
+    monkeypatch.setattr(selecting.front, "settings", settings)
+    free, forced = selecting.generate([UNSURE, Query(UNSURE, verdict="route")], max_new_tokens=12)
+    assert free.token_ids == alone(None, UNSURE, 12)
+    assert forced.token_ids == alone("rotten_tomatoes", UNSURE, 12) != free.token_ids
+
+
 def test_a_client_cannot_set_what_only_the_server_sets(selecting: Any) -> None:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError

@@ -67,8 +67,8 @@ class VllmModel:
         ends = self.encoder.ends()
         params = [
             self._params(
-                condition.rows([i]), max_tokens=limit, stop_token_ids=sorted(ends), stop=list(stop) or None,
-                seed=None if seed is None else seed + i, **settings,
+                Query.of(prompts[i]), condition.rows([i]), max_tokens=limit, stop_token_ids=sorted(ends),
+                stop=list(stop) or None, seed=None if seed is None else seed + i, **settings,
             )
             for i in range(len(rows))
         ]  # fmt: skip
@@ -96,8 +96,8 @@ class VllmModel:
         wholes, params = [], []
         for i, (ids, row) in enumerate(zip(rows, targets, strict=True)):
             wholes += [ids + target for target in row]
-            one = condition.rows([i])
-            params += [self._params(one, max_tokens=1, temperature=0.0, prompt_logprobs=0) for _ in row]
+            query, one = Query.of(prompts[i]), condition.rows([i])
+            params += [self._params(query, one, max_tokens=1, temperature=0.0, prompt_logprobs=0) for _ in row]
         outputs = iter(self._run(wholes, params, whole=True))
         scores = []
         for ids, texts, row in zip(rows, choices, targets, strict=True):
@@ -113,13 +113,15 @@ class VllmModel:
         """Stop the engine."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def _params(self, condition: Condition, **settings: Any) -> Any:
+    def _params(self, query: Query, condition: Condition, **settings: Any) -> Any:
         """vLLM's parameters of one request with its row, or its expert."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         verdict = condition.verdicts[0] or None if condition.verdicts else None
         if self.front.settings.mode == "select":
-            preset = Preset(None, verdict, expert=self.front.nearest(condition, self.front.settings.unsure == "base"))
+            free = query.verdict is None
+            expert = self.front.nearest(condition, free and self.front.settings.unsure == "base")
+            preset = Preset(None, verdict, expert=expert)
         else:
             preset = Preset(Row.of(condition), verdict)
         return SamplingParams(extra_args={ARGUMENT: preset}, **settings)

@@ -67,13 +67,14 @@ class ReplyField:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["path"] not in ROUTES:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))  # as a proxy that strips nothing sends it
+        if scope["type"] != "http" or path not in ROUTES:
             await self.app(scope, receive, send)
             return
         resolutions: list[dict[str, Any]] = []
         token = _resolutions.set(resolutions)
         try:
-            await self.app(scope, receive, _Reply(send, resolutions, scope["path"] == RESPONSES).send)
+            await self.app(scope, receive, _Reply(send, resolutions, path == RESPONSES).send)
         finally:
             _resolutions.reset(token)
 
