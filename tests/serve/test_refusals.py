@@ -48,6 +48,8 @@ def post(served: Served, body: Any, path: str = "/v1/chat/completions", **header
         ("glider", {"exclude": ["e0", "e1", "e2", "e3"]}),
         ("glider", {"experts": {"e0": 0}}),
         ("glider", {"experts": {"e0": 1e30}}),
+        ("glider", {"experts": {"e0": 10.5}}),
+        ("glider", {"experts": {"e0": 1e-46}}),
         ("glider", {"experts": {"e0": 1}, "exclude": ["e1"]}),
         ("glider", {"experts": {"e0": 1}, "description": "x"}),
         ("glider", {"verdict": "base", "examples": [["a", "b"]]}),

@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 Role = Literal["system", "developer", "user", "assistant"]
 ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+MOST_WEIGHT = 10.0  # of an expert: far larger ones give NaN, in the passes and caches that requests share
+Weight = Annotated[float, Field(strict=True, ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]
 _FIRST = Field(fail_fast=True)  # one fault is told; a million of them would be made
 Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
@@ -84,7 +86,7 @@ class Steering(Body):
     verdict: Literal["route", "base"] | None = Field(
         default=None, description="Route whatever the verdict, or not at all."
     )
-    experts: Texts | dict[str, Number] | None = Field(
+    experts: Texts | dict[str, Weight] | None = Field(
         default=None, description="Choose among these alone; or their weights, for every token the same."
     )
     exclude: Texts = Field(default=[], description="Experts to leave out.")

@@ -85,7 +85,7 @@ def test_weights_beyond_what_layers_compute_are_a_400(route: Front, weight: floa
     """Large ones left NaN in the cache, which changed others' answers; the base answered those beyond float32."""
     with pytest.raises(ApiError) as refused:
         route.choose(FrontRequest(Way("routed"), FITS, steering=route.steering({"experts": {"paws": weight}})))
-    assert refused.value.status == 400 and refused.value.param == "glider.experts"
+    assert refused.value.status == 400 and str(refused.value.param).startswith("glider.experts")
 
 
 def test_token_ids_beyond_every_tokenizers_are_a_400(route: Front) -> None:
