@@ -96,7 +96,7 @@ def main() -> None:
     else:
         model = load_base(arguments.base, dtype=dtype, device=arguments.device).model
     if arguments.quantise:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
 
         quantize_(model, Int8WeightOnlyConfig())
     rows = []

@@ -215,6 +215,7 @@ class ExpertJob:
     def _held_folder(self) -> Iterator[Path]:
         """A path to `folder` that leads there whatever is put in the way, with nothing beside it of another plan's."""
         key, place = self.folder, self.out.parent
+        beside = place
         with ExitStack() as stack:
             for name in key.relative_to(place).parts:
                 beside, place = place, stack.enter_context(held(work_directory(place / name)))
