@@ -33,6 +33,12 @@ class StoredDtype(str, Enum):
     float16 = "float16"
 
 
+ORDER = (
+    "The experts' names, comma-separated or one a line in a file. "
+    "Default: the files' names; for PHATGOOSE's file its 36 T0 tasks."
+)
+
+
 def import_official(
     checkpoint: Annotated[
         Path, typer.Argument(help="A directory of <task>_best.pt, one such file, or PHATGOOSE's file of all experts.")
@@ -45,14 +51,7 @@ def import_official(
     descriptions: Annotated[
         Path | None, typer.Option("--descriptions", help="A JSON object of task: sentence, for the cards.")
     ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(
-            "--order",
-            help="The experts' names, comma-separated or one a line in a file. "
-            "Default: the files' names; for PHATGOOSE's file its 36 T0 tasks.",
-        ),
-    ] = None,
+    order: Annotated[str | None, typer.Option("--order", help=ORDER)] = None,
     without: Annotated[
         list[str] | None, typer.Option("--without", help="An expert to leave out; may be given several times.")
     ] = None,
