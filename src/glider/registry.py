@@ -9,7 +9,7 @@ from inspect import Parameter, signature
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
-from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 from pydantic_core import SchemaError
 
 from glider.config import faults
@@ -158,10 +158,11 @@ def _unfit(make: Any, settings: dict[str, Any]) -> str:
     """The faults of settings that are not of the types which a dataclass or a `__signature__` gives them, on one line;
     empty where all fit.
 
-    A type that pydantic cannot check is left to the maker.
+    A type that pydantic cannot check is left to the maker, and so is a pydantic model, which checks its own.
     """
     parameters = signature(make).parameters
-    if not (is_dataclass(make) or hasattr(make, "__signature__")):
+    checks_itself = isinstance(make, type) and issubclass(make, BaseModel)
+    if checks_itself or not (is_dataclass(make) or hasattr(make, "__signature__")):
         return ""
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     wrong = []

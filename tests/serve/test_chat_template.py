@@ -18,7 +18,9 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 @pytest.fixture
 def templated(llama_directory: Path, pool_directory: Path) -> RoutedModel:
     """A model whose experts bring a template of their own."""
-    return load(str(llama_directory), pool_directory, prompt=PromptFormat(kind="chat", template=TEMPLATE))
+    return load(
+        str(llama_directory), pool_directory, abstain=False, prompt=PromptFormat(kind="chat", template=TEMPLATE)
+    )
 
 
 @pytest.mark.parametrize("turns", [TURNS, TURNS[1:]], ids=["two turns", "one"])

@@ -95,7 +95,9 @@ def test_the_first_question_finds_the_embedder_loaded(
 ) -> None:
     """The cache knew the vector of the question at the start, so that the embedder was loaded at the first one."""
     settings = ServeSettings(pool=[str(pool_directory)])
-    spec = ModelSpec(base=str(llama_directory), pool=str(pool_directory), router="glider(global=ensemble)")
+    spec = ModelSpec(
+        base=str(llama_directory), pool=str(pool_directory), router="glider(global=ensemble, abstain=false)"
+    )
     service = Service(Pools.load(spec, settings), settings)
     store = Cache(tmp_path / "cache.sqlite3", 8.0)
     monkeypatch.setattr(queries, "cache", lambda: store)
@@ -121,7 +123,9 @@ def test_no_line_of_an_event_ends_within_it() -> None:
 def test_what_comes_before_the_queue_is_bounded_too(llama_directory: Path, pool_directory: Path) -> None:
     """Prompts that were being read, and routes that were being told, waited in any number."""
     settings = ServeSettings(pool=[str(pool_directory)], max_requests=1, max_queue=2)
-    service = Service(Pools.load(ModelSpec(base=str(llama_directory), pool=str(pool_directory)), settings), settings)
+    service = Service(
+        Pools.load(ModelSpec(base=str(llama_directory), pool=str(pool_directory), abstain=False), settings), settings
+    )
     go = threading.Event()
 
     async def run() -> None:

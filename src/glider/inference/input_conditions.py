@@ -18,7 +18,7 @@ from glider.errors import RouterError
 from glider.experts.chat_reading import turns_of_prompt
 from glider.inference.queries import Prompt, Query
 from glider.layers.attach import Generation
-from glider.layers.compiled import untraced
+from glider.layers.compiled import Untraced
 from glider.routing.base import Observer
 from glider.routing.condition import Condition
 
@@ -41,8 +41,8 @@ class InputConditions:
         model: Any = self._routed.model
         closing = self._attached.closing
         for hook in (
-            model.register_forward_pre_hook(untraced(self._enter), with_kwargs=True),
-            model.register_forward_hook(untraced(self._leave), with_kwargs=True, always_call=True),
+            model.register_forward_pre_hook(Untraced(self._enter), with_kwargs=True),
+            model.register_forward_hook(Untraced(self._leave), with_kwargs=True, always_call=True),
         ):
             closing.callback(hook.remove)
         generate = model.generate

@@ -81,10 +81,10 @@ def _quiet() -> Iterator[None]:
 def _plain(attached: Attached, ids: list[int], written: list[NewToken]) -> bool:
     """Whether a plain pass gives each token that was written the log-probability that the packed one gave it."""
     model: Any = attached.model
-    chosen = torch.tensor([one.token for one in written], device=model.device)
-    row = torch.cat([torch.tensor(ids, device=model.device), chosen[:-1]])
+    tokens = torch.tensor([one.token for one in written], device=model.device)
+    row = torch.cat([torch.tensor(ids, device=model.device), tokens[:-1]])
     with attached.bare():
         logits = model(input_ids=row[None], use_cache=False).logits[0, len(ids) - 1 :]
-    plain = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+    plain = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     packed = torch.tensor([one.logprob for one in written], device=model.device)
     return close(plain, packed, model.dtype)

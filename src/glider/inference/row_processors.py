@@ -26,12 +26,12 @@ _READING = (
 )
 
 
-def search_by_rows(rows: Sequence[Sequence[int]], given: Sequence[Any], streamer: Any) -> Callable[..., Any]:
+def search_by_rows(rows: Sequence[Sequence[int]], callers: Sequence[Any], streamer: Any) -> Callable[..., Any]:
     """A `custom_generate` that searches as transformers does, with the settings that read tokens applied by row.
 
     Arguments:
         rows: The prompts in tokens, of unlike lengths.
-        given: The caller's own processors, which are left as they are.
+        callers: The caller's own processors, which are left as they are.
         streamer: What new tokens are handed to (transformers passes none to a search that is not its own), or None.
     """
 
@@ -47,9 +47,9 @@ def search_by_rows(rows: Sequence[Sequence[int]], given: Sequence[Any], streamer
         width = 0 if model.config.is_encoder_decoder else input_ids.shape[1]
         processors = LogitsProcessorList()
         for processor in logits_processor:
-            if type(processor) in _READING and not any(processor is one for one in given):
-                own = [next(one for one in row if type(one) is type(processor)) for row in alone]
-                processor = _ByRow(own, [max(0, width - len(row)) for row in rows])
+            if type(processor) in _READING and not any(processor is one for one in callers):
+                by_row = [next(one for one in row if type(one) is type(processor)) for row in alone]
+                processor = _ByRow(by_row, [max(0, width - len(row)) for row in rows])
             processors.append(processor)
         if (generation_config.num_beams or 1) > 1:
             return model._beam_search(input_ids, processors, stopping_criteria, generation_config, **more)

@@ -40,6 +40,15 @@ def _(y: torch.Tensor, x: torch.Tensor, layer: int) -> None:
     """Nothing: the shapes stay."""
 
 
-def untraced(hook: Callable[..., Any]) -> Any:
+class Untraced:
     """A hook that a graph of the whole model leaves to Python."""
-    return torch.compiler.disable(hook)
+
+    def __init__(self, hook: Callable[..., Any]):
+        self._hook = hook
+        self._call: Any = torch.compiler.disable(hook)
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        return self._call(*arguments, **more)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._hook,)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
-from glider.layers.compiled import untraced
+from glider.layers.compiled import Untraced
 from glider.layers.context import RoutingContext
 
 
@@ -31,8 +31,8 @@ class PlainCalls:
     def install(self, model: Any, closing: ExitStack) -> None:
         """Listen to the model until `closing` ends."""
         for hook in (
-            model.register_forward_pre_hook(untraced(self._enter)),
-            model.register_forward_hook(untraced(self._leave), always_call=True),
+            model.register_forward_pre_hook(Untraced(self._enter)),
+            model.register_forward_hook(Untraced(self._leave), always_call=True),
         ):
             closing.callback(hook.remove)
         generate = getattr(model, "generate", None)

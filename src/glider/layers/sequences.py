@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from glider.errors import QueryError
-from glider.layers.compiled import untraced
+from glider.layers.compiled import Untraced
 from glider.shapes import Int, Tensor
 
 PADDING = -1
@@ -65,8 +65,8 @@ def watch_passes(model: Any, passes: Passes, closing: ExitStack) -> None:
     for part, together in parts:
         enter, leave = _entering(passes, together), _leaving(passes)
         for hook in (
-            part.register_forward_pre_hook(untraced(enter), with_kwargs=True),
-            part.register_forward_hook(untraced(leave), with_kwargs=True, always_call=True),
+            part.register_forward_pre_hook(Untraced(enter), with_kwargs=True),
+            part.register_forward_hook(Untraced(leave), with_kwargs=True, always_call=True),
         ):
             closing.callback(hook.remove)
 
