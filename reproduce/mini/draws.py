@@ -1,0 +1,75 @@
+"""Three draws of rows together: means beside the base, and which near tasks lose to it beyond chance.
+
+    python reproduce/mini/draws.py [--router glider-verdicts] [--base base]
+
+Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. A row that
+several draws have counts once. p is that of a paired permutation of a task's rows, and after Holm's correction over the
+tasks.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SETS = ("held-in", "near", "held-out", "bbh", "bbl")
+TRIALS = 20_000
+
+Cells = Mapping[str, Mapping[str, float]]  # a task's rows by their ids
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--router", default="glider-verdicts")
+    parser.add_argument("--base", default="base")
+    arguments = parser.parse_args()
+    for name in SETS:
+        pairs = [[cells(router + draw, name) for router in (arguments.router, arguments.base)] for draw in draws()]
+        print(name, *(f"{mean(own)} (base {mean(base)})" for own, base in pairs))
+    near = [[cells(router + draw, "near") for router in (arguments.router, arguments.base)] for draw in draws()]
+    print("near, difference to the base, rows, p, p after Holm")
+    for task, difference, rows, p, corrected in tested(near):
+        print(f"  {task} {difference:+.1f} {rows} {p:.4f} {corrected:.3f}")
+
+
+def draws() -> tuple[str, ...]:
+    """What the names of the draws end in."""
+    return "", "-seed1", "-seed2"
+
+
+def cells(router: str, name: str) -> Cells:
+    """The scores of a router on a set of tasks, wherever they are kept."""
+    files = [file for kept in ("results", "results-verdicts") for file in (HERE / kept / router / name).glob("*.json")]
+    return {file.stem: {row["id"]: row["score"] for row in json.loads(file.read_text())["results"]} for file in files}
+
+
+def mean(tasks: Cells) -> str:
+    """The mean of the tasks' means, in per cent."""
+    means = [100 * sum(rows.values()) / len(rows) for rows in tasks.values()]
+    return f"{sum(means) / len(means):.1f}" if means else "-"
+
+
+def tested(pairs: Iterable[list[Cells]]) -> list[tuple[str, float, int, float, float]]:
+    """Each task's mean difference over all draws, its rows, p, and p after Holm's correction; the clearest first."""
+    differences: dict[str, dict[str, float]] = {}
+    for own, base in pairs:
+        for task in own.keys() & base.keys():
+            rows = differences.setdefault(task, {})
+            rows.update({row: score - base[task][row] for row, score in own[task].items() if row in base[task]})
+    chance, results = random.Random(0), []
+    for task, rows in sorted(differences.items()):
+        values = [rows[row] for row in sorted(rows)]
+        total = abs(sum(values)) - 1e-9
+        hits = sum(abs(sum(v if chance.random() < 0.5 else -v for v in values)) >= total for _ in range(TRIALS))
+        results.append((hits / TRIALS, task, 100 * sum(values) / len(values), len(values)))
+    table, highest = [], 0.0
+    for place, (p, task, difference, count) in enumerate(sorted(results)):
+        highest = max(highest, min(1.0, p * (len(results) - place)))
+        table.append((task, difference, count, p, highest))
+    return table
+
+
+if __name__ == "__main__":
+    main()
