@@ -73,6 +73,15 @@ def test_adding_the_first_experts_calibrates(pool_with_profiles, tmp_path: Path)
     assert f"glider pool calibrate {bare}" in result.stderr
 
 
+def test_a_pool_that_falls_to_one_expert_says_nothing(pool_with_profiles, llama_directory: Path) -> None:
+    pool = calibrated(pool_with_profiles(experts=2))
+    assert command("remove", pool.path, "e1").exit_code == 0
+    (answer,) = glider.load(str(llama_directory), pool.path).generate(["the e0 e01 of e02"], max_new_tokens=1)
+    assert answer.verdict in ("fits", "unsure")
+    assert command("add", pool.path, pool.path / "e1").exit_code == 0
+    assert glider.Pool.open(pool.path).index.calibrations["examples"].experts == ("e0", "e1")
+
+
 def test_loading_an_uncalibrated_pool_names_the_command(pool_with_profiles, llama_directory: Path) -> None:
     pool = pool_with_profiles()
     with pytest.warns(GliderWarning, match=f"{pool.path} is not calibrated.*glider pool calibrate"):

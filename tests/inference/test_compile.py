@@ -99,6 +99,7 @@ def test_another_router_and_a_detached_pool_after_compiling(model: RoutedModel) 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_inductors_code_is_right_too(model: RoutedModel) -> None:
     given = inputs(model)
     expected = [logits(model, case, given) for case in (PROMPTS, OTHERS, by_verdict("base"))]

@@ -84,10 +84,11 @@ def sample(names: Sequence[str], many: int, count: int) -> Collection[str]:
 def recalibrated(pool: Pool) -> Pool:
     """The pool, calibrated again where its experts changed since.
 
-    One that can't be redone from the profiles stays as it is, with a warning that says why.
+    One that can't be redone from the profiles stays as it is, with a warning that says why; so does one of a pool that
+    has a single expert left, which uses none.
     """
     for signal, stored in pool.index.calibrations.items():
-        if stored.experts == tuple(pool.names):
+        if stored.experts == tuple(pool.names) or len(pool) < 2:  # one expert is judged by its margin alone
             continue
         try:
             anew = calibrate(pool, signal)
