@@ -1,6 +1,6 @@
 """Three draws of rows together: means beside the base, and which near tasks lose to it beyond chance.
 
-    python reproduce/mini/draws.py [--router glider-verdicts] [--base base]
+    python reproduce/mini/draws.py [--router glider-verdicts] [--base base|phatgoose|...]
 
 Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. A row that
 several draws have counts once. p is that of a paired permutation of a task's rows, and after Holm's correction over the
@@ -10,12 +10,15 @@ tasks.
 import argparse
 import json
 import random
+import statistics
 from collections.abc import Iterable, Mapping
+from math import sqrt
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SETS = ("held-in", "near", "held-out", "bbh", "bbl")
 TRIALS = 20_000
+POWER = 7.85  # (1.96 + 0.84)^2: to find a difference at 5 % four times in five
 
 Cells = Mapping[str, Mapping[str, float]]  # a task's rows by their ids
 
@@ -29,6 +32,12 @@ def main() -> None:
         pairs = [[cells(router + draw, name) for router in (arguments.router, arguments.base)] for draw in draws()]
         print(name, *(f"{mean(own)} (base {mean(base)})" for own, base in pairs))
     near = [[cells(router + draw, "near") for router in (arguments.router, arguments.base)] for draw in draws()]
+    every = [own[task][row] - base[task][row] for own, base in near for task in own for row in own[task]]
+    mean_of_all, error = statistics.mean(every), statistics.stdev(every) / sqrt(len(every))
+    needed = f"{POWER * len(every) * (error / mean_of_all) ** 2:.0f}" if mean_of_all else "any number of"
+    print(
+        f"near, all draws: {100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
+    )
     print("near, difference to the base, rows, p, p after Holm")
     for task, difference, rows, p, corrected in tested(near):
         print(f"  {task} {difference:+.1f} {rows} {p:.4f} {corrected:.3f}")
