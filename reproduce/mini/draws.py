@@ -2,8 +2,8 @@
 
     python reproduce/mini/draws.py [--router glider-verdicts] [--base base|phatgoose|...]
 
-Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. A row that
-several draws have counts once. p is that of a paired permutation of a task's rows, and after Holm's correction over the
+Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. In p a row
+that several draws have counts once. p is that of a paired permutation of a task's rows, and after Holm's correction over the
 tasks.
 """
 
@@ -35,9 +35,8 @@ def main() -> None:
     every = [own[task][row] - base[task][row] for own, base in near for task in own for row in own[task]]
     mean_of_all, error = statistics.mean(every), statistics.stdev(every) / sqrt(len(every))
     needed = f"{POWER * len(every) * (error / mean_of_all) ** 2:.0f}" if mean_of_all else "any number of"
-    print(
-        f"near, all draws: {100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
-    )
+    text = f"{100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
+    print(f"near, all draws: {text}")
     print("near, difference to the base, rows, p, p after Holm")
     for task, difference, rows, p, corrected in tested(near):
         print(f"  {task} {difference:+.1f} {rows} {p:.4f} {corrected:.3f}")
