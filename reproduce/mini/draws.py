@@ -2,9 +2,9 @@
 
     python reproduce/mini/draws.py [--router glider-verdicts] [--base base|phatgoose|...]
 
-Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. In p a row
-that several draws have counts once. p is that of a paired permutation of a task's rows, and after Holm's correction over the
-tasks.
+Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. p is that of
+a paired permutation of a task's rows, in which a row that several draws have counts once, and then after Holm's
+correction over the tasks.
 """
 
 import argparse
