@@ -177,6 +177,27 @@ def test_a_request_keeps_the_generation_it_began_with(model: RoutedModel, grow_p
     assert new == model.generate([TEXTS[2]], max_new_tokens=40)[0].token_ids != wanted.token_ids[:40]
 
 
+def test_passes_hold_the_generations_of_their_requests_alone(model: RoutedModel) -> None:
+    """One that nobody asked for yet could not be dropped when the next router comes in the middle of a pass."""
+    attached, engine, ids = model.attached, model.engine(), ids_of(model, TEXTS[2])
+    began, held = attached.generation.number, []
+    hook = model.model.get_submodule("model.layers.0").register_forward_hook(
+        lambda *_: held.append((attached.generation.number, set(attached._running)))
+    )
+    try:
+        engine.add("old", ids, model.condition([TEXTS[2]]), RequestSettings(40))
+        changed = False
+        for event in events(engine, ["old"]):
+            if isinstance(event, NewToken) and not changed:
+                model.set_router(STRONG)
+                changed = True
+    finally:
+        hook.remove()
+        engine.close()
+    later = [running for current, running in held if current != began]
+    assert later and all(running == {began} for running in later)
+
+
 def test_blocks_are_shared_where_the_condition_is_the_same(model: RoutedModel) -> None:
     """Two conversations of one condition compute their beginning once; others, and another generation, do not."""
     from transformers import ContinuousBatchingConfig

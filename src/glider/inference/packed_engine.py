@@ -187,8 +187,11 @@ class PackedEngine:
 
     @contextmanager
     def _installed(self, model: Any) -> Iterator[None]:
-        """Route the engine's passes inside the block; passes of other threads are left as they are."""
-        before = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        """Route the engine's passes inside the block; passes of other threads are left as they are.
+
+        It comes before the hooks of plain calls, which would hold the current generation for the length of a pass.
+        """
+        before = model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
         after = model.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
         try:
             yield
