@@ -31,8 +31,8 @@ from glider.contribute.router_statistics import k_means
 from glider.data.rows import Row, read_rows
 from glider.experts.profile import HELD_BACK, ROWS, Profile
 from glider.inference.base_model import BaseModel, load_base
+from glider.inference.descriptions import embed_texts
 from glider.inference.prompt_states import prompt_states
-from glider.inference.queries import embed_texts
 from glider.instructions.cache import cache
 from glider.instructions.embedders import load_embedder
 from glider.instructions.inputs import edges, ngrams

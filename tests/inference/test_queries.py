@@ -15,8 +15,9 @@ from glider.calibration.verdict import choose_thresholds
 from glider.errors import DescriberError, EmbedderError, EndpointError, GliderWarning
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Pool
+from glider.inference.descriptions import describe_queries
 from glider.inference.model import RoutedModel
-from glider.inference.queries import Query, QueryReader, describe_queries
+from glider.inference.queries import Query, QueryReader
 from glider.instructions.cache import Cache
 from glider.instructions.describers import Written, describer, describers, load_describer
 from glider.instructions.embedders import _load, load_embedder, load_for
@@ -89,7 +90,7 @@ def test_a_warm_query_asks_nobody(store: Cache, embedder_identity: EmbedderIdent
     queries = [Query(f"What is {i} plus {i}? " + "Think. " * 100) for i in range(50)]
     QueryReader(embedder_identity, Counting(calls), store=store).features(queries, {"instructions"})
     with monkeypatch.context() as patch:
-        patch.setattr("glider.inference.queries.load_for", lambda *_: pytest.fail("the embedder was loaded"))
+        patch.setattr("glider.inference.descriptions.load_for", lambda *_: pytest.fail("the embedder was loaded"))
         for query in queries:
             QueryReader(embedder_identity, Counting(calls), store=store).features([query], {"instructions"})
     assert len(calls) == 1

@@ -12,7 +12,7 @@ from glider.routing.base import QueryFeatures
 from glider.shapes import Float, Tensor
 from glider.verdicts.background import Background, shipped
 from glider.verdicts.contest import Contest
-from glider.verdicts.thresholds import MIXED, SHARE, Thresholds
+from glider.verdicts.thresholds import MIXED, SHARE, Nearness, Thresholds
 
 ABSTENTION = 0.02  # most of the experts' own queries that may be called nobody's
 ACCEPTANCE = 0.02  # of everyday requests of a kind that the background has not seen, wanted
@@ -23,16 +23,24 @@ MANY_EXPERTS, SAMPLED_EXPERTS = 256, 64  # beyond so many that have profiles, so
 
 
 def choose_thresholds(
-    pool: Pool, background: Background | None = None, experts: int = MIXED, share: float = SHARE
+    pool: Pool,
+    background: Background | None = None,
+    experts: int = MIXED,
+    share: float = SHARE,
+    nearest_by: Nearness = "signal",
 ) -> Thresholds:
     """Choose the thresholds of a pool's verdicts.
 
     `stranger` is the margin that all but 2 % of everyday requests stay below, each judged by a background without its
     kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
     conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
-    profile are left out; of more than 256 with one, 64 stand for all of them. Raises `PoolError` where no expert has a
-    profile with held-back queries.
+    profile are left out; of more than 256 with one, 64 stand for all of them. `experts`, `share` and `nearest_by` say
+    what an unsure query gets, and are kept as they are. Raises `PoolError` where no expert has a
+    profile with held-back queries, or none a description that `nearest_by` would compare.
     """
+    if nearest_by == "descriptions" and all(expert.instruction is None for expert in pool):
+        remedy = 'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool build` or `pool add`.'
+        raise PoolError("an expert with a description, which unsure queries are compared with", "none", remedy)
     profiles = [expert.profile for expert in pool]
     contest = Contest.of(profiles, shipped() if background is None else background)
     queries = _held_back(pool)
@@ -51,6 +59,7 @@ def choose_thresholds(
         fits=round(max(stranger, _quantile(margins, 1 - FITTING)), 4),
         experts=experts,
         share=share,
+        nearest_by=nearest_by,
         false_abstention=round((margins < stranger).float().mean().item(), 4),
         false_acceptance=round((strange >= stranger).float().mean().item(), 4) if len(strange) else None,
         queries=len(margins),
@@ -69,10 +78,15 @@ def renewed_thresholds(pool: Pool) -> Pool:
     if stored is None or stored.names == tuple(pool.names):
         return pool
     try:
-        return pool.set_verdicts(choose_thresholds(pool, pool.background, stored.experts, stored.share))
+        return pool.set_verdicts(_like(pool, stored))
     except PoolError as fault:
         warnings.warn(f"the thresholds of verdicts are those of other experts: {fault}", GliderWarning, stacklevel=2)
         return pool
+
+
+def _like(pool: Pool, stored: Thresholds) -> Thresholds:
+    """Thresholds chosen again, with what an unsure query gets as it was stored."""
+    return choose_thresholds(pool, pool.background, stored.experts, stored.share, stored.nearest_by)
 
 
 def _held_back(pool: Pool) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """`glider pool`: make, look at and check pools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ from glider.terminal import say, say_json
 if TYPE_CHECKING:
     from glider.experts.pool import Calibration, Pool
     from glider.verdicts.background import Background
-    from glider.verdicts.thresholds import Thresholds
+    from glider.verdicts.thresholds import Nearness, Thresholds
 
 PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -199,6 +199,10 @@ def calibrate(
         Path | None,
         typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
     ] = None,
+    unsure_by: Annotated[
+        Literal["signal", "descriptions"] | None,
+        typer.Option("--unsure-by", help="What chooses the experts of an unsure query. Default: as stored, or signal."),
+    ] = None,
     key: KeyOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -220,7 +224,8 @@ def calibrate(
             raise ConfigError("a threshold p, for --data to choose gamma and beta beside", "none", "Leave out --data.")
         stored = _with_constants(pool, signal, data, split, spec)
         pool = pool.calibrate(signal, stored, default)
-    pool = pool.set_verdicts(choose_thresholds(pool, strangers), strangers)
+    chosen = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
+    pool = pool.set_verdicts(chosen, strangers)
     verdicts = pool.index.verdicts
     assert verdicts is not None
     if as_json:
@@ -318,6 +323,13 @@ def _background_with(path: Path) -> "Background":
     from glider.verdicts.background import JUDGED, Background, shipped
 
     return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
+
+
+def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | None") -> dict[str, Any]:
+    """What an unsure query gets, as it is stored, but for what is given."""
+    stored = pool.index.verdicts
+    kept = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
+    return kept if unsure_by is None else {**kept, "nearest_by": unsure_by}
 
 
 def _expected(verdicts: "Thresholds") -> list[str]:

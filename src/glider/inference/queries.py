@@ -15,10 +15,10 @@ import torch
 from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
 from glider.inference.conversation import question_text
+from glider.inference.descriptions import describe_queries, embed_texts
 from glider.inference.setting_values import plain_value
-from glider.instructions.cache import Cache, cache, key_of
-from glider.instructions.describers import Describer, Task, describe_tasks
-from glider.instructions.embedders import load_for
+from glider.instructions.cache import Cache, cache
+from glider.instructions.describers import Describer
 from glider.instructions.inputs import edges, ngrams
 from glider.instructions.prompts import Pair
 from glider.routing.base import GlobalTerm, Need, Prepared, QueryFeatures, Router
@@ -27,7 +27,6 @@ from glider.shapes import Tensor
 from glider.verdicts.judge import Judge, Override, override_of
 
 NOT_USED = "not used"  # of what a query brings, in the fault that says so
-_KIND = "embedding"
 _OF_TEXTS: frozenset[Need] = frozenset({"grams", "inputs", "hidden"})  # of a query's text and its examples' inputs
 _HALF = re.compile("[\ud800-\udfff]")  # of a character outside the basic plane: no tokenizer takes it
 Message = Mapping[str, Any]  # a turn of a chat: its role and its content
@@ -189,11 +188,12 @@ class QueryReader:
         return replace(query, text=question_text(turns, fits))
 
     def features(
-        self, queries: Sequence[Query], needs: Collection[Need]
+        self, queries: Sequence[Query], needs: Collection[Need], without: str = "routed by the local term alone"
     ) -> tuple[QueryFeatures, tuple[Described, ...]]:
         """The needed features, and the description or text that was embedded for each query, if any.
 
-        The vectors of a query with a fault are zero. The pool's embedder embeds.
+        The vectors of a query with a fault are zero. The pool's embedder embeds. `without` says in the warning what
+        becomes of a query whose embedding fails.
         """
         count = len(queries)
         grams = tuple(tuple(map(ngrams, _texts(query))) for query in queries) if "grams" in needs else None
@@ -215,7 +215,7 @@ class QueryReader:
             for i, one in enumerate(described):
                 if one.text is not None and not vectors.keys() >= {one.text, *(inputs[i] if inputs else ())}:
                     described[i] = replace(one, fault=str(fault))
-        _report_faults(described, fault, self.strict)
+        _report_faults(described, fault, self.strict, without)
         zero = torch.zeros(self.embedder.dimension)
         rows = torch.stack([zero if one.text is None else vectors.get(one.text, zero) for one in described])
         means = [torch.stack([vectors.get(text, zero) for text in one]).mean(dim=0) for one in inputs]
@@ -272,8 +272,21 @@ class QueryReader:
             term = prepared.global_term
             reads = term is not None and "instructions" in term.scores.needs
             described = [reads and self._brings_description(query) for query in queries]
-            condition = prepared.judge.judged(condition, features, overrides, term, described)
+            kinship = self._kinship(queries, prepared.judge)
+            condition = prepared.judge.judged(condition, features, overrides, term, described, kinship)
         return condition.left_to_base([override == "base" for override in overrides])
+
+    def _kinship(self, queries: Sequence[Query], judge: Judge) -> Callable[[Sequence[int]], Tensor]:
+        """Of queries by number, how near their descriptions are to the experts' (N, E); embedded when it is called."""
+
+        def scores(rows: Sequence[int]) -> Tensor:
+            assert judge.kinship is not None
+            without = "given experts by the signal, not by descriptions"
+            features, _ = self.features([queries[row] for row in rows], {"instructions"}, without)
+            assert features.instructions is not None
+            return judge.kinship.scores(features.instructions)
+
+        return scores
 
 
 def _judging(judge: Judge | None) -> frozenset[Need]:
@@ -299,65 +312,9 @@ def _texts(query: Query) -> list[str]:
     return [query.text, *(pair[0] for pair in query.examples)]
 
 
-def describe_queries(queries: Sequence[Query], describer: Describer | None, store: Cache) -> list[Described]:
-    """For each query the text to embed: the description given with it, else the describer's, else its own text."""
-    described = [
-        Described(query.description, "given") if query.description else Described(edges(query.text), "query")
-        for query in queries
-    ]
-    if describer is None:
-        return described
-    open_ = [i for i, query in enumerate(queries) if not query.description]
-    tasks = [Task(queries[i].examples, queries[i].text) for i in open_]
-    for i, one in zip(open_, describe_tasks(describer, tasks, cache=store), strict=True):
-        if one.text is not None or one.fault is not None:
-            described[i] = one
-    return described
-
-
-def embed_texts(
-    texts: Sequence[str], identity: EmbedderIdentity, store: Cache
-) -> tuple[dict[str, Tensor], EndpointError | None]:
-    """Vectors (G,) of texts by the embedder of that identity, from the cache where it has them.
-
-    The embedder is loaded only for a text that the cache lacks. A failing endpoint leaves texts out and is returned.
-    """
-    known: dict[str, Tensor] = {}
-    keys: dict[str, bytes] = {}
-    if identity.probe:  # without one it is not known whose vectors they would be
-        space = identity.model_dump(mode="json")
-        keys = {text: key_of(_KIND, space, text) for text in texts}
-        stored = store.get(keys.values())
-        known = {
-            text: vector
-            for text, key in keys.items()
-            if key in stored and (vector := _vector(stored[key], identity.dimension)) is not None
-        }
-    missing = [text for text in texts if text not in known]
-    if not missing:
-        return known, None
-    try:
-        embedded = load_for(identity).embed(missing)
-    except EndpointError as fault:
-        return known, fault
-    if embedded.shape[1] != identity.dimension:
-        got = f"{embedded.shape[1]} values"
-        return known, EndpointError(f"vectors of {identity.dimension} values", got, "Check the endpoint's model.")
-    fresh = dict(zip(missing, embedded, strict=True))
-    if keys:
-        store.put(_KIND, {keys[text]: vector.contiguous().numpy().tobytes() for text, vector in fresh.items()})
-    return {**known, **fresh}, None
-
-
-def _vector(stored: bytes, width: int) -> Tensor | None:
-    """A cached vector, if it can be one: so many finite float32 values, of unit length."""
-    if len(stored) != 4 * width:
-        return None
-    vector = torch.frombuffer(bytearray(stored), dtype=torch.float32)
-    return vector if abs(float(vector.square().sum()) - 1.0) < 1e-2 else None
-
-
-def _report_faults(described: Sequence[Described], endpoint_fault: EndpointError | None, strict: bool) -> None:
+def _report_faults(
+    described: Sequence[Described], endpoint_fault: EndpointError | None, strict: bool, without: str
+) -> None:
     faults = [one.fault for one in described if one.fault is not None]
     if not faults:
         return
@@ -366,4 +323,4 @@ def _report_faults(described: Sequence[Described], endpoint_fault: EndpointError
             raise endpoint_fault
         raise DescriberError("a description of every query", faults[0], "Leave strict out to go on without it.")
     count = f"{len(faults)} of {len(described)} queries" if len(described) > 1 else "the query"
-    warnings.warn(f"{count} routed by the local term alone: {faults[0]}", GliderWarning, stacklevel=4)
+    warnings.warn(f"{count} {without}: {faults[0]}", GliderWarning, stacklevel=4)

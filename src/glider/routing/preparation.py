@@ -1,7 +1,7 @@
 """Prepares a pool for a router, with errors that name the router, and with a judge where queries have verdicts."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
@@ -9,6 +9,9 @@ from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, R
 from glider.routing.condition import Condition
 from glider.routing.global_part import GlobalPart
 from glider.shapes import Float, Tensor
+
+if TYPE_CHECKING:
+    from glider.verdicts.kinship import Kinship
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,22 @@ def prepare(router: Router, pool: Pool) -> Prepared:
 
     contest = Contest.of(profiles, pool.background or shipped())
     term = None if prepared.global_term is not None else _term(pool)
-    return replace(prepared, judge=Judge(contest, thresholds, settles=by_itself, term=term))
+    judge = Judge(contest, thresholds, settles=by_itself, term=term, kinship=_kinship(pool))
+    return replace(prepared, judge=judge)
+
+
+def _kinship(pool: Pool) -> "Kinship | None":
+    """What chooses an unsure query's experts by their descriptions, where the pool is calibrated for that."""
+    thresholds = pool.index.verdicts
+    if thresholds is None or thresholds.nearest_by != "descriptions" or not thresholds.experts or len(pool) < 2:
+        return None
+    from glider.verdicts.kinship import Kinship
+
+    kinship = Kinship.of([expert.instruction for expert in pool])
+    if kinship is None:
+        remedy = f"Describe the experts, or calibrate it: `glider pool calibrate {pool.path} --unsure-by signal`."
+        raise RouterError("an expert with a description, which unsure queries are compared with", "none", remedy)
+    return kinship
 
 
 def _term(pool: Pool) -> GlobalTerm | None:

@@ -166,6 +166,8 @@ def _embedder(pool: ServedPool) -> EmbedderIdentity | None:
     prepared = pool.generation.prepared
     terms = (prepared.global_term, None if prepared.judge is None else prepared.judge.term)
     needs = {need for term in terms if term is not None for need in term.scores.needs}
+    if prepared.judge is not None and prepared.judge.kinship is not None:
+        needs.add("instructions")
     return pool.model.pool.index.embedder if needs & {"instructions", "inputs"} else None
 
 

@@ -1,6 +1,6 @@
 """The verdict of each query, and its effect on the query's row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ from glider.routing.base import GlobalTerm, QueryFeatures
 from glider.routing.condition import Condition, Settled
 from glider.shapes import Bool, Float, Tensor
 from glider.verdicts.contest import Contest
+from glider.verdicts.kinship import Kinship
 from glider.verdicts.thresholds import Thresholds
 
 Verdict = Literal["fits", "unsure", "stranger"]
@@ -29,14 +30,16 @@ class Judge:
 
     A query whose description is near an expert's fits, whatever its words. With `settles` every token of
     a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every token of an unsure one
-    the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. `term` scores the experts
-    for a router that has no global term.
+    the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. With `kinship` an unsure
+    query's experts are those whose descriptions are nearest. `term` scores the experts for a router that has no global
+    term.
     """
 
     contest: Contest
     thresholds: Thresholds
     settles: bool
     term: GlobalTerm | None = None
+    kinship: Kinship | None = None
 
     def judged(
         self,
@@ -45,10 +48,12 @@ class Judge:
         overrides: Sequence[Override | None] = (),
         term: GlobalTerm | None = None,
         described: Sequence[bool] = (),
+        kinship: Callable[[Sequence[int]], Float[Tensor, "N E"]] | None = None,
     ) -> Condition:
         """The condition with each row's verdict, and with what follows of it except where the caller overrides it.
 
-        `term` made the condition's global scores, of descriptions for the rows that are `described`.
+        `term` made the condition's global scores, of descriptions for the rows that are `described`. `kinship` embeds
+        the rows it is called with, and gives their scores by `self.kinship`; it is called for unsure rows alone.
         """
         margins = self.contest.margins(features)  # (B, E)
         scores, confident = self._scores(condition, features, margins, term)
@@ -63,7 +68,12 @@ class Judge:
         free = torch.ones(len(margins), dtype=torch.bool)
         for row, override in enumerate(overrides):
             free[row] = override is None
-        settled = self._settled(scores, margins, fits & free, ~stranger & ~fits & free) if self.settles else None
+        settled = None
+        if self.settles:
+            unsure = ~stranger & ~fits & free
+            if self.kinship is not None and kinship is not None and bool(unsure.any()):
+                scores = _with_rows(scores, unsure, kinship(unsure.nonzero()[:, 0].tolist()))
+            settled = self._settled(scores, margins, fits & free, unsure)
         return replace(
             condition,
             bare=condition.bare_rows | (stranger & free),
@@ -98,8 +108,18 @@ class Judge:
         weights = torch.zeros(experts.shape)
         weights[fits, 0] = 1.0
         if self.thresholds.experts:  # else an unsure query's tokens are routed one by one
-            weights[unsure] = self.thresholds.share / places
+            present = (scores.gather(-1, experts) > -torch.inf).float()
+            weights[unsure] = (self.thresholds.share * present / present.sum(dim=-1, keepdim=True).clamp(min=1))[unsure]
         return Settled(experts, weights)
+
+
+def _with_rows(
+    scores: Float[Tensor, "B E"], rows: Bool[Tensor, " B"], others: Float[Tensor, "N E"]
+) -> Float[Tensor, "B E"]:
+    """The scores with others in these rows, except where they are not known."""
+    chosen = scores.clone()
+    chosen[rows] = torch.where(others.isnan().any(dim=-1, keepdim=True), scores[rows], others)
+    return chosen
 
 
 def override_of(text: str | None) -> Override | None:

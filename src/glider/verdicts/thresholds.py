@@ -1,10 +1,13 @@
 """What a pool stores for its verdicts: thresholds and their expected error rates."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from glider.config import Config
 
 MIXED, SHARE = 3, 1.0
+Nearness = Literal["signal", "descriptions"]  # by which an unsure query's experts are chosen
 LARGEST = 1e6  # threshold: beyond it every query would be a stranger, or none
 
 
@@ -19,6 +22,7 @@ class Thresholds(Config):
     fits: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)  # of a pool of one expert
     experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
     share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets
+    nearest_by: Nearness = "signal"
     false_abstention: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     false_acceptance: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     queries: int = 0  # held-back queries of the experts

@@ -128,7 +128,7 @@ def test_an_embedding_that_fails_is_a_fault_and_no_number(make_run, monkeypatch:
     def broken(*_: Any) -> Any:
         raise EndpointError("vectors", "a connection refused", "Start the endpoint.")
 
-    monkeypatch.setattr("glider.inference.queries.load_for", broken)
+    monkeypatch.setattr("glider.inference.descriptions.load_for", broken)
     run = make_run(["glider", "phatgoose"])
     assert statuses(run) == ["failed"] * 3 + ["done"] * 3
     assert "connection refused" in told(run, "glider", "near", "even")["fault"]["message"]
