@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glider.calibration import threshold, verdict
-from glider.calibration.threshold import best_threshold, calibrate, recalibrated, sample
+from glider.calibration.threshold import best_threshold, calibrate, recalibrated, sample, still_stands
 from glider.errors import GliderWarning, PoolError, RouterError
 from glider.experts.membership import remove_expert
 from glider.experts.pool import Calibration
@@ -114,3 +114,20 @@ def test_a_few_experts_stand_for_a_large_pool_and_stay_the_same_as_it_grows(pool
     monkeypatch.setattr(verdict, "MANY_EXPERTS", 2)
     monkeypatch.setattr(verdict, "SAMPLED_EXPERTS", 2)
     assert verdict.choose_thresholds(pool).queries == 48
+
+
+def test_what_a_large_pool_chose_stands_until_one_in_twenty_experts_changed(pool_with_profiles, monkeypatch) -> None:
+    names = [f"expert{i}" for i in range(1000)]
+    assert still_stands(names, [*names[25:], *(f"new{i}" for i in range(25))])
+    assert not still_stands(names, [*names[25:], *(f"new{i}" for i in range(26))])
+    assert still_stands(names[:256], names[:256]) and not still_stands(names[:255], names[:256])
+
+    pool = pool_with_profiles()
+    stored = calibrate(pool, "examples").model_copy(update={"experts": ("e0", "e1")})
+    pool = pool.calibrate("examples", stored)
+    monkeypatch.setattr(threshold, "LARGE_POOL", 2)
+    assert recalibrated(pool).index.calibrations["examples"].experts == ("e0", "e1", "e2")  # a third of them is new
+    monkeypatch.setattr(threshold, "CHANGED", 0.5)
+    assert recalibrated(pool) is pool
+    thresholds = verdict.choose_thresholds(pool).model_copy(update={"names": ("e0", "e1")})
+    assert verdict.renewed_thresholds(pool.set_verdicts(thresholds)).index.verdicts == thresholds

@@ -15,6 +15,7 @@ from glider.shapes import Float, Tensor
 MINIMUM_QUERIES = 16  # of each expert
 MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
 MANY_EXPERTS, SAMPLED_EXPERTS = 128, 32  # beyond so many that have queries, so many of them are asked
+LARGE_POOL, CHANGED = 256, 0.05  # in a larger one a choice stands until so great a share of the experts changed
 
 
 def calibrate(
@@ -81,14 +82,25 @@ def sample(names: Sequence[str], many: int, count: int) -> Collection[str]:
     return set(sorted(names, key=lambda name: sha256(name.encode("utf8")).digest())[:count])
 
 
+def still_stands(chosen_for: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a choice that was made for some experts serves these.
+
+    It does for the same ones. Beyond 256 experts, where those that are asked stand for all, it also does until one in
+    twenty has come or gone since.
+    """
+    if len(names) <= LARGE_POOL:
+        return tuple(chosen_for) == tuple(names)
+    return len(set(chosen_for) ^ set(names)) <= CHANGED * len(names)
+
+
 def recalibrated(pool: Pool) -> Pool:
-    """The pool, calibrated again where its experts changed since.
+    """The pool, calibrated again where its experts changed since, as `still_stands` has it.
 
     One that can't be redone from the profiles stays as it is, with a warning that says why; so does one of a pool that
     has a single expert left, which uses none.
     """
     for signal, stored in pool.index.calibrations.items():
-        if stored.experts == tuple(pool.names) or len(pool) < 2:  # one expert is judged by its margin alone
+        if still_stands(stored.experts, pool.names) or len(pool) < 2:  # one expert is judged by its margin alone
             continue
         try:
             anew = calibrate(pool, signal)

@@ -5,7 +5,7 @@ from math import floor
 
 import torch
 
-from glider.calibration.threshold import sample
+from glider.calibration.threshold import sample, still_stands
 from glider.errors import GliderWarning, PoolError
 from glider.experts.pool import Pool
 from glider.routing.base import QueryFeatures
@@ -70,12 +70,12 @@ def choose_thresholds(
 
 
 def renewed_thresholds(pool: Pool) -> Pool:
-    """The pool with its thresholds chosen again, where it has some and its experts changed since.
+    """The pool with its thresholds chosen again, where it has some and its experts changed since (`still_stands`).
 
     Thresholds that cannot be chosen again stay, with a warning that says why.
     """
     stored = pool.index.verdicts
-    if stored is None or stored.names == tuple(pool.names):
+    if stored is None or still_stands(stored.names, pool.names):
         return pool
     try:
         return pool.set_verdicts(_like(pool, stored))
