@@ -44,6 +44,7 @@ def served(parts: list[bytes], resolved: bool = True, status: int = 200, root: s
 
     app.post(CHAT)(reply)
     app.post(replies.RESPONSES)(reply)
+    app.post(replies.MESSAGES)(reply)
     app.post("/v1/other")(reply)
     app.add_middleware(replies.ReplyField)
     return TestClient(app)
@@ -123,8 +124,26 @@ def test_the_response_in_a_streams_last_event_has_the_field(size: int, kind: str
     assert served(parts, resolved=False).post(replies.RESPONSES).content == whole
 
 
-def test_a_whole_response_has_the_field() -> None:
-    assert served([]).post(replies.RESPONSES).json() == {"id": "1", "text": "é", "glider": ROUTING}
+@pytest.mark.parametrize("size", [1, 7, 40, 10_000])
+def test_the_event_that_tells_why_a_message_stopped_has_the_field(size: int) -> None:
+    """Replies of `/v1/messages` had none."""
+
+    def event(kind: str, **more: Any) -> bytes:
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **more})}\n\n".encode()
+
+    first = event("message_start", message={"id": "1"}) + event("content_block_delta", delta={"text": "message_delta"})
+    delta, last = {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}}, event("message_stop")
+    whole = first + event("message_delta", **delta) + last
+    parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+    content = served(parts).post(replies.MESSAGES).content
+    assert content.startswith(first + b"event: message_delta\n") and content.endswith(b"\n\n" + last)
+    assert read(content.decode())[-2] == {"type": "message_delta", **delta, "glider": ROUTING}
+    assert served(parts, resolved=False).post(replies.MESSAGES).content == whole
+
+
+@pytest.mark.parametrize("route", [replies.RESPONSES, replies.MESSAGES])
+def test_a_whole_response_has_the_field(route: str) -> None:
+    assert served([]).post(route).json() == {"id": "1", "text": "é", "glider": ROUTING}
 
 
 def test_no_token_waits_for_the_next_one() -> None:

@@ -168,6 +168,12 @@ def test_replies_say_what_answered(server: Server) -> None:
         _, stream = server.ask("/v1/responses", {**body, "stream": True})
         pieces = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
         assert [piece["response"].get("glider") for piece in pieces if "response" in piece][-1] == expected
+        body = {"model": "demo", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+        status, reply = server.ask("/v1/messages", body)
+        assert status == 200 and reply["glider"] == expected
+        _, stream = server.ask("/v1/messages", {**body, "stream": True})
+        pieces = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        assert [piece["type"] for piece in pieces if piece.get("glider") == expected] == ["message_delta"]
     _, reply = server.chat(STRANGER, "paws")
     assert reply["glider"]["experts"] == {"paws": 1.0}
 

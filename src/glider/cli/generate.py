@@ -170,7 +170,7 @@ def _by_vllm(spec: ModelSpec, query: "Query", answering: Answering, as_json: boo
 
     limits: Any = {"max_new_tokens": answering.max_new_tokens, "truncate": answering.truncate}
     drawn = {"do_sample": True, "temperature": answering.temperature, "seed": answering.seed}
-    model = of_spec(spec, engine={"max_num_seqs": 1})
+    model = of_spec(spec, engine={"max_num_seqs": 1, "enforce_eager": True})
     try:
         (answer,) = model.generate([query], **limits, **(drawn if answering.temperature > 0 else {}))
     finally:

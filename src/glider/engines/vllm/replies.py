@@ -2,8 +2,8 @@
 
 `glider vllm-args` names `ReplyField` as vLLM's `--middleware`. A request opens a list in its context; where its
 condition is made, the resolution of each of its prompts is put there; the reply, or the last chunk of a stream, says
-what the first prompt's came to: of `/v1/responses` the response in its last event. Replies of other routes, and
-errors, pass as they are.
+what the first prompt's came to: of `/v1/responses` the response in its last event, of `/v1/messages` the event that
+tells why it stopped. Replies of other routes, and errors, pass as they are.
 """
 
 import json
@@ -19,9 +19,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MIDDLEWARE = "glider.engines.vllm.replies.ReplyField"
-RESPONSES = "/v1/responses"
-ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES)
-_ENDS = tuple(b"event: response.%s\n" % kind for kind in (b"completed", b"incomplete", b"failed"))
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES)
+_ENDS = {  # of streams whose events have names: the event that has the field, and in which part of it
+    RESPONSES: (b"event: response.completed", b"event: response.incomplete", b"event: response.failed"),
+    MESSAGES: (b"event: message_delta",),
+}
+_PARTS = {RESPONSES: "response"}
 _DATA, _DONE, _BREAK = b"data: ", b"data: [DONE]", b"\n\n"
 _resolutions: ContextVar[list[dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
 
@@ -74,7 +78,7 @@ class ReplyField:
         resolutions: list[dict[str, Any]] = []
         token = _resolutions.set(resolutions)
         try:
-            await self.app(scope, receive, _Reply(send, resolutions, path == RESPONSES).send)
+            await self.app(scope, receive, _Reply(send, resolutions, path).send)
         finally:
             _resolutions.reset(token)
 
@@ -82,9 +86,9 @@ class ReplyField:
 class _Reply:
     """One reply on its way out: whole bodies wait for their end, a stream's events for the next one."""
 
-    def __init__(self, send: Send, resolutions: list[dict[str, Any]], named: bool):
-        """`named` are the events of a stream that have a name each, as those of responses."""
-        self.forward, self.resolutions, self.named = send, resolutions, named
+    def __init__(self, send: Send, resolutions: list[dict[str, Any]], path: str):
+        self.forward, self.resolutions = send, resolutions
+        self.ends, self.part = _ENDS.get(path, ()), _PARTS.get(path)
         self.start: Message | None = None
         self.kind, self.parts = "", bytearray()
 
@@ -103,7 +107,7 @@ class _Reply:
             await self.forward(message)
         elif self.kind == "whole":
             await self._whole(message)
-        elif self.named:
+        elif self.ends:
             await self._named(message)
         else:
             await self._stream(message)
@@ -140,15 +144,15 @@ class _Reply:
         self.parts += message.get("body", b"")
         *events, rest = bytes(self.parts).split(_BREAK)
         more = message.get("more_body", False)
-        ready, self.parts = _joined([self._of_response(event) for event in events]), bytearray(rest)
+        ready, self.parts = _joined([self._of_named(event) for event in events]), bytearray(rest)
         if ready or not more:
             await self.forward({**message, "body": ready if more else ready + rest})
 
-    def _of_response(self, event: bytes) -> bytes:
+    def _of_named(self, event: bytes) -> bytes:
         name, data, body = event.partition(b"\n" + _DATA)
-        if not data or not (name + b"\n").startswith(_ENDS):
+        if not data or name not in self.ends:
             return event
-        return name + data + self._with_field(body, "response")
+        return name + data + self._with_field(body, self.part)
 
     def _with_field(self, body: bytes, part: str | None = None) -> bytes:
         if not self.resolutions:
