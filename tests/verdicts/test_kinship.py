@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 import glider.inference.queries as queries
-from glider.calibration.verdict import choose_thresholds
+from glider.calibration.verdict import choose_thresholds, renewed_thresholds
 from glider.cli.main import build
-from glider.errors import EndpointError, GliderWarning, PoolError, RouterError
+from glider.errors import EndpointError, GliderWarning, MissingDependency, PoolError, RouterError
 from glider.experts.pool import Pool
 from glider.inference.queries import Query
 from glider.inference.spec import load
@@ -34,7 +34,9 @@ def test_unsure_queries_get_the_nearest_by_description_and_the_others_what_they_
 ) -> None:
     model = load(str(llama_directory), described.path)
     condition = model.condition(PROMPTS)
-    by_words = load(str(llama_directory), described.set_verdicts(choose_thresholds(described)).path).condition(PROMPTS)
+    by_words = load(
+        str(llama_directory), described.set_verdicts(choose_thresholds(described, nearest_by="signal")).path
+    ).condition(PROMPTS)
     model.set_router("loraretriever(by=descriptions)")
     nearest = model.condition(PROMPTS).global_scores
     assert condition.verdicts == by_words.verdicts == VERDICTS
@@ -104,6 +106,32 @@ def test_a_pool_without_descriptions_is_refused(llama_directory: Path, calibrate
     stored = choose_thresholds(pool).model_copy(update={"nearest_by": "descriptions"})
     with pytest.raises(RouterError, match="--unsure-by signal"):
         load(str(llama_directory), pool.set_verdicts(stored).path)
+
+
+def test_descriptions_decide_where_every_expert_has_one(llama_directory: Path, calibrated, grow_pool) -> None:
+    pool = calibrated(llama_directory, 3)
+    assert pool.index.verdicts.nearest_by == choose_thresholds(pool).nearest_by == "descriptions"
+    assert choose_thresholds(calibrated(llama_directory, 1, name="one")).nearest_by == "signal"
+    silent = grow_pool(pool, llama_directory, "silent", embedder=None, profile=True)
+    assert choose_thresholds(silent).nearest_by == "signal"
+    assert renewed_thresholds(silent).index.verdicts.nearest_by == "descriptions"  # as it was stored
+
+
+def test_without_the_embedders_package_the_signal_decides_and_it_is_told(
+    described: Pool, llama_directory: Path, monkeypatch
+) -> None:
+    model = load(str(llama_directory), described.path)
+
+    def missing(*_):
+        raise MissingDependency("some-package", "embed texts", "pip install it")
+
+    monkeypatch.setattr(queries, "embed_texts", missing)
+    with pytest.warns(GliderWarning, match="by the signal, not by descriptions: .*some-package.*pip install it"):
+        condition = model.condition([BETWEEN])
+    assert condition.verdicts == ("unsure",) and condition.settled is not None
+    assert condition.settled.weights[0].tolist() == pytest.approx([1 / 3] * 3)
+    with pytest.raises(MissingDependency):
+        load(str(llama_directory), described.path, strict=True).condition([BETWEEN])
 
 
 def test_the_command_stores_the_choice_and_later_ones_keep_it(

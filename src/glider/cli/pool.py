@@ -201,7 +201,10 @@ def calibrate(
     ] = None,
     unsure_by: Annotated[
         Literal["signal", "descriptions"] | None,
-        typer.Option("--unsure-by", help="What chooses the experts of an unsure query. Default: as stored, or signal."),
+        typer.Option(
+            "--unsure-by",
+            help="What chooses the experts of an unsure query. Default: as stored, or descriptions where all have one.",
+        ),
     ] = None,
     key: KeyOption = None,
     as_json: AsJson = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glider.errors import DescriberError, EndpointError, GliderWarning, QueryError
+from glider.errors import DescriberError, EndpointError, GliderWarning, MissingDependency, QueryError
 from glider.experts.card import EmbedderIdentity
 from glider.inference.conversation import question_text
 from glider.inference.descriptions import describe_queries, embed_texts
@@ -282,7 +282,13 @@ class QueryReader:
         def scores(rows: Sequence[int]) -> Tensor:
             assert judge.kinship is not None
             without = "given experts by the signal, not by descriptions"
-            features, _ = self.features([queries[row] for row in rows], {"instructions"}, without)
+            try:
+                features, _ = self.features([queries[row] for row in rows], {"instructions"}, without)
+            except MissingDependency as fault:
+                if self.strict:
+                    raise
+                warnings.warn(f"unsure queries are {without}: {fault}", GliderWarning, stacklevel=4)
+                return torch.full((len(rows), judge.kinship.experts), torch.nan)
             assert features.instructions is not None
             return judge.kinship.scores(features.instructions)
 
