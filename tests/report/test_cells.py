@@ -68,3 +68,49 @@ def test_another_format_is_refused(results: Path, write_cell, edit_json) -> None
     edit_json(write_cell("base", "near", "a", [1]), format=2)
     with pytest.raises(DataError, match="format 1"):
         Results.read(results)
+
+
+def test_what_a_killed_process_left_is_no_result(results: Path, write_cell) -> None:
+    """Half a cell in its hidden directory ended every report until the next evaluation."""
+    cell = write_cell("base", "near", "a", [1])
+    partial = cell.parent / ".b.json.0123abcd.partial"
+    partial.mkdir()
+    (partial / "b.json").write_text(cell.read_text()[:-9])
+    assert list(Results.read(results).cells) == [("base", "near", "a")]
+
+
+FORGED = [
+    (("router",), []),
+    (("set",), 3),
+    (("task",), None),
+    (("guess",), "x"),
+    (("guess",), -1),
+    (("results",), {"a": 1}),
+    (("results", 0), None),
+    (("results", 0, "place"), []),
+    (("results", 0, "score"), 1e300),
+    (("results", 0, "verdict"), {}),
+    (("config", "base"), []),
+    (("config", "task"), "x"),
+    (("hashes", "data"), {}),
+    (("hashes", "pool"), 10**30),
+    (("versions",), []),
+    (("versions", "torch"), []),
+    (("fault",), "x"),
+    (("fault",), {}),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), FORGED)
+def test_a_forged_cell_is_refused_by_its_name(results: Path, write_cell, place: tuple, value: object) -> None:
+    """Each was a traceback of the tables', the figures' or the pages'."""
+    write_cell("base", "near", "a", [1])
+    forged = write_cell("glider", "near", "a", [1])
+    told = part = json.loads(forged.read_text())
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    forged.write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"glider/near/a\.json") as fault:
+        Results.read(results)
+    assert place[0] in str(fault.value) and len(str(fault.value)) < 500

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from glider.cli.main import main
-from glider.errors import ConfigError
+from glider.errors import ConfigError, ExpertError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
@@ -210,3 +210,20 @@ def test_a_figures_file_of_another_kind_is_refused(partial: Path, tmp_path: Path
     (partial / "scores.json").write_text('{"format": 1}')
     with pytest.raises(ConfigError, match=r"scores\.json"):
         write_report(partial, tmp_path / "report")
+
+
+def test_a_link_in_place_of_the_report_is_not_followed(results: Path, write_cell, tmp_path: Path) -> None:
+    for router in ("base", "glider"):
+        write_cell(router, "near", "a", [1, 0, 1])
+    (tmp_path / "outside").mkdir()
+    (results / "report").symlink_to(tmp_path / "outside")
+    with pytest.raises(ExpertError, match=r"results/report.*a link"):
+        write_report(results, results / "report")
+    (results / "report").unlink()
+    (results / "report").mkdir()
+    (results / "report" / "report.md").symlink_to(tmp_path / "outside" / "text.md")
+    write_report(results, results / "report")
+    assert not list((tmp_path / "outside").iterdir()) and not (results / "report" / "report.md").is_symlink()
+    (tmp_path / "place").symlink_to(tmp_path / "outside")  # its user's own
+    write_report(results, tmp_path / "place")
+    assert (tmp_path / "outside" / "report.html").is_file()

@@ -1,7 +1,7 @@
 """One router on one task: a job, and the file of its result."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +21,11 @@ from glider.evaluation.budgets import (
     with_batch,
 )
 from glider.evaluation.evaluated_rows import EvaluatedRows
+from glider.evaluation.records import require_cell
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
 from glider.evaluation.task_rows import measured_budget, score_rows_of, summary_of
 from glider.experts.pool import POOL_FILE
-from glider.files.disk import sha256, write_json
+from glider.files.disk import held_within, sha256, write_json
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.base_model import BaseModel
 from glider.inference.model import RoutedModel
@@ -179,7 +180,7 @@ class Cell:
 
     plan: RouterPlan
     task: Task
-    path: Path
+    path: Path  # DIR/ROUTER/SET/TASK.json
     config: dict[str, Any]
     hashes: dict[str, str]
     bench: BenchSpec
@@ -290,9 +291,6 @@ class Cell:
     def store(self, result: dict[str, Any]) -> None:
         """Put a result's content in place, whole, and what was measured for it beside the router's results."""
         batch = result.get("batch", {})
-        if "tokens_per_second" in batch:
-            folder = self.path.parent
-            write_json(folder / BATCH_FILE, with_batch(read_batches(folder), batch))
         head = {
             "format": FORMAT,
             "key": self.key,
@@ -301,7 +299,14 @@ class Cell:
             "task": self.task.name,
         }
         tail = {"config": self.config, "hashes": self.hashes, "versions": versions()}
-        write_json(self.path, {**head, **result, **tail})
+        with self.held_folder() as folder:
+            if "tokens_per_second" in batch:
+                write_json(folder / BATCH_FILE, with_batch(read_batches(folder), batch))
+            write_json(folder / self.path.name, {**head, **result, **tail})
+
+    def held_folder(self) -> AbstractContextManager[Path]:
+        """A path to the result's folder, `DIR/ROUTER/SET`, to which no link leads; raises `ExpertError` for one."""
+        return held_within(self.path.parents[2], *self.path.parts[-3:-1])
 
     def store_fault(self, fault: Fault) -> None:
         """Put a fault where the result would be: a failed evaluation is never a number."""
@@ -314,8 +319,13 @@ class Cell:
             content = read_json(self.path, LARGEST_RESULT, MOST_OF_RESULT)
         except (OSError, ValueError):
             return None
-        known = isinstance(content, dict) and content.get("key") == self.key and "guess" in content
-        return content if known else None
+        if not isinstance(content, dict) or content.get("key") != self.key or "fault" in content:
+            return None
+        try:
+            require_cell(content)
+        except ValueError:
+            return None
+        return content
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Routers x tasks, one JSON file for each pair: a run that can stop anywhere and be resumed."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from glider.errors import BaseModelError, ConfigError
 from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell, require_by_vllm
 from glider.evaluation.run_plan import RouterPlan, RunPlan, Task, pool_hash, router_hashes, without_place
 from glider.experts.pool import Pool
-from glider.files.disk import sha256
+from glider.files.disk import held_within, sha256
 from glider.files.replacing import sweep
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec, base_of, device_of, dtype_of, open_pool
@@ -76,16 +77,18 @@ class Run:
 
         A cell that fails is written as a fault, without a score, and tried again by the next run. An interruption
         leaves no partial file, and the next run continues with the interrupted cell. Raises `BaseModelError`
-        where there is no base model, and `ConfigError` while another process writes results there; with `shared` only
-        while it writes those of the same router and set, so that several processes may fill one directory.
+        where there is no base model, `ExpertError` for a link in place of a folder, and `ConfigError` while another
+        process writes results there; with `shared` only while it writes those of the same router and set, so that
+        several processes may fill one directory.
         """
         executor = executor or LocalExecutor()
-        folders = sorted({cell.path.parent for cell in self.cells.values()})
-        with ExitStack() as held:
-            for folder in folders if shared else [self.out]:
-                held.enter_context(only_writer(folder))
-            for folder in folders:
-                sweep(folder)  # what killed runs left
+        folders = {cell.path.parent: cell.held_folder for cell in self.cells.values()}
+        with ExitStack() as stack:
+            for held in [folders[path] for path in sorted(folders)] if shared else [lambda: held_within(self.out)]:
+                stack.enter_context(only_writer(stack.enter_context(held())))
+            for path in sorted(folders):
+                with folders[path]() as folder:
+                    sweep(folder)  # what killed runs left
             try:
                 for of_results in (False, True):
                     cells = [cell for cell in self.cells.values() if cell.plan.of_results == of_results]
@@ -157,4 +160,5 @@ def _with_singles(routers: Sequence[RouterPlan], only: Sequence[str], pool: Pool
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")
+    return name or hashlib.sha256(text.encode()).hexdigest()[:12]  # of no such letter

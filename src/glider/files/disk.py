@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from glider.errors import ExpertError
+from glider.files.held import held
 from glider.files.json_text import LARGEST_JSON as LARGEST_JSON
 from glider.files.json_text import read_json as read_json
 from glider.files.opening import opened
@@ -117,6 +118,21 @@ def work_directory(path: Path) -> Path:
     if not is_directory(path):
         raise ExpertError(f"a directory {path} to work in", "a link or a file", "Remove it; it is not glider's.")
     return path
+
+
+@contextmanager
+def held_within(root: Path, *names: str) -> Iterator[Path]:
+    """A path that leads to `root/NAME/...`, made where there is none, whatever is put in the way until the block ends.
+
+    `root` itself may be a link; raises `ExpertError` for one below it.
+    """
+    with _naming_target(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        place = stack.enter_context(held(root.resolve() if root.is_symlink() else root))
+        for name in names:
+            place = stack.enter_context(held(work_directory(place / name)))
+        yield place
 
 
 def copy_file(source: Path, target: Path) -> None:

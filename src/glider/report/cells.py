@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import DataError
+from glider.evaluation.records import require_cell
 from glider.evaluation.run_plan import FORMAT
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 
@@ -68,11 +69,13 @@ class Results:
         """All cells below a directory; other JSON is none of ours.
 
         Raises `DataError` without any, for a file that is no JSON (a broken cell must not pass for none), a cell of
-        another format or an earlier version, and two cells of one router and task that differ in what decides the
-        result.
+        another format or an earlier version, or without what `require_cell` requires, and two cells of one router and
+        task that differ in what decides the result.
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
+            if any(part.startswith(".") for part in path.relative_to(directory).parts):
+                continue  # unfinished, of a process that was killed
             if (record := _record(path)) is None:
                 continue
             if record["format"] != FORMAT:
@@ -83,6 +86,12 @@ class Results:
                     "a result of an earlier version",
                     "Give `glider evaluate` the same command again.",
                 )
+            try:
+                require_cell(record)
+            except ValueError as fault:
+                raise DataError(
+                    f"a result in {path}", str(fault), "Evaluate that cell anew, or move it away."
+                ) from fault
             name = (record["router"], record["set"], record["task"])
             if name in cells and cells[name].record["key"] != record["key"]:
                 two = f"{cells[name].path} and {path}"
@@ -134,8 +143,6 @@ class Results:
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    if path.name.startswith("."):
-        return None
     try:
         record = read_json(path, LARGEST_RESULT, MOST_OF_RESULT)
     except (OSError, ValueError) as fault:

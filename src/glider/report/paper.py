@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from glider.config import Config, faults
 from glider.errors import ConfigError
-from glider.files.disk import write_file, write_json
+from glider.files.disk import held_within, write_file, write_json
 from glider.files.json_text import LARGEST_JSON
 from glider.files.opening import read_bytes
 from glider.report.by_task import by_task, lacks
@@ -35,20 +35,32 @@ def write_report(
     """Make every table and figure of a directory of results: `report.md`, `.tex`, `.html`, `.json` and the pictures.
 
     `plan_file` is by default `report.yaml` in the directory, where there is one. The same results make the same files.
+    Raises `ExpertError` for a report within the results that is a link.
     """
     tick("reading results")
     results = Results.read(directory)
     file = plan_file or directory / FILE
     plan = ReportPlan.read(file) if plan_file or file.is_file() else ReportPlan()
     plan = plan.settled(results, file.parent)
-    pictures = _pictures(plan, file.parent, out, tick)
+    with held_within(directory, out.name) if out.parent == directory else held_within(out) as folder:
+        pictures = _pictures(plan, file.parent, folder, tick)
+        report = _report(plan, results, pictures, tick)
+        for form in FORMS:
+            text = render(report, form)
+            write_file(folder / f"report.{form}", lambda temporary, text=text: temporary.write_text(text, "utf8"))
+        write_json(folder / "report.json", as_json(report))
+    return report
+
+
+def _report(plan: ReportPlan, results: Results, pictures: list[Picture], tick: Callable[[str], None]) -> Report:
+    """The tables, in the plan's order, with the pictures."""
     tick("tasks at chance")
     chance = chance_tasks(plan, results)
     tables = []
     for key in plan.tables:
         tick(key)
         tables.append(make_table(key, plan, results, chance))
-    report = Report(
+    return Report(
         title=plan.title,
         intro=plan.intro,
         tables=tuple(tables),
@@ -58,11 +70,6 @@ def write_report(
         pictures=tuple(pictures),
         provenance=_provenance(plan, results),
     )
-    for form in FORMS:
-        text = render(report, form)
-        write_file(out / f"report.{form}", lambda temporary, text=text: temporary.write_text(text, "utf8"))
-    write_json(out / "report.json", as_json(report))
-    return report
 
 
 def as_json(report: Report) -> dict[str, Any]:

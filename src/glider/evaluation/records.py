@@ -1,0 +1,67 @@
+"""What a result's file must hold for a table or a report to be made of it, whoever wrote it."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glider.config import faults
+
+Score = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Guess = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+class _Row(_Part):
+    place: Annotated[int, Field(ge=0, le=1 << 53)]
+    score: Score
+    expert: str | None = None
+    verdict: str | None = None
+
+
+class _Fault(_Part):
+    message: str
+
+
+class _Task(_Part):
+    split: str | None = None
+
+
+class _Setting(_Part):
+    base: str
+    dtype: str
+    task: _Task
+
+
+class _Hashes(_Part):
+    pool: str
+    data: str
+
+
+class _Head(_Part):
+    key: str
+    router: str
+    set: str
+    task: str
+    config: _Setting
+    hashes: _Hashes
+    versions: dict[str, str]
+
+
+class _Failed(_Head):
+    fault: _Fault
+
+
+class _Finished(_Head):
+    guess: Guess | None
+    results: Annotated[list[_Row], Field(min_length=1)]
+
+
+def require_cell(record: dict[str, Any]) -> None:
+    """Raise `ValueError` that names the first faults of a cell's record, finished or failed."""
+    try:
+        (_Failed if "fault" in record else _Finished).model_validate(record)
+    except ValidationError as fault:
+        raise ValueError(faults(fault)) from fault
