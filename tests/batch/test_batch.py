@@ -15,8 +15,11 @@ from glider.batch.prompts import read_prompts
 from glider.cli.main import main
 from glider.errors import DataError
 from glider.experts.pool import Pool
+from glider.files.held import empty
+from glider.files.held import held as held_directory
 from glider.inference.queries import Query
 from glider.inference.spec import load
+from glider.jobs.run import only_writer
 
 Glider = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +134,45 @@ def test_answers_that_are_in_place_are_known_to_whoever_comes_next(
         patch.setattr(run_module.BatchRun, "_write", stopping)
         assert glider("rows.jsonl", "answers.jsonl")[0] == 130
     assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: unchanged\n")
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_the_chunks_of_a_process_killed_once_the_answers_were_there_go(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emptied: bool
+):
+    """Its directory of chunks stayed for ever: the next run said `unchanged`."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}, {"input": "c"}])
+
+    def stopping(place: Path) -> None:
+        if emptied:
+            empty(place)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "empty", stopping)
+        assert glider("rows.jsonl", "answers.jsonl")[0] == 130
+    work = tmp_path / ".answers.jsonl.answering"
+    assert work.is_dir() and len(lines(tmp_path / "answers.jsonl")) == 3
+    with held_directory(work) as place, only_writer(place):  # another process is at its end
+        assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: unchanged\n")
+        assert work.is_dir()
+    assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: unchanged\n")
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[", "{}", "[1, 2]", '[{"row": 0}]'])
+def test_a_chunk_that_is_no_answers_is_answered_anew(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+):
+    """A damaged one was a traceback at every run."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}, {"input": "c"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.BatchRun, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert glider("rows.jsonl", "answers.jsonl")[0] == 130
+    chunk = next((tmp_path / ".answers.jsonl.answering").rglob("00000000.json"))
+    chunk.write_text(content)
+    assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: done\n")
+    assert [answer["row"] for answer in lines(tmp_path / "answers.jsonl")] == [0, 1, 2]
 
 
 def test_answers_of_other_settings_are_not_overwritten(glider: Glider, tmp_path: Path):

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from glider.contribute import loop as loop_module
+from glider.contribute import protocol
 from glider.contribute.loop import Progress
 from glider.contribute.protocol import train_expert, versions
 from glider.contribute.settings import TrainConfig
@@ -363,3 +364,21 @@ def test_a_run_that_is_complete_says_so(llama_directory: Path, data: Path, tmp_p
         train_expert(data, str(llama_directory), tmp_path / "ex", config())
     with pytest.raises(ExpertError, match="an existing one"):
         train_expert(data, str(llama_directory), tmp_path / "ex", config(seed=5))
+
+
+def test_the_state_of_a_training_that_was_killed_at_its_end_goes(
+    llama_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same command says that nothing is left to do; the state of its optimizer stayed for ever."""
+    state = tmp_path / ".ex.training"
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "empty", lambda place: None)
+        with pytest.raises(OSError, match="not empty"):
+            train_expert(data, str(llama_directory), tmp_path / "ex", config())
+    assert (state / "lora.safetensors").exists()
+    its_key = json.loads((state / "run.json").read_text())["run"]
+    for marker, stays in (("of other work", True), (its_key, False)):
+        (state / "run.json").write_text(json.dumps({"run": marker}))
+        with pytest.raises(ExpertError, match="a complete one, of these rows and settings"):
+            train_expert(data, str(llama_directory), tmp_path / "ex", config())
+        assert state.exists() == stays

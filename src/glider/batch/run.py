@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from glider.evaluation.run_plan import pool_hash
 from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
 from glider.files.held import empty, held
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
-from glider.files.replacing import sweep
+from glider.files.replacing import is_directory, sweep
 from glider.inference.spec import ModelSpec
 from glider.jobs.run import only_writer
 
@@ -45,14 +45,15 @@ class BatchRun:
         rows, key = read_prompts(self.data, self.columns), self.key
         if self.out.exists():
             if self._record().get("key") == key:
-                sweep(self.out.parent)  # a process that was killed once the answers were there
+                sweep(self.out.parent)
+                self._clear_leftovers()
                 return "unchanged"
             expected = f"a new file at {self.out}, or the answers of this very command"
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with held(work_directory(self.work)) as work, only_writer(work), held(work_directory(work / key[:16])) as place:
-            missing = [number for number in range(len(chunks)) if not _place(place, number).is_file()]
+            missing = [number for number, chunk in enumerate(chunks) if not _is_answered(place, number, len(chunk))]
             done = len(chunks) - len(missing)
             if missing:
                 with closing(answer([chunks[number] for number in missing])) as answered:  # pyright: ignore
@@ -97,6 +98,15 @@ class BatchRun:
         settings = self.settings.model_dump(mode="json")
         return {"spec": spec, "settings": settings, "columns": dict(self.columns), "hashes": hashes}
 
+    def _clear_leftovers(self) -> None:
+        """Remove what a process left that was killed once the answers were there; nothing while one is at work."""
+        if not is_directory(self.work):
+            return
+        with suppress(ConfigError, OSError), held(self.work) as work, only_writer(work):
+            empty(work)
+        with suppress(OSError):
+            self.work.rmdir()
+
     def _record(self) -> dict[str, Any]:
         try:
             record = read_json(self.record, LARGEST_RESULT, MOST_OF_RESULT)
@@ -130,6 +140,15 @@ def here(spec: ModelSpec, settings: AnswerSettings) -> Callable[[Sequence[list[P
 
 def _place(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}.json"
+
+
+def _is_answered(directory: Path, number: int, rows: int) -> bool:
+    """Whether the answers to a chunk of so many rows lie there; a file that holds none is written anew."""
+    try:
+        answers = read_json(_place(directory, number), LARGEST_RESULT, MOST_OF_RESULT)
+    except (OSError, ValueError):
+        return False
+    return isinstance(answers, list) and len(answers) == rows and all(isinstance(one, dict) for one in answers)
 
 
 def _pyarrow() -> Any:

@@ -1,6 +1,7 @@
 """The contributor's protocol: data -> expert (GLIDER, section 4.1)."""
 
 import hashlib
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.held import empty, held
 from glider.files.opening import read_text
+from glider.files.replacing import is_directory
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec
 from glider.instructions.embedders import load_embedder
@@ -172,6 +174,7 @@ def _require_incomplete(out: Path, data_sha256: str, config: TrainConfig) -> Non
     except ExpertError:
         return  # whatever it is, it is in the way
     if training.get("data_sha256") == data_sha256 and training.get("config") == config.content:
+        _forget_state(out, training)
         expected, got = f"an expert at {out} that is still to be trained", "a complete one, of these rows and settings"
         raise ExpertError(expected, got, "Nothing is left to do; use it, or give another --out.")
 
@@ -216,6 +219,21 @@ def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
             empty(state)
             write_json(marker, {"run": key})
         yield state
+        empty(state)
+    place.rmdir()
+
+
+def _forget_state(out: Path, training: Mapping[str, Any]) -> None:
+    """Remove the state of the training that a complete expert came of: its process was killed before it could."""
+    place = out.parent / f".{out.name}.training"
+    if not is_directory(place):
+        return
+    origin = {name: training[name] for name in ("data_sha256", "base", "config", "dtype") if name in training}
+    key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
+    with held(place) as state:
+        marker = state / "run.json"
+        if os.path.lexists(marker) and not _is_of(marker, key):
+            return  # of other work, which goes on
         empty(state)
     place.rmdir()
 
