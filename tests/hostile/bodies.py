@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx2 as httpx
 import torch
-from kills import make_root
+from kill_root import make_root
 
 from glider.inference.spec import ModelSpec
 from glider.serve.app import build

@@ -61,6 +61,16 @@ def file_state(*names: str) -> Callable[[Path], object]:
     return state
 
 
+def files_state(folder: str) -> Callable[[Path], object]:
+    """What each file of a folder holds."""
+
+    def state(root: Path) -> object:
+        files = sorted(file for file in (root / folder).rglob("*") if file.is_file() and ".partial" not in str(file))
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    return state
+
+
 def new_state(root: Path) -> object:
     return expert_state(root, "new")
 

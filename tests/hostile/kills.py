@@ -10,7 +10,6 @@ there before opens, old or new; the same command, run again, ends as if nothing 
 import argparse
 import asyncio
 import importlib.util
-import json
 import os
 import resource
 import shutil
@@ -26,10 +25,12 @@ from typing import Any
 
 import pytest
 import torch
+from kill_root import TEMPORARY, make_root
 from kill_states import (
     answers_state,
     expert_state,
     file_state,
+    files_state,
     gains_state,
     imported_state,
     new_state,
@@ -39,29 +40,16 @@ from kill_states import (
     routers_state,
     served_state,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-import glider.cli.evaluate
-import glider.cli.expert
-import glider.cli.pool
-import glider.contribute.adopt
-import glider.contribute.build
-import glider.contribute.protocol
-import glider.evaluation.runs
-import glider.sharing.signature
 from glider.cli.main import main as command_line
-from glider.contribute.settings import TrainConfig
-from glider.experts.membership import add_expert
 from glider.instructions.embedders import load_embedder
 
-V01 = Path(__file__).parents[1] / "fixtures" / "v0.1"
 EVENTS = {"os.rename": 2, "os.link": 2, "os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "os.symlink": 2, "os.truncate": 1}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 TRAINING = ("--rank", "2", "--steps", "2", "--gate-steps", "2", "--batch-size", "4", "--validation", "4")
 # what a process that is gone may leave: locks, which say nothing, and the state that the same command goes on from
-TEMPORARY = "temporary"  # stands for the system's own directory of temporary files, which the system clears
 LEFT = (".lock", ".training", ".making", ".answering")
+DONE = (".lock", ".making")  # what it may leave once the same command has come to its end
 
 
 @dataclass(frozen=True)
@@ -114,6 +102,7 @@ def pull_of_hub(root: Path) -> None:
 
 BASE = ("--base", "{root}/base")
 ANSWERING = ("--out", "{root}/answers.jsonl", "--max-new-tokens", "2", "--batch-size", "12")
+PICTURED = ("--rows", "1", "--split", "val", "--out", "{root}/pictures/routing.json")
 TASKS = "{root}/tasks/{name}.jsonl"
 COMMANDS = {
     "pool add": Command(("pool", "add", "{root}/pool", "extra"), pool_state),
@@ -158,8 +147,17 @@ COMMANDS = {
             ("pool", "train-router", "{root}/pool", "--router", kind, "--data", TASKS, *BASE, "--steps", "2"),
             routers_state,
         )
-        for kind in ("vq", "joint")
+        for kind in (*("vq", "joint", "mindskip", "mindskip-attention", "task-moe", "seqr", "ariadne", "lorauter"),)
     },
+    "report paper": Command(("report", "paper", "{root}/results"), files_state("results/report")),
+    "report scores": Command(
+        ("report", "scores", "--pool", "{root}/pool", "--signal", "examples", "--out", "{root}/pictures/scores.png"),
+        files_state("pictures"),
+    ),
+    "report routing": Command(
+        ("report", "routing", "--pool", "{root}/pool", *BASE, "--data", "{root}/rows.jsonl", *PICTURED),
+        files_state("pictures"),
+    ),
     "pool check": Command(
         ("pool", "check", "{root}/pool", "--data", TASKS, "--store", "--rows", "2", *BASE),
         gains_state,
@@ -174,63 +172,6 @@ COMMANDS = {
     ),
     "evaluate": Command(("evaluate", "{root}/run.yaml", "--out", "{root}/out"), results_state),
 }
-
-
-def make_root(root: Path) -> None:
-    """A base model, a pool of two experts and one beside it, rows, a plan, a run, a key."""
-    shutil.copytree(V01 / "base", root / "base")
-    _byte_tokenizer().save_pretrained(root / "base")
-    shutil.copytree(V01 / "pool", root / "pool")
-    shutil.copytree(V01 / "pool" / "reviews", root / "pool" / "extra")
-    card = root / "pool" / "extra" / "card.json"
-    card.write_text(card.read_text("utf8").replace('"name": "reviews"', '"name": "extra"'), "utf8")
-    rows = [
-        {"input": f"say {i} words", "output": "x", "choices": ["x", "y"], "split": "train" if i < 16 else "val"}
-        for i in range(36)
-    ]
-    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
-    shutil.copytree(V01 / "pool" / "reviews", root / "pool" / "bare")
-    for file in ("card.json", "glider.safetensors"):
-        (root / "pool" / "bare" / file).unlink()
-    (root / TEMPORARY).mkdir()
-    (root / "tasks").mkdir()
-    for name in ("reviews", "places"):
-        shutil.copy(root / "rows.jsonl", root / "tasks" / f"{name}.jsonl")
-    _make_published(root)
-    for name in ("reviews", "trivia"):  # of more rows than the fixture's
-        settings = TrainConfig(validation=20)
-        glider.contribute.adopt.make_profile(root / "pool" / name, root / "rows.jsonl", str(root / "base"), settings)
-        add_expert(root / "pool", name)
-    plan = {
-        "base": str(root / "base"),
-        "experts": [{"name": "made", "adapter": "pool/trivia", "description": "Name places."}],
-    }
-    (root / "plan.yaml").write_text(json.dumps(plan), "utf8")
-    run = {"pool": "pool", "base": str(root / "base"), "split": None, "routers": ["base", "phatgoose"]}
-    (root / "run.yaml").write_text(json.dumps({**run, "sets": {"s": {"tasks": ["rows.jsonl"]}}}), "utf8")
-    glider.sharing.signature.generate_keys(root / "key", root / "key.pub")
-
-
-def _make_published(root: Path) -> None:
-    """A tiny T5, and two experts as the published checkpoints have them."""
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 259}
-    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
-    model.save_pretrained(root / "t5")
-    _byte_tokenizer().save_pretrained(root / "t5")
-    site = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_"
-    (root / "published").mkdir()
-    for name in ("one", "two"):
-        pair = {f"{site}A.default.weight": torch.randn(2, 32), f"{site}B.default.weight": torch.randn(32, 2)}
-        torch.save({**pair, f"{site}gate.default": torch.randn(32)}, root / "published" / f"{name}_best.pt")
-
-
-def _byte_tokenizer() -> Any:
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-    vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 @dataclass(frozen=True)
@@ -330,7 +271,7 @@ def sweep(name: str, out: Path, every: int = 1) -> tuple[int, list[str]]:
                 again = run(command, root)
                 if again.code or command.state(root) != new:
                     faults.append(f"{where}, run again: exit code {again.code}: {again.log[-500:]}")
-                if left := _left(root):
+                if left := _left(root, DONE):
                     faults.append(f"{where}: {left} left")
         except (Exception, SystemExit) as fault:
             faults.append(f"{where}: {type(fault).__name__}: {fault}")
@@ -360,8 +301,8 @@ def _between(state: object, old: object, new: object) -> bool:
     return isinstance(state, dict) and isinstance(new, dict) and state.items() <= new.items()
 
 
-def _left(root: Path) -> list[str]:
-    files = (file.relative_to(root) for file in root.rglob(".*") if not file.name.endswith(LEFT))
+def _left(root: Path, may: tuple[str, ...] = LEFT) -> list[str]:
+    files = (file.relative_to(root) for file in root.rglob(".*") if not file.name.endswith(may))
     return [str(file) for file in files if file.parts[0] != TEMPORARY]
 
 
