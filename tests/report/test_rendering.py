@@ -1,6 +1,7 @@
 """What users name reads as they wrote it, in every form and at every place."""
 
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def test_names_are_read_as_they_are(name: str) -> None:
     for form, reading in readings(report_of(name)).items():
         assert reading.text.replace(name, "NAME") == plain[form].text
         assert reading.tags == plain[form].tags  # nothing of it became markup
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_unseen_of_a_name_is_written(form: str) -> None:
+    """Escape sequences and marks of direction went into the files, and from there to whoever printed them."""
+    hostile = "a\x1b[31mb\x9b2Jc\x1b]0;title\x07d\u202ee\u2066f\u200bg\x00\x7f\u2028h"
+    text = render(report_of(hostile), form)
+    assert not [letter for letter in set(text) if unicodedata.category(letter) in ("Cc", "Cf") and letter != "\n"]
+    assert "abcdefg" in text
 
 
 def test_latex_has_no_command_of_a_name() -> None:

@@ -1,8 +1,10 @@
 """Figure 2's numbers are the traces' means, and survive the way to disk and back."""
 
+import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from glider.cli.main import main
 from glider.errors import ConfigError, RouterError
 from glider.inference.spec import load
 from glider.report.global_scores import task_files
+from glider.report.paper import _drawing
 from glider.report.routing_map import RoutingMap, routing_map
 
 
@@ -66,3 +69,55 @@ def test_the_command_writes_numbers_or_a_picture(
         assert "2 tasks x 14 sites x 3 experts, glider" in capsys.readouterr().out
     assert RoutingMap.model_validate_json((tmp_path / "routing.json").read_text()).router == "glider"
     assert (tmp_path / "routing.png").read_bytes().startswith(b"\x89PNG")
+
+
+SPREAD = {"mean": 0.1, "low": 0.0, "high": 0.2}
+NUMBERS: dict[str, Any] = {
+    "routing": {
+        "format": 1,
+        "router": "r",
+        "experts": ["a", "b"],
+        "sites": ["s", "u"],
+        "tasks": [{"task": "t", "group": "g", "rows": 2, "own": "a", "weights": [[0.1, 0.2], [0.3, 0.1]]}],
+    },
+    "scores": {
+        "format": 1,
+        "signal": "examples",
+        "p": 0.5,
+        "experts": ["a"],
+        "tasks": [
+            {
+                **{"task": "t", "group": "g", "queries": 3, "own": "a", "above": 0.5, "best": SPREAD},
+                "scores": {"a": SPREAD},
+            }
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [
+        ("routing", ("tasks",), []),
+        ("routing", ("experts",), []),
+        ("routing", ("sites",), ["s"]),
+        ("routing", ("tasks", 0, "weights"), [[0.1], [0.2]]),
+        ("routing", ("tasks", 0, "weights", 0, 1), float("nan")),
+        ("routing", ("tasks", 0, "weights", 0, 1), 1e300),
+        ("routing", ("tasks", 0, "own"), "c"),
+        ("scores", ("tasks", 0, "own"), "c"),
+        ("scores", ("tasks", 0, "scores"), {}),
+        ("scores", ("experts",), ["a", "b"]),
+    ],
+)
+def test_forged_numbers_of_a_figure_are_refused(tmp_path: Path, kind: str, place: tuple, value: object) -> None:
+    """They were tracebacks of whatever drew them."""
+    told = part = copy.deepcopy(NUMBERS[kind])
+    (tmp_path / "good.json").write_text(json.dumps(told))
+    _drawing(kind, tmp_path / "good.json")
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (tmp_path / "forged.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"forged\.json"):
+        _drawing(kind, tmp_path / "forged.json")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 
 from glider.calibration.threshold import held_back
 from glider.config import Config
@@ -58,6 +59,15 @@ class PoolScores(Config):
     p: float
     experts: tuple[str, ...]
     tasks: tuple[TaskScores, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PoolScores":
+        for task in self.tasks:
+            if task.scores.keys() != set(self.experts):
+                raise ValueError(f"{task.task}: a score of each expert")
+            if task.own not in (None, *self.experts):
+                raise ValueError(f"{task.task}: its own expert among the experts")
+        return self
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import MissingDependency
+from glider.printable import visible
 from glider.report.by_task import by_reason
 from glider.report.contents import Report
 from glider.report.summary import scale
@@ -43,7 +44,7 @@ def render(report: Report, form: str) -> str:
     environment = Environment(
         loader=PackageLoader("glider.report"),
         autoescape=True,
-        finalize={"md": _escape(_MARKDOWN), "tex": _escape(_LATEX, guard="{}")}.get(form),
+        finalize={"md": _escape(_MARKDOWN), "tex": _escape(_LATEX, guard="{}"), "html": _seen}[form],
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -53,6 +54,11 @@ def render(report: Report, form: str) -> str:
     environment.filters.update({one.__name__: one for one in (*WORDS, by_reason, scale, label, embedded, unbroken)})
     template = environment.get_template(f"report.{form}.jinja")
     return template.render(report=report, INTRODUCTION=INTRODUCTION, CHANCE=CHANCE)
+
+
+def _seen(value: Any) -> Any:
+    """A value of a page without what is not to be seen; jinja2 escapes it."""
+    return visible(value) if type(value) is str else value
 
 
 def _escape(signs: dict[str, str], guard: str = "") -> Callable[[Any], Any]:
@@ -65,7 +71,7 @@ def _escape(signs: dict[str, str], guard: str = "") -> Callable[[Any], Any]:
     def escape(value: Any) -> Any:
         if isinstance(value, Markup):
             return value
-        text = " ".join(str(value).split())
+        text = " ".join(visible(str(value)).split())
         return Markup((guard if text[:1] in ("[", "*") else "") + text.translate(str.maketrans(signs)))
 
     return escape

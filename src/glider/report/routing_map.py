@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 
 from glider.config import Config
 from glider.errors import ConfigError, RouterError
@@ -16,6 +17,7 @@ from glider.report.heatmap import Panel, draw_panels
 from glider.report.style import LIGHT, Dress
 
 MOST_PANELS = 24
+LARGEST_WEIGHT = 1e6
 
 
 class RoutedTask(Config):
@@ -36,6 +38,19 @@ class RoutingMap(Config):
     experts: tuple[str, ...]
     sites: tuple[str, ...]
     tasks: tuple[RoutedTask, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RoutingMap":
+        if not self.tasks or not self.experts or not self.sites:
+            raise ValueError("a task, an expert and a site at least")
+        for task in self.tasks:
+            if {len(line) for line in task.weights} != {len(self.experts)} or len(task.weights) != len(self.sites):
+                raise ValueError(f"{task.task}: a weight of each expert at each site")
+            if not all(abs(weight) <= LARGEST_WEIGHT for line in task.weights for weight in line):  # NaN is none
+                raise ValueError(f"{task.task}: weights up to {LARGEST_WEIGHT:g}")
+            if task.own not in (None, *self.experts):
+                raise ValueError(f"{task.task}: its own expert among the experts")
+        return self
 
     def write(self, path: Path) -> None:
         """Put it on disk, a line for each task."""
