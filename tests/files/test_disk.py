@@ -80,6 +80,21 @@ def test_missing_parents_are_made(tmp_path: Path):
     assert names(tmp_path / "three/four") == ["x"]
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path: Path, kind: str):
+    """In a directory that is read-only the error named the temporary place."""
+    (tmp_path / "shut").mkdir(mode=0o500)
+    shut = () if os.access(tmp_path / "shut", os.W_OK) else (tmp_path / "shut" / "a.json",)  # root may write there
+    for path in (tmp_path / ("a" * 250), *shut):  # with more in its name it is too long
+        with pytest.raises(OSError) as fault:
+            if kind == "file":
+                write_json(path, {})
+            else:
+                with new_directory(path):
+                    pass
+        assert fault.value.filename == str(path)
+
+
 def test_a_directory_appears_only_when_it_is_whole(tmp_path: Path):
     with new_directory(tmp_path / "d") as partial:
         (partial / "x").write_text("x")

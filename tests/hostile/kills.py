@@ -151,7 +151,7 @@ COMMANDS = {
     },
     "report paper": Command(("report", "paper", "{root}/results"), files_state("results/report")),
     "report scores": Command(
-        ("report", "scores", "--pool", "{root}/pool", "--signal", "examples", "--out", "{root}/pictures/scores.png"),
+        ("report", "scores", "--pool", "{root}/pool", "--global", "examples", "--out", "{root}/pictures/scores.png"),
         files_state("pictures"),
     ),
     "report routing": Command(

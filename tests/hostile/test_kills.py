@@ -13,7 +13,8 @@ QUICK = (  # these at every event
     *("expert gates", "expert pull", "pool pull", "pool push", "init", "pool check"),
 )
 LONG = ("expert profile", "expert import", "expert train", "pool build", "evaluate", "generate")
-LONG += ("pool train-router vq", "pool train-router joint")
+LONG += ("pool train-router vq", "pool train-router joint", "pool train-router task-moe", "pool train-router lorauter")
+LONG += ("report paper", "report scores", "report routing")
 FROM_OUTSIDE = ("pool pull of a hub", "expert import-official", "serve")
 
 

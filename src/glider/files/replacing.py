@@ -156,6 +156,8 @@ def _make_work(place: Path) -> tuple[Path, int | None]:
             work.mkdir(mode=0o700)
         except FileExistsError:
             continue
+        except OSError as fault:
+            raise OSError(fault.errno, fault.strerror, str(place)) from fault
         if (lock := _lock(work)) is not None or is_directory(work):
             return work, lock  # else a sweeper was faster than the lock
 

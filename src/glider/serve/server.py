@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glider.errors import ConfigError
+from glider.printable import visible
 from glider.serve.settings import ServeSettings
 from glider.terminal import say
 
@@ -84,10 +85,20 @@ def _listen(settings: ServeSettings) -> socket.socket:
     return listener
 
 
+class _Lines(logging.Formatter):
+    """A message is one line, and neither it nor a traceback holds what is not to be seen: both may quote strangers."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return " ".join(visible(super().formatMessage(record)).split("\n"))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return visible(super().formatException(ei))
+
+
 def _log_to_stderr() -> None:
     """The server's own log, a line each; requests as JSON."""
     show = logging.StreamHandler(sys.stderr)
-    show.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    show.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name, level in (("glider.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [show], False
