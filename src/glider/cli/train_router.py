@@ -33,12 +33,11 @@ def train_router(
     """Train a router on rows of every expert's task.
 
     Everything else is frozen, and the router is stored with the pool. If it is interrupted, the same command continues
-    where it stopped. seqr, vq, ariadne and lorauter start again. A signed pool must be signed again: the signature
-    covers the router's file like the experts'.
+    where it stopped. A signed pool must be signed again: the signature covers the router's file like the experts'.
     """
     from glider.cli.terminal import quiet_libraries
-    from glider.contribute.train_router import resumable, trainable
     from glider.contribute.train_router import train_router as train
+    from glider.contribute.train_router import trainable
     from glider.data.rows import read_rows
     from glider.errors import ConfigError
     from glider.experts.pool import Pool
@@ -54,7 +53,7 @@ def train_router(
     quiet_libraries()
     pool.verify()
     base = spec.load_base_of(pool)
-    with Bars(resumes=router in resumable()) as bars:
+    with Bars(resumes=True) as bars:
         report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
         train(base, pool, router, rows, settings, report)
     file = router_path(path, router)

@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,7 @@ class Loop:
                 self._validate(validation)
             self.progress.seconds = before + time.monotonic() - began
             report(self.progress)
-            steps = save_steps()
-            if (self.progress.step % steps == 0) if steps else (time.monotonic() - saved > SAVE_SECONDS):
+            if save_due(self.progress.step, saved):
                 self._save()
                 saved = time.monotonic()
         if not self.schedule.validates_after(self.progress.step - 1):  # the minutes ended early
@@ -157,15 +157,8 @@ class Loop:
     def _resume(self) -> None:
         if not self.state_file.exists():
             return
-        try:
-            with opened(self.state_file, follow=False):  # a link or a pipe is no state of ours
-                self._restore()
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as fault:
-            raise TrainingError(
-                f"the state of this training in {self.state_file}",
-                f"{type(fault).__name__}: {fault}",
-                f"Remove {self.state_file.parent} to begin anew.",
-            ) from fault
+        with restoring(self.state_file):
+            self._restore()
 
     def _restore(self) -> None:
         with safe_open(self.state_file, framework="pt") as state:
@@ -182,6 +175,26 @@ class Loop:
                         "exp_avg": state.get_tensor(f"exp_avg.{name}").to(value.device),
                         "exp_avg_sq": state.get_tensor(f"exp_avg_sq.{name}").to(value.device),
                     }
+
+
+def save_due(step: int, saved: float) -> bool:
+    """Whether a training saves its state after this step, `saved` being the moment when it last did."""
+    steps = save_steps()
+    return step % steps == 0 if steps else time.monotonic() - saved > SAVE_SECONDS
+
+
+@contextmanager
+def restoring(state_file: Path) -> Iterator[None]:
+    """Around the reading of a training's state; raises `TrainingError` where it cannot be read as one."""
+    try:
+        with opened(state_file, follow=False):  # a link or a pipe is no state of ours
+            yield
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as fault:
+        raise TrainingError(
+            f"the state of this training in {state_file}",
+            f"{type(fault).__name__}: {fault}",
+            f"Remove {state_file.parent} to begin anew.",
+        ) from fault
 
 
 def _parts(rows: Sequence[EncodedRow], count: int) -> list[Sequence[EncodedRow]]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from glider.contribute.examples import EncodedRow, collate
 from glider.contribute.settings import RouterTraining
+from glider.contribute.stages import Stages
 from glider.contribute.train_router import Tasks
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
@@ -26,34 +29,47 @@ _SITE_TOKENS = 512  # tokens of a site that the first codes are found on
 _DECAY = 0.99  # of the moving averages
 _SMOOTHING = 1.0  # tokens of each expert added to every code
 _LLOYD = 8
+_EMBEDDED = 64  # inputs that are embedded at once
+_CENTROIDS, _LOSSES = "/centroids", "/losses"  # no expert's names
 
 
 def fit_vq(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
-    draw = torch.Generator().manual_seed(settings.seed)
-    first: dict[str, list[Tensor]] = {name: [] for name in pool.sites}
+    draw, empty = torch.Generator().manual_seed(settings.seed), torch.zeros(0)
+    kept = {f"{part}.{name}": empty for part in ("codes", "sizes", "counts") for name in pool.sites}
+    stages = Stages(state, report, tensors=kept, lists=list(pool.sites), draw=draw)
+    found, first = stages.tensors, stages.lists
     share = max(1, _SITE_TOKENS // max(1, sum(len(task.train) for task in tasks.values())))
 
     def keep(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
-        first[site].append(x[torch.randperm(len(x), generator=draw)[:share]])
+        first[site].append(drawn(x, share, draw))
 
-    _over_rows(base, pool, tasks, keep, report, "Reading tokens")
-    codes = {name: k_means(torch.cat(rows), settings.codes, draw) for name, rows in first.items()}
-    sizes = {name: torch.ones(len(site_codes)) for name, site_codes in codes.items()}
-    counts = {name: torch.full((len(pool), len(site_codes)), _SMOOTHING) for name, site_codes in codes.items()}
+    _over_rows(base, pool, tasks, keep, stages, "Reading tokens")
+    for name in stages.todo("Finding codes", list(pool.sites)):
+        codes = k_means(torch.cat(first[name]), settings.codes, draw)
+        first[name].clear()
+        found[f"codes.{name}"], found[f"sizes.{name}"] = codes, torch.ones(len(codes))
+        found[f"counts.{name}"] = torch.full((len(pool), len(codes)), _SMOOTHING)
 
     def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
-        codes[site], sizes[site], nearest = moved(codes[site], sizes[site], x)
-        counts[site][expert] += torch.bincount(nearest, minlength=len(codes[site]))
+        codes, sizes, nearest = moved(found[f"codes.{site}"], found[f"sizes.{site}"], x)
+        found[f"codes.{site}"], found[f"sizes.{site}"] = codes, sizes
+        found[f"counts.{site}"][expert] += torch.bincount(nearest, minlength=len(codes))
 
-    _over_rows(base, pool, tasks, update, report, "Moving codes")
-    tensors = {f"{name}.codes": site_codes for name, site_codes in codes.items()}
-    for name, count in counts.items():
+    _over_rows(base, pool, tasks, update, stages, "Moving codes")
+    tensors = {f"{name}.codes": found[f"codes.{name}"] for name in pool.sites}
+    for name in pool.sites:
+        count = found[f"counts.{name}"]
         shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
         tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
     return tensors
+
+
+def drawn(tokens: Float[Tensor, "N D"], count: int, draw: torch.Generator) -> Float[Tensor, "M D"]:
+    """At most so many of the tokens, in memory of their own: a slice would keep all of them."""
+    return tokens[torch.randperm(len(tokens), generator=draw)[:count]]
 
 
 def k_means(tokens: Float[Tensor, "N D"], codes: int, draw: torch.Generator) -> Float[Tensor, "C D"]:
@@ -92,8 +108,11 @@ def fit_seqr(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """Mean and deviation of each adapter's lengths over the tokens of all rows, in the bare base."""
-    score, sums = QRNorm(), {name: torch.zeros(3, len(pool), dtype=torch.float64) for name in pool.sites}
+    score = QRNorm()
     sites = score.prepare(pool)
+    nothing = {name: torch.zeros(3, len(pool), dtype=torch.float64) for name in pool.sites}
+    stages = Stages(state, report, tensors=nothing)
+    sums = stages.tensors
 
     def add(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         lengths = score.scores(x, sites[site]).double().masked_fill(sites[site].absent, 0.0)
@@ -101,7 +120,7 @@ def fit_seqr(
             [lengths.sum(dim=0), lengths.square().sum(dim=0), lengths.new_ones(()).expand(len(pool)) * len(x)]
         )
 
-    _over_rows(base, pool, tasks, add, report, "Measuring answers", under=False, standard=False)
+    _over_rows(base, pool, tasks, add, stages, "Measuring answers", under=False, standard=False)
     tensors = {}
     for name, (total, squares, count) in sums.items():
         mean = total / count
@@ -114,26 +133,30 @@ def fit_ariadne(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """k-means over the embeddings of each expert's inputs."""
-    draw, rows = torch.Generator().manual_seed(settings.seed), []
-    for number, task in enumerate(tasks.values()):
-        vectors = _embedded(pool, [row.input for row in task.rows])
-        centroids = k_means(vectors, settings.centroids, draw)
-        rows.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
-        report("Embedding inputs", number + 1, len(pool))
-    return {"centroids": torch.nn.functional.normalize(torch.stack(rows), dim=-1)}
+    draw = torch.Generator().manual_seed(settings.seed)
+    stages = Stages(state, report, lists=[*tasks, _CENTROIDS], draw=draw)
+    found = stages.lists[_CENTROIDS]
+    vectors = _embedded(pool, tasks, stages)
+    for name in stages.todo("Finding centroids", list(tasks)):
+        centroids = k_means(vectors[name], settings.centroids, draw)
+        found.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
+    centroids = torch.cat(found).unflatten(0, (len(pool), settings.centroids))
+    return {"centroids": torch.nn.functional.normalize(centroids, dim=-1)}
 
 
 def fit_lorauter(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """The mean embedding of each task's rows, and the adapter of least loss on them, found by successive halving."""
-    vectors = torch.stack([_embedded(pool, [row.input for row in task.rows]).mean(dim=0) for task in tasks.values()])
+    stages = Stages(state, report, lists=[*tasks, _LOSSES])
+    means = [vectors.mean(dim=0) for vectors in _embedded(pool, tasks, stages).values()]
+    loss = stages.numbers("Choosing adapters by loss", _LOSSES, len(tasks) * losses_of(len(pool)))
     best = torch.zeros(len(tasks), len(pool))
     for number, task in enumerate(tasks.values()):
-        name = halving(pool.names, [*task.validation, *task.train], lambda n, rows: _loss_under(base, pool, n, rows))
+        rows = [*task.validation, *task.train]
+        name = halving(pool.names, rows, lambda n, rows: loss(lambda: _loss_under(base, pool, n, rows)))
         best[number, pool.names.index(name)] = 1
-        report("Choosing adapters by loss", number + 1, len(tasks))
-    return {"tasks": torch.nn.functional.normalize(vectors, dim=-1), "best": best}
+    return {"tasks": torch.nn.functional.normalize(torch.stack(means), dim=-1), "best": best}
 
 
 def halving(
@@ -148,14 +171,25 @@ def halving(
     return left[0]
 
 
-def _embedded(pool: Pool, texts: Sequence[str]) -> Float[Tensor, "N G"]:
+def losses_of(names: int) -> int:
+    """How many losses are asked for to halve so many names down to one."""
+    return names + losses_of((names + 1) // 2) if names > 1 else 0
+
+
+def _embedded(pool: Pool, tasks: Tasks, stages: Stages) -> dict[str, Float[Tensor, "N G"]]:
+    """The embeddings of each task's inputs, a stage that appends them to the lists of the tasks' names."""
     from glider.errors import RouterError
     from glider.instructions.embedders import load_for
     from glider.instructions.inputs import edges
 
     if pool.index.embedder is None:
         raise RouterError("a pool with an embedder", "one without", "Describe its experts: `glider expert describe`.")
-    return load_for(pool.index.embedder).embed(list(map(edges, texts))).float()
+    embedder = load_for(pool.index.embedder)
+    starts = [(name, start) for name, task in tasks.items() for start in range(0, len(task.rows), _EMBEDDED)]
+    for name, start in stages.todo("Embedding inputs", starts):
+        texts = [edges(row.input) for row in tasks[name].rows[start : start + _EMBEDDED]]
+        stages.lists[name].append(embedder.embed(texts).float())
+    return {name: torch.cat(stages.lists[name]) for name in tasks}
 
 
 def _loss_under(base: BaseModel, pool: Pool, name: str, rows: Sequence[EncodedRow]) -> float:
@@ -184,27 +218,28 @@ def _over_rows(
     pool: Pool,
     tasks: Tasks,
     visit: Visit,
-    report: CountTick,
+    stages: Stages,
     what: str,
     *,
     under: bool = True,
     standard: bool = True,
 ) -> None:
-    """Hand what each site sees of each expert's rows to `visit`: under the expert or in the bare base, standardised or
-    as it is."""
-    for number, (name, task) in enumerate(tasks.items()):
+    """A stage that hands what each site sees of each expert's rows to `visit`: under the expert or in the bare base,
+    standardised or as it is."""
+    rows = [(number, row) for number, task in enumerate(tasks.values()) for row in task.train]
+    for number, of_expert in groupby(stages.todo(what, rows), key=itemgetter(0)):
+        name = pool.names[number]
         attached = attach(base.model, pool, Single(name)) if under else None
         names = pool[name].sites if under else pool.sites
         try:
             with _watching(
                 base.model, names, lambda site, x, e=number: visit(site, standardise(x) if standard else x, e)
             ):
-                for row in task.train:
+                for _, row in of_expert:
                     _pass(base, row, attached)
         finally:
             if attached is not None:
                 attached.detach()
-        report(what, number + 1, len(tasks))
 
 
 @torch.no_grad()

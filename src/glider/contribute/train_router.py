@@ -11,9 +11,10 @@ from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow
 from glider.contribute.loop import Loop, Progress
-from glider.contribute.protocol import training_state
+from glider.contribute.protocol import arithmetic_of, training_state
 from glider.contribute.router_rows import TaskRows, encoded_tasks
 from glider.contribute.settings import RouterTraining
+from glider.contribute.stages import Stages
 from glider.data.rows import Row
 from glider.errors import RouterError
 from glider.experts.base_identity import require_same_base
@@ -48,8 +49,9 @@ def train_router(
 ) -> Pool:
     """Train a router on rows of every expert's task and store it beside the experts; returns the pool with it.
 
-    If it is interrupted, the same call continues from the last checkpoint of a `resumable` router. Raises
-    `RouterError` for a router that is not trained so, `DataError` for an expert without rows.
+    If it is interrupted, the same call continues from the last checkpoint and ends with the same file. With other
+    settings or rows, for a changed expert or on another base it begins anew. Raises `RouterError` for a router that is
+    not trained so, `DataError` for an expert without rows.
     """
     fits = trainable()
     if kind not in fits:
@@ -57,8 +59,7 @@ def train_router(
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
     tasks = encoded_tasks(base, pool, rows, settings)
     content = settings.model_dump()
-    origin = {"router": kind, "settings": content, "experts": pool.names}
-    origin["rows"] = [[task.train, task.validation] for task in map(_plain, tasks.values())]
+    origin = {"router": kind, "settings": content, **_learnt_from(base, pool, tasks)}
     out = router_path(pool.path, kind)
     work_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
     training, was = base.model.training, [p.requires_grad for p in base.model.parameters()]
@@ -77,19 +78,21 @@ def trainable() -> dict[str, Fit]:
     """How each router is trained, by name."""
     from glider.contribute.router_statistics import fit_ariadne, fit_lorauter, fit_seqr, fit_vq
 
-    return {**resumable(), "vq": fit_vq, "seqr": fit_seqr, "ariadne": fit_ariadne, "lorauter": fit_lorauter}
-
-
-def resumable() -> dict[str, Fit]:
-    """Those of them that are trained by the loss, with checkpoints; the others start again if interrupted."""
     by_loss: dict[str, Fit] = {"joint": fit_joint, "mindskip": fit_mindskip, "task-moe": fit_task_moe}
-    return {**by_loss, SKIPPED_ATTENTION: fit_mindskip_attention}
+    by_loss[SKIPPED_ATTENTION] = fit_mindskip_attention
+    return {**by_loss, "vq": fit_vq, "seqr": fit_seqr, "ariadne": fit_ariadne, "lorauter": fit_lorauter}
 
 
-def _plain(task: TaskRows) -> Any:
-    """What tells one set of rows from another."""
-    rows = [[row.prompt, row.target] for row in task.train], [[row.prompt, row.target] for row in task.validation]
-    return TaskRows((), *rows)  # pyright: ignore[reportArgumentType]
+def _learnt_from(base: BaseModel, pool: Pool, tasks: Tasks) -> dict[str, Any]:
+    """What decides a router but its settings: the base, the experts' files, the embedder, the rows."""
+    experts = [[one.name, {name: file.sha256 for name, file in one.files.items()}] for one in pool.index.experts]
+    embedder = pool.index.embedder and pool.index.embedder.model_dump(mode="json")
+    rows = [
+        [[[row.prompt, row.target] for row in part] for part in (task.train, task.validation)]
+        + [[row.input for row in task.rows]]
+        for task in tasks.values()
+    ]
+    return {"base": base.identity.hash, **arithmetic_of(base), "experts": experts, "embedder": embedder, "rows": rows}
 
 
 def fit_joint(
@@ -146,26 +149,27 @@ def fit_task_moe(
     tensors |= {f"{name}.bias": nn.Parameter(torch.zeros(count)) for name in pool.sites}
     router = TaskMoe()
     prepared = router.prepared_with(pool, tensors, settings.signal)
-    means = _represented(base, pool, tasks, router, prepared)
+    stages = Stages(state.with_name("means.safetensors"), report, lists=list(tasks))
+    means = _represented(base, pool, tasks, router, prepared, stages)
     by_task = _ByTask(means, {id(row): name for name, task in tasks.items() for row in (*task.train, *task.validation)})
     _by_loss(base, pool, tasks, settings, state, report, (router, prepared), tensors, by_task)
     return dict(tensors)
 
 
 def _represented(
-    base: BaseModel, pool: Pool, tasks: Tasks, router: TaskMoe, prepared: Prepared
+    base: BaseModel, pool: Pool, tasks: Tasks, router: TaskMoe, prepared: Prepared, stages: Stages
 ) -> dict[str, Float[Tensor, "1 E"]]:
-    """The mean scores of each task's rows by the signal."""
+    """The mean scores of each task's rows by the signal, a stage that appends them to the lists of the tasks' names."""
     from glider.inference.prompt_states import prompt_states
     from glider.inference.queries import Query, QueryReader
 
     reader = QueryReader(pool.index.embedder, None, lambda texts: prompt_states(base, texts), True)
-    means = {}
-    for name, task in tasks.items():
-        scores = reader.condition([Query(row.input) for row in task.rows], router, prepared).global_scores
+    for name in stages.todo("Reading tasks", list(tasks)):
+        rows = tasks[name].rows
+        scores = reader.condition([Query(row.input) for row in rows], router, prepared).global_scores
         assert scores is not None
-        means[name] = scores.mean(dim=0, keepdim=True)
-    return means
+        stages.lists[name].append(scores.mean(dim=0, keepdim=True))
+    return {name: torch.cat(stages.lists[name]) for name in tasks}
 
 
 def _by_loss(
@@ -271,7 +275,8 @@ class _ByTask(_Loss):
             yield lambda: None
 
     def parts(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
-        return [[row for row in rows if self.owner[id(row)] == name] for name in {self.owner[id(row)] for row in rows}]
+        names = dict.fromkeys(self.owner[id(row)] for row in rows)  # a set's order changes from run to run
+        return [[row for row in rows if self.owner[id(row)] == name] for name in names]
 
 
 class _Turns:

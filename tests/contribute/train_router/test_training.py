@@ -1,4 +1,4 @@
-"""Trained routers: each is stored, recorded and read, and goes on where it was broken off."""
+"""Trained routers: each is stored, recorded and read."""
 
 import json
 import sys
@@ -54,27 +54,6 @@ def test_each_is_trained_stored_recorded_and_read(base: BaseModel, pool: Pool, k
     if kind in ("joint", "vq"):
         check_router(router_from(f"glider+{kind}", {}), again, base)
     assert plain_scores(base, again) == others, "what is trained changes no other router"
-
-
-@pytest.mark.parametrize("kind", ["joint", "mindskip", "mindskip-attention", "task-moe"])
-def test_training_that_was_broken_off_ends_with_the_same_bits(
-    base: BaseModel, pool: Pool, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    whole = train_router(base, pool, kind, rows_of(), settings(steps=6))
-    wanted = router_path(pool.path, kind).read_bytes()
-    router_path(pool.path, kind).unlink()
-    monkeypatch.setattr("glider.contribute.loop.SAVE_SECONDS", 0.0)
-
-    def break_off(what: str, done: int, all_: int) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_router(base, whole, kind, rows_of(), settings(steps=6), break_off)
-    steps: list[int] = []
-    train_router(base, whole, kind, rows_of(), settings(steps=6), lambda what, done, all_: steps.append(done))
-    assert steps[0] == 3 + (steps[0] != 3) and steps[-1] == 6 and len(steps) < 6
-    assert router_path(pool.path, kind).read_bytes() == wanted
 
 
 def test_what_cannot_be_trained_is_refused(base: BaseModel, pool: Pool) -> None:

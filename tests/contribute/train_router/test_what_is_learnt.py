@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from glider.contribute import train_router as module
-from glider.contribute.router_statistics import halving, k_means, moved
+from glider.contribute.router_statistics import drawn, halving, k_means, moved
 from glider.contribute.train_router import train_router
 from glider.errors import RouterError
 from glider.experts.pool import Pool
@@ -118,6 +118,14 @@ def test_task_moe_chooses_by_layer_what_its_matrix_says(base: BaseModel, pool: P
     torch.testing.assert_close(decision.weights[0], best.values / best.values.sum(), atol=1e-4, rtol=1e-3)
     others = prepared.sites["model.layers.1.mlp.down_proj"]
     assert not torch.equal(others["matrix"], site["matrix"])
+
+
+def test_drawn_tokens_do_not_keep_the_others_in_memory() -> None:
+    """Every token of every row stayed in memory until the codes were found."""
+    tokens = torch.arange(3000.0).reshape(1000, 3)
+    few = drawn(tokens, 4, torch.Generator().manual_seed(0))
+    assert few.shape == (4, 3) and few.untyped_storage().nbytes() == few.nbytes
+    assert drawn(tokens[:2], 4, torch.Generator()).shape == (2, 3)
 
 
 def test_codes_move_as_in_vq_vae_and_tokens_of_one_code_are_treated_alike(base: BaseModel, pool: Pool) -> None:
