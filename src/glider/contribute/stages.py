@@ -16,6 +16,7 @@ from glider.shapes import Tensor
 
 Item = TypeVar("Item")
 _DRAW = "draw"  # the generator's state
+_PATIENCE = 9  # times what a saving took are worked before the next, or a state of gigabytes would take most of it
 
 
 class Stages:
@@ -51,7 +52,7 @@ class Stages:
         if state_file.exists():
             with restoring(state_file):
                 self._restore()
-        self._saved = time.monotonic()
+        self._saved, self._took = time.monotonic(), 0.0
 
     def todo(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
         """The items of the next stage that are not done; each counts as done when the next is asked for."""
@@ -85,9 +86,11 @@ class Stages:
     def _did(self, what: str, count: int) -> None:
         self._done += 1
         self._report(what, self._done, count)
-        if save_due(self._done, self._saved):
+        if save_due(self._done, self._saved + _PATIENCE * self._took):
+            began = time.monotonic()
             self._save()
             self._saved = time.monotonic()
+            self._took = self._saved - began
 
     def _save(self) -> None:
         tensors = {f"tensor.{name}": tensor.contiguous().clone() for name, tensor in self.tensors.items()}

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from glider.experts.membership import remove_expert
 from glider.experts.pool import Pool
 from glider.experts.router_files import router_path
 from glider.inference.base_model import BaseModel
+from glider.jobs.saving import saving_every
 
 from .rows import rows_of, settings
 
@@ -26,9 +27,10 @@ Told = list[tuple[str, int, int]]
 
 
 @pytest.fixture(autouse=True)
-def saved_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def saved_always() -> Iterator[None]:
     """States are saved after each step."""
-    monkeypatch.setattr("glider.contribute.loop.SAVE_SECONDS", 0.0)
+    with saving_every(1):
+        yield
 
 
 def trained(base: BaseModel, pool: Pool, kind: str, stop: int | None = None, **more: Any) -> Told:
@@ -155,13 +157,12 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from glider.contribute import loop
 from glider.contribute.train_router import train_router
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
+from glider.jobs.saving import saving_every
 from rows import rows_of, settings
 
-loop.SAVE_SECONDS = 0.0
 base, pool, kind, last = sys.argv[1:]
 told = []
 
@@ -171,7 +172,8 @@ def report(*step):
     if len(told) == int(last):
         os.kill(os.getpid(), signal.SIGKILL)
 
-train_router(load_base(base), Pool.open(Path(pool)), kind, rows_of(), settings(), report)
+with saving_every(1):
+    train_router(load_base(base), Pool.open(Path(pool)), kind, rows_of(), settings(), report)
 """
 
 
