@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.models.auto import modeling_auto
 
@@ -28,6 +28,7 @@ from glider.inference.base_model import load_base
 from glider.inference.spec import load
 
 from ..conftest import byte_tokenizer
+from .sizes import sized
 
 KINDS = {
     "causal": ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -37,43 +38,7 @@ KINDS = {
 CHECKS = ("import", "all-linear", "PEFT", "batch", "scores", "packed", "stream")
 PROMPTS = ["a short one", "and another that is quite a bit longer"]
 ALIKE = ["x" * 90 + end for end in ("a short one", "another", "one that is quite a bit longer")]  # share a beginning
-UNLIKE = [PROMPTS[0], ALIKE[2]]  # within every window of `_SIZES`, and past it
-# sizes by the names that configurations give them; what a family lacks is left out
-_SIZES: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "encoder_hidden_size", "decoder_hidden_size"), 32),
-    **dict.fromkeys(("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner"), 48),
-    **dict.fromkeys(("moe_intermediate_size", "intermediate_size_mlp", "shared_intermediate_size"), 48),
-    "ffn_hidden_size": 48,
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 4),
-    **dict.fromkeys(("head_dim", "d_kv", "rotary_dim", "qk_nope_head_dim", "v_head_dim"), 8),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 512),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token"), 2),
-    "vocab_size": 259, "qk_rope_head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16, "n_group": 1, "topk_group": 1,
-    "layer_types": None, "mlp_layer_types": None, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
-    "decoder_start_token_id": 0, "initializer_range": 0.3, "init_std": 0.3, "dropout": 0.0, "attention_dropout": 0.0,
-    "activation_dropout": 0.0, "hidden_dropout": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "is_decoder": True,
-    "embed_dim": 32, "depth": 2, "patch_size": 4, "num_channels": 3, "image_size": 16, "word_embed_proj_dim": 32,
-    "image_token_id": 250, "image_token_index": 250, "video_token_id": 251, "audio_token_id": 252,
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), 32),
-    "vocab_size_per_layer_input": 259, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
-}  # fmt: skip
-# sizes that must fit others of the same family
-_OF_FAMILY: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
-    "gemma3": {"mm_tokens_per_image": 4},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
-    "granitemoehybrid": {
-        "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"],
-    },
-    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
-    "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3, "attention_window_size": 16},
-}  # fmt: skip
+UNLIKE = [PROMPTS[0], ALIKE[2]]  # within every window of `sizes`, and past it
 
 
 @dataclass
@@ -101,12 +66,7 @@ def families() -> list[tuple[str, str]]:
 
 def tiny(family: str, kind: str) -> Any:
     """A random model of a family, small enough to try."""
-    config_class = transformers.CONFIG_MAPPING[family]
-    config = config_class(**{**_fitting(config_class()), **_OF_FAMILY.get(family, {})})
-    for part in ("text_config", "vision_config", "audio_config"):
-        if getattr(config, part, None) is not None and not isinstance(getattr(config, part), dict):
-            inner = type(getattr(config, part))
-            setattr(config, part, inner(**_fitting(inner())))
+    config = sized(transformers.CONFIG_MAPPING[family])
     if kind == "causal" and hasattr(config, "is_decoder"):
         config.is_decoder = True
     make = getattr(transformers, KINDS[kind][0]).from_config
@@ -125,25 +85,6 @@ def tiny(family: str, kind: str) -> Any:
     return model.eval()
 
 
-def _fitting(default: Any) -> dict[str, Any]:
-    known = default.to_dict()
-    rope = known.get("rope_parameters") or known.get("rope_scaling")
-    taken = {
-        name: value
-        for name, value in _SIZES.items()
-        if name in known
-        and not (isinstance(known[name], list | tuple) and isinstance(value, int))
-        and not (known[name] is None and ("window" in name or "chunk" in name))
-    }
-    if "num_key_value_heads" in known and known.get("num_key_value_heads") is None:
-        taken.pop("num_key_value_heads")
-    if isinstance(rope, dict) and rope.get("mrope_section"):
-        taken["rope_parameters"] = {**rope, "mrope_section": [1, 1, 2]}
-    if known.get("model_type") in ("qwen2_vl_text", "qwen2_5_vl_text"):  # whose default is in the model's code
-        taken["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    return taken
-
-
 def sweep(family: str, kind: str) -> Result:
     """Try one family."""
     result = Result(family, kind)
@@ -157,7 +98,7 @@ def sweep(family: str, kind: str) -> Result:
                 built(**_inputs(built))
             built.save_pretrained(base)
             byte_tokenizer(chat=False).save_pretrained(base)
-            load_base(str(base))
+            load_base(str(base)).model.save_pretrained(base)  # Youtu's loading sets the padding token's row to zero
         except GliderError as fault:
             result.checks, result.note = dict.fromkeys(CHECKS, "refused"), str(fault)[:160]
             return result
@@ -211,12 +152,14 @@ def _inputs(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _adapter(base: Path, directory: Path, targets: Any) -> tuple[Path, torch.Tensor]:
-    """A PEFT adapter with its logits; by default on a few linear layers of the language model."""
+    """A PEFT adapter with the logits of the model that it was saved from (PEFT does not load each of them again); by
+    default on a few linear layers of the language model."""
     loaded = load_base(str(base)).model
     if targets is None:
         linear = [n for n, m in loaded.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
         inner = [n for n in linear if "." in n and "vision" not in n and "visual" not in n and "lm_head" not in n]
-        targets = [name for name in inner if not name.endswith("out_proj")][:3] or inner[:3]  # (PEFT takes no Mamba's)
+        taken = [n for n in inner if not n.endswith("out_proj") and "expert" not in n]  # (PEFT takes no Mamba's)
+        targets = taken[:3] or inner[:3]
     task = "SEQ_2_SEQ_LM" if loaded.config.is_encoder_decoder else "CAUSAL_LM"
     peft = get_peft_model(loaded, LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type=task))
     draw = torch.Generator().manual_seed(1)
@@ -224,9 +167,8 @@ def _adapter(base: Path, directory: Path, targets: Any) -> tuple[Path, torch.Ten
         if "lora_" in name:
             value.data = 0.5 * torch.randn(value.shape, generator=draw) / value.shape[-1] ** 0.5
     peft.save_pretrained(str(directory), save_embedding_layers=False)
-    again = PeftModel.from_pretrained(load_base(str(base)).model, str(directory)).eval()
     with torch.no_grad():
-        return directory, again(**_inputs(again)).logits
+        return directory, peft.eval()(**_inputs(peft)).logits
 
 
 def _pool(base: Path, adapter: Path, directory: Path) -> Any:
