@@ -14,6 +14,9 @@ from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.inference.spec import load
 
+from ..conftest import byte_tokenizer
+from ..families.sweep import tiny
+
 PROMPTS = ["is it so?", "a much longer question about something else entirely", "why?"]
 SIZES = [
     "vocab_size",
@@ -107,3 +110,16 @@ def test_a_row_without_choices_is_refused(llama_directory: Path, make_pool) -> N
     model = load(str(llama_directory), make_pool(llama_directory).path, router="base")
     with pytest.raises(QueryError, match="at least one choice"):
         model.score_many(PROMPTS[:2], [["a"], []])
+
+
+def test_a_decoder_that_begins_with_padding_sees_its_beginning(tmp_path: Path, make_pool) -> None:
+    """T5Gemma without a cache hides tokens that are the padding one; with a cache, as in `generate`, it does not."""
+    base = tmp_path / "t5gemma"
+    tiny("t5gemma", "seq2seq").save_pretrained(base)
+    byte_tokenizer(chat=False).save_pretrained(base)
+    model = load(str(base), make_pool(base).path, router="base", prompt=PromptFormat(kind="raw"))
+    ids, target = model.encoder.rows([PROMPTS[0]], False, 0), model.prompt.target_ids(model.tokenizer, "yes")
+    with torch.no_grad(), model.routing(PROMPTS[0]):
+        logits = model.model(input_ids=torch.tensor(ids), decoder_input_ids=torch.tensor([[0, *target[:-1]]])).logits
+    wanted = float(logits[0].log_softmax(-1)[range(len(target)), target].sum())
+    assert model.score(PROMPTS[0], ["yes"])[0].log_likelihood == pytest.approx(wanted, abs=2e-3)

@@ -18,6 +18,7 @@ from transformers import (
     ProphetNetConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    ReformerConfig,
     XLNetConfig,
 )
 
@@ -230,6 +231,20 @@ def test_a_decoder_that_looks_at_how_many_tokens_follow_is_refused(tmp_path: Pat
         num_decoder_layers=1, num_encoder_attention_heads=4, num_decoder_attention_heads=4, init_std=0.3,
     )  # fmt: skip
     config.is_encoder_decoder, config.is_decoder = False, True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="how many tokens follow"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_a_model_that_hashes_tokens_into_chunks_is_refused(tmp_path: Path):
+    """Reformer's hashes are drawn at every pass, and its chunks are cut from all tokens of the row."""
+    torch.manual_seed(0)
+    config = ReformerConfig(
+        vocab_size=259, hidden_size=32, attention_head_size=8, num_attention_heads=4, feed_forward_size=48,
+        attn_layers=["local", "lsh"], axial_pos_embds=False, max_position_embeddings=512, is_decoder=True,
+        local_attn_chunk_length=16, lsh_attn_chunk_length=16, initializer_range=0.3,
+    )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match="how many tokens follow"):

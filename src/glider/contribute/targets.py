@@ -7,7 +7,7 @@ import torch
 
 from glider.contribute.checkpointing import recomputes
 from glider.contribute.examples import EncodedRow, collate
-from glider.inference.forward import accepts, decoder_inputs, last_logits
+from glider.inference.forward import accepts, decoder_inputs, decoder_tokens, last_logits
 from glider.inference.sharing import Sharing
 from glider.shapes import Float, Int, Tensor
 
@@ -46,7 +46,7 @@ def _together(
     batch = _to(model, collated, device)
     labels = batch.pop("labels")
     if encoder_decoder:
-        logits = model(**batch, decoder_input_ids=decoder_inputs(model, labels), use_cache=False).logits
+        logits = model(**batch, **decoder_tokens(model, decoder_inputs(model, labels)), use_cache=False).logits
         return logits[:, -labels.shape[1] :], labels
     logits, _ = last_logits(model, labels.shape[1] + 1, **batch, use_cache=False)
     return logits[:, :-1], labels

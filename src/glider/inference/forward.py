@@ -68,6 +68,13 @@ def decoder_inputs(model: Any, labels: Int[Tensor, "B L"], forced: bool = True) 
     return torch.cat([before, labels[:, :-1].clamp(min=0)], dim=1)
 
 
+def decoder_tokens(model: Any, fed: Int[Tensor, "C S"]) -> dict[str, Int[Tensor, "C S"]]:
+    """A decoder's tokens as arguments of a pass, each of them seen: T5Gemma without a cache hides those that are the
+    padding token, the first one of many models among them, and with a cache it does not."""
+    seen = {"decoder_attention_mask": torch.ones_like(fed)} if accepts(model, "decoder_attention_mask") else {}
+    return {"decoder_input_ids": fed, **seen}
+
+
 def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Int[Tensor, "B S"]]:
     """Rows of tokens as a batch padded on the left; without a mask where all have one length."""
     width = max(map(len, rows))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from glider.errors import QueryError
-from glider.inference.forward import decoder_inputs, last_logits, padded_left, positions
+from glider.inference.forward import decoder_inputs, decoder_tokens, last_logits, padded_left, positions
 from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
 from glider.routing.base import support_of
@@ -128,15 +128,14 @@ def _encoder_decoder(
         with routed(condition.rows(owner)):
             states = read.last_hidden_state[owner]
             outputs = type(read)(last_hidden_state=states)  # its own kind: a decoder may ask for the other parts
-            return model(
-                encoder_outputs=outputs, attention_mask=mask[owner], decoder_input_ids=fed, use_cache=False
-            ).logits[:, -longest:]
+            inputs = {"encoder_outputs": outputs, "attention_mask": mask[owner], **decoder_tokens(model, fed)}
+            return model(**inputs, use_cache=False).logits[:, -longest:]
     rows = [inputs["input_ids"][i, : int(mask[i].sum())] for i in owner.tolist()]
     logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for group in _batches(rows, alike=True):
         ids = torch.stack([rows[i] for i in group])
         with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
-            outputs = model(input_ids=ids, decoder_input_ids=fed[group], use_cache=False).logits
+            outputs = model(input_ids=ids, **decoder_tokens(model, fed[group]), use_cache=False).logits
         for i, one in zip(group, outputs, strict=True):
             logits[i] = one[-longest:]
     return torch.stack(logits)

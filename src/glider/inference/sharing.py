@@ -16,7 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from glider.inference.forward import last_logits, padded, padded_left, plain_model, positions, start_token
+from glider.inference.forward import (
+    decoder_tokens,
+    last_logits,
+    padded,
+    padded_left,
+    plain_model,
+    positions,
+    start_token,
+)
 from glider.layers.widths import linear_widths
 from glider.shapes import Float, Int, Tensor
 
@@ -27,9 +35,12 @@ _ODD, _ODD_COARSE = 1e-2, 1.0  # of log-probabilities: more than any rounding; i
 _STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
+_CHUNKS = 3  # chunks of a row in which a layer parts tokens among them
 _FAULTS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _TOLERANCE = 3e-4  # of log-probabilities in float32
 _TOLERANCE_EPS = 32  # times the resolution of a coarser dtype
+
+_LOOKS_FORWARD = "whose answer to a beginning depends on how many tokens follow"
 
 _lock = threading.RLock()
 _known: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]]" = weakref.WeakKeyDictionary()
@@ -74,13 +85,26 @@ def oddity(model: Any) -> str | None:
         if not encoder_decoder and _differ(first[:-1], second[:-1], model.dtype):
             return "whose tokens see those behind them too: what it says of a token knows the token"
         if _differ(first[:_PART], alone[0].float().log_softmax(-1), model.dtype):
-            return "whose answer to a beginning depends on how many tokens follow"
+            return _LOOKS_FORWARD
+        if not encoder_decoder and (longer := _past_short_windows(model, tokens)) is not None:
+            beginning = model(input_ids=longer, use_cache=False).logits[0, : _READ - 1].float().log_softmax(-1)
+            return _LOOKS_FORWARD if _differ(first[:-1], beginning, model.dtype) else None
     except (*_FAULTS, AssertionError):
         pass  # it wants more than text; whoever asks it is told
     finally:
         for hook in hooks:
             hook.remove()
     return None
+
+
+def _past_short_windows(model: Any, tokens: Int[Tensor, " N"]) -> Int[Tensor, "1 S"] | None:
+    """A row with the beginning that `oddity` tries, past what a configuration names as short windows or chunks: layers
+    that hash tokens into chunks (Reformer's) begin there. None where it names none."""
+    shortest = [length for length in named_lengths(model.config) if _READ < length <= 2 * SHORTEST]
+    if not shortest:
+        return None
+    places = torch.arange(_CHUNKS * max(shortest)).mul(7).add(3) % len(tokens)
+    return tokens[places][None].to(model.device)
 
 
 def _unlike_once(x: Tensor) -> bool:
@@ -275,9 +299,10 @@ def _encoder_pairs(model: Any, rows: list[list[int]], target: list[int], *, stat
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if states:
         inputs = {"encoder_outputs": plain_model(model).get_encoder()(**inputs), "attention_mask": mask}
-    together = model(**inputs, decoder_input_ids=fed.expand(len(rows), -1), use_cache=False).logits
+    together = model(**inputs, **decoder_tokens(model, fed.expand(len(rows), -1)), use_cache=False).logits
     for got, one in zip(together.float().log_softmax(-1), rows, strict=True):
-        alone = model(input_ids=torch.tensor([one], device=device), decoder_input_ids=fed, use_cache=False).logits
+        whole = {"input_ids": torch.tensor([one], device=device), **decoder_tokens(model, fed)}
+        alone = model(**whole, use_cache=False).logits
         yield got, alone[0].float().log_softmax(-1)
 
 
