@@ -1,5 +1,6 @@
 """The base model: found by hub id, local path or the name of the embedded one, and always identified."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def load_base(
     The identity's id is the hub id; of a local path the directory's own name, beside the whole path.
     `arguments` are transformers' `from_pretrained`'s: device_map, attn_implementation, quantization_config, ...
     With a device_map or quantised weights the model stays where they put it. Raises `BaseModelError` where there is no
-    such model and for one that reads ahead (BERT, XLNet), and `ConfigError` for `trust_remote_code`.
+    such model, where its files lack weights, and for one that reads ahead (BERT, XLNet), and `ConfigError` for
+    `trust_remote_code`.
     """
     if arguments.get("trust_remote_code"):
         raise ConfigError("a model that transformers knows", "trust_remote_code", "Leave it out: no foreign code runs.")
@@ -56,7 +58,7 @@ def load_base(
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
         try:
-            model = architecture.from_pretrained(source, dtype=dtype, **arguments)
+            model, found = architecture.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
         finally:
             if shown:
                 logging.enable_progress_bar()
@@ -68,9 +70,21 @@ def load_base(
             named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
+    _require_weights(model, found["missing_keys"], base)
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))
+
+
+def _require_weights(model: Any, missing: Collection[str], base: str) -> None:
+    """Raise `BaseModelError` for weights that transformers would draw at random, others at every loading."""
+    absent = sorted(name for name, _ in model.named_parameters() if name in missing)
+    if absent:
+        raise BaseModelError(
+            f"every weight of {type(model).__name__} in {base}",
+            f"{len(absent)} of them absent, {absent[0]} first",
+            "Give a checkpoint that was saved from a model of this class: the others would be drawn at random.",
+        )
 
 
 def require_plain_files(directory: Path) -> None:
@@ -165,10 +179,10 @@ def _where(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture_of(config: Any) -> Any:
-    """The auto class of a family: an encoder-decoder's, a language model's, or that of images and text."""
+    """The auto class of a family: an encoder-decoder's, a language model's, that of images and text, or of speech and
+    text, which transformers lists among the encoder-decoders."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     plain = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if type(config) not in plain._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    return plain
+    known = (plain, AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
+    return next((one for one in known if type(config) in one._model_mapping), plain)

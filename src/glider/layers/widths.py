@@ -1,5 +1,6 @@
 """Widths of a linear module, however it stores its weight."""
 
+import operator
 from typing import Any
 
 
@@ -11,8 +12,10 @@ def linear_widths(module: Any) -> tuple[int, int] | None:
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         width, out = module.weight.shape
         return int(width), int(out)
-    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return widths if all(isinstance(width, int) for width in widths) else None  # pyright: ignore[reportReturnType]
+    try:
+        return operator.index(module.in_features), operator.index(module.out_features)  # Inkling's are tensors
+    except (AttributeError, TypeError):
+        return None
 
 
 def is_transposed(module: Any) -> bool:
