@@ -124,13 +124,16 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "mpt": {"attn_config": {"attn_pdrop": 0}},
     "muse_glimmer": {"projector_hidden_size": 32, "out_hidden_size": 32},
     "muse_glimmer_text": {"layer_rope_theta": None},
-    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "muse_spark": {"projector_hidden_size": 32, "out_hidden_size": 32},
     "muse_spark_audio": {
         "patch_sizes": [4, 2], "hidden_sizes": [16, 32], "depths": [1, 1], "out_hidden_size": 32,
     },
     "muse_spark_text": {"layer_rope_theta": None, "moe_hidden_size": 32},
     "nemotron": {"num_key_value_heads": 4},
+    "nemotron_h_omni": {
+        "vision_config": {"video_temporal_patch_size": 2, "max_img_size": 32}, "projector_hidden_size": 32,
+        "vision_hidden_size": 32,
+    },
     "paddleocr_vl_text": _MROPE,
     "paligemma": {"vision_config": {"projection_dim": 32}},
     "qwen2_5_omni_text": _MROPE,

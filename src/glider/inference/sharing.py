@@ -32,6 +32,7 @@ Kind = Literal["padding", "generation", "cache", "padded cache", "prefix", "enco
 SHORTEST, LONGEST = 64, 8192  # tokens that are tried
 _READ, _PART = 8, 3  # tokens, of which the last is changed; the first of them, by themselves
 _ODD, _ODD_COARSE = 1e-2, 1.0  # of log-probabilities: more than any rounding; in 16 bits, and of quantised weights
+_LENGTHS = ("window", "chunk", "original_max_position", "compress", "block_size", "local_radius")  # parts of names
 _STEPS = 3  # of generation
 _FOLLOWING = 4  # tokens fed on a cache at once
 _PAST = 1.5  # of a window: so much longer rows show it
@@ -86,7 +87,7 @@ def oddity(model: Any) -> str | None:
             return "whose tokens see those behind them too: what it says of a token knows the token"
         if _differ(first[:_PART], alone[0].float().log_softmax(-1), model.dtype):
             return _LOOKS_FORWARD
-        if not encoder_decoder and (longer := _past_short_windows(model, tokens)) is not None:
+        if not encoder_decoder and (longer := _past_short_chunks(model, tokens)) is not None:
             beginning = model(input_ids=longer, use_cache=False).logits[0, : _READ - 1].float().log_softmax(-1)
             return _LOOKS_FORWARD if _differ(first[:-1], beginning, model.dtype) else None
     except (*_FAULTS, AssertionError):
@@ -97,13 +98,13 @@ def oddity(model: Any) -> str | None:
     return None
 
 
-def _past_short_windows(model: Any, tokens: Int[Tensor, " N"]) -> Int[Tensor, "1 S"] | None:
-    """A row with the beginning that `oddity` tries, past what a configuration names as short windows or chunks: layers
-    that hash tokens into chunks (Reformer's) begin there. None where it names none."""
-    shortest = [length for length in named_lengths(model.config) if _READ < length <= 2 * SHORTEST]
-    if not shortest:
+def _past_short_chunks(model: Any, tokens: Int[Tensor, " N"]) -> Int[Tensor, "1 S"] | None:
+    """A row with the beginning that `oddity` tries, past what a configuration names as short chunks: layers that hash
+    tokens into chunks (Reformer's) begin there. None where it names none."""
+    short = [length for length in named_lengths(model.config, ("chunk",)) if _READ < length <= 2 * SHORTEST]
+    if not short:
         return None
-    places = torch.arange(_CHUNKS * max(shortest)).mul(7).add(3) % len(tokens)
+    places = torch.arange(_CHUNKS * max(short)).mul(7).add(3) % len(tokens)
     return tokens[places][None].to(model.device)
 
 
@@ -337,14 +338,13 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def named_lengths(config: Any) -> set[int]:
+def named_lengths(config: Any, words: Sequence[str] = _LENGTHS) -> set[int]:
     """Lengths that the configuration names as windows or chunks of attention, or as a context that it was made for."""
-    names = ("window", "chunk", "original_max_position", "compress", "block_size", "local_radius")
     return {
         value
         for part in _parts(config.to_dict())
         for name, value in part.items()
-        if type(value) is int and value > 1 and any(word in name for word in names)
+        if type(value) is int and value > 1 and any(word in name for word in words)
     }
 
 
