@@ -108,13 +108,12 @@ def test_a_pool_without_descriptions_is_refused(llama_directory: Path, calibrate
         load(str(llama_directory), pool.set_verdicts(stored).path)
 
 
-def test_descriptions_decide_where_every_expert_has_one(llama_directory: Path, calibrated, grow_pool) -> None:
-    pool = calibrated(llama_directory, 3)
-    assert pool.index.verdicts.nearest_by == choose_thresholds(pool).nearest_by == "descriptions"
-    assert choose_thresholds(calibrated(llama_directory, 1, name="one")).nearest_by == "signal"
-    silent = grow_pool(pool, llama_directory, "silent", embedder=None, profile=True)
+def test_what_is_stored_stays_where_an_expert_without_a_description_joins(
+    llama_directory: Path, described: Pool, grow_pool
+) -> None:
+    silent = grow_pool(described, llama_directory, "silent", embedder=None, profile=True)
     assert choose_thresholds(silent).nearest_by == "signal"
-    assert renewed_thresholds(silent).index.verdicts.nearest_by == "descriptions"  # as it was stored
+    assert renewed_thresholds(silent).index.verdicts.nearest_by == "descriptions"
 
 
 def test_without_the_embedders_package_the_signal_decides_and_it_is_told(

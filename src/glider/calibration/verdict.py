@@ -27,7 +27,7 @@ def choose_thresholds(
     background: Background | None = None,
     experts: int = MIXED,
     share: float = SHARE,
-    nearest_by: Nearness | None = None,
+    nearest_by: Nearness = "signal",
 ) -> Thresholds:
     """Choose the thresholds of a pool's verdicts.
 
@@ -35,14 +35,10 @@ def choose_thresholds(
     kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
     conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
     profile are left out; of more than 256 with one, 64 stand for all of them. `experts`, `share` and `nearest_by` say
-    what an unsure query gets, and are kept as they are; without `nearest_by` it is the experts with the nearest
-    descriptions where all have one, else those nearest by the signal. Raises `PoolError` where no expert has a
+    what an unsure query gets, and are kept as they are. Raises `PoolError` where no expert has a
     profile with held-back queries, or none a description that `nearest_by` would compare.
     """
-    described = [expert.instruction is not None for expert in pool]
-    if nearest_by is None:
-        nearest_by = "descriptions" if all(described) and len(pool) > 1 else "signal"
-    if nearest_by == "descriptions" and not any(described):
+    if nearest_by == "descriptions" and all(expert.instruction is None for expert in pool):
         remedy = 'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool build` or `pool add`.'
         raise PoolError("an expert with a description, which unsure queries are compared with", "none", remedy)
     profiles = [expert.profile for expert in pool]

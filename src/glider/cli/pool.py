@@ -203,7 +203,7 @@ def calibrate(
         Literal["signal", "descriptions"] | None,
         typer.Option(
             "--unsure-by",
-            help="What chooses the experts of an unsure query. Default: as stored, or descriptions where all have one.",
+            help="What chooses the experts of an unsure query. Default: as stored, or signal.",
         ),
     ] = None,
     key: KeyOption = None,
