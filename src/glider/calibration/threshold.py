@@ -82,15 +82,15 @@ def sample(names: Sequence[str], many: int, count: int) -> Collection[str]:
     return set(sorted(names, key=lambda name: sha256(name.encode("utf8")).digest())[:count])
 
 
-def still_stands(chosen_for: Sequence[str], names: Sequence[str]) -> bool:
+def still_stands(former_names: Sequence[str], names: Sequence[str]) -> bool:
     """Whether a choice that was made for some experts serves these.
 
     It does for the same ones. Beyond 256 experts, where those that are asked stand for all, it also does until one in
     twenty has come or gone since.
     """
     if len(names) <= LARGE_POOL:
-        return tuple(chosen_for) == tuple(names)
-    return len(set(chosen_for) ^ set(names)) <= CHANGED * len(names)
+        return tuple(former_names) == tuple(names)
+    return len(set(former_names) ^ set(names)) <= CHANGED * len(names)
 
 
 def recalibrated(pool: Pool) -> Pool:

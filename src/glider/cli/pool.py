@@ -227,8 +227,8 @@ def calibrate(
             raise ConfigError("a threshold p, for --data to choose gamma and beta beside", "none", "Leave out --data.")
         stored = _with_constants(pool, signal, data, split, spec)
         pool = pool.calibrate(signal, stored, default)
-    chosen = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
-    pool = pool.set_verdicts(chosen, strangers)
+    thresholds = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
+    pool = pool.set_verdicts(thresholds, strangers)
     verdicts = pool.index.verdicts
     assert verdicts is not None
     if as_json:
@@ -331,8 +331,8 @@ def _background_with(path: Path) -> "Background":
 def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | None") -> dict[str, Any]:
     """What an unsure query gets, as it is stored, but for what is given."""
     stored = pool.index.verdicts
-    kept = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
-    return kept if unsure_by is None else {**kept, "nearest_by": unsure_by}
+    settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
+    return settings if unsure_by is None else {**settings, "nearest_by": unsure_by}
 
 
 def _expected(verdicts: "Thresholds") -> list[str]:

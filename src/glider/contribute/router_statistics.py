@@ -38,9 +38,9 @@ def fit_vq(
 ) -> dict[str, Tensor]:
     """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
     draw, empty = torch.Generator().manual_seed(settings.seed), torch.zeros(0)
-    kept = {f"{part}.{name}": empty for part in ("codes", "sizes", "counts") for name in pool.sites}
-    stages = Stages(state, report, tensors=kept, lists=list(pool.sites), draw=draw)
-    found, first = stages.tensors, stages.lists
+    tensors = {f"{part}.{name}": empty for part in ("codes", "sizes", "counts") for name in pool.sites}
+    stages = Stages(state, report, tensors=tensors, lists=list(pool.sites), draw=draw)
+    codebooks, first = stages.tensors, stages.lists
     share = max(1, _SITE_TOKENS // max(1, sum(len(task.train) for task in tasks.values())))
 
     def keep(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
@@ -50,18 +50,18 @@ def fit_vq(
     for name in stages.todo("Finding codes", list(pool.sites)):
         codes = k_means(torch.cat(first[name]), settings.codes, draw)
         first[name].clear()
-        found[f"codes.{name}"], found[f"sizes.{name}"] = codes, torch.ones(len(codes))
-        found[f"counts.{name}"] = torch.full((len(pool), len(codes)), _SMOOTHING)
+        codebooks[f"codes.{name}"], codebooks[f"sizes.{name}"] = codes, torch.ones(len(codes))
+        codebooks[f"counts.{name}"] = torch.full((len(pool), len(codes)), _SMOOTHING)
 
     def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
-        codes, sizes, nearest = moved(found[f"codes.{site}"], found[f"sizes.{site}"], x)
-        found[f"codes.{site}"], found[f"sizes.{site}"] = codes, sizes
-        found[f"counts.{site}"][expert] += torch.bincount(nearest, minlength=len(codes))
+        codes, sizes, nearest = moved(codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"], x)
+        codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"] = codes, sizes
+        codebooks[f"counts.{site}"][expert] += torch.bincount(nearest, minlength=len(codes))
 
     _over_rows(base, pool, tasks, update, stages, "Moving codes")
-    tensors = {f"{name}.codes": found[f"codes.{name}"] for name in pool.sites}
+    tensors = {f"{name}.codes": codebooks[f"codes.{name}"] for name in pool.sites}
     for name in pool.sites:
-        count = found[f"counts.{name}"]
+        count = codebooks[f"counts.{name}"]
         shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
         tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
     return tensors
@@ -135,12 +135,12 @@ def fit_ariadne(
     """k-means over the embeddings of each expert's inputs."""
     draw = torch.Generator().manual_seed(settings.seed)
     stages = Stages(state, report, lists=[*tasks, _CENTROIDS], draw=draw)
-    found = stages.lists[_CENTROIDS]
+    groups = stages.lists[_CENTROIDS]
     vectors = _embedded(pool, tasks, stages)
     for name in stages.todo("Finding centroids", list(tasks)):
         centroids = k_means(vectors[name], settings.centroids, draw)
-        found.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
-    centroids = torch.cat(found).unflatten(0, (len(pool), settings.centroids))
+        groups.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
+    centroids = torch.cat(groups).unflatten(0, (len(pool), settings.centroids))
     return {"centroids": torch.nn.functional.normalize(centroids, dim=-1)}
 
 

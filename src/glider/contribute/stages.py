@@ -68,11 +68,11 @@ class Stages:
         known = iter([number for part in self.lists[name] for number in part.tolist()])
 
         def number(find: Callable[[], float]) -> float:
-            if (found := next(known, None)) is None:
-                found = find()
-                self.lists[name].append(torch.tensor([found], dtype=torch.float64))
+            if (value := next(known, None)) is None:
+                value = find()
+                self.lists[name].append(torch.tensor([value], dtype=torch.float64))
                 self._did(what, count)
-            return found
+            return value
 
         return number
 

@@ -58,7 +58,7 @@ def load_base(
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
         try:
-            model, found = architecture.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
+            model, report = architecture.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
         finally:
             if shown:
                 logging.enable_progress_bar()
@@ -70,7 +70,7 @@ def load_base(
             named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
-    _require_weights(model, found["missing_keys"], base)
+    _require_weights(model, report["missing_keys"], base)
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))

@@ -117,9 +117,9 @@ def _with_rows(
     scores: Float[Tensor, "B E"], rows: Bool[Tensor, " B"], others: Float[Tensor, "N E"]
 ) -> Float[Tensor, "B E"]:
     """The scores with others in these rows, except where they are not known."""
-    chosen = scores.clone()
-    chosen[rows] = torch.where(others.isnan().any(dim=-1, keepdim=True), scores[rows], others)
-    return chosen
+    result = scores.clone()
+    result[rows] = torch.where(others.isnan().any(dim=-1, keepdim=True), scores[rows], others)
+    return result
 
 
 def override_of(text: str | None) -> Override | None:
