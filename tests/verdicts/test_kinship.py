@@ -73,9 +73,10 @@ def test_a_query_that_cannot_be_embedded_has_its_experts_by_the_signal(
     monkeypatch.setattr(queries, "embed_texts", lambda *_: ({}, fault))
     with pytest.warns(GliderWarning, match="given experts by the signal, not by descriptions"):
         condition = model.condition([BETWEEN])
-    [margins] = model.attached.prepared.judge.contest.margins(model.reader.features([Query(BETWEEN)], {"grams"})[0])
     assert condition.settled is not None and condition.verdicts == ("unsure",)
-    assert len(set(condition.settled.experts[0].tolist())) == 3 and bool(margins.isfinite().all())
+    by_signal = described.set_verdicts(choose_thresholds(described, nearest_by="signal"))
+    wanted = load(str(llama_directory), by_signal.path).condition([BETWEEN]).settled
+    assert wanted is not None and torch.equal(condition.settled.experts, wanted.experts)
 
 
 def test_an_expert_without_a_description_is_nobodys_kin() -> None:
@@ -86,6 +87,14 @@ def test_an_expert_without_a_description_is_nobodys_kin() -> None:
     scores = kinship.scores(torch.stack([known[0] * 3, torch.zeros(4)]))
     assert scores[0, 0].item() == pytest.approx(1.0) and scores[0, 1].item() == -torch.inf
     assert bool(scores[1].isnan().all())
+
+
+def test_a_description_that_only_an_unsure_query_uses_says_so(
+    llama_directory: Path, described: Pool, grow_pool
+) -> None:
+    pool = grow_pool(described, llama_directory, "silent", embedder=None, profile=True)
+    [reading] = load(str(llama_directory), pool.path).condition([PROMPTS[3]]).described
+    assert "not used but for the experts of an unsure query" in str(reading.fault)
 
 
 def test_fewer_described_experts_than_are_mixed_share_the_whole(llama_directory: Path, calibrated, grow_pool) -> None:

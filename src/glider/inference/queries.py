@@ -233,7 +233,7 @@ class QueryReader:
         if term is not None and described:
             failed = torch.tensor([one.fault is not None for one in described])
             condition = condition.without_term(failed, term.beta)
-        unused = [self._unused(query, term, needs, _judging(judge)) for query in queries]
+        unused = [self._unused(query, term, needs, judge) for query in queries]
         condition = replace(condition, described=_with_faults(described, unused))
         return self._judged(queries, condition, features, prepared)
 
@@ -241,18 +241,19 @@ class QueryReader:
         """A condition that the router did not compute from the queries' features, with their verdicts."""
         judging = _judging(prepared.judge)
         features, _ = self.features(queries, judging)
-        unused = [self._unused(query, None, frozenset(), judging) for query in queries]
+        unused = [self._unused(query, None, frozenset(), prepared.judge) for query in queries]
         condition = replace(condition, described=_with_faults(condition.described, unused))
         return self._judged(queries, condition, features, prepared)
 
     def _unused(
-        self, query: Query, term: GlobalTerm | None, needs: Collection[Need], judging: Collection[Need]
+        self, query: Query, term: GlobalTerm | None, needs: Collection[Need], judge: Judge | None
     ) -> str | None:
         """Why the query's description or its examples are not used; None where all are used."""
         lost = []
         if query.description and "instructions" not in needs:
             reason = f"the signal {term.signal} reads the query's text" if term else "the router has no global term"
-            lost.append(f"the description is {NOT_USED}: {reason}")
+            but = "" if judge is None or judge.kinship is None else " but for the experts of an unsure query"
+            lost.append(f"the description is {NOT_USED}{but}: {reason}")
         describes = "instructions" in needs and self.describer is not None and self.describer.makes is not None
         if query.examples and not set(needs) & _OF_TEXTS and not (describes and not query.description):
             reason = "a describer would read them, and there is none that does"
@@ -260,7 +261,7 @@ class QueryReader:
                 reason = "the router has no global term"
             elif query.description:
                 reason = "the query brings its description"
-            but = " but for the verdict" if set(judging) & _OF_TEXTS else ""
+            but = " but for the verdict" if set(_judging(judge)) & _OF_TEXTS else ""
             lost.append(f"the examples are {NOT_USED}{but}: {reason}")
         return "; ".join(lost) or None
 
