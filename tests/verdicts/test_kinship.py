@@ -117,6 +117,20 @@ def test_a_pool_without_descriptions_is_refused(llama_directory: Path, calibrate
         load(str(llama_directory), pool.set_verdicts(stored).path)
 
 
+def test_descriptions_that_have_nothing_to_choose_are_refused(described: Pool) -> None:
+    index = described.path / "pool.json"
+    content = json.loads(index.read_text("utf8"))
+    content["verdicts"] |= {"nearest_by": "signal", "experts": 0}
+    index.write_text(json.dumps(content), "utf8")
+    command = ["pool", "calibrate", str(described.path), "--unsure-by", "descriptions"]
+    fault = CliRunner().invoke(build("pool"), command).exception
+    assert isinstance(fault, PoolError) and "--unsure-by signal" in str(fault)
+    content["verdicts"]["nearest_by"] = "descriptions"
+    index.write_text(json.dumps(content), "utf8")
+    with pytest.raises(PoolError, match="experts is 0"):
+        Pool.open(described.path)
+
+
 def test_what_is_stored_stays_where_an_expert_without_a_description_joins(
     llama_directory: Path, described: Pool, grow_pool
 ) -> None:

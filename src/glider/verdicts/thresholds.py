@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glider.config import Config
 
@@ -30,3 +30,9 @@ class Thresholds(Config):
     names: tuple[str, ...] = ()  # the pool's experts when it was made
     background: str | None = None  # sha256 of the pool's own background; None: the package's
     source: str = ""
+
+    @model_validator(mode="after")
+    def _mixes_what_descriptions_choose(self) -> "Thresholds":
+        if self.nearest_by == "descriptions" and not self.experts:
+            raise ValueError("nearest_by: descriptions chooses the experts of an unsure query, but experts is 0")
+        return self
