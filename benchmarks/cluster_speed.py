@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from glider.contribute.build import PoolPlan, build_pool
 from glider.jobs.base import Executor, JobTick, Resources, silent
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the local executor's, as a worker's
     with tempfile.TemporaryDirectory() as directory, cluster_of(2):
         root = Path(directory)
         told = {"overhead_ms": overhead(root, arguments.jobs)}

@@ -107,6 +107,8 @@ def main() -> None:
                 one.forward = torch.compile(one.forward, fullgraph=True, dynamic=False)
                 closing.callback(one.__dict__.pop, "forward")
             for case in arguments.cases:
+                if arguments.compile:
+                    torch.compiler.reset()  # each case has shapes of its own, and a limit counts those of all
                 rows.append(measure(case, bare, changed_model, routing, arguments, experts, kernel))
                 print_row(rows[-1])
     print_table(rows)
