@@ -148,29 +148,6 @@ def test_the_caller_may_override(llama_directory: Path, calibrated) -> None:
         Query(STRANGER, verdict="maybe")
 
 
-def test_a_description_that_an_expert_has_fits_whatever_the_words(llama_directory: Path, make_pool) -> None:
-    from glider.calibration.threshold import calibrate
-
-    pool = make_pool(llama_directory, 3, profile=True)
-    pool = pool.calibrate("instruction", calibrate(pool, "instruction"))
-    pool = pool.set_verdicts(choose_thresholds(pool))
-    router = Glider()
-    from glider.routing.base import QueryFeatures
-    from glider.routing.preparation import prepare
-
-    prepared = prepare(router, pool)
-    instruction = pool.experts[1].instruction
-    assert prepared.judge is not None and instruction is not None
-    strange = torch.arange(1, 30)
-    features = QueryFeatures(1, instructions=instruction[None], grams=((strange,),))
-    condition = router.condition(prepared, features)
-    term = prepared.global_term
-    described = prepared.judge.judged(condition, features, term=term, described=[True])
-    assert described.verdicts == ("fits",) and described.settled is not None
-    assert described.settled.experts[0, 0] == 1
-    assert prepared.judge.judged(condition, features, term=term).verdicts == ("stranger",)
-
-
 def test_a_chat_is_asked_by_its_last_subject(llama_directory: Path, calibrated) -> None:
     model = load(str(llama_directory), calibrated(llama_directory).path)
 

@@ -23,6 +23,7 @@ from glider.instructions.inputs import edges, ngrams
 from glider.instructions.prompts import Pair
 from glider.routing.base import GlobalTerm, Need, Prepared, QueryFeatures, Router
 from glider.routing.condition import Condition, Described
+from glider.routing.global_part import DESCRIPTIONS
 from glider.shapes import Tensor
 from glider.verdicts.judge import Judge, Override, override_of
 
@@ -271,7 +272,7 @@ class QueryReader:
         overrides: list[Override | None] = [override_of(query.verdict) for query in queries]
         if prepared.judge is not None:
             term = prepared.global_term
-            reads = term is not None and "instructions" in term.scores.needs
+            reads = term is not None and term.signal == DESCRIPTIONS
             described = [reads and self._brings_description(query) for query in queries]
             kinship = self._kinship(queries, prepared.judge)
             condition = prepared.judge.judged(condition, features, overrides, term, described, kinship)

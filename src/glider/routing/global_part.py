@@ -37,17 +37,21 @@ class GlobalPart:
         return self._term(pool, self.signal or pool.index.signal or DESCRIPTIONS, self.p)
 
     def prepare_described(self, pool: Pool) -> GlobalTerm | None:
-        """The term of queries that bring a description, by the signal `instruction`.
+        """The term of queries that bring a description, by the signal `instruction` and its own p.
 
-        None where that is the signal of every query, where the caller named a signal, and where the pool has no
-        description of every expert or no threshold for them.
+        A pool's p of that signal is chosen for queries' texts, which are farther from descriptions than other
+        descriptions are: it serves where the embedder's own is not known. None where `prepare` serves such queries,
+        where the caller named another signal, and where the pool has no description of every expert or no threshold
+        for them.
         """
-        if self.signal is not None or (pool.index.signal or DESCRIPTIONS) == DESCRIPTIONS:
+        named, stored = self.signal or pool.index.signal or DESCRIPTIONS, pool.index.calibrations.get(DESCRIPTIONS)
+        known = signals.create(DESCRIPTIONS).threshold(pool)
+        if named == DESCRIPTIONS and (self.p is not None or known is None or stored is None):
             return None
-        stored = pool.index.calibrations.get(DESCRIPTIONS)
-        known = stored is not None or signals.create(DESCRIPTIONS).threshold(pool) is not None
+        if self.signal not in (None, DESCRIPTIONS) or (known is None and stored is None):
+            return None
         described = all(expert.instruction is not None for expert in pool)
-        return self._term(pool, DESCRIPTIONS, None) if known and described else None
+        return self._term(pool, DESCRIPTIONS, known) if described else None
 
     def _term(self, pool: Pool, name: str, p: float | None) -> GlobalTerm:
         signal, stored = signals.create(name), pool.index.calibrations.get(name)

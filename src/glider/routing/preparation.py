@@ -7,7 +7,7 @@ from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, Router, Site, SlotDecision, routers
 from glider.routing.condition import Condition
-from glider.routing.global_part import GlobalPart
+from glider.routing.global_part import DESCRIPTIONS, GlobalPart
 from glider.shapes import Float, Tensor
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def prepare(router: Router, pool: Pool) -> Prepared:
     from glider.verdicts.judge import Judge
 
     contest = Contest.of(profiles, pool.background or shipped())
-    term = None if prepared.global_term is not None else _term(pool)
+    term = prepared.global_term or _term(pool)
+    if prepared.global_term is not None and prepared.global_term.signal == DESCRIPTIONS:
+        term = _term_of_words(pool)
     judge = Judge(contest, thresholds, settles=by_itself, term=term, kinship=_kinship(pool))
     return replace(prepared, judge=judge)
 
@@ -93,8 +95,17 @@ def _kinship(pool: Pool) -> "Kinship | None":
     return kinship
 
 
+def _term_of_words(pool: Pool) -> GlobalTerm | None:
+    """The term by a signal that the pool is calibrated for and that does not compare descriptions: the pool's, else
+    `examples`; None where there is none, or an expert lacks the profile for it."""
+    signal = pool.index.signal
+    name = "examples" if signal in (None, DESCRIPTIONS) else signal
+    lacking = any(one.profile is None or (name != "examples" and one.profile.inputs is None) for one in pool)
+    return None if lacking or name not in pool.index.calibrations else GlobalPart(name).prepare(pool)
+
+
 def _term(pool: Pool) -> GlobalTerm | None:
-    """The pool's own global term, where it has one that reads no descriptions."""
+    """The pool's own global term, where it has one."""
     if pool.index.signal is None or pool.index.signal not in pool.index.calibrations or len(pool) < 2:
         return None
     return GlobalPart(pool.index.signal).prepare(pool)

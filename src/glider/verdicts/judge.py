@@ -9,6 +9,7 @@ import torch
 from glider.errors import QueryError
 from glider.routing.base import GlobalTerm, QueryFeatures
 from glider.routing.condition import Condition, Settled
+from glider.routing.global_part import DESCRIPTIONS
 from glider.shapes import Bool, Float, Tensor
 from glider.verdicts.contest import Contest
 from glider.verdicts.kinship import Kinship
@@ -28,11 +29,12 @@ class Judge:
       least `thresholds.fits`.
     - `unsure`: otherwise.
 
-    A query whose description is near an expert's fits, whatever its words. With `settles` every token of
-    a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every token of an unsure one
-    the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. With `kinship` an unsure
-    query's experts are those whose descriptions are nearest. `term` scores the experts for a router that has no global
-    term.
+    Tasks that an expert harms have descriptions beyond p as well. So a query that brings one fits by its words, which
+    `term` scores; or, whatever they are, where its description is beyond the middle between p and an equal one. With
+    `settles` every token of a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every
+    token of an unsure one the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. With
+    `kinship` an unsure query's experts are those whose descriptions are nearest. `term` scores the experts for a router
+    without a global term, too.
     """
 
     contest: Contest
@@ -57,9 +59,16 @@ class Judge:
         """
         margins = self.contest.margins(features)  # (B, E)
         scores, confident = self._scores(condition, features, margins, term)
-        nobody = margins.amax(dim=-1) < self.thresholds.stranger
-        by_description = torch.tensor(described or [False] * len(margins), dtype=torch.bool)
-        stranger = nobody & ~(confident & by_description)
+        stranger = margins.amax(dim=-1) < self.thresholds.stranger
+        if term is not None and self.contest.experts > 1 and any(described):
+            by_description = torch.tensor(described, dtype=torch.bool)
+            certain = by_description & (scores.amax(dim=-1) > (1 + term.p) / 2)
+            stranger &= ~certain
+            confident = torch.where(by_description, certain, confident)
+            by_words, condition = self._by_words(condition, features, margins, by_description & ~certain)
+            confident |= by_words
+            if bool(by_words.any()) and condition.global_scores is not None:
+                scores = _known(condition.global_scores, margins)
         fits = confident & ~stranger
         verdicts = tuple(
             "stranger" if far else "fits" if near else "unsure"
@@ -92,8 +101,27 @@ class Judge:
             if self.term is None:
                 return margins, torch.zeros(len(margins), dtype=torch.bool)
             scores, term = self.term.scores.of(features), self.term
-        scores = scores.detach().float().cpu().masked_fill(~torch.isfinite(margins), -torch.inf)
+        scores = _known(scores, margins)
         return scores, scores.amax(dim=-1) > term.p
+
+    def _by_words(
+        self, condition: Condition, features: QueryFeatures, margins: Float[Tensor, "B E"], rows: Bool[Tensor, " B"]
+    ) -> tuple[Bool[Tensor, " B"], Condition]:
+        """Which of these rows fit by their words, and the condition with the term of words for them."""
+        scores, alpha, term = condition.global_scores, condition.alpha, self.term
+        if term is None or term.signal == DESCRIPTIONS or scores is None or alpha is None or not bool(rows.any()):
+            return torch.zeros_like(rows), condition
+        by_words = term.scores.of(features)
+        fits = rows & (_known(by_words, margins).amax(dim=-1) > term.p)
+        there = fits.to(scores.device)
+        signals = (term.signal if fit else signal for fit, signal in zip(fits.tolist(), condition.signals, strict=True))
+        condition = replace(
+            condition,
+            global_scores=torch.where(there[:, None], by_words.to(scores), scores),
+            alpha=torch.where(there, term.gamma + term.beta, alpha),
+            signals=tuple(signals),
+        )
+        return fits, condition
 
     def _settled(
         self,
@@ -111,6 +139,11 @@ class Judge:
             present = (scores.gather(-1, experts) > -torch.inf).float()
             weights[unsure] = (self.thresholds.share * present / present.sum(dim=-1, keepdim=True).clamp(min=1))[unsure]
         return Settled(experts, weights)
+
+
+def _known(scores: Float[Tensor, "B E"], margins: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+    """The scores on the CPU, minus infinity for an expert without a profile."""
+    return scores.detach().float().cpu().masked_fill(~torch.isfinite(margins), -torch.inf)
 
 
 def _with_rows(
