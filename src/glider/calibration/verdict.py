@@ -36,14 +36,17 @@ def choose_thresholds(
     conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
     profile are left out; of more than 256 with one, 64 stand for all of them. `experts`, `share` and `nearest_by` say
     what an unsure query gets, and are kept as they are. Raises `PoolError` where no expert has a
-    profile with held-back queries, or none a description that `nearest_by` would compare, or
+    profile with held-back queries, or none of several a description that `nearest_by` would compare, or
     where it has nothing to choose since `experts` is 0.
     """
     if nearest_by == "descriptions" and not experts:
         remedy = "Let `experts` under `verdicts` in pool.json be 1 or more, or calibrate it with --unsure-by signal."
         raise PoolError("experts that an unsure query mixes, for descriptions to choose", "0", remedy)
-    if nearest_by == "descriptions" and all(expert.instruction is None for expert in pool):
-        remedy = 'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool build` or `pool add`.'
+    if nearest_by == "descriptions" and len(pool) > 1 and all(expert.instruction is None for expert in pool):
+        remedy = (
+            'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool add`. Or calibrate the pool '
+            "with --unsure-by signal."
+        )
         raise PoolError("an expert with a description, which unsure queries are compared with", "none", remedy)
     profiles = [expert.profile for expert in pool]
     contest = Contest.of(profiles, shipped() if background is None else background)

@@ -24,6 +24,7 @@ KeyOption = Annotated[
     ),
 ]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Keep the end of a prompt that is too long.")]
+PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DescriptionOption = Annotated[
     str | None, typer.Option("--description", help="One sentence naming the task, for the global term.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from glider.cli.terminal import experts_text
 from glider.config import EMBEDDED_BASE
 from glider.errors import ConfigError
 from glider.terminal import say
@@ -66,7 +67,7 @@ def init(
         model = typer.prompt("Base model (hub id or path)", default=model, err=True)
     experts = _experts(adapters, files, out.absolute().parent)
     _write(out, _text(model, experts, minutes))
-    say(f"{out}: {len(experts)} experts on {model}")
+    say(f"{out}: {experts_text(len(experts))} on {model}")
     if minutes is None and any("adapter" not in expert for expert in experts):
         say("An adapter is trained for 1,000 steps, which take long on a CPU; --minutes 10 bounds it for each expert.")
     _say_next(out, experts, pool)

@@ -54,11 +54,13 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--quiet")]
     noun = next((argument for argument in _words(arguments) if not argument.startswith("-")), None)
+    from glider.cli.terminal import plain_warnings
     from glider.errors import GliderError
     from glider.terminal import be_quiet, take_any_character
 
     be_quiet("--quiet" in sys.argv)
     take_any_character()
+    plain_warnings()
     try:
         build(noun)(arguments, prog_name="glider")
     except GliderError as fault:

@@ -1,29 +1,28 @@
 """`glider pool`: make, look at and check pools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glider.cli.arguments import KeyOption, ReadPool, pool_to_read
+from glider.cli.arguments import JsonOption, KeyOption, PoolPath, ReadPool, pool_to_read
 from glider.cli.hub import pull_pool, push_pool
 from glider.cli.options import with_settings
+from glider.cli.pool_calibrate import calibrate, expected_lines
 from glider.cli.pool_ls import ls
-from glider.cli.signature import keygen, sign
-from glider.cli.terminal import note_log
+from glider.cli.signature import keygen, sign, telling_signature
+from glider.cli.terminal import experts_text, note_log
 from glider.cli.train_router import train_router_command
 from glider.errors import ConfigError
-from glider.inference.spec import BaseSpec, ModelSpec
+from glider.inference.spec import BaseSpec
 from glider.jobs.placement import Placement
 from glider.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from glider.experts.pool import Calibration, Pool
-    from glider.verdicts.background import Background
-    from glider.verdicts.thresholds import Nearness, Thresholds
+    from glider.contribute.build import PoolPlan
+    from glider.experts.pool import Pool
+    from glider.jobs.base import Executor, JobResult
 
-PoolPath = Annotated[Path, typer.Argument(help="Directory of the pool.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Calibrate = Annotated[
     bool,
     typer.Option("--calibrate/--no-calibrate", help="Choose what the pool decides by where it has not been chosen."),
@@ -107,11 +106,12 @@ def add(
         Pool.create(path, Expert.open(inside if inside.is_dir() else directories[0]).card.base)
         key = None
     trust = UNSIGNED if key is None else key
-    for directory in directories:
-        add_expert(path, directory, name, require_key=trust)
-        trust = UNSIGNED  # it is not as it was signed any more
-    pool = _renewed(path, calibrate)
-    say(f"{path}: {len(pool)} experts")
+    with telling_signature(path):
+        for directory in directories:
+            add_expert(path, directory, name, require_key=trust)
+            trust = UNSIGNED  # it is not as it was signed any more
+        pool = _renewed(path, calibrate)
+    say(f"{path}: {experts_text(len(pool))}")
 
 
 def remove(
@@ -121,8 +121,10 @@ def remove(
     from glider.experts.membership import remove_expert
     from glider.experts.trust import UNSIGNED
 
-    remove_expert(path, name, UNSIGNED if key is None else key)
-    say(f"{path}: {len(_renewed(path))} experts; the files of {name} are still there")
+    with telling_signature(path):
+        remove_expert(path, name, UNSIGNED if key is None else key)
+        pool = _renewed(path)
+    say(f"{path}: {experts_text(len(pool))}; the files of {name} are still there")
 
 
 def rename(
@@ -135,8 +137,9 @@ def rename(
     from glider.experts.pool import Pool
     from glider.experts.trust import UNSIGNED
 
-    Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
-    _renewed(path)
+    with telling_signature(path):
+        Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
+        _renewed(path)
     say(f"{path}: {name} is now {new}")
 
 
@@ -146,7 +149,7 @@ def build(
     spec: BaseSpec,
     placement: Placement,
     calibrate: Calibrate = True,
-    json_: AsJson = False,
+    json_: JsonOption = False,
 ) -> None:
     """Train or import what a plan names and the pool lacks.
 
@@ -154,93 +157,17 @@ def build(
     If it is interrupted, the same command continues where it stopped. The pool is calibrated, as by `glider pool
     calibrate`, where it never was and its experts' profiles suffice for it.
     """
-    from glider.cli.terminal import quiet_libraries
-    from glider.contribute.build import PoolPlan, as_json, build_pool, names_of
+    from glider.contribute.build import PoolPlan, names_of
     from glider.experts.pool import POOL_FILE
-    from glider.progress import Bars
 
     read, executor = PoolPlan.read(plan), placement.make()
-    quiet_libraries()
-    with Bars(stay=True, resumes=True) as bars:
-        for entry in read.experts:
-            bars.update(entry.name, 0.0, "waiting")
-        results = []
-        report = lambda name, text, share: bars.update(name, share, text)  # noqa: E731
-        for result in build_pool(read, plan.parent, out, executor, report, base=spec):
-            bars.finish(result.job.name, result.status)
-            note_log(bars, result)
-            results.append(result)
-    if json_:
-        say_json(as_json(results))
-    else:
-        for row in as_json(results):
-            say(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
-    failed = names_of(results, "failed")
-    if failed:
-        say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
-    if (out / POOL_FILE).exists() and len(failed) < len(results):  # else nothing of it changed
-        _renewed(out, calibrate)
+    with telling_signature(out):
+        results = _built(read, plan.parent, out, executor, spec, json_)
+        failed = names_of(results, "failed")
+        if (out / POOL_FILE).exists() and len(failed) < len(results):  # else nothing of it changed
+            _renewed(out, calibrate)
     if failed:
         raise typer.Exit(1)
-
-
-def calibrate(
-    path: PoolPath,
-    spec: BaseSpec,
-    signal: Annotated[
-        str, typer.Option("--signal", help="Global signal: examples, ensemble, instruction, or an installed one.")
-    ] = "examples",
-    default: Annotated[bool, typer.Option("--default/--no-default", help="Use this signal from now on.")] = True,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Rows of each expert's task ({name}), to choose gamma and beta by.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
-    background: Annotated[
-        Path | None,
-        typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
-    ] = None,
-    unsure_by: Annotated[
-        Literal["signal", "descriptions"] | None,
-        typer.Option(
-            "--unsure-by",
-            help="What chooses the experts of an unsure query. Default: as stored, or signal.",
-        ),
-    ] = None,
-    key: KeyOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Choose what a pool decides by, and store it with the pool.
-
-    From the queries that its experts keep held back: the threshold p of alpha, and the thresholds of the verdicts
-    (fits, unsure, stranger).
-
-    With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
-    """
-    from glider.calibration.verdict import choose_thresholds
-    from glider.experts.pool import Pool
-
-    pool = Pool.open(path, key)
-    strangers = pool.background if background is None else _background_with(background)
-    pool, stored = _with_threshold(pool, signal, default)
-    if data is not None:
-        if stored is None:
-            raise ConfigError("a threshold p, for --data to choose gamma and beta beside", "none", "Leave out --data.")
-        stored = _with_constants(pool, signal, data, split, spec)
-        pool = pool.calibrate(signal, stored, default)
-    thresholds = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
-    pool = pool.set_verdicts(thresholds, strangers)
-    verdicts = pool.index.verdicts
-    assert verdicts is not None
-    if as_json:
-        constants = {} if stored is None else stored.model_dump(mode="json")
-        say_json({**constants, "verdicts": verdicts.model_dump(mode="json")})
-        return
-    if stored is not None:
-        quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
-        constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
-        say(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
-    for line in _expected(verdicts):
-        say(line)
 
 
 def check(
@@ -255,7 +182,7 @@ def check(
         bool, typer.Option("--store", help="Keep the gains in the pool's gains.json, for `glider pool ls`.")
     ] = False,
     key: KeyOption = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what each expert gains, and which ones harm other tasks.
 
@@ -299,75 +226,33 @@ def check(
     say(f"experts to leave out, as rows are worse with them beyond chance: {', '.join(hurting) or 'none'}")
 
 
-def _with_threshold(pool: "Pool", signal: str, default: bool) -> "tuple[Pool, Calibration | None]":
-    """The pool with p of a signal; without it, and with a message, where the pool has one expert, or an expert has no
-    profile while those of others suffice for verdicts."""
-    from glider.calibration.first import has_queries
-    from glider.calibration.threshold import calibrate as choose
-    from glider.errors import RouterError
-    from glider.progress import Bars, counter
-
-    if len(pool) == 1:
-        say(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", error=True)
-        return pool, None
-    try:
-        with Bars() as bars:
-            stored = choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
-    except RouterError as fault:
-        if all(expert.profile is not None for expert in pool) or not has_queries(pool):
-            raise
-        say(f"glider: no p, the verdicts alone: {fault}", error=True)
-        return pool, None
-    return pool.calibrate(signal, stored, default), stored
-
-
-def _background_with(path: Path) -> "Background":
-    from glider.data.rows import read_rows
-    from glider.verdicts.background import JUDGED, Background, shipped
-
-    return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
-
-
-def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | None") -> dict[str, Any]:
-    """What an unsure query gets, as it is stored, but for what is given."""
-    stored = pool.index.verdicts
-    settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
-    return settings if unsure_by is None else {**settings, "nearest_by": unsure_by}
-
-
-def _expected(verdicts: "Thresholds") -> list[str]:
-    """What the verdicts are expected to get wrong, and how that is known."""
-    abstained, strange = verdicts.false_abstention, verdicts.false_acceptance
-    lines = [f"verdicts: a query whose margin over everyday requests is below {verdicts.stranger:g} is a stranger"]
-    if abstained is not None:
-        lines.append(
-            f"  of the experts' own queries {abstained:.1%} are called strangers ({verdicts.queries} held back)"
-        )
-    if strange is not None:
-        lines.append(
-            f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
-        )
-    return lines
-
-
-def _with_constants(pool: "Pool", signal: str, data: str, split: str | None, spec: BaseSpec) -> "Calibration":
-    from glider.calibration.strength import choose_constants
+def _built(
+    plan: "PoolPlan", folder: Path, out: Path, executor: "Executor", spec: BaseSpec, json_: bool
+) -> "list[JobResult]":
+    """What became of each expert of a plan, shown while it runs and at its end."""
     from glider.cli.terminal import quiet_libraries
-    from glider.data.rows import read_rows
-    from glider.errors import ConfigError
-    from glider.inference.alpha_loss import alpha_loss
-    from glider.progress import Bars, counter
+    from glider.contribute.build import as_json, build_pool, names_of
+    from glider.progress import Bars
 
-    if "{name}" not in data:
-        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
-    rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
     quiet_libraries()
-    model_spec = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
-    pool.verify()
-    model = model_spec.over(model_spec.load_base_of(pool), pool)  # what was signed, and has a calibration since
-    with Bars() as bars:
-        report = counter(bars, "Trying gamma and beta")
-        return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)
+    with Bars(stay=True, resumes=True) as bars:
+        for entry in plan.experts:
+            bars.update(entry.name, 0.0, "waiting")
+        results = []
+        report = lambda name, text, share: bars.update(name, share, text)  # noqa: E731
+        for result in build_pool(plan, folder, out, executor, report, base=spec):
+            bars.finish(result.job.name, result.status)
+            note_log(bars, result)
+            results.append(result)
+    if json_:
+        say_json(as_json(results))
+    else:
+        for row in as_json(results):
+            say(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
+    failed = names_of(results, "failed")
+    if failed:
+        say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
+    return results
 
 
 def _renewed(path: Path, first: bool = False) -> "Pool":
@@ -383,6 +268,6 @@ def _renewed(path: Path, first: bool = False) -> "Pool":
         text = f"{path} cannot tell yet what no expert suits; then: glider pool calibrate {path}"
         say(text, error=True)
     if verdicts is not None and before.index.verdicts is None:
-        for line in _expected(verdicts):
+        for line in expected_lines(verdicts):
             say(line, error=True)
     return pool

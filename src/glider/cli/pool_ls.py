@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glider.cli.arguments import JsonOption, KeyOption, ReadPool, pool_to_read
+from glider.cli.terminal import experts_text
 from glider.errors import GliderError
 from glider.terminal import console, say, say_json
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from glider.experts.gains import Gain
     from glider.experts.index import ExpertRecord, PoolIndex
     from glider.experts.trust import Trust
+    from glider.verdicts.thresholds import Thresholds
 
 
 def ls(
@@ -46,7 +48,7 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
 
     shown = console()
     place = f", at {index.base.path}" if index.base.path else ""
-    shown.print(f"{len(rows)} experts for {index.base.model_id} ({index.base.hash}){place}")
+    shown.print(f"{experts_text(len(rows))} for {index.base.model_id} ({index.base.hash}){place}")
     for line in _thresholds(index):
         shown.print(line)
     table = Table(box=None, pad_edge=False, expand=True)
@@ -112,7 +114,16 @@ def _thresholds(index: "PoolIndex") -> list[str]:
         lines.append(
             f"verdicts: strangers have a margin below {verdicts.stranger:g}; wrong for {wrong} of everyday ones"
         )
+        lines += unsure_lines(verdicts, len(index.experts))
     return lines or ["no thresholds yet: glider pool calibrate chooses them"]
+
+
+def unsure_lines(verdicts: "Thresholds", experts: int) -> list[str]:
+    """What chooses the experts of an unsure query, in a line, where it is not the signal."""
+    if verdicts.nearest_by == "signal" or experts == 1:
+        return []
+    count = "expert" if verdicts.experts == 1 else f"{verdicts.experts} experts"
+    return [f"unsure queries get the {count} with the nearest descriptions"]
 
 
 def _share(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """Keys and signatures of `glider pool`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -33,3 +35,16 @@ def sign(
 
     Pool.open(path, UNSIGNED).verify()
     say(str(sign_pool(path, key)))
+
+
+@contextmanager
+def telling_signature(path: Path) -> Iterator[None]:
+    """Around what may change a pool: where it was signed and is another now, tells that it is to be signed anew."""
+    from glider.experts.index import POOL_FILE
+    from glider.experts.trust import SIGNATURE_FILE
+
+    index = path / POOL_FILE
+    before = index.read_bytes() if (path / SIGNATURE_FILE).exists() and index.exists() else None
+    yield
+    if before is not None and index.read_bytes() != before:
+        say(f"glider: {path} is not as it was signed; to sign it anew: glider pool sign {path} --key KEY", error=True)

@@ -21,14 +21,23 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = _one_line
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def plain_warnings() -> None:
+    """Print our own warnings as a line that begins with `glider:`, in every command."""
+    warnings.formatwarning = _one_line
 
 
 def verdict_text(verdict: str | None) -> str:
     """A verdict with what it means for the answer, where its word alone does not say so."""
     return f"stranger: {BASE_ALONE}" if verdict == "stranger" else str(verdict)
+
+
+def experts_text(count: int) -> str:
+    """A number of experts, in words."""
+    return "1 expert" if count == 1 else f"{count} experts"
 
 
 def note_log(bars: "Bars", result: "JobResult") -> None:

@@ -111,6 +111,12 @@ class Pool:
                 "Add it to the pool, let that be signed, and reload it.",
             )
 
+    def with_calibration(self, signal: str, calibration: Calibration) -> Pool:
+        """This snapshot with the calibration of a global signal; nothing is written."""
+        stored = {**self.index.calibrations, signal: calibration}
+        index = self.index.model_copy(update={"calibrations": stored})
+        return Pool(self.path, index, self.experts, self.require_key)
+
     def without(self, name: str) -> Pool:
         """This snapshot without an expert; nothing is written."""
         gone, records = self[name], tuple(record for record in self.index.experts if record.name != name)

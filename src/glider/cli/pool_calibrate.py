@@ -1,0 +1,165 @@
+"""`glider pool calibrate`: what a pool decides by, chosen and stored."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from glider.cli.arguments import JsonOption, KeyOption, PoolPath
+from glider.cli.pool_ls import unsure_lines
+from glider.cli.signature import telling_signature
+from glider.errors import ConfigError
+from glider.inference.spec import BaseSpec, ModelSpec
+from glider.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from glider.data.rows import Row
+    from glider.experts.pool import Calibration, Pool
+    from glider.verdicts.background import Background
+    from glider.verdicts.thresholds import Nearness, Thresholds
+
+
+def calibrate(
+    path: PoolPath,
+    spec: BaseSpec,
+    signal: Annotated[
+        str, typer.Option("--signal", help="Global signal: examples, ensemble, instruction, or an installed one.")
+    ] = "examples",
+    default: Annotated[bool, typer.Option("--default/--no-default", help="Use this signal from now on.")] = True,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Rows of each expert's task ({name}), to choose gamma and beta by.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "val",
+    background: Annotated[
+        Path | None,
+        typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
+    ] = None,
+    unsure_by: Annotated[
+        Literal["signal", "descriptions"] | None,
+        typer.Option(
+            "--unsure-by",
+            help="What chooses the experts of an unsure query. Default: as stored, or signal.",
+        ),
+    ] = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose what a pool decides by, and store it with the pool.
+
+    From the queries that its experts keep held back: the threshold p of alpha, and the thresholds of the verdicts
+    (fits, unsure, stranger).
+
+    With --data also gamma and beta, by the loss of four rows of each expert, with and without it in the pool.
+    """
+    from glider.calibration.verdict import choose_thresholds
+    from glider.experts.pool import Pool
+
+    pool = Pool.open(path, key)
+    strangers = pool.background if background is None else _background_with(background)
+    rows = None if data is None else _rows_of_each(pool, data, split)
+    thresholds = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
+    stored = _threshold(pool, signal)
+    if rows is not None:
+        if stored is None:
+            raise ConfigError("a threshold p, for --data to choose gamma and beta beside", "none", "Leave out --data.")
+        stored = _constants(pool.with_calibration(signal, stored), signal, rows, spec)
+    with telling_signature(path):  # nothing is stored before all of it is chosen
+        if stored is not None:
+            pool = pool.calibrate(signal, stored, default)
+        pool = pool.set_verdicts(thresholds, strangers)
+    verdicts = pool.index.verdicts
+    assert verdicts is not None
+    if as_json:
+        constants = {} if stored is None else stored.model_dump(mode="json")
+        say_json({**constants, "verdicts": verdicts.model_dump(mode="json")})
+        return
+    if stored is not None:
+        quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
+        constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
+        say(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
+    for line in [*expected_lines(verdicts), *unsure_lines(verdicts, len(pool))]:
+        say(line)
+    if len(pool) == 1 and unsure_by == "descriptions":
+        say("glider: one expert leaves descriptions nothing to choose; they do where a second one joins", error=True)
+    if (silent := _without_description(pool)) and unsure_lines(verdicts, len(pool)):
+        say(f"glider: no unsure query gets {', '.join(silent)}, without a description", error=True)
+
+
+def _threshold(pool: "Pool", signal: str) -> "Calibration | None":
+    """p of a signal; None, with a message, where the pool has one expert, or an expert has no profile while those of
+    others suffice for verdicts."""
+    from glider.calibration.first import has_queries
+    from glider.calibration.threshold import calibrate as choose
+    from glider.errors import RouterError
+    from glider.progress import Bars, counter
+
+    if len(pool) == 1:
+        say(f"glider: no p for a pool of one expert: {pool.names[0]} is judged by its margin alone", error=True)
+        return None
+    try:
+        with Bars() as bars:
+            return choose(pool, signal, report=counter(bars, "Leaving out one expert at a time"))
+    except RouterError as fault:
+        if all(expert.profile is not None for expert in pool) or not has_queries(pool):
+            raise
+        say(f"glider: no p, the verdicts alone: {fault}", error=True)
+        return None
+
+
+def _background_with(path: Path) -> "Background":
+    from glider.data.rows import read_rows
+    from glider.verdicts.background import JUDGED, Background, shipped
+
+    return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
+
+
+def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | None") -> dict[str, Any]:
+    """What an unsure query gets, as it is stored, but for what is given."""
+    stored = pool.index.verdicts
+    settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
+    return settings if unsure_by is None else {**settings, "nearest_by": unsure_by}
+
+
+def expected_lines(verdicts: "Thresholds") -> list[str]:
+    """What the verdicts are expected to get wrong, and how that is known."""
+    abstained, strange = verdicts.false_abstention, verdicts.false_acceptance
+    lines = [f"verdicts: a query whose margin over everyday requests is below {verdicts.stranger:g} is a stranger"]
+    if abstained is not None:
+        lines.append(
+            f"  of the experts' own queries {abstained:.1%} are called strangers ({verdicts.queries} held back)"
+        )
+    if strange is not None:
+        lines.append(
+            f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
+        )
+    return lines
+
+
+def _without_description(pool: "Pool") -> list[str]:
+    return [expert.name for expert in pool if expert.instruction is None]
+
+
+def _rows_of_each(pool: "Pool", data: str, split: str | None) -> "Mapping[str, Sequence[Row]]":
+    from glider.data.rows import read_rows
+
+    if "{name}" not in data:
+        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
+    return {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
+
+
+def _constants(pool: "Pool", signal: str, rows: "Mapping[str, Sequence[Row]]", spec: BaseSpec) -> "Calibration":
+    """The calibration of a signal with gamma and beta chosen by rows; `pool` has it already, if only in memory."""
+    from glider.calibration.strength import choose_constants
+    from glider.cli.terminal import quiet_libraries
+    from glider.inference.alpha_loss import alpha_loss
+    from glider.progress import Bars, counter
+
+    quiet_libraries()
+    model_spec = ModelSpec(**spec.model_dump(), pool=str(pool.path), signal=signal)
+    pool.verify()
+    model = model_spec.over(model_spec.load_base_of(pool), pool)
+    with Bars() as bars:
+        report = counter(bars, "Trying gamma and beta")
+        return choose_constants(pool.names, alpha_loss(model), rows, pool.index.calibrations[signal], report=report)

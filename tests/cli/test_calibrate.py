@@ -1,0 +1,108 @@
+"""`glider pool calibrate`: what is refused leaves a pool as it was, and what was chosen is told."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from glider.calibration.verdict import choose_thresholds
+from glider.cli.main import build, main
+from glider.errors import ConfigError, DataError, GliderWarning, PoolError
+from glider.experts.pool import Pool
+from glider.sharing.signature import generate_keys, sign_pool
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run() -> Run:
+    """`run("calibrate", path)` runs a command of `glider pool`; its output, errors and exception."""
+
+    def made(*arguments: object) -> SimpleNamespace:
+        ran = CliRunner().invoke(build("pool"), ["pool", *map(str, arguments)])
+        return SimpleNamespace(out=ran.stdout, err=ran.stderr, fault=ran.exception, code=ran.exit_code)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (("--unsure-by", "descriptions"), PoolError),
+        (("--data", "rows.jsonl"), ConfigError),
+        (("--data", "{name}.jsonl", "--signal", "hidden"), DataError),
+    ],
+)
+def test_a_refused_choice_leaves_the_pool_as_it_was(
+    run: Run, make_pool, llama_directory: Path, options: tuple[str, ...], fault: type[Exception]
+) -> None:
+    """p was stored before the rest was looked at: a pool with a threshold, and without verdicts."""
+    pool: Pool = make_pool(llama_directory, 3, profile=True, embedder=None)
+    index = pool.path / "pool.json"
+    before = index.read_bytes()
+    assert isinstance(run("calibrate", pool.path, *options).fault, fault)
+    assert index.read_bytes() == before
+
+
+def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool, llama_directory: Path) -> None:
+    pool: Pool = grow_pool(
+        make_pool(llama_directory, 3, profile=True), llama_directory, "silent", embedder=None, profile=True
+    )
+    assert "unsure queries" not in run("calibrate", pool.path).out + run("ls", pool.path).out
+    told = run("calibrate", pool.path, "--unsure-by", "descriptions")
+    line = "unsure queries get the 3 experts with the nearest descriptions"
+    assert line in told.out and "no unsure query gets silent, without a description" in told.err
+    assert line in run("ls", pool.path).out
+    as_json = run("calibrate", pool.path, "--json")
+    assert json.loads(as_json.out)["verdicts"]["nearest_by"] == "descriptions"
+
+
+def test_one_expert_needs_no_description_to_be_judged(run: Run, make_pool, llama_directory: Path) -> None:
+    """Its thresholds stayed those of experts that had gone."""
+    pool: Pool = make_pool(llama_directory, 1, profile=True, embedder=None)
+    told = run("calibrate", pool.path, "--unsure-by", "descriptions")
+    assert told.code == 0 and "one expert leaves descriptions nothing to choose" in told.err
+    assert "unsure queries" not in told.out + run("ls", pool.path).out
+
+
+def test_a_warning_is_a_line_of_ours(make_pool, grow_pool, llama_directory: Path, monkeypatch) -> None:
+    """`pool remove` named the line of code that had warned."""
+    pool: Pool = make_pool(llama_directory, 1, profile=True)
+    for name in ("silent", "mute"):
+        pool = grow_pool(pool, llama_directory, name, embedder=None, profile=True)
+    pool.set_verdicts(choose_thresholds(pool, nearest_by="descriptions"))
+    monkeypatch.setattr(sys, "argv", ["glider", "pool", "remove", str(pool.path), "e0"])
+    monkeypatch.setattr(warnings, "formatwarning", lambda *_: "as Python prints it")
+    with pytest.warns(GliderWarning) as told, pytest.raises(SystemExit):
+        main()
+    [warning] = told
+    line = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    assert line.startswith("glider: the thresholds of verdicts are those of other experts")
+    assert "with --unsure-by signal" in line
+
+
+def test_an_owner_is_told_that_a_signature_is_of_another_state(
+    run: Run, make_pool, llama_directory: Path, tmp_path: Path
+) -> None:
+    pool: Pool = make_pool(llama_directory, 3, profile=True)
+    private, public = tmp_path / "key", tmp_path / "key.pub"
+    generate_keys(private, public)
+    told = "is not as it was signed; to sign it anew: glider pool sign"
+    assert told not in run("rename", pool.path, "e2", "other").err
+    sign_pool(pool.path, private)
+    for change in (("calibrate", pool.path), ("rename", pool.path, "e1", "late"), ("remove", pool.path, "late")):
+        assert told in run(*change, "--key", public).err
+        sign_pool(pool.path, private)
+    assert told not in run("calibrate", pool.path, "--key", public).err  # nothing changed
+    assert told in run("add", pool.path, "e1", "--key", public).err
+
+
+def test_one_expert_is_one(run: Run, make_pool, llama_directory: Path) -> None:
+    pool: Pool = make_pool(llama_directory, 1)
+    assert run("ls", pool.path).out.startswith("1 expert for ")
