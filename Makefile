@@ -65,11 +65,11 @@ clients-test: install
 
 # the tests on Ray clusters of this machine that CI runs: minutes; one that hangs is stopped with what it started
 ray-short: install
-	timeout --signal INT --kill-after 60 900 $(BIN)/pytest -m "cluster and short" tests/jobs
+	timeout --signal INT --kill-after 60 900 $(BIN)/pytest -m "cluster and short" tests/jobs tests/docs
 
 # all tests on Ray clusters of this machine
 ray-test: install
-	$(BIN)/pytest -m cluster tests/jobs
+	$(BIN)/pytest -m cluster tests/jobs tests/docs
 
 # the wheel, an audit of what it needs, and the list of its components
 release:

@@ -44,6 +44,7 @@ def test_builds_on_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 @pytest.mark.cluster
+@pytest.mark.short
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip.*:FutureWarning", "ignore::DeprecationWarning")
 def test_the_same_on_ray(
     here: Path,
