@@ -42,3 +42,9 @@ def test_every_workflow_is_a_target_of_the_makefile_or_asks_for_what_no_target_h
                 assert set(line.split("#")[0].split()[1:]) <= targets, line
             elif line.startswith(".ci/"):
                 assert Path(ROOT / line.split()[0]).is_file(), line
+
+
+def test_whoever_reports_is_sent_to_no_address_that_is_not_there() -> None:
+    """Two pages named one in the package's metadata, which has none."""
+    pages = [(ROOT / name).read_text("utf8") for name in ("SECURITY.md", "CODE_OF_CONDUCT.md")]
+    assert "email" in (ROOT / "pyproject.toml").read_text("utf8") or not any("metadata" in text for text in pages)
