@@ -278,3 +278,19 @@ def test_half_a_command_is_refused(glider: Glider, tmp_path: Path, monkeypatch: 
             main()
         assert ended.value.code == 2
     assert glider("rows.jsonl", "x.jsonl", "--workers", "2")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_an_instruction_is_asked_with_its_input_as_it_is_in_training(tmp_path: Path, name: str):
+    rows = [("Translate.", "chat"), ("Name a tree.", "")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"instruction": a, "input": b}) + "\n" for a, b in rows))
+    (tmp_path / "rows.csv").write_text("instruction,input\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    asked = [row.prompt for row in read_prompts(tmp_path / name, {})]
+    assert asked == ["Translate.\n\nchat", "Name a tree."]
+    assert read_prompts(tmp_path / name, {"input": "instruction"})[0].prompt == "Translate."
+
+
+def test_a_cell_is_a_chat_or_a_text(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text('prompt\n"[3, 1]"\n"[{""role"": ""user"", ""content"": ""Hi""}]"\n')
+    asked = [row.prompt for row in read_prompts(tmp_path / "rows.csv", {})]
+    assert asked == ["[3, 1]", [{"role": "user", "content": "Hi"}]]

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,35 @@ def test_a_json_array_of_many_members_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "rows.json").write_text('[{"input": [' + "0," * 2000 + "0]}]", "utf8")
     with pytest.raises(DataError, match="more than 1000 members"):
         read_rows(tmp_path / "rows.json")
+
+
+def test_cells_that_look_like_lists_are_texts_where_texts_are_read(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,input,output,choices\nq,"[3, 1]","[""a""]","[""[\\""a\\""]"", ""b""]"\n')
+    (row,) = read_rows(path)
+    assert (row.input, row.output, row.choices) == ("[3, 1]", '["a"]', ('["a"]', "b"))
+
+
+def test_fields_beyond_a_row_may_hold_anything(tmp_path: Path):
+    pyarrow, moment = pytest.importorskip("pyarrow"), datetime(2024, 5, 1, tzinfo=timezone.utc)
+    more = {"when": moment, "picture": b"\xff", "price": Decimal("1.2")}
+    path = write(tmp_path / "rows.parquet", "parquet", [row | more for row in records()])
+    assert pairs(path) == PAIRS
+    with pytest.raises(DataError, match="row 1; got Object of type bytes"):
+        read_rows(path, columns={"input": "picture"})
+    names, columns = ["input", "output", "input"], [pyarrow.array([letter]) for letter in "abc"]
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns, names=names), path)
+    with pytest.raises(DataError, match="'input' twice"):
+        read_rows(path)
+
+
+def test_what_would_be_left_out_of_a_row_is_refused(tmp_path: Path):
+    call = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]}
+    for row, told in ((call, "calls tools"), ({"instruction": ["Do"], "input": "a", "output": "b"}, "of type list")):
+        with pytest.raises(DataError, match=told):
+            read_rows(write(tmp_path / "rows.jsonl", "jsonl", [row]))
+    row = {"input": "q", "output": "a", "references": ["z"], "right": ["a", "b"], "split": "Test"}
+    path = write(tmp_path / "rows.jsonl", "jsonl", [row])
+    assert read_rows(path, columns=columns_of("targets=right"))[0].accepted == ("a", "b")
+    with pytest.raises(DataError, match=r"of split test in .* got none, but the splits Test"):
+        read_rows(path, "test")

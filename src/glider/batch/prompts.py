@@ -8,13 +8,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glider.config import faults
-from glider.data.records import is_table, lines_of, parsed_line, records
+from glider.data.records import from_cells, instructed, is_table, lines_of, parsed_line, records
 from glider.errors import DataError
 from glider.files.opening import UnfitFile
 from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
 
-_FORMS = "`input` or `prompt`, a text or the turns of a chat, or `messages`; --map names another column"
+_FORMS = (
+    "`input` (an `instruction` is put before it) or `prompt`, a text or the turns of a chat, or `messages`; "
+    "--map names another column"
+)
 
 
 class PromptRow(BaseModel):
@@ -41,7 +44,7 @@ class PromptRow(BaseModel):
 def read_prompts(path: Path, columns: Mapping[str, str]) -> list[PromptRow]:
     """The prompts of a file in any form of rows; raises `DataError` for a malformed one."""
     try:
-        rows = [_row(number, record, columns, where) for number, (where, record) in enumerate(_records(path))]
+        rows = [_row(number, record, columns, where) for number, (where, record) in enumerate(_records(path, columns))]
     except FileNotFoundError:
         raise DataError(f"a file of prompts at {path}", "no such file", "Check the path.") from None
     except (OSError, UnfitFile, zlib.error, EOFError, UnicodeDecodeError) as fault:
@@ -56,9 +59,10 @@ def chunks_of(rows: Sequence[PromptRow], size: int) -> list[list[PromptRow]]:
     return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if is_table(path):
-        yield from records(path)
+        for where, record in records(path):
+            yield where, from_cells(path, record, {}, _columns(columns))
         return
     for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
@@ -71,12 +75,19 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}:{number}", record
 
 
+def _columns(columns: Mapping[str, str]) -> tuple[str, ...]:
+    return (columns["input"],) if "input" in columns else ("input", "prompt", "messages")
+
+
 def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PromptRow:
-    names = (columns["input"],) if "input" in columns else ("input", "prompt", "messages")
-    column = next((name for name in names if name in record), None)
-    if column is None:
+    column = next((name for name in _columns(columns) if name in record), None)
+    try:
+        asked = instructed(record) if "input" not in columns and column in (None, "input") else None
+    except ValueError as fault:
+        raise DataError(f"a prompt at {where}", str(fault), f"Rows have {_FORMS}.") from fault
+    if column is None and asked is None:
         raise DataError(f"a prompt at {where}", f"only {', '.join(map(str, record))}"[:200], f"Rows have {_FORMS}.")
-    prompt = record[column]
+    prompt = asked or record[column or "input"]
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
         prompt = prompt[:-1]  # the answer that somebody gave
     described = record.get(columns.get("definition", "description"), record.get("definition"))

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 _LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
-_PARTS = ("input", "output", "choices", "references", "targets", "definition", "split", "id", "template")
+_LISTS = ("choices", "references", "targets")
+TURNS = ("messages", "prompt", "completion")
+_PARTS = ("input", "output", *_LISTS, "definition", "split", "id", "template")
 FORMS = (
     "`input` and `output` (an `instruction` beside them is put before the input), `prompt` and `completion`, "
     "or `messages`; --map names other columns"
@@ -62,7 +64,7 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 where = f"{path}:{lines.count}"
                 if None in record or None in record.values():
                     raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
-                yield where, {name: _cell(value) for name, value in record.items() if value != ""}
+                yield where, {name: value for name, value in record.items() if value != ""}
         except csv.Error as fault:
             raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
 
@@ -74,17 +76,31 @@ def parsed_line(line: str) -> Any:
     return json.loads(line, object_pairs_hook=unique_names)
 
 
-def as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The parts of a row in a record; raises `ValueError` that says what does not fit."""
+def from_cells(
+    path: Path, record: Mapping[str, Any], columns: Mapping[str, str], turns: Collection[str] = TURNS
+) -> dict[str, Any]:
+    """A record of CSV or TSV with its lists, and `turns` of chats, which are written in JSON there; one of another
+    file as it is."""
+    if _kind(path) not in (".csv", ".tsv"):
+        return dict(record)
+    kinds = {columns.get(part, part): str for part in _LISTS} | dict.fromkeys(turns, dict)
+    return {**record, **{name: _listed(record[name], kind) for name, kind in kinds.items() if name in record}}
+
+
+def parts_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The parts of a row in a record, without its other fields; raises `ValueError` that says what does not fit."""
+    row = _as_row(record, columns)
+    return {part: row[part] for part in _PARTS if part in row}
+
+
+def _as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     if columns:
         if missing := [column for column in columns.values() if column not in record]:
             raise ValueError(f"no column {', '.join(missing)}, but {', '.join(map(str, record))}"[:200])
-        return {**record, **{part: record[column] for part, column in columns.items()}}
-    if "output" in record and isinstance(record.get("instruction"), str) and record["instruction"].strip():
-        parts = [record["instruction"], record.get("input") or ""]  # Alpaca's; its inputs are often empty
-        if not isinstance(parts[1], str):
-            raise ValueError(f"an input of type {type(parts[1]).__name__} beside an instruction")
-        return {**record, "input": "\n\n".join(filter(None, parts))}
+        rest = {name: value for name, value in record.items() if name != "references" or "targets" not in columns}
+        return {**rest, **{part: record[column] for part, column in columns.items()}}
+    if "output" in record and (asked := instructed(record)):
+        return {**record, "input": asked}
     if "input" in record or "output" in record:
         return dict(record)
     if "prompt" in record and "completion" in record:
@@ -94,6 +110,15 @@ def as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     else:
         return dict(record)
     return {**record, **_question_and_answer(turns)}
+
+
+def instructed(record: Mapping[str, Any]) -> str | None:
+    """A record's instruction before its input, as Alpaca has them (its inputs are often empty); None without one."""
+    instruction, given = record.get("instruction"), record.get("input") or ""
+    for name, value in (("instruction", instruction or ""), ("input beside an instruction", given)):
+        if instruction and not isinstance(value, str):
+            raise ValueError(f"an {name} of type {type(value).__name__}")
+    return "\n\n".join(filter(None, (instruction, given))) if instruction and instruction.strip() else None
 
 
 def _question_and_answer(turns: list[tuple[str, str]]) -> dict[str, str]:
@@ -115,6 +140,8 @@ def _turns(value: Any, role: str) -> list[tuple[str, str]]:
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     """Role and text of a turn, whose content is a text or parts of text."""
     role, content = turn.get("role"), turn.get("content")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise ValueError("a turn that calls tools, where an answer is a text")
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
     ):
@@ -124,13 +151,14 @@ def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     return role, content
 
 
-def _cell(text: str) -> Any:
-    """A cell; lists of choices and references are written in JSON."""
+def _listed(text: str, member: type) -> Any:
+    """A cell that is a list in JSON, of texts or of turns; any other is its text."""
     if text.startswith("["):
         try:
-            return json.loads(text)
+            values = json.loads(text)
         except (ValueError, RecursionError):
             return text
+        return values if all(isinstance(value, member) for value in values) else text
     return text
 
 
@@ -182,6 +210,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     most, read, number = max(_LARGEST_EXPANDED, _MOST_EXPANDED * path.stat().st_size), 0, 0
     try:
         file = ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"columns of unlike names in {path}", f"{twice!r} twice", "Rename one of them.")
         declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         for batch in file.iter_batches(_PARQUET_ROWS) if declared <= most else ():
             read += batch.nbytes

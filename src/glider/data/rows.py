@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from glider.config import faults
-from glider.data.records import FORMS, as_row, is_table, lines_of, parsed_line, records
+from glider.data.records import FORMS, from_cells, is_table, lines_of, parsed_line, parts_of, records
 from glider.errors import DataError
 from glider.files.opening import UnfitFile
 
@@ -48,7 +48,7 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
     path, columns, rows = Path(path), columns or {}, []
     try:
         if is_table(path):
-            rows = [_row(record, columns, where) for where, record in records(path)]
+            rows = [_row(from_cells(path, record, columns), columns, where) for where, record in records(path)]
             return _of_split(rows, split, path)
         for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
@@ -72,7 +72,9 @@ def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
     selected = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
     if not selected:
         of_split = f" of split {split}" if split else ""
-        raise DataError(f"at least one row{of_split} in {path}", "none", "Add rows with `input` and `output`.")
+        others = ", ".join(dict.fromkeys(row.split for row in rows if row.split))[:100]
+        got = f"none, but the splits {others}" if others else "none"
+        raise DataError(f"at least one row{of_split} in {path}", got, "Add rows with `input` and `output`.")
     return selected
 
 
@@ -108,7 +110,7 @@ def _parse_row(line: str, columns: Mapping[str, str], where: str) -> Row:
 
 def _row(record: dict[str, Any], columns: Mapping[str, str], where: str) -> Row:
     try:
-        return Row.model_validate_json(json.dumps(as_row(record, columns)))
+        return Row.model_validate_json(json.dumps(parts_of(record, columns)))
     except ValidationError as fault:
         expected = f"a row with `input` and `output` at {where}"
         raise DataError(expected, faults(fault), f"Mend the row. Rows have {FORMS}.") from fault
