@@ -8,7 +8,7 @@ to the harness's own command line.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -181,17 +181,11 @@ class GliderLM(LM):
         return texts
 
     def _generate(self, requests: "Sequence[Instance]") -> list[str]:
-        settings = dict(_pair_of(requests[0])[1])
-        stops = settings.pop("until", None) or []
-        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-        limits = [settings.pop(name) for name in _NEW_TOKENS if name in settings]
-        if not settings.setdefault("do_sample", bool(settings.get("temperature"))):
-            settings.pop("temperature", None)
+        stops, new_tokens, settings = _settings_of(_pair_of(requests[0])[1])
         if stops:
             settings["stopping_criteria"] = [_Stops(self.tokenizer, stops)]
         queries = [self._query(request, _pair_of(request)[0]) for request in requests]
         queries = [query if query.text.strip() else replace(query, text=self._prefix_text) for query in queries]
-        new_tokens = limits[0] if limits else DEFAULT_NEW_TOKENS
         answers = self.routed.generate(queries, max_new_tokens=new_tokens, truncate=True, **settings)
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
         return [_before(text, stops) for text in texts]
@@ -226,17 +220,19 @@ class GliderLM(LM):
         if not self.raw:
             prompt = self.routed.prompt
             ids = prompt.prompt_ids(self.tokenizer, context), prompt.target_ids(self.tokenizer, continuation.strip())
-        elif not context.strip():
-            continuation = context + continuation
-            ids = [self._prefix], self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-            if ids[1][:1] == [self._prefix] and len(ids[1]) > 1:
-                ids = ids[1][:1], ids[1][1:]
         else:
-            ids = self._pair(context, continuation)
+            ids = self._pair(context, continuation) if context else ([], [])
+            if not ids[0]:
+                ids = self._begun(context + continuation)
         if not ids[1]:
             got = f"none in that of {request.task_name or 'a request'} after {context[-40:]!r}"
             raise QueryError("a continuation with tokens", got, "Leave the request out.")
         return ScoringRequest(query, tuple(ids[0]), tuple(ids[1]))
+
+    def _begun(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a text without a context, and what stands before it."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] and len(ids) > 1 else ([self._prefix], ids)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both; spaces at the context's end belong to the continuation's first word.
@@ -264,16 +260,23 @@ class GliderLM(LM):
         return one.context[-room:]
 
     def _encode(self, text: str) -> list[int]:
-        return PromptFormat(kind="raw").prompt_ids(self.tokenizer, text)
+        """A text that begins with the token that stands before texts is given no other, as the harness has it."""
+        known = self.tokenizer.bos_token_id is not None or self.tokenizer.eos_token_id is not None
+        begun = known and text.startswith(self._prefix_text)
+        return self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
 
     def _query(self, request: "Instance", text: str) -> Query:
         return Query(text, description=self._descriptions.get(request.task_name or ""))
 
     @property
     def _prefix(self) -> int:
-        """What stands before the first token of a text."""
+        """What stands before the first token of a text; raises `QueryError` for a tokenizer that has nothing."""
         tokenizer = self.tokenizer
-        return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if prefix is None:
+            expected = "a tokenizer with a token of begin or end, which stands before a text without a context"
+            raise QueryError(expected, "neither", "Set bos_token or eos_token in the base's tokenizer_config.json.")
+        return prefix
 
     @property
     def _prefix_text(self) -> str:
@@ -284,6 +287,26 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
     """The context, and the continuation or the settings of generation."""
     context, second = cast("tuple[str, Any]", request.args)
     return context, second
+
+
+def _settings_of(given: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """Stop strings, the number of new tokens, and other settings of generation; what is null is as if absent."""
+    settings = {name: value for name, value in given.items() if value is not None}
+    stops = settings.pop("until", [])
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise QueryError("`until` as a text or a list of texts", repr(stops)[:80], "Mend the task.")
+    limits = {name: settings.pop(name) for name in _NEW_TOKENS if name in settings}
+    try:
+        new_tokens = int(next(iter(limits.values()), DEFAULT_NEW_TOKENS))
+        if "temperature" in settings:
+            settings["temperature"] = float(settings["temperature"])
+    except (TypeError, ValueError, OverflowError):
+        got = str({**limits, **{name: value for name, value in settings.items() if name == "temperature"}})[:80]
+        raise QueryError("numbers of new tokens and as temperature", got, "Mend the task.") from None
+    if not settings.setdefault("do_sample", bool(settings.get("temperature"))):
+        settings.pop("temperature", None)
+    return [stop for stop in stops if stop], new_tokens, settings
 
 
 def _limit(routed: RoutedModel) -> int:
