@@ -31,6 +31,30 @@ MARKED = {
     "apertus": f"<|inner_prefix|>{THOUGHT}<|inner_suffix|>{SENTENCE}",
     "begin of thought": f"<|begin_of_thought|>{THOUGHT}<|end_of_thought|>{SENTENCE}",
     "granite": f"Here is my thought process:\n{THOUGHT}\nHere is my response:\n{SENTENCE}",
+    "bars": f"<|thinking|>{THOUGHT}<|/thinking|>{SENTENCE}",
+    "bars that begin": f"<|think_start|>{THOUGHT}<|think_end|>{SENTENCE}",
+    "bars of reasoning": f"<|begin_of_reasoning|>{THOUGHT}<|end_of_reasoning|>{SENTENCE}",
+    "wide bars": "<\uff5cbegin\u2581of\u2581thinking\uff5c>"
+    + THOUGHT
+    + "<\uff5cend\u2581of\u2581thinking\uff5c>"
+    + SENTENCE,
+    "a wide mark of the end": f"{SENTENCE}<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "a mark of the turn's end": f"{SENTENCE}[|endofturn|]",
+    "solar": f"<|begin|>assistant<|think|>{THOUGHT}<|end|><|begin|>assistant<|content|>{SENTENCE}<|end|>",
+    "more brackets": f"[REASONING]{THOUGHT}[/REASONING] {SENTENCE}",
+    "spaces in the tags": f"<think >{THOUGHT}</think >{SENTENCE}",
+    "an invisible letter in the tags": f"<\u200bthink>{THOUGHT}</\u200bthink>{SENTENCE}",
+    "escaped tags": f"&lt;think&gt;{THOUGHT}&lt;/think&gt;{SENTENCE}",
+    "rationale": f"<rationale>{THOUGHT}</rationale>{SENTENCE}",
+    "a front end's": f"<details type='reasoning'>\n<summary>So</summary>\n> {THOUGHT}\n</details>\n{SENTENCE}",
+    "a comment": f"<!-- {THOUGHT} -->{SENTENCE}",
+    "a call": '<tool_call>{"name": "x"}</tool_call>' + SENTENCE,
+    "fence": f"```thinking\n{THOUGHT}\n```\n{SENTENCE}",
+    "headings": f"### Reasoning\n{THOUGHT}\n\n### Answer\n{SENTENCE}",
+    "headings in bold": f"**Thinking:** {THOUGHT}\n\n**Final answer:** {SENTENCE}",
+    "react": f"Thought: {THOUGHT}\nFinal Answer: {SENTENCE}",
+    "granite in bold": f"**Here is my thought process:** {THOUGHT}\n**Here is my response:** {SENTENCE}",
+    "harmony's last name": f"final{SENTENCE}",
     "opened within the prompt": f"{THOUGHT}</thinking>\n\n{SENTENCE}",
 }
 
@@ -53,6 +77,12 @@ def test_what_a_model_thinks_is_no_description(kind: str):
         f"<think budget='9'>{THOUGHT}",
         f"<think>{THOUGHT}</think><think>{THOUGHT}",
         f"Here is my thought process: {THOUGHT}",
+        f"<|thinking|>{THOUGHT}",
+        f"<|begin|>assistant<|think|>{THOUGHT}",
+        f"analysis{THOUGHT}",
+        f"### Reasoning\n{THOUGHT}",
+        f"```thinking\n{THOUGHT}",
+        f"<details>{THOUGHT}",
     ],
 )
 def test_a_thought_without_an_end_is_refused(reply: str):
@@ -61,8 +91,12 @@ def test_a_thought_without_an_end_is_refused(reply: str):
 
 
 def test_words_of_thought_within_a_sentence_stay():
-    text = "Follow the reasoning of an analysis, then give the assistant's final answer."
-    assert clean(text) == text
+    for text in (
+        "Follow the reasoning of an analysis, then give the assistant's final answer.",
+        "Think about the plan of a text, and name its analysis: which reasoning is sound.",
+        "Analysis of a review decides whether its thoughts are kind.",
+    ):
+        assert clean(text) == text
 
 
 def described(endpoint: Any, content: Any, finish: str = "stop", **settings: Any) -> Described:

@@ -17,27 +17,58 @@ _FEWEST_LETTERS = 8
 
 _PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml)\b", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
-# how models set their thoughts apart: <think> and its kin, [THINK], Kimi's triangles, Gemma's channel, Cohere's and
-# Apertus's marks
-_TAGS = r"[\w:-]{0,20}(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|monologue)"
-_OPENS = (
-    rf"<{_TAGS}(?:\s[^<>]{{0,80}})?>|\[think\]|\u25c1think\u25b7|<\|channel>thought"
-    r"|<\|(?:start|begin)_(?:of_)?(?:thinking|thought)\|>|<\|inner_prefix\|>"
+# how models set their thoughts apart: <think> and its kin, bars of either width (Cohere, Solar, Kimi), [THINK],
+# triangles, Gemma's channel, Apertus's marks, a front end's <details>
+_THOUGHT_WORD = (
+    "(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|monologue|rationale|deliberation|cot"
+    "|plan(?:ning)?)"
 )
-_CLOSES = (
-    rf"</{_TAGS}>|\[/think\]|\u25c1/think\u25b7|<channel\|>"
-    r"|<\|end_(?:of_)?(?:thinking|thought)\|>|<\|inner_suffix\|>"
+_TAGS = rf"[\w:-]{{0,20}}{_THOUGHT_WORD}"
+_BARRED = r"<[|\uff5c](?:{})[|\uff5c]>"
+_JOIN = r"[_:\u2581]"
+_OPENS = "|".join(
+    (
+        rf"<\s?{_TAGS}(?:\s[^<>]{{0,80}})?>",
+        r"<details\b[^<>]{0,200}>|<tool_call>|<!--",
+        r"\[(?:think|thinking|thoughts?|reasoning)\]",
+        r"\u25c1think\u25b7",
+        r"<\|channel>thought",
+        _BARRED.format(
+            rf"(?:(?:start|begin){_JOIN}(?:of{_JOIN})?)?{_THOUGHT_WORD}(?:{_JOIN}(?:start|begin))?|inner_prefix"
+        ),
+    )
+)
+_CLOSES = "|".join(
+    (
+        rf"</\s?{_TAGS}\s?>",
+        "</details>|</tool_call>|-->",
+        r"\[/(?:think|thinking|thoughts?|reasoning)\]",
+        r"\u25c1/think\u25b7",
+        r"<channel\|>",
+        _BARRED.format(
+            rf"/{_THOUGHT_WORD}|end{_JOIN}(?:of{_JOIN})?{_THOUGHT_WORD}|{_THOUGHT_WORD}{_JOIN}end|inner_suffix"
+        ),
+    )
 )
 _THOUGHT = re.compile(rf"(?:{_OPENS}).*?(?:{_CLOSES})", re.DOTALL | re.IGNORECASE)
 _OPEN, _CLOSE = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
+_FENCE = re.compile(rf"```\s?{_THOUGHT_WORD}\b.*?(?:```|(\Z))", re.DOTALL | re.IGNORECASE)
 # Harmony writes channels, of which the last is for the user; some servers strip the marks and leave the names
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+).{0,80}?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
-_MARK = re.compile(r"<\|\w{1,40}\|>")  # of a turn or a response, left in a reply
-_GRANITE = re.compile(
-    r"here(?: is|'s) my thought process:.*?(here(?: is|'s) my response:|$)", re.DOTALL | re.IGNORECASE
+_SOLAR = re.compile(r"\A(?:.*<\|end\|>)?\s*<\|begin\|>assistant<\|content\|>", re.DOTALL)
+_MARK = re.compile(r"<[|\uff5c][\w\u2581]{1,40}[|\uff5c]>|\[\|\w{1,40}\|\]|\[/?INST\]")  # of a turn, left in a reply
+# thoughts under a heading, up to that of the answer: Granite's sentences, ReAct's words, Markdown
+_ALOUD = re.compile(
+    r"\W*(?:here(?: is|'s) my thought process:|(?:my |the )?(?:thinking|thoughts?(?: process)?|reasoning|analysis)"
+    r"(?:\*\*)?(?::|[ \t*]*\n)).*?"
+    r"(\n\W*(?:here(?: is|'s) my response:|(?:the )?(?:final |task )?"
+    r"(?:answer|response|output|instruction|description|sentence)(?:\*\*)?(?::|[ \t*]*\n))"
+    r"|here(?: is|'s) my response:|\Z)",
+    re.DOTALL | re.IGNORECASE,
 )
-_BARE_HARMONY = re.compile(r"analysis.*?assistant\s*final", re.DOTALL)
+_BARE_HARMONY = re.compile(r"(?:analysis|commentary)(?=[A-Z\s]).*?assistant\s*final|final(?=[A-Z\n])", re.DOTALL)
+_BARE_THOUGHT = re.compile(r"(?:analysis|commentary)(?=[A-Z\n])")
 _LINE_MARK = re.compile(r"^(?:[#>*+\-\u2022\s]+|\d{1,2}[.)]\s+)+")
 _EMPHASIS = re.compile(r"\*\*|__|`+")
 _LABEL = re.compile(
@@ -87,19 +118,26 @@ def _after_echo(reply: str, prompt: str) -> str:
 
 
 def _without_thought(text: str) -> str:
+    text = visible(text).replace("&lt;", "<").replace("&gt;", ">")
     text = _final_channel(text)
     text = _THOUGHT.sub("", text)
     text = _CLOSE.split(text)[-1]  # some templates open the thought within the prompt
-    aloud = _GRANITE.match(text.lstrip())
-    if _OPEN.search(text) or (aloud is not None and not aloud[1]):
+    unended = any(fence[1] is not None for fence in _FENCE.finditer(text))
+    text = _FENCE.sub("", text)
+    aloud = _ALOUD.match(text)
+    if unended or _OPEN.search(text) or (aloud is not None and not aloud[1]):
         raise Nonsense("a thought without an end")
-    return _MARK.sub("", text if aloud is None else text.lstrip()[aloud.end() :])
+    return _MARK.sub("", text if aloud is None else text[aloud.end() :])
 
 
 def _final_channel(text: str) -> str:
+    if solar := _SOLAR.match(text):
+        return _HARMONY_END.split(text[solar.end() :])[0]
     channels = list(_CHANNEL.finditer(text))
     if not channels:
         bare = _BARE_HARMONY.match(text.lstrip())
+        if bare is None and _BARE_THOUGHT.match(text.lstrip()):
+            raise Nonsense("a thought without an end")
         return text if bare is None else text.lstrip()[bare.end() :]
     final = next((channel for channel in reversed(channels) if channel[1] == "final"), None)
     if final is None:
