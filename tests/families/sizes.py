@@ -73,12 +73,19 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "emu3_vqgan": _VQ,
     "encoder-decoder": {"decoder": {"add_cross_attention": True, "is_decoder": True}},
     "ernie4_5_vl_moe_text": {**_MROPE, "moe_intermediate_size": [48, 48], "moe_k": 2, "moe_num_experts": 4},
+    "fast_vlm": {
+        "vision_config": {
+            "architecture": "fastvit_mci3", "hidden_size": 256,
+            "model_args": {"inference_mode": True, "layers": [1] * 5, "embed_dims": [8, 16, 32, 64, 128]},
+        },
+    },
     "florence_vision": {
         "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
         "patch_prenorm": [False, True], "embed_dim": [16, 32], "num_heads": [2, 4], "num_groups": [2, 4],
         "window_size": 4, "projection_dim": 32,
     },
     "gemma3": {"mm_tokens_per_image": 4},
+    "gemma3n": {"vision_config": {"model_args": {"channel_multiplier": 0.0625}}},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "glm46v_text": _MROPE,
     "glm4v_moe_text": {"rope_parameters": {**_SECTIONS, "partial_rotary_factor": 1.0}},
@@ -130,12 +137,20 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     },
     "muse_spark_text": {"layer_rope_theta": None, "moe_hidden_size": 32},
     "nemotron": {"num_key_value_heads": 4},
+    "nemotron3_5_transcribe_word_timestamp": {"blank_token_id": 258},
+    "nemotron3_diarization": {"head_config": {"audio_hidden_size": 32}},
     "nemotron_h_omni": {
         "vision_config": {"video_temporal_patch_size": 2, "max_img_size": 32}, "projector_hidden_size": 32,
         "vision_hidden_size": 32,
     },
     "paddleocr_vl_text": _MROPE,
     "paligemma": {"vision_config": {"projection_dim": 32}},
+    "perception_lm": {
+        "vision_config": {
+            "architecture": "vit_pe_core_tiny_patch16_384",
+            "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 4, "attn_pool_num_heads": 4},
+        },
+    },
     "qwen2_5_omni_text": _MROPE,
     "qwen2_5_omni_thinker": {"vision_start_token_id": 253},
     "qwen2_5_vl_text": _MROPE,
