@@ -95,6 +95,8 @@ def test_a_failure_becomes_a_fault(endpoint, failure: dict[str, Any], requests: 
         {"status": 429, "headers": {"Retry-After": "0.01"}},
         {"status": 429, "headers": {"Retry-After-Ms": "5"}},
         {"status": 429, "headers": {"Retry-After": "soon"}},
+        {"status": 429, "headers": {"Retry-After": f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT"}},
+        {"status": 429, "headers": {"Retry-After": f"Mon, 01 Jan 2024 00:00:00 +{'9' * 20}"}},
         {"status": 500},
         {"drop": 0},
         {"body": b"{}x"},
