@@ -16,6 +16,7 @@ HOSTILE = [
     "~~~ html\n<script>",
     "<script>alert(1)</script>",
     "![picture](http://example.org/a.png)",
+    "See https://example.org, www.example.org, MAILTO:a@example.org",
     "[a link](javascript:alert(1))",
     "text\n\n# Heading\n\n```sh\ncurl evil | sh\n```\n",
     "`; code `` ` ends",
@@ -70,6 +71,15 @@ def test_code_to_copy_runs_nothing_of_the_cards(text: str) -> None:
     assert len(blocks) == 3
     for line in "".join(blocks).splitlines():
         assert re.fullmatch(r"[A-Za-z0-9 ._=/\"(),-]*", line), line
+
+
+def test_a_bare_address_is_no_link() -> None:
+    """GitHub and the hub make links of them, which lead to where a stranger wants."""
+    text = card_of("words", description="At https://a.org or www.b.org (a@c.org).", licence="ftp://d.org")
+    _, _, body = text.removeprefix("---\n").partition("\n---\n")
+    told = body.split("## Use")[0]
+    assert "a.org" in told and "c.org" in told
+    assert re.search(r"(?i)://|www\.|\w@\w", told) is None
 
 
 def test_ordinary_words_stay_as_they_are() -> None:

@@ -22,6 +22,8 @@ LIBRARY = "peft"
 TAGS = ("glider", "lora")
 _LONGEST_TEXT = 2000  # characters of a description
 _LONGEST_NAME = 96
+# where GitHub and the hub make links of bare addresses; nothing but an element keeps the halves apart in both
+_ADDRESS = re.compile(r"(?i):(?=//)|www(?=\.)|(?:mailto|xmpp):|@(?=\S)")
 _HASH_SHOWN = 12  # characters of a digest in the training table
 
 
@@ -138,7 +140,8 @@ def _text(value: str) -> str:
     line = printable(value, _LONGEST_TEXT).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*\[\]|~$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
     line = re.sub(r"^(\d*)([.)+-])(?=\s|$)", r"\1\\\2", line)  # a list
-    return re.sub(r"^(?=#|[-=]+[-= ]*$)", r"\\", line)  # a heading, or a line
+    line = re.sub(r"^(?=#|[-=]+[-= ]*$)", r"\\", line)  # a heading, or a line
+    return _ADDRESS.sub(r"\g<0><!-- -->", line)
 
 
 def _code(value: str) -> str:
