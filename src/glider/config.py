@@ -1,7 +1,9 @@
 """Typed settings: one pydantic model per command, saved beside every result."""
 
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,6 +12,7 @@ from glider.printable import printable
 
 EMBEDDED_BASE = "smollm2-135m"
 EMBEDDED_EMBEDDER = "all-MiniLM-L6-v2"
+_Value = TypeVar("_Value", bound=Hashable)
 
 
 class Config(BaseModel):
@@ -45,6 +48,11 @@ def _start(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return f"{type(value).__name__} of {len(value)}" if len(value) > 20 else str(value)[:80]
     return str(value)[:80]
+
+
+def repeated(values: Iterable[_Value]) -> list[_Value]:
+    """The values that stand more than once, each one time, in the order in which they first stand."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def cache_directory() -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from glider.config import EMBEDDED_BASE, Config, faults
+from glider.config import EMBEDDED_BASE, Config, faults, repeated
 from glider.contribute.settings import TrainConfig
 from glider.data.records import columns_of
 from glider.data.rows import read_rows
@@ -94,7 +94,7 @@ class PoolPlan(Config):
                 )
             )
         names = [plan.name for plan in self.experts]
-        wrong += [f"{name} twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+        wrong += [f"{name} twice" for name in repeated(names)]
         if wrong:
             raise ConfigError("a plan without faults", "; ".join(wrong), "Mend the plan.")
         return jobs

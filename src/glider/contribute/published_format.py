@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 
+from glider.config import repeated
 from glider.contribute.checkpoint_pickle import check_pickle
 from glider.errors import ExpertError
 from glider.experts.card import NAME, EmbedderIdentity
@@ -170,7 +171,7 @@ def _check_order(names: Sequence[str], count: int, path: Path) -> None:
             f"{count}",
             f"Give the {count} names in the order of the checkpoint (--order).",
         )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(repeated(names)):
         raise ExpertError("every expert once in the order", f"{', '.join(twice)} twice", "Mend the order.")
     if bad := [name for name in names if re.match(NAME, name) is None]:
         raise ExpertError("names of letters, digits, '.', '_' and '-'", repr(bad[0]), "Give other names (--order).")

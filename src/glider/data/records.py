@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from glider.config import repeated
 from glider.errors import DataError, MissingDependency
 from glider.files.json_text import parse_json, unique_names
 from glider.files.opening import UnfitFile, opened
@@ -58,7 +59,7 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             table = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", strict=True)
             names = list(table.fieldnames or ())
-            if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            if twice := repeated(names):
                 raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
             for record in table:
                 where = f"{path}:{lines.count}"

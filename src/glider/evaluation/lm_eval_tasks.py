@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glider.config import repeated
 from glider.data.rows import Row, read_rows
 from glider.errors import DataError
 from glider.evaluation.evaluated_rows import require_scorable
@@ -70,7 +71,7 @@ def write_tasks(paths: Sequence[Path], out: Path, **settings: Any) -> list[str]:
     import yaml
 
     names = [task_name(path) for path in paths]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(repeated(names)):
         raise DataError("files of different names", f"{', '.join(twice)} twice", "Write them to two directories.")
     for path in paths:
         config = task_config(path, **settings)

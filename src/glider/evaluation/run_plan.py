@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from glider.config import Config, faults
+from glider.config import Config, faults, repeated
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ class RunPlan(Config):
         """The routers in order, each checked by name and settings; before an oracle, the singles it chooses among."""
         requested = [RouterPlan(router=plan) if isinstance(plan, str) else plan for plan in self.routers]
         labels = [plan.label for plan in requested]
-        if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+        if twice := repeated(labels):
             raise ConfigError("routers of different names", f"{', '.join(twice)} twice", "Give each a name.")
         plans = []
         for plan in requested:
@@ -169,8 +169,9 @@ class RunPlan(Config):
                     if name not in set_plan.exclude:
                         tasks.append(self._task(set_name, name, path, set_plan, plan, described.get(name)))
         keys = [(task.set, task.name) for task in tasks]
-        wrong += [f"{name} twice in {where}" for where, name in dict.fromkeys(keys) if keys.count((where, name)) > 1]
-        wrong += [f"a metric for {name}, no task" for name in self.metrics if name not in {task.name for task in tasks}]
+        wrong += [f"{name} twice in {where}" for where, name in repeated(keys)]
+        names = {task.name for task in tasks}
+        wrong += [f"a metric for {name}, no task" for name in self.metrics if name not in names]
         if wrong:
             raise ConfigError("tasks without faults", "; ".join(wrong), "Mend the run file.")
         for metric in {task.metric for task in tasks if task.metric}:

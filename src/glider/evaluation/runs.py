@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from glider.config import repeated
 from glider.errors import BaseModelError, ConfigError
 from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell, require_by_vllm
 from glider.evaluation.run_plan import RouterPlan, RunPlan, Task, pool_hash, router_hashes, without_place
@@ -67,7 +68,7 @@ class Run:
                 key = (router.label, task.set, task.name)
                 self.cells[key] = self._cell(router, task, {**hashes, "data": files[task.path]})
         places = [str(cell.path) for cell in self.cells.values()]
-        if twice := sorted({path for path in places if places.count(path) > 1}):
+        if twice := sorted(repeated(places)):
             raise ConfigError("names that make different files", ", ".join(twice), "Give the routers other names.")
 
     def go(

@@ -1,12 +1,11 @@
 """`pool.json`: a pool's experts, records of their files when they joined, and the calibrations."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from glider.config import Config, faults
+from glider.config import Config, faults, repeated
 from glider.errors import PoolError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import NAME, EmbedderIdentity, require_format
@@ -107,9 +106,9 @@ def parsed_index(content: bytes, file: Path) -> PoolIndex:
     except (ValueError, RecursionError) as fault:
         raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault
     for names in ([record.name for record in index.experts], [record.home for record in index.experts]):
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            repeated = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
-            raise PoolError(f"every expert once in {file}", repeated, "Build the pool again.")
+        if twice := repeated(names):
+            got = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
+            raise PoolError(f"every expert once in {file}", got, "Build the pool again.")
     return index
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from glider.config import Config, faults
+from glider.config import Config, faults, repeated
 from glider.errors import ConfigError
 from glider.files.yaml_text import read_yaml
 from glider.report.cells import Place, Results
@@ -169,7 +169,7 @@ class ReportPlan(Config):
         faults = []
         for key, table in self.tables.items():
             labels = [method.label for method in table.methods]
-            faults += [f"{label} twice in {key}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
+            faults += [f"{label} twice in {key}" for label in repeated(labels)]
             if table.reference is not None and table.reference not in labels:
                 faults.append(f"the reference {table.reference} of {key}, none of its methods")
             names = dict.fromkeys([*table.sets, *(name for method in table.methods for name in method.sets)])

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from glider.config import repeated
 from glider.errors import ConfigError
 from glider.inference.model import RoutedModel
 from glider.routing.base import Observer, support_of
@@ -188,7 +189,7 @@ class Pools:
     def _check_names(self) -> None:
         names = [self.base_name, *self.pools]
         names += [model for pool in self.pools.values() for model in self.expert_names(pool)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(repeated(names)):
             got = f"{', '.join(twice)} twice"
             raise ConfigError("models of unlike names", got, "Name the pool otherwise: --pool NAME=DIRECTORY.")
 

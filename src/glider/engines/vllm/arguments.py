@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from glider.config import repeated
 from glider.engines.vllm.front import Front
 from glider.engines.vllm.replies import MIDDLEWARE
 from glider.engines.vllm.settings import KEY, LOAD_FORMAT, Mode, PluginSettings, Unsure, one_word, pool_digest
@@ -36,7 +37,7 @@ def plugin_settings(spec: ModelSpec, mode: Mode, unsure: Unsure = "nearest", nam
         mode=mode, digest=pool_digest(pool.path), name=name, base=base, unsure=unsure, spec=model
     )
     front = Front(settings)  # refuses what cannot be served
-    if twice := {one for one in front.models if front.models.count(one) > 1}:
+    if twice := repeated(front.models):
         raise ConfigError("models of unlike names", f"{', '.join(sorted(twice))} twice", "Give --name.")
     return settings
 
