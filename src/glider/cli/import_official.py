@@ -99,8 +99,17 @@ def import_official(
 
 def _names(order: str) -> list[str]:
     """Names from a comma-separated list, or from a file with one a line."""
+    from glider.errors import DataError
+
     file = Path(order)
-    parts = read_text(file, LARGEST_YAML).split() if "," not in order and file.is_file() else order.split(",")
+    parts = order.split(",")
+    if "," not in order and file.is_file():
+        try:
+            parts = read_text(file, LARGEST_YAML).split()
+        except ValueError as fault:
+            raise DataError(
+                f"names of experts in {file}", str(fault), "Give a text file with one name a line."
+            ) from fault
     return [name.strip() for name in parts if name.strip()]
 
 

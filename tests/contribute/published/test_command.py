@@ -60,6 +60,7 @@ def test_command_refuses(command: Callable[..., Any], experts: list[Tensors], t5
         ([path, "--pool", tmp_path], "existing"),
         ([path, "--pool", pool, "--order", ",".join(NAMES), "--descriptions", path], "JSON"),
         ([path, "--pool", pool, "--order", ",".join(NAMES), "--descriptions", tmp_path / "no"], "no such file"),
+        ([path, "--pool", pool, "--order", path], "one name a line"),  # no text: was a traceback
     ):
         with pytest.raises(GliderError, match=message):
             command(*arguments, "--base", t5_directory)
