@@ -14,7 +14,7 @@ from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import Pool
 from glider.files.disk import refuse_links_out, save_tensors, work_directory, write_file
 from glider.files.held import held
-from glider.files.opening import read_bytes, sha256
+from glider.files.opening import read_owned, sha256
 from glider.files.tensor_file import LARGEST_VALUE, sane, tensors_in
 from glider.shapes import Tensor
 
@@ -57,8 +57,10 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
     train = f"Train it: `glider pool train-router {pool.path} --router {kind}`."
     if record is None:
         raise RouterError(f"what the router {kind} was trained to", f"nothing in {pool.path}", train)
-    if record.experts != _adapters(pool):
-        raise RouterError(f"a router {kind} trained for the pool's experts", "one for others", train)
+    adapters = _adapters(pool)
+    if [*record.experts.items()] != [*adapters.items()]:  # an expert that left and came back stands elsewhere
+        got = "one for others" if record.experts != adapters else "one for them in another order"
+        raise RouterError(f"a router {kind} trained for the pool's experts", got, train)
     path = router_path(pool.path, kind)
     try:
         tensors = tensors_in(_content(path, record), max(len(shapes), 1))
@@ -70,22 +72,22 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
     lengths: dict[str, int] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
-        fits = _fits(tensor, shape, lengths)
+        fits = fits_shape(tuple(tensor.shape), shape, lengths)
         if not fits or not tensor.is_floating_point() or not sane(tensor):
             got = f"{tuple(tensor.shape)} of {tensor.dtype}" if not fits else "values that are not finite"
             raise PoolError(f"the tensor {name} of shape {shape} in {path}", got, train)
     return {name: tensor.float() for name, tensor in tensors.items()}, record
 
 
-def _fits(tensor: Tensor, shape: Shape, lengths: dict[str, int]) -> bool:
-    """Whether a tensor has a shape; `lengths` are those of the names so far, and take up the shape's."""
-    if len(tensor.shape) != len(shape):
+def fits_shape(got: tuple[int, ...], shape: Shape, lengths: dict[str, int]) -> bool:
+    """Whether lengths are of a shape; `lengths` are those of the names so far, and take up the shape's."""
+    if len(got) != len(shape):
         return False
-    for length, expected in zip(tensor.shape, shape, strict=True):
+    for length, expected in zip(got, shape, strict=True):
         known = lengths.setdefault(expected, length) if isinstance(expected, str) else expected
         if length != known if known is not None else length == 0:
             return False
-    return 0 not in tensor.shape
+    return 0 not in got
 
 
 def verify_routers(pool: Pool) -> None:
@@ -94,12 +96,12 @@ def verify_routers(pool: Pool) -> None:
         _content(router_path(pool.path, kind), record)
 
 
-def _content(path: Path, record: RouterRecord) -> bytes:
+def _content(path: Path, record: RouterRecord) -> bytearray:
     remedy = "Get the file anew, or train the router again."
     refuse_links_out(path.parents[1], (path.parent.name,))
     refuse_links_out(path.parent, (path.name,))
     try:
-        content = read_bytes(path, record.size)
+        content = read_owned(path, record.size)
     except (OSError, ValueError) as fault:
         raise PoolError(f"a file of {record.size} bytes at {path}", str(fault), remedy) from fault
     if (got := hashlib.sha256(content).hexdigest()) != record.sha256:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Header:
     data_bytes: int
     length: int  # of the header's text
     sha256: bytes  # of the header's text
+    metadata: dict[str, str] = field(default_factory=dict)  # texts beside the tensors
 
     @property
     def size(self) -> int:
@@ -56,26 +57,31 @@ def read_header(path: Path) -> Header:
 
 def header_of(descriptor: int, path: Path) -> Header:
     """The header of an opened file; raises as `read_header`."""
+    try:
+        return header_at(descriptor)
+    except (ValueError, RecursionError) as fault:
+        raise damaged(path, str(fault)) from fault
+
+
+def header_at(descriptor: int) -> Header:
+    """The header of an opened file; `ValueError` and `RecursionError` say what is wrong with it."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(read_exactly(descriptor, 0, min(8, size)), "little")
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-        raise damaged(path, f"a header of {length} bytes in a file of {size}")
+        raise UnfitFile(f"a header of {length} bytes in a file of {size}")
     header = bytes(read_exactly(descriptor, 8, length))
-    try:
-        parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse(header)
-    except (ValueError, RecursionError) as fault:
-        raise damaged(path, str(fault)) from fault
+    parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse(header)
     if parsed.size != size:
-        raise damaged(path, f"{size} bytes where its header declares {parsed.size}")
+        raise UnfitFile(f"{size} bytes where its header declares {parsed.size}")
     return parsed
 
 
-def header_in(content: bytes, most: int = MOST_TENSORS) -> Header:
+def header_in(content: bytes | bytearray, most: int = MOST_TENSORS) -> Header:
     """The header of a whole file's content, with at most this many tensors; `ValueError` says what is wrong with it."""
     length = int.from_bytes(content[:8], "little")
     if not 2 <= length <= min(LARGEST_HEADER, len(content) - 8):
         raise UnfitFile(f"a header of {length} bytes in a file of {len(content)}")
-    parsed = _parse(content[8 : 8 + length], most)
+    parsed = _parse(bytes(content[8 : 8 + length]), most)
     if parsed.size != len(content):
         raise UnfitFile(f"{len(content)} bytes where its header declares {parsed.size}")
     return parsed
@@ -111,7 +117,8 @@ def _parse(header: bytes, most: int = MOST_TENSORS) -> Header:
         raise ValueError("a header that is no object")
     if len(entries) > most + 1:
         raise ValueError(f"{len(entries)} tensors, where {most} are the most")
-    entries = {name: _entry(name, value) for name, value in entries.items() if name != "__metadata__"}
+    metadata = entries.pop("__metadata__", {})
+    entries = {name: _entry(name, value) for name, value in entries.items()}
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -124,6 +131,7 @@ def _parse(header: bytes, most: int = MOST_TENSORS) -> Header:
         position,
         len(header),
         hashlib.sha256(header).digest(),
+        {name: text for name, text in metadata.items() if isinstance(text, str)} if isinstance(metadata, dict) else {},
     )
 
 

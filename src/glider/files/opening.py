@@ -60,6 +60,15 @@ def read_bytes(path: Path | str, longest: int, *, follow: bool = True) -> bytes:
         return b"".join(parts)
 
 
+def read_owned(path: Path | str, longest: int, *, follow: bool = True) -> bytearray:
+    """The same in one piece of memory, which its tensors may lie in; a file that grows meanwhile is read as it was."""
+    with opened(path, follow=follow) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > longest:
+            raise UnfitFile(f"{size} bytes, where {longest} are the most")
+        return read_exactly(descriptor, 0, size)
+
+
 def read_beginning(path: Path | str, most: int) -> bytes:
     """The first bytes of a regular file; raises as `open_descriptor`."""
     with opened(path) as descriptor:

@@ -184,12 +184,23 @@ class TensorFile:
         return ExpertError(f"{self._label} unchanged, with {expected}", got, _AGAIN)
 
 
-def tensors_in(content: bytes, most: int = MOST_TENSORS) -> dict[str, Tensor]:
-    """The tensors of a file that was read whole, and perhaps checked; `ValueError` says why there are none."""
-    header, owned = header_in(content, most), bytearray(content)
+def tensors_in(content: bytearray, most: int = MOST_TENSORS) -> dict[str, Tensor]:
+    """The tensors of a file that was read whole, and perhaps checked; `ValueError` says why there are none.
+
+    They lie in `content`, which nobody is to change any more.
+    """
+    header = header_in(content, most)
     return {
-        name: _values(owned, torch_dtype(header.dtypes[name]), begin, begin + length).view(header.shapes[name]).clone()
+        name: _values(content, torch_dtype(header.dtypes[name]), begin, begin + length).view(header.shapes[name])
         for name, (begin, length) in header.places.items()
+    }
+
+
+def tensors_at(descriptor: int, header: Header) -> dict[str, Tensor]:
+    """The tensors of an opened file with this header, each in memory of its own; `UnfitFile` where the file ends."""
+    return {
+        name: _values(read_exactly(descriptor, *place), torch_dtype(header.dtypes[name])).view(header.shapes[name])
+        for name, place in header.places.items()
     }
 
 
@@ -216,4 +227,7 @@ def _values(content: bytearray, dtype: torch.dtype, begin: int = 0, end: int | N
 
 def sane(values: Tensor) -> bool:
     """Whether arithmetic with these values stays finite: no trained weight comes near the bound."""
-    return bool((values.float().abs() <= LARGEST_VALUE).all())
+    if not values.numel():
+        return True
+    least, largest = map(float, values.aminmax())  # both are NaN where a value is
+    return -LARGEST_VALUE <= least <= largest <= LARGEST_VALUE

@@ -14,7 +14,7 @@ import torch
 
 from glider.errors import PoolError
 from glider.files.disk import save_tensors, write_file
-from glider.files.opening import read_bytes
+from glider.files.opening import read_owned
 from glider.files.tensor_file import tensors_in
 from glider.instructions.inputs import ngrams
 from glider.shapes import Int, Tensor
@@ -108,7 +108,7 @@ class Background:
     def open(cls, path: Path, sha256: str | None = None) -> "Background":
         """Read it, the content of this digest where one is given; raises `PoolError` for a file that is none."""
         try:
-            content = read_bytes(path, MOST_BYTES)
+            content = read_owned(path, MOST_BYTES)
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
                 raise PoolError(f"the pool's background in {path}", "another file", "Calibrate the pool again.")
             tensors = tensors_in(content, len(_DTYPES))

@@ -9,10 +9,11 @@ import torch
 
 from glider.contribute.train_router import train_router
 from glider.errors import GliderError, PoolError, RouterError, TrainingError
-from glider.experts.membership import remove_expert
+from glider.experts.membership import add_expert, remove_expert
 from glider.experts.pool import Pool
 from glider.experts.router_files import router_path
-from glider.files.opening import sha256
+from glider.files.opening import read_owned, sha256
+from glider.files.tensor_file import tensors_in
 from glider.inference.base_model import BaseModel
 from glider.layers.attach import attach
 from glider.routing.methods.joint import Joint
@@ -42,6 +43,24 @@ def test_a_router_for_other_experts_or_of_a_changed_file_is_refused(
     file.write_bytes(b"0" * (1 << 20))
     with pytest.raises(PoolError):
         again.verify()
+
+
+def test_a_router_is_not_used_in_another_order_of_its_experts(base: BaseModel, pool: Pool) -> None:
+    """An expert that left and came back stands last; its column went to another, without a word."""
+    train_router(base, pool, "joint", rows_of(), settings())
+    remove_expert(pool.path, "e0")
+    add_expert(pool.path, "e0")
+    with pytest.raises(RouterError, match="another order"):
+        Joint().prepare(Pool.open(pool.path))
+
+
+def test_a_router_is_held_once(base: BaseModel, pool: Pool) -> None:
+    """Its content, a copy, and a copy of each tensor were three times the file."""
+    train_router(base, pool, "vq", rows_of(), settings())
+    content = read_owned(router_path(pool.path, "vq"), 1 << 20)
+    tensors = tensors_in(content)
+    begin = torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+    assert all(begin <= tensor.data_ptr() < begin + len(content) for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("change", ["name", "shape", "value", "kind"])
