@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glider.errors import DataError
 from glider.files.disk import canonical_json, new_directory, sha256, write_file, write_json
 
 JSON = st.recursive(
@@ -47,6 +48,15 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path: Path):
     write_json(tmp_path / "a.json", [1])
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_name_that_utf8_cannot_hold_is_told(tmp_path: Path):
+    """A file may be named by any bytes; `glider init` on one such was a traceback."""
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(DataError, match=r"half a character.*Rename"):
+        write_json(tmp_path / "a.json", {"data": os.fsdecode(b"rows-\xff.jsonl")})
     assert json.loads((tmp_path / "a.json").read_text()) == [1]
     assert names(tmp_path) == ["a.json"]
 

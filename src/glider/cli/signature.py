@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glider.errors import ConfigError
 from glider.terminal import say
 
 
@@ -16,6 +17,8 @@ def keygen(
     """Make an Ed25519 key pair to sign pools with."""
     from glider.sharing.signature import generate_keys
 
+    if not private_key.name:
+        raise ConfigError("the name of a new file for the private key", "none", "Give one, such as my-key.")
     public = private_key.with_name(f"{private_key.name}.pub")
     generate_keys(private_key, public)
     say(f"{private_key}: keep it secret\n{public}: hand it to those who use your pools")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from glider.errors import ExpertError
+from glider.errors import DataError, ExpertError
 from glider.files.held import held
 from glider.files.json_text import LARGEST_JSON as LARGEST_JSON
 from glider.files.json_text import read_json as read_json
@@ -64,13 +64,18 @@ def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fres
     """Let `write` fill a file of that name beside `path`, then put it in place; on any failure nothing is left behind.
 
     A `fresh` file takes nobody's place: `FileExistsError` if there is one. A full disk, and whatever else the system
-    refuses, is an `OSError` that names `path`.
+    refuses, is an `OSError` that names `path`. Raises `DataError` for text that UTF-8 cannot hold: a path may be of any
+    bytes, and what stands for them in Python is half a character.
     """
     with _naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with work_beside(path) as work, _naming_target(path, work / path.name):
             partial = work / path.name
-            write(partial)
+            try:
+                write(partial)
+            except UnicodeEncodeError as fault:
+                got = f"half a character in {fault.object[max(0, fault.start - 60) : fault.end]!r}"
+                raise DataError(f"text in UTF-8 for {path}", got, "Rename the file whose name it is.") from fault
             _flush(partial)
             partial.chmod(mode)
             if fresh:

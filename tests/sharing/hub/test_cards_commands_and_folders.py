@@ -69,6 +69,8 @@ def test_commands(hub, pool: Pool, target: Path, tmp_path: Path, capsys: pytest.
     assert "signed by the owner of" in printed
     with pytest.raises(ConfigError, match="never overwritten"):
         signature.keygen(tmp_path / "key")
+    with pytest.raises(ConfigError, match="name of a new file"):
+        signature.keygen(Path())  # was a traceback
 
 
 def test_a_folder_is_shared_as_a_repository_is(pool: Pool, tmp_path: Path) -> None:
