@@ -3,26 +3,28 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
 from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow
 from glider.contribute.settings import Schedule
+from glider.contribute.states import PROGRESS, Fits, like, read_state, restoring
 from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
 from glider.files.disk import save_tensors, write_file
-from glider.files.opening import opened
+from glider.files.opening import UnfitFile
 from glider.jobs.saving import save_steps
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0
+_VALUES = ("now", "best")
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, once it has made a step
 
 
 @dataclass
@@ -36,6 +38,9 @@ class Progress:
     best_loss: float | None = None  # None without validation rows
     best_step: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 class Loop:
@@ -146,11 +151,11 @@ class Loop:
         for name, value in self.parameters.items():
             tensors[f"now.{name}"] = value.detach()
             tensors[f"best.{name}"] = self.best[name]
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in _MOMENTS:
                 if moment in self.optimiser.state[value]:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[value][moment]
         # one file holds tensors and progress, so that no kill can separate them
-        metadata = {"progress": json.dumps(vars(self.progress))}
+        metadata = {PROGRESS: json.dumps(vars(self.progress))}
         write_file(self.state_file, lambda path: save_tensors(_distinct(tensors), path, metadata))
 
     @torch.no_grad()
@@ -161,40 +166,30 @@ class Loop:
             self._restore()
 
     def _restore(self) -> None:
-        with safe_open(self.state_file, framework="pt") as state:
-            names = set(state.keys())
-            saved: dict[str, Any] = json.loads(state.metadata()["progress"])
-            saved["validation"] = [tuple(entry) for entry in saved["validation"]]
-            self.progress = Progress(**saved)
-            for name, value in self.parameters.items():
-                value.copy_(state.get_tensor(f"now.{name}"))
-                self.best[name] = state.get_tensor(f"best.{name}")
-                if f"exp_avg.{name}" in names:
-                    self.optimiser.state[value] = {
-                        "step": torch.tensor(float(self.progress.step)),
-                        "exp_avg": state.get_tensor(f"exp_avg.{name}").to(value.device),
-                        "exp_avg_sq": state.get_tensor(f"exp_avg_sq.{name}").to(value.device),
-                    }
+        def named(parts: tuple[str, ...]) -> dict[str, Fits]:
+            return {f"{part}.{name}": like(value) for part in parts for name, value in self.parameters.items()}
+
+        saved, tensors = read_state(self.state_file, named(_VALUES), named(_MOMENTS))
+        if saved.keys() != vars(self.progress).keys():
+            raise UnfitFile("the progress of other work")
+        progress = _PROGRESS.validate_json(json.dumps(saved), strict=True)
+        if not 0 <= progress.step <= self.schedule.steps or not progress.seconds >= 0:
+            raise UnfitFile(f"step {progress.step} of {self.schedule.steps}, after {progress.seconds} seconds")
+        if wild := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+            raise UnfitFile(f"NaN or infinity in {wild[0]}")
+        self.progress = progress
+        for name, value in self.parameters.items():
+            value.copy_(tensors[f"now.{name}"])
+            self.best[name] = tensors[f"best.{name}"]
+            if any(f"{moment}.{name}" in tensors for moment in _MOMENTS):
+                self.optimiser.state[value] = {"step": torch.tensor(float(progress.step))}
+                self.optimiser.state[value] |= {m: tensors[f"{m}.{name}"].to(value.device) for m in _MOMENTS}
 
 
 def save_due(step: int, saved: float) -> bool:
     """Whether a training saves its state after this step, `saved` being the moment when it last did."""
     steps = save_steps()
     return step % steps == 0 if steps else time.monotonic() - saved > SAVE_SECONDS
-
-
-@contextmanager
-def restoring(state_file: Path) -> Iterator[None]:
-    """Around the reading of a training's state; raises `TrainingError` where it cannot be read as one."""
-    try:
-        with opened(state_file, follow=False):  # a link or a pipe is no state of ours
-            yield
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as fault:
-        raise TrainingError(
-            f"the state of this training in {state_file}",
-            f"{type(fault).__name__}: {fault}",
-            f"Remove {state_file.parent} to begin anew.",
-        ) from fault
 
 
 def _parts(rows: Sequence[EncodedRow], count: int) -> list[Sequence[EncodedRow]]:

@@ -13,12 +13,16 @@ from glider.contribute.examples import EncodedRow, collate
 from glider.contribute.settings import RouterTraining
 from glider.contribute.stages import Stages
 from glider.contribute.train_router import Tasks
+from glider.errors import RouterError
+from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Pool
+from glider.experts.router_files import Shape
 from glider.inference.base_model import BaseModel
 from glider.inference.forward import padded
 from glider.inference.likelihood import likelihoods
 from glider.layers.attach import attach
 from glider.progress import CountTick
+from glider.routing.local_scores.joint import width_at
 from glider.routing.local_scores.seqr import QRNorm
 from glider.routing.local_scores.vq import nearest_code
 from glider.routing.methods.single import Single
@@ -26,6 +30,7 @@ from glider.routing.scores import standardise
 from glider.shapes import Float, Tensor
 
 _SITE_TOKENS = 512  # tokens of a site that the first codes are found on
+_MOST_VISITS = 16  # of a row at a site: a model may come by it several times
 _DECAY = 0.99  # of the moving averages
 _SMOOTHING = 1.0  # tokens of each expert added to every code
 _LLOYD = 8
@@ -39,19 +44,30 @@ def fit_vq(
     """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
     draw, empty = torch.Generator().manual_seed(settings.seed), torch.zeros(0)
     tensors = {f"{part}.{name}": empty for part in ("codes", "sizes", "counts") for name in pool.sites}
-    stages = Stages(state, report, tensors=tensors, lists=list(pool.sites), draw=draw)
+    rows = max(1, sum(len(task.train) for task in tasks.values()))
+    share = max(1, _SITE_TOKENS // rows)
+    stages = Stages(
+        state,
+        report,
+        count=3,
+        tensors=tensors,
+        shapes=_codebooks(pool),
+        lists={name: (_MOST_VISITS * rows * share, width_at(pool, name)) for name in pool.sites},
+        draw=draw,
+    )
     codebooks, first = stages.tensors, stages.lists
-    share = max(1, _SITE_TOKENS // max(1, sum(len(task.train) for task in tasks.values())))
 
     def keep(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         first[site].append(drawn(x, share, draw))
 
     _over_rows(base, pool, tasks, keep, stages, "Reading tokens")
     for name in stages.todo("Finding codes", list(pool.sites)):
-        codes = k_means(torch.cat(first[name]), settings.codes, draw)
+        codes = k_means(stages.listed(name), settings.codes, draw)
         first[name].clear()
         codebooks[f"codes.{name}"], codebooks[f"sizes.{name}"] = codes, torch.ones(len(codes))
         codebooks[f"counts.{name}"] = torch.full((len(pool), len(codes)), _SMOOTHING)
+
+    stages.require(all(map(len, codebooks.values())), "no codes")
 
     def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         codes, sizes, nearest = moved(codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"], x)
@@ -65,6 +81,16 @@ def fit_vq(
         shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
         tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
     return tensors
+
+
+def _codebooks(pool: Pool) -> dict[str, Shape]:
+    """The shapes of each site's codes, of their sizes, and of each expert's counts of them."""
+    shapes: dict[str, Shape] = {}
+    for name in pool.sites:
+        codes = f"codes of {name}"
+        shapes |= {f"codes.{name}": (codes, width_at(pool, name)), f"sizes.{name}": (codes,)}
+        shapes[f"counts.{name}"] = (len(pool), codes)
+    return shapes
 
 
 def drawn(tokens: Float[Tensor, "N D"], count: int, draw: torch.Generator) -> Float[Tensor, "M D"]:
@@ -111,7 +137,7 @@ def fit_seqr(
     score = QRNorm()
     sites = score.prepare(pool)
     nothing = {name: torch.zeros(3, len(pool), dtype=torch.float64) for name in pool.sites}
-    stages = Stages(state, report, tensors=nothing)
+    stages = Stages(state, report, count=1, tensors=nothing)
     sums = stages.tensors
 
     def add(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
@@ -134,13 +160,15 @@ def fit_ariadne(
 ) -> dict[str, Tensor]:
     """k-means over the embeddings of each expert's inputs."""
     draw = torch.Generator().manual_seed(settings.seed)
-    stages = Stages(state, report, lists=[*tasks, _CENTROIDS], draw=draw)
+    width = _embedder(pool).dimension
+    most = {_CENTROIDS: (len(pool) * settings.centroids, width)}
+    stages = Stages(state, report, count=2, lists=_embeddings(tasks, width) | most, draw=draw)
     groups = stages.lists[_CENTROIDS]
     vectors = _embedded(pool, tasks, stages)
     for name in stages.todo("Finding centroids", list(tasks)):
         centroids = k_means(vectors[name], settings.centroids, draw)
         groups.append(torch.cat([centroids, centroids[:1].expand(settings.centroids - len(centroids), -1)]))
-    centroids = torch.cat(groups).unflatten(0, (len(pool), settings.centroids))
+    centroids = stages.listed(_CENTROIDS, len(pool) * settings.centroids).unflatten(0, (len(pool), settings.centroids))
     return {"centroids": torch.nn.functional.normalize(centroids, dim=-1)}
 
 
@@ -148,9 +176,11 @@ def fit_lorauter(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
     """The mean embedding of each task's rows, and the adapter of least loss on them, found by successive halving."""
-    stages = Stages(state, report, lists=[*tasks, _LOSSES])
+    most = len(tasks) * losses_of(len(pool))
+    lists = _embeddings(tasks, _embedder(pool).dimension)
+    stages = Stages(state, report, count=2, lists=lists, numbers=(_LOSSES, most))
     means = [vectors.mean(dim=0) for vectors in _embedded(pool, tasks, stages).values()]
-    loss = stages.numbers("Choosing adapters by loss", _LOSSES, len(tasks) * losses_of(len(pool)))
+    loss = stages.numbers("Choosing adapters by loss", _LOSSES, most)
     best = torch.zeros(len(tasks), len(pool))
     for number, task in enumerate(tasks.values()):
         rows = [*task.validation, *task.train]
@@ -178,18 +208,26 @@ def losses_of(names: int) -> int:
 
 def _embedded(pool: Pool, tasks: Tasks, stages: Stages) -> dict[str, Float[Tensor, "N G"]]:
     """The embeddings of each task's inputs, a stage that appends them to the lists of the tasks' names."""
-    from glider.errors import RouterError
     from glider.instructions.embedders import load_for
     from glider.instructions.inputs import edges
 
-    if pool.index.embedder is None:
-        raise RouterError("a pool with an embedder", "one without", "Describe its experts: `glider expert describe`.")
-    embedder = load_for(pool.index.embedder)
+    embedder = load_for(_embedder(pool))
     starts = [(name, start) for name, task in tasks.items() for start in range(0, len(task.rows), _EMBEDDED)]
     for name, start in stages.todo("Embedding inputs", starts):
         texts = [edges(row.input) for row in tasks[name].rows[start : start + _EMBEDDED]]
         stages.lists[name].append(embedder.embed(texts).float())
-    return {name: torch.cat(stages.lists[name]) for name in tasks}
+    return {name: stages.listed(name, len(task.rows)) for name, task in tasks.items()}
+
+
+def _embeddings(tasks: Tasks, width: int) -> dict[str, tuple[int, ...]]:
+    """The lists of the embeddings of each task's inputs."""
+    return {name: (len(task.rows), width) for name, task in tasks.items()}
+
+
+def _embedder(pool: Pool) -> EmbedderIdentity:
+    if pool.index.embedder is None:
+        raise RouterError("a pool with an embedder", "one without", "Describe its experts: `glider expert describe`.")
+    return pool.index.embedder
 
 
 def _loss_under(base: BaseModel, pool: Pool, name: str, rows: Sequence[EncodedRow]) -> float:

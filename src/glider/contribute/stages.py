@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
 
-from glider.contribute.loop import restoring, save_due
+from glider.contribute.loop import save_due
+from glider.contribute.states import PROGRESS, Fits, like, misfit, read_state, restoring
+from glider.experts.router_files import Shape, fits_shape
 from glider.files.disk import save_tensors, write_file
+from glider.files.opening import UnfitFile
+from glider.files.tensor_file import LARGEST_VALUE, sane
 from glider.progress import CountTick
 from glider.shapes import Tensor
 
@@ -28,12 +31,15 @@ class Stages:
 
     Arguments:
         state_file: Where the state is saved, between items.
+        count: How many stages there are.
         tensors: What items change, by name, as it is at the beginning.
-        lists: Names of lists to which items append tensors of one width.
+        shapes: Of those that take another shape in the course of the work, as those of a trained router.
+        lists: Lists to which items append float32 tensors, by name: the most rows of each, and the shape of a row.
+        numbers: The list of numbers that `numbers` finds, and the most of them, where a stage finds any.
         draw: What random numbers are drawn by.
         report: Told of each item: its stage, the number done, how many there are.
 
-    Raises: `TrainingError` for a file that is no state of these names.
+    Raises: `TrainingError` for a file that is no state of these names, shapes and stages.
     """
 
     def __init__(
@@ -41,22 +47,28 @@ class Stages:
         state_file: Path,
         report: CountTick,
         *,
+        count: int,
         tensors: Mapping[str, Tensor] | None = None,
-        lists: Sequence[str] = (),
+        shapes: Mapping[str, Shape] | None = None,
+        lists: Mapping[str, tuple[int, ...]] | None = None,
+        numbers: tuple[str, int] | None = None,
         draw: torch.Generator | None = None,
     ):
         self.tensors = dict(tensors or {})
-        self.lists: dict[str, list[Tensor]] = {name: [] for name in lists}
+        rows = {name: (most, torch.zeros(row)) for name, (most, *row) in (lists or {}).items()}
+        rows |= {} if numbers is None else {numbers[0]: (numbers[1], torch.zeros((), dtype=torch.float64))}
+        self.lists: dict[str, list[Tensor]] = {name: [] for name in rows}
         self._state_file, self._report, self._draw = state_file, report, draw or torch.Generator()
         self._entered, self._stage, self._done = 0, 0, 0
         if state_file.exists():
             with restoring(state_file):
-                self._restore()
+                self._restore(count, shapes or {}, rows)
         self._saved, self._took = time.monotonic(), 0.0
 
     def todo(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
         """The items of the next stage that are not done; each counts as done when the next is asked for."""
         if self._enters():
+            self.require(self._done <= len(items), f"{self._done} items done of {len(items)}")
             for item in items[self._done :]:
                 yield item
                 self._did(what, len(items))
@@ -65,6 +77,7 @@ class Stages:
         """The next stage, of numbers where each may decide what is asked next: a function that finds the next one, or
         knows it from the list `name`. There are `count` in all."""
         self._enters()
+        self.require(self._done <= count, f"{self._done} numbers of {count}")
         known = iter([number for part in self.lists[name] for number in part.tolist()])
 
         def number(find: Callable[[], float]) -> float:
@@ -75,6 +88,17 @@ class Stages:
             return value
 
         return number
+
+    def listed(self, name: str, count: int | None = None) -> Tensor:
+        """All rows of a list, so many where the number is known; raises `TrainingError` where a state had others."""
+        rows = sum(map(len, self.lists[name]))
+        self.require(rows > 0 and rows == (count or rows), f"{rows} rows of {name}, not {count or 'some'}")
+        return torch.cat(self.lists[name])
+
+    def require(self, holds: bool, got: str) -> None:
+        """Raise `TrainingError` where what a state held is not what the stages before leave behind."""
+        if not holds:
+            raise misfit(self._state_file, got)
 
     def _enters(self) -> bool:
         """Begin the next stage; False where a later one had begun already."""
@@ -96,16 +120,32 @@ class Stages:
         tensors = {f"tensor.{name}": tensor.contiguous().clone() for name, tensor in self.tensors.items()}
         tensors |= {f"list.{name}": torch.cat(parts) for name, parts in self.lists.items() if parts}
         tensors[_DRAW] = self._draw.get_state()
-        metadata = {"progress": json.dumps([self._stage, self._done])}
+        metadata = {PROGRESS: json.dumps([self._stage, self._done])}
         write_file(self._state_file, lambda path: save_tensors(tensors, path, metadata))
 
-    def _restore(self) -> None:
-        with safe_open(self._state_file, framework="pt") as state:
-            self._stage, self._done = map(int, json.loads(state.metadata()["progress"]))
-            names = set(state.keys())
-            self._draw.set_state(state.get_tensor(_DRAW))
-            for name in self.tensors:
-                self.tensors[name] = state.get_tensor(f"tensor.{name}")
-            for name in self.lists:
-                if f"list.{name}" in names:
-                    self.lists[name] = [state.get_tensor(f"list.{name}")]
+    def _restore(self, count: int, shapes: Mapping[str, Shape], rows: Mapping[str, tuple[int, Tensor]]) -> None:
+        lengths: dict[str, int] = {}
+
+        def fits(name: str) -> Fits:
+            start = self.tensors[name]
+            return lambda shape, dtype: (
+                dtype == start.dtype
+                and (shape == start.shape or (name in shapes and fits_shape(shape, shapes[name], lengths)))
+            )
+
+        def listing(most: int, row: Tensor) -> Fits:
+            return lambda shape, dtype: (shape[1:], dtype) == (row.shape, row.dtype) and 0 < sum(shape[:1]) <= most
+
+        needed = {f"tensor.{name}": fits(name) for name in self.tensors} | {_DRAW: like(self._draw.get_state())}
+        progress, tensors = read_state(
+            self._state_file, needed, {f"list.{name}": listing(*one) for name, one in rows.items()}
+        )
+        if [type(part) for part in progress] != [int, int] or not 0 < progress[0] <= count or progress[1] < 0:
+            raise UnfitFile(f"{str(progress)[:60]}, no stage of {count} and items done")
+        # float64 are sums and losses of any size, whose outcome is looked at when it is stored
+        if wild := [name for name, one in tensors.items() if one.dtype == torch.float32 and not sane(one)]:
+            raise UnfitFile(f"NaN, or values beyond {LARGEST_VALUE:g}, in {wild[0]}")
+        self._stage, self._done = progress
+        self._draw.set_state(tensors[_DRAW])
+        self.tensors = {name: tensors[f"tensor.{name}"] for name in self.tensors}
+        self.lists |= {name: [tensors[f"list.{name}"]] for name in rows if f"list.{name}" in tensors}

@@ -149,7 +149,8 @@ def fit_task_moe(
     tensors |= {f"{name}.bias": nn.Parameter(torch.zeros(count)) for name in pool.sites}
     router = TaskMoe()
     prepared = router.prepared_with(pool, tensors, settings.signal)
-    stages = Stages(state.with_name("means.safetensors"), report, lists=list(tasks))
+    lists = {name: (1, len(pool)) for name in tasks}
+    stages = Stages(state.with_name("means.safetensors"), report, count=1, lists=lists)
     means = _represented(base, pool, tasks, router, prepared, stages)
     by_task = _ByTask(means, {id(row): name for name, task in tasks.items() for row in (*task.train, *task.validation)})
     _by_loss(base, pool, tasks, settings, state, report, (router, prepared), tensors, by_task)
@@ -169,7 +170,7 @@ def _represented(
         scores = reader.condition([Query(row.input) for row in rows], router, prepared).global_scores
         assert scores is not None
         stages.lists[name].append(scores.mean(dim=0, keepdim=True))
-    return {name: torch.cat(stages.lists[name]) for name in tasks}
+    return {name: stages.listed(name, 1) for name in tasks}
 
 
 def _by_loss(
