@@ -212,6 +212,13 @@ def test_a_figures_file_of_another_kind_is_refused(partial: Path, tmp_path: Path
         write_report(partial, tmp_path / "report")
 
 
+def test_a_figures_file_is_bounded_as_any_json(partial: Path, tmp_path: Path) -> None:
+    """It was parsed by another reader, which took the last of two names, and five times the file in memory."""
+    (tmp_path / "numbers.json").write_text('{"format": 1, "format": 1}')
+    with pytest.raises(ConfigError, match=r"the name 'format' twice"):
+        report_of(partial, tmp_path / "report", {"figures": {"scores": [str(tmp_path / "numbers.json")]}})
+
+
 def test_a_link_in_place_of_the_report_is_not_followed(results: Path, write_cell, tmp_path: Path) -> None:
     for router in ("base", "glider"):
         write_cell(router, "near", "a", [1, 0, 1])

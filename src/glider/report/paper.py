@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from glider.config import Config, faults
 from glider.errors import ConfigError
 from glider.files.disk import held_within, write_file, write_json
-from glider.files.json_text import LARGEST_JSON
-from glider.files.opening import read_bytes
+from glider.files.json_text import read_json
 from glider.report.by_task import by_task, lacks
 from glider.report.cells import Results
 from glider.report.contents import Picture, Report
@@ -124,12 +123,12 @@ def _drawing(kind: str, path: Path) -> tuple[Callable[[Path, Dress], object], st
 
 def _read(kind: type[_Read], path: Path) -> _Read:
     try:
-        return kind.model_validate_json(read_bytes(path, LARGEST_JSON))
+        return kind.model_validate(read_json(path))
     except ValidationError as fault:
         raise ConfigError(
             f"the JSON of `glider report` in {path}", faults(fault)[:200], "Make the file anew."
         ) from fault
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise ConfigError(f"the JSON of `glider report` in {path}", str(fault), "Make the file anew.") from fault
 
 
