@@ -1,6 +1,7 @@
 """The command line as a user meets it: instant help, one-line errors, exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def refused(ran: Ran, *parts: str) -> bool:
     for part in parts:
         assert part in ran.err, ran.err
     return True
+
+
+@pytest.mark.parametrize("command", [("pool", "push", "{}", "pushed-{}"), ("generate", "{}"), ("pool", "ls", "{}")])
+def test_arguments_that_are_no_utf_8_are_told_in_one_line(glider, command: tuple[str, ...]) -> None:
+    assert refused(glider(*(part.format(os.fsdecode(b"a-\xff")) for part in command)), "arguments in UTF-8", "udcff")
 
 
 def test_help_lists_every_command_without_loading_torch() -> None:

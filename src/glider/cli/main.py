@@ -62,6 +62,7 @@ def main() -> None:
     take_any_character()
     plain_warnings()
     try:
+        _require_characters(arguments)
         build(noun)(arguments, prog_name="glider")
     except GliderError as fault:
         if debug:
@@ -76,6 +77,18 @@ def main() -> None:
         place = fault.filename or "a file"
         remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
         _fail(f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place.", 2)
+
+
+def _require_characters(arguments: list[str]) -> None:
+    """Raise `ConfigError` for bytes that are no UTF-8: what is stored, sent or tokenized could not hold them."""
+    from glider.errors import ConfigError
+
+    for argument in arguments:
+        try:
+            argument.encode("utf8")
+        except UnicodeEncodeError as fault:
+            remedy = "Rename the file, or write the text in UTF-8."
+            raise ConfigError("arguments in UTF-8", ascii(argument)[:120], remedy) from fault
 
 
 def _words(arguments: list[str]) -> list[str]:
