@@ -114,6 +114,10 @@ def test_a_description_given_is_used(glider, pool_with_profiles, llama_directory
     )
     plain, described = json.loads(glider(*common)[1]), json.loads(glider(*common, "--description", "Say yes.")[1])
     assert plain["description"] is None and described["description"] == "Say yes."
+    assert (plain["verdict"], plain["global_scores"]) == ("fits", described["global_scores"])  # its words decide
+    common = (common[0], "Can you write a short poem about the sea?", *common[2:])
+    plain, described = json.loads(glider(*common)[1]), json.loads(glider(*common, "--description", "Say yes.")[1])
+    assert plain["verdict"] == described["verdict"] == "stranger"
     assert plain["global_scores"] != described["global_scores"]
     written = ("--router", "glider(global=examples)")
     chosen = json.loads(glider(*common, *written, "--description", "Say yes.")[1])

@@ -82,12 +82,12 @@ def _columns(columns: Mapping[str, str]) -> tuple[str, ...]:
 def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PromptRow:
     column = next((name for name in _columns(columns) if name in record), None)
     try:
-        asked = instructed(record) if "input" not in columns and column in (None, "input") else None
+        instruction = instructed(record) if "input" not in columns and column in (None, "input") else None
     except ValueError as fault:
         raise DataError(f"a prompt at {where}", str(fault), f"Rows have {_FORMS}.") from fault
-    if column is None and asked is None:
+    if column is None and instruction is None:
         raise DataError(f"a prompt at {where}", f"only {', '.join(map(str, record))}"[:200], f"Rows have {_FORMS}.")
-    prompt = asked or record[column or "input"]
+    prompt = instruction or record[column or "input"]
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
         prompt = prompt[:-1]  # the answer that somebody gave
     described = record.get(columns.get("definition", "description"), record.get("definition"))

@@ -100,8 +100,8 @@ def _as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
             raise ValueError(f"no column {', '.join(missing)}, but {', '.join(map(str, record))}"[:200])
         rest = {name: value for name, value in record.items() if name != "references" or "targets" not in columns}
         return {**rest, **{part: record[column] for part, column in columns.items()}}
-    if "output" in record and (asked := instructed(record)):
-        return {**record, "input": asked}
+    if "output" in record and (question := instructed(record)):
+        return {**record, "input": question}
     if "input" in record or "output" in record:
         return dict(record)
     if "prompt" in record and "completion" in record:
@@ -115,11 +115,11 @@ def _as_row(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
 
 def instructed(record: Mapping[str, Any]) -> str | None:
     """A record's instruction before its input, as Alpaca has them (its inputs are often empty); None without one."""
-    instruction, given = record.get("instruction"), record.get("input") or ""
-    for name, value in (("instruction", instruction or ""), ("input beside an instruction", given)):
+    instruction, text = record.get("instruction"), record.get("input") or ""
+    for name, value in (("instruction", instruction or ""), ("input beside an instruction", text)):
         if instruction and not isinstance(value, str):
             raise ValueError(f"an {name} of type {type(value).__name__}")
-    return "\n\n".join(filter(None, (instruction, given))) if instruction and instruction.strip() else None
+    return "\n\n".join(filter(None, (instruction, text))) if instruction and instruction.strip() else None
 
 
 def _question_and_answer(turns: list[tuple[str, str]]) -> dict[str, str]:

@@ -289,9 +289,9 @@ def _pair_of(request: "Instance") -> tuple[str, Any]:
     return context, second
 
 
-def _settings_of(given: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+def _settings_of(arguments: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
     """Stop strings, the number of new tokens, and other settings of generation; what is null is as if absent."""
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in arguments.items() if value is not None}
     stops = settings.pop("until", [])
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
