@@ -167,3 +167,14 @@ def test_a_success_without_anything_has_no_message(endpoint, body: Any):
     writer = load_describer("openai:tiny-chat", base_url=endpoint.base_url, backoff=0.001)
     (one,) = describe_tasks(writer, [TASK])
     assert one.text is None and "no message" in (one.fault or "")
+
+
+@pytest.mark.parametrize("start", ["Analysis:", "Thinking:\n", "<think>"])
+@pytest.mark.parametrize("filling", ["\n", "\n* ", "<think>", "<!--", "\nanswer "])
+def test_a_reply_of_marks_alone_is_refused_at_once(start: str, filling: str):
+    with pytest.raises(Nonsense):  # in minutes, where a mark is looked for again from each other one
+        clean(start + filling * (18_000 // len(filling)))
+
+
+def test_a_thought_ends_with_the_first_end_and_each_has_its_own():
+    assert clean(f"<think>{THOUGHT}<think>{THOUGHT}</think>{SENTENCE}<think>{THOUGHT}</think>") == SENTENCE

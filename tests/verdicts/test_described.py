@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import glider.inference.queries as queries
 from glider.calibration.threshold import calibrate
+from glider.errors import EndpointError, GliderWarning
 from glider.experts.pool import Pool
+from glider.inference.queries import Query
+from glider.inference.spec import load
 from glider.instructions.inputs import ngrams
 from glider.routing.base import GlobalTerm, QueryFeatures
 from glider.routing.condition import Condition
@@ -89,3 +93,16 @@ def test_the_p_of_descriptions_is_the_embedders_own_and_not_that_of_texts(descri
     assert prepared.global_term is not None and prepared.global_term.p == 0.1
     named = prepare(Gated(Glider(global_="instruction", p=0.4), abstain=True), described)
     assert named.described_term is None and named.global_term is not None and named.global_term.p == 0.4
+
+
+def test_a_description_that_cannot_be_embedded_leaves_the_experts_to_the_words(
+    described: Pool, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, fault = load(str(llama_directory), described.path), EndpointError("an answer", "none", "Start it.")
+    monkeypatch.setattr(queries, "embed_texts", lambda *_: ({}, fault))
+    texts = (own_query(3), "the e1 and the e2 and the e3 and", STRANGER)
+    with pytest.warns(GliderWarning):
+        condition = model.condition([Query(text, description="Say it.") for text in texts])
+    assert condition.verdicts == ("fits", "unsure", "stranger") and condition.settled is not None
+    assert condition.settled.experts[0, 0] == 3
+    assert set(condition.settled.experts[1].tolist()) == {1, 2, 3}

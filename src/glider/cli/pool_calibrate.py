@@ -75,15 +75,22 @@ def calibrate(
         constants = {} if stored is None else stored.model_dump(mode="json")
         say_json({**constants, "verdicts": verdicts.model_dump(mode="json")})
         return
+    _say(pool, signal, stored, verdicts)
+    if len(pool) == 1 and unsure_by == "descriptions":
+        say("glider: one expert leaves descriptions nothing to choose; they do where a second one joins", error=True)
+
+
+def _say(pool: "Pool", signal: str, stored: "Calibration | None", verdicts: "Thresholds") -> None:
+    """Tell what was chosen, and how good it is."""
     if stored is not None:
         quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
         constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
-        say(f"{path}: {signal}, {constants} ({quality}, {stored.source})")
-    for line in [*expected_lines(verdicts), *unsure_lines(verdicts, len(pool))]:
+        say(f"{pool.path}: {signal}, {constants} ({quality}, {stored.source})")
+    by_descriptions = unsure_lines(verdicts, len(pool))
+    for line in [*expected_lines(verdicts), *by_descriptions]:
         say(line)
-    if len(pool) == 1 and unsure_by == "descriptions":
-        say("glider: one expert leaves descriptions nothing to choose; they do where a second one joins", error=True)
-    if (silent := _without_description(pool)) and unsure_lines(verdicts, len(pool)):
+    silent = [expert.name for expert in pool if expert.instruction is None] if by_descriptions else []
+    if silent:
         say(f"glider: no unsure query gets {', '.join(silent)}, without a description", error=True)
 
 
@@ -135,10 +142,6 @@ def expected_lines(verdicts: "Thresholds") -> list[str]:
             f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
         )
     return lines
-
-
-def _without_description(pool: "Pool") -> list[str]:
-    return [expert.name for expert in pool if expert.instruction is None]
 
 
 def _rows_of_each(pool: "Pool", data: str, split: str | None) -> "Mapping[str, Sequence[Row]]":

@@ -211,9 +211,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     most, read, number = max(_LARGEST_EXPANDED, _MOST_EXPANDED * path.stat().st_size), 0, 0
     try:
         file = ParquetFile(path)
-        names = file.schema_arrow.names
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(f"columns of unlike names in {path}", f"{twice!r} twice", "Rename one of them.")
+        if twice := repeated(file.schema_arrow.names):
+            raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
         declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         for batch in file.iter_batches(_PARQUET_ROWS) if declared <= most else ():
             read += batch.nbytes

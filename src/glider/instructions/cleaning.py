@@ -50,7 +50,6 @@ _CLOSES = "|".join(
         ),
     )
 )
-_THOUGHT = re.compile(rf"(?:{_OPENS}).*?(?:{_CLOSES})", re.DOTALL | re.IGNORECASE)
 _OPEN, _CLOSE = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
 _FENCE = re.compile(rf"```\s?{_THOUGHT_WORD}\b.*?(?:```|(\Z))", re.DOTALL | re.IGNORECASE)
 # Harmony writes channels, of which the last is for the user; some servers strip the marks and leave the names
@@ -62,7 +61,7 @@ _MARK = re.compile(r"<[|\uff5c][\w\u2581]{1,40}[|\uff5c]>|\[\|\w{1,40}\|\]|\[/?I
 _ALOUD = re.compile(
     r"\W*(?:here(?: is|'s) my thought process:|(?:my |the )?(?:thinking|thoughts?(?: process)?|reasoning|analysis)"
     r"(?:\*\*)?(?::|[ \t*]*\n)).*?"
-    r"(\n\W*(?:here(?: is|'s) my response:|(?:the )?(?:final |task )?"
+    r"(\n[^\w\n]{0,40}(?:here(?: is|'s) my response:|(?:the )?(?:final |task )?"
     r"(?:answer|response|output|instruction|description|sentence)(?:\*\*)?(?::|[ \t*]*\n))"
     r"|here(?: is|'s) my response:|\Z)",
     re.DOTALL | re.IGNORECASE,
@@ -120,7 +119,7 @@ def _after_echo(reply: str, prompt: str) -> str:
 def _without_thought(text: str) -> str:
     text = visible(text).replace("&lt;", "<").replace("&gt;", ">")
     text = _final_channel(text)
-    text = _THOUGHT.sub("", text)
+    text = _without_spans(text)
     text = _CLOSE.split(text)[-1]  # some templates open the thought within the prompt
     unended = any(fence[1] is not None for fence in _FENCE.finditer(text))
     text = _FENCE.sub("", text)
@@ -128,6 +127,15 @@ def _without_thought(text: str) -> str:
     if unended or _OPEN.search(text) or (aloud is not None and not aloud[1]):
         raise Nonsense("a thought without an end")
     return _MARK.sub("", text if aloud is None else text[aloud.end() :])
+
+
+def _without_spans(text: str) -> str:
+    """The text without what lies between an opening and the next closing, in time that grows with its length alone."""
+    parts, position = [], 0
+    while (opening := _OPEN.search(text, position)) and (closing := _CLOSE.search(text, opening.end())):
+        parts.append(text[position : opening.start()])
+        position = closing.end()
+    return "".join([*parts, text[position:]])
 
 
 def _final_channel(text: str) -> str:

@@ -69,6 +69,8 @@ class Judge:
             confident |= by_words
             if bool(by_words.any()) and condition.global_scores is not None:
                 scores = _known(condition.global_scores, margins)
+        silent = ((scores == 0) | (scores == -torch.inf)).all(dim=-1)  # a query that could not be embedded
+        scores = torch.where(silent[:, None], margins, scores)
         fits = confident & ~stranger
         verdicts = tuple(
             "stranger" if far else "fits" if near else "unsure"
