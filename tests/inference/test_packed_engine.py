@@ -189,6 +189,45 @@ def test_other_threads_keep_their_own_queries(model: RoutedModel) -> None:
     assert beside == [wanted, wanted[::-1]]
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_engine_that_ends_during_a_pass_of_another_thread(model: RoutedModel, place: str) -> None:
+    """torch has read its hooks by then, and hands them no keywords once they are gone."""
+    ids = torch.tensor([model.prompt.prompt_ids(model.tokenizer, TEXTS[0])])
+    own = threading.get_ident()
+    inside, ended = threading.Event(), threading.Event()
+    logits: list[torch.Tensor] = []
+
+    def stop(*_: Any) -> None:
+        if threading.get_ident() != own:
+            inside.set()
+            assert ended.wait(30)
+
+    def ask() -> None:
+        with torch.inference_mode(), model.attached.bare():
+            logits.append(model.model(input_ids=ids, use_cache=False).logits)
+
+    with torch.inference_mode(), model.attached.bare():
+        wanted = model.model(input_ids=ids, use_cache=False).logits
+    engine = model.engine()
+    engine.add("one", ids[0].tolist(), model.condition([TEXTS[0]]), RequestSettings(2))
+    assert [event for event in events(engine, ["one"]) if isinstance(event, Ended)]
+    hook = (
+        model.model.register_forward_pre_hook(stop, prepend=True)
+        if place == "before"
+        else model.model.register_forward_hook(stop, prepend=True)
+    )
+    thread = threading.Thread(target=ask)
+    try:
+        thread.start()
+        assert inside.wait(30)
+        engine.close()
+    finally:
+        ended.set()
+        thread.join()
+        hook.remove()
+    assert torch.equal(logits[0], wanted)
+
+
 def test_a_pass_in_the_midst_of_one_of_the_engine(model: RoutedModel) -> None:
     """Causal as ever: transformers writes otherwise into the configuration that all passes share."""
     ids = torch.tensor([model.prompt.prompt_ids(model.tokenizer, TEXTS[0])])

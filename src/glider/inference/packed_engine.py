@@ -199,8 +199,9 @@ class PackedEngine:
             before.remove()
             after.remove()
 
-    def _enter(self, _: Any, args: Any, inputs: dict[str, Any]) -> Any:
-        if not self._is_packed(inputs):
+    def _enter(self, _: Any, args: Any, inputs: dict[str, Any] | None = None) -> Any:
+        # torch hands no keywords to a hook that comes or goes while a pass of another thread is under way.
+        if inputs is None or not self._is_packed(inputs):
             return None
         try:
             batch = self._batch(inputs)
@@ -212,8 +213,8 @@ class PackedEngine:
         # thread reads it and would attend to what is to come. Passes with a mask, or through flash, need it not.
         return args, {name: value for name, value in inputs.items() if name != "is_causal"}
 
-    def _leave(self, _: Any, __: Any, inputs: dict[str, Any], ___: Any) -> None:
-        if self._is_packed(inputs):
+    def _leave(self, _: Any, __: Any, *inputs_and_outputs: Any) -> None:
+        if len(inputs_and_outputs) == 2 and self._is_packed(inputs_and_outputs[0]):
             self._pass.close()
 
     def _is_packed(self, inputs: dict[str, Any]) -> bool:
