@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from glider.config import repeated
 from glider.data.records import columns_of
-from glider.data.rows import read_rows
+from glider.data.records import records as table_records
+from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import DataError
 
 PAIRS = [("What, then?", 'a "quoted"\nanswer'), ("two", "b")]
@@ -254,3 +256,27 @@ def test_what_would_be_left_out_of_a_row_is_refused(tmp_path: Path):
     assert read_rows(path, columns=columns_of("targets=right"))[0].accepted == ("a", "b")
     with pytest.raises(DataError, match=r"of split test in .* got none, but the splits Test"):
         read_rows(path, "test")
+
+
+def test_rows_without_a_split_are_not_left_out_beside_rows_with_one(tmp_path: Path) -> None:
+    named = [{**row, "split": "train"} for row in records()]
+    path = write(tmp_path / "rows.jsonl", "jsonl", [*named, *records()])
+    assert len(read_rows(path)) == 4
+    with pytest.raises(DataError, match=r"a `split` for every row in .*, or for none; got 2 of 4 rows without one"):
+        read_rows(path, "train")
+    assert len(read_rows(write(path, "jsonl", records()), "test")) == 2
+    mixed = [Row(input=one, output=other, split=split) for one, other in PAIRS for split in ("train", None)]
+    with pytest.raises(DataError, match="2 of 4 rows without one"):
+        split_rows(mixed, 1, seed=0)
+
+
+def test_an_array_takes_at_most_twice_its_size(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", "json", [{"input": str(n) * 2_000, "output": "b"} for n in range(1000)])
+    list(table_records(path))
+    tracemalloc.start()
+    try:
+        total = sum(len(row["input"]) for _, row in table_records(path))
+        assert tracemalloc.get_traced_memory()[1] < 2.3 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert total > 5_000_000

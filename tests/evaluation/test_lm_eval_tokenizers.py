@@ -134,4 +134,6 @@ def test_settings_of_a_task_that_are_of_another_type_are_refused(base: Any, make
     ours = GliderLM(base=str(directory), pool=str(make_pool(directory).path), router="base")
     with pytest.raises(QueryError, match="Mend the task"):
         answer(ours, "generate_until", "Is it so?", settings)
+    with pytest.raises(QueryError, match=r"max_length 40\. Name max_gen_toks"):
+        answer(ours, "generate_until", "Is it so?", {"max_length": 40})
     assert len(ours.tokenizer(answer(ours, "generate_until", "Is it so?", {"max_gen_toks": None}))["input_ids"]) <= 260

@@ -108,11 +108,11 @@ def sweep(family: str, kind: str) -> Result:
         try:
             base = directory / family
             built = tiny(family, kind)
-            with torch.no_grad():
-                built(**_inputs(built))
             built.save_pretrained(base)
             byte_tokenizer(chat=False).save_pretrained(base)
             load_base(str(base)).model.save_pretrained(base)  # Youtu's loading sets the padding token's row to zero
+            with torch.no_grad():
+                built(**_inputs(built))
         except GliderError as fault:
             result.checks, result.note = dict.fromkeys(CHECKS, "refused"), str(fault)[:160]
             return result

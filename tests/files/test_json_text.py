@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glider.files.json_text import parse_json
+from glider.files.json_text import items_of, parse_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -19,6 +19,30 @@ JSON = st.recursive(
 @given(JSON, st.booleans())
 def test_what_is_json_is_read_as_it_is(value: object, ascii_only: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@given(st.lists(JSON, max_size=6), st.booleans(), st.sampled_from([None, 1]))
+def test_items_of_an_array_are_those_of_the_whole(values: list[object], ascii_only: bool, indent: int | None) -> None:
+    assert list(items_of(f" {json.dumps(values, ensure_ascii=ascii_only, indent=indent)}\n")) == values
+
+
+@given(st.text('[]{},:"1a \n', max_size=12))
+def test_what_is_no_array_has_no_items(text: str) -> None:
+    try:
+        wanted = json.loads(text)
+    except ValueError:
+        wanted = None
+    if isinstance(wanted, list):
+        assert list(items_of(text)) == wanted
+    else:
+        with pytest.raises(ValueError, match=r"Expecting|Extra|Unterminated|Illegal|Invalid|twice"):
+            list(items_of(text))
+
+
+@pytest.mark.parametrize("text", ['["\\ud800"]', "[1, NaN]", '[{"a": 1, "a": 2}]'])
+def test_an_item_that_is_wrong_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"half a character|NaN|twice"):
+        list(items_of(text))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from glider.inference.spec import load
 from glider.layers.attach import attach
 
 from ..conftest import byte_tokenizer
+from ..families.sweep import tiny
 
 QUESTION = "What is two and two?"
 
@@ -199,6 +200,14 @@ def test_a_model_that_reads_ahead_is_refused_by_what_it_does(tmp_path: Path, con
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match=r"tokens see those behind them too|tokens first"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_a_model_that_no_cache_can_be_made_for_is_refused(tmp_path: Path):
+    """BLT's configuration names no number of layers, which transformers makes a cache by."""
+    tiny("blt", "causal").save_pretrained(tmp_path / "base")
+    byte_tokenizer(chat=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match=r"every pass with a cache fails: .*num_hidden_layers"):
         load_base(str(tmp_path / "base"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from glider.config import repeated
 from glider.errors import DataError, MissingDependency
-from glider.files.json_text import parse_json, unique_names
+from glider.files.json_text import items_of, parse_json, require_small, unique_names
 from glider.files.opening import UnfitFile, opened
 
 LARGEST_FILE = 256 << 20  # bytes of a JSON array, which is read at once
@@ -190,13 +190,22 @@ def _begins_array(path: Path) -> bool:
 
 
 def _array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        values = parse_json("".join(_lines(path, LARGEST_FILE)).encode(), MOST_MEMBERS)
-    except UnfitFile:
-        raise
-    except (ValueError, RecursionError) as fault:
-        raise DataError(f"JSON in {path}", str(fault), "Mend the file.") from fault
-    for number, value in enumerate(values, start=1):
+    content = bytearray()
+    for line in _lines(path, LARGEST_FILE):
+        content += line.encode()
+    require_small(content, MOST_MEMBERS)
+    text = content.decode()
+    del content
+    values = enumerate(items_of(text), start=1)
+    while True:
+        try:
+            number, value = next(values)
+        except StopIteration:
+            return
+        except UnfitFile:
+            raise
+        except (ValueError, RecursionError) as fault:
+            raise DataError(f"JSON in {path}", str(fault), "Mend the file.") from fault
         if not isinstance(value, dict):
             raise DataError(f"an object as item {number} of {path}", type(value).__name__, "Mend the file.")
         yield f"{path}, item {number}", value

@@ -43,7 +43,8 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
 
     JSON Lines, a JSON array, CSV, TSV (all also gzipped) or Parquet; with `input` and `output`, `prompt` and
     `completion` or `messages`, or the `columns` by part of a row. Raises `DataError` with the file and line number for
-    a row that cannot be read, or lacks its input or output.
+    a row that cannot be read, or lacks its input or output; and where a split is wanted of rows of which some name
+    none.
     """
     path, columns, rows = Path(path), columns or {}, []
     try:
@@ -69,7 +70,8 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, str], ...]:
 
 
 def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
-    selected = [row for row in rows if row.split == split] if split and any(row.split for row in rows) else rows
+    named = bool(split) and _names_splits(rows, f"in {path}")
+    selected = [row for row in rows if row.split == split] if named else rows
     if not selected:
         of_split = f" of split {split}" if split else ""
         others = ", ".join(dict.fromkeys(row.split for row in rows if row.split))[:100]
@@ -78,14 +80,24 @@ def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:
     return selected
 
 
+def _names_splits(rows: Sequence[Row], where: str) -> bool:
+    """Whether rows have splits; raises `DataError` where some do and others do not, which would be left out."""
+    without = sum(not row.split for row in rows)
+    if 0 < without < len(rows):
+        got = f"{without} of {len(rows)} rows without one"
+        raise DataError(f"a `split` for every row {where}, or for none", got, "Name the split of each row.")
+    return without == 0
+
+
 def split_rows(rows: Sequence[Row], validation: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Training and validation rows: by the rows' own `split` (train, val) where they have one, else at random.
 
-    At most `validation` rows validate, and never more than a tenth of the rows where the file names no split.
+    At most `validation` rows validate, and never more than a tenth of the rows where the file names no split. Raises
+    `DataError` where no row is left to train on, and where some rows name a split and others none.
     """
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
-    if any(row.split for row in rows):
+    if _names_splits(rows, "to train on"):
         train = [row for row in shuffled if row.split == "train"]
         held_back = [row for row in shuffled if row.split in ("val", "validation", "dev")][:validation]
     else:

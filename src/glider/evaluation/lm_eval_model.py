@@ -296,6 +296,9 @@ def _settings_of(arguments: Mapping[str, Any]) -> tuple[list[str], int, dict[str
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
         raise QueryError("`until` as a text or a list of texts", repr(stops)[:80], "Mend the task.")
+    if "max_length" in settings:  # of the prompt and its padding too, so an answer's length would be its batch's
+        got = f"max_length {settings['max_length']}"
+        raise QueryError("a number of new tokens (`max_gen_toks`)", got, "Name max_gen_toks in the task.")
     limits = {name: settings.pop(name) for name in _NEW_TOKENS if name in settings}
     try:
         new_tokens = int(next(iter(limits.values()), DEFAULT_NEW_TOKENS))

@@ -6,6 +6,7 @@ and the number of its members are counted first, on the text, in one pass each.
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LONG_NUMBER = re.compile(rb"[0-9]{300}")  # beyond it an integer is larger than any float
+_SPACE: Any = re.compile(r"[ \t\n\r]*")  # matches at every place
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -30,6 +32,41 @@ def read_json(path: Path, longest: int = LARGEST_JSON, most: int = MOST_MEMBERS)
 def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     """Parse JSON in UTF-8. `ValueError` says what is wrong with it: too many members, too deep, a name twice, half a
     character, numbers of hundreds of digits, NaN."""
+    require_small(content, most)
+    value = json.loads(content.decode("utf8"), object_pairs_hook=unique_names, parse_constant=_refuse)
+    if _HALF.search(content):
+        _refuse_halves(value)
+    return value
+
+
+def items_of(text: str) -> Iterator[Any]:
+    """The items of a JSON array whose text is small enough (`require_small`), one after the other: the parsed items are
+    not held beside the text. Raises `ValueError` and `RecursionError` as `parse_json`."""
+    decoder = json.JSONDecoder(object_pairs_hook=unique_names, parse_constant=_refuse)
+    halves = "\\u" in text
+    place = _SPACE.match(text).end()
+    if text[place : place + 1] != "[":
+        raise json.JSONDecodeError("Expecting '['", text, place)
+    place = _SPACE.match(text, place + 1).end()
+    mark = text[place : place + 1]
+    while mark != "]":
+        value, place = decoder.raw_decode(text, place)
+        if halves:
+            _refuse_halves(value)
+        yield value
+        place = _SPACE.match(text, place).end()
+        mark = text[place : place + 1]
+        if mark == ",":
+            place = _SPACE.match(text, place + 1).end()
+        elif mark != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    place = _SPACE.match(text, place + 1).end()
+    if place < len(text):
+        raise json.JSONDecodeError("Extra data", text, place)
+
+
+def require_small(content: bytes | bytearray, most: int) -> None:
+    """Raise `UnfitFile` for a text that a parser would make far more of: counted, before it is parsed."""
     if b"\0" in content:  # a file of zeros, which takes no place on its disk
         raise UnfitFile("a byte of zero")
     if content.count(b"\\") > 4 * most or content.count(b'"') - content.count(b'\\"') > 4 * most + 2:
@@ -42,10 +79,6 @@ def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
         raise UnfitFile("a number of hundreds of digits")  # of thousands they are slow to read, and to turn into text
     if _depth(plain) > DEEPEST:
         raise UnfitFile("too deep nesting")
-    value = json.loads(content.decode("utf8"), object_pairs_hook=unique_names, parse_constant=_refuse)
-    if _HALF.search(content):
-        _refuse_halves(value)
-    return value
 
 
 def _depth(plain: bytes) -> int:

@@ -13,7 +13,7 @@ from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.inference.downloads import tell_of_download
-from glider.inference.sharing import oddity
+from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 # of transformers, for a configuration of another form
@@ -128,6 +128,14 @@ def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str
             "a language model whose layers take rows of tokens, and whose tokens see those before them alone",
             f"{type(model).__name__}, {odd}",
             "Give another model; of one that was trained as a decoder, set is_decoder in its config.json.",
+        )
+    if (fault := missing_cache(model)) is not None:
+        import transformers
+
+        raise BaseModelError(
+            "a model whose keys and values transformers can keep from one token to the next",
+            f"{type(model).__name__}, where every pass with a cache fails: {fault}",
+            f"Give another model, or another version of transformers (this is {transformers.__version__}).",
         )
     identity = identify(model, model_id).model_copy(update={"path": path})
     return BaseModel(model, completed_tokenizer(tokenizer), identity, source)

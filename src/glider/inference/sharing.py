@@ -98,6 +98,33 @@ def oddity(model: Any) -> str | None:
     return None
 
 
+def missing_cache(model: Any) -> str | None:
+    """Why transformers can keep no keys and values of a model, where every pass with them fails.
+
+    Its configuration lacks a size that they are made by (BLT's). None where they can be kept, or where no pass of text
+    alone can be made.
+    """
+    from transformers import DynamicCache
+
+    try:
+        DynamicCache(config=model.config)
+        return None
+    except AttributeError:
+        pass  # many such models make a cache of their own
+    ids = ordinary_tokens(model)[:_READ][None].to(model.device)
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+    with torch.no_grad(), _evaluating(model), _exact(model.device):
+        try:
+            model(**inputs, use_cache=False)
+        except (*_FAULTS, AssertionError):
+            return None  # it wants more than text; whoever asks it is told
+        try:
+            model(**inputs, use_cache=True)
+        except AttributeError as fault:
+            return str(fault)
+    return None
+
+
 def _past_short_chunks(model: Any, tokens: Int[Tensor, " N"]) -> Int[Tensor, "1 S"] | None:
     """A row with the beginning that `oddity` tries, past what a configuration names as short chunks: layers that hash
     tokens into chunks (Reformer's) begin there. None where it names none."""
