@@ -297,7 +297,10 @@ def read_descriptions(path: Path) -> dict[str, str]:
 
 
 def matching(root: Path, data: Path) -> list[Path]:
-    """The file of a path relative to `root`, or the files that fit its wildcards, sorted; none if there are none."""
+    """The file of a path relative to `root`, or the files that fit its wildcards, sorted; none if there are none.
+
+    Raises `ConfigError` for a file whose name is no UTF-8, which no result could be saved under.
+    """
     path = root / data
     if path.is_file():
         return [path]
@@ -305,4 +308,10 @@ def matching(root: Path, data: Path) -> list[Path]:
     if not any(letter in text for letter in "*?["):
         return []
     anchor = Path(path.anchor) if data.is_absolute() else root
-    return sorted(anchor.glob(str(data.relative_to(data.anchor)) if data.is_absolute() else text))
+    files = sorted(anchor.glob(str(data.relative_to(data.anchor)) if data.is_absolute() else text))
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"names in UTF-8 of the files of {data}", str(file), "Rename it.") from None
+    return files

@@ -24,9 +24,9 @@ class Descriptor:
     def __init__(self, path: Path):
         self.number = open_descriptor(path)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when Python ends
         if hasattr(self, "number"):
-            os.close(self.number)
+            close(self.number)
 
 
 class Holder(Protocol):

@@ -1,6 +1,7 @@
 """Run files, the rows that they choose, and the table of a run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from glider.cli.main import main
 from glider.errors import ConfigError, DataError, GliderError
-from glider.evaluation.run_plan import RunPlan
+from glider.evaluation.run_plan import RunPlan, matching
 from glider.evaluation.run_table import table
 
 from .run_files import EVEN, statuses, write
@@ -114,3 +115,11 @@ def test_a_run_names_its_device(make_run) -> None:
     assert statuses(make_run(["base"])) == ["unchanged"] * 3
     with pytest.raises(ConfigError, match="cpu or cuda"):
         make_run(["base"], device="abacus")
+
+
+def test_a_file_whose_name_is_no_utf8_is_refused_where_a_pattern_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("{}\n")
+    assert matching(tmp_path, Path("*.jsonl")) == [tmp_path / "sums.jsonl"]
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"names in UTF-8 of the files of \*\.jsonl"):
+        matching(tmp_path, Path("*.jsonl"))
