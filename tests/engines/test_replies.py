@@ -31,7 +31,7 @@ def served(parts: list[bytes], resolved: bool = True, status: int = 200, root: s
             if resolved and not number:  # in the task of the stream, as vLLM does
                 resolutions = replies._resolutions.get()
                 assert resolutions is not None
-                resolutions += [ROUTING, {"verdict": "stranger"}]
+                resolutions.update({"1_0": ROUTING, "1_1": {"verdict": "stranger"}})
             yield part
 
     async def reply() -> Any:
@@ -39,7 +39,7 @@ def served(parts: list[bytes], resolved: bool = True, status: int = 200, root: s
             return StreamingResponse(body(), media_type="text/event-stream")
         resolutions = replies._resolutions.get()
         if resolved and resolutions is not None:
-            resolutions.append(ROUTING)
+            resolutions["1_0"] = ROUTING
         return JSONResponse({"id": "1", "text": "é"}, status)
 
     app.post(CHAT)(reply)
@@ -144,6 +144,22 @@ def test_the_event_that_tells_why_a_message_stopped_has_the_field(size: int) -> 
 @pytest.mark.parametrize("route", [replies.RESPONSES, replies.MESSAGES])
 def test_a_whole_response_has_the_field(route: str) -> None:
     assert served([]).post(route).json() == {"id": "1", "text": "é", "glider": ROUTING}
+
+
+def test_each_choice_of_a_batch_has_its_own_conversations() -> None:
+    """In the order of the conversations, whichever of them was decided first."""
+    app, stranger = FastAPI(), {"verdict": "stranger"}
+
+    @app.post(replies.BATCH)
+    async def reply() -> Any:
+        resolutions = replies._resolutions.get()
+        assert resolutions is not None
+        resolutions.update({"a_1": stranger, "a_0": ROUTING})
+        return {"id": "a", "choices": [{"index": 0}, {"index": 1}]}
+
+    app.add_middleware(replies.ReplyField)
+    choices = [{"index": 0, "glider": ROUTING}, {"index": 1, "glider": stranger}]
+    assert TestClient(app).post(replies.BATCH).json() == {"id": "a", "choices": choices}
 
 
 def test_no_token_waits_for_the_next_one() -> None:

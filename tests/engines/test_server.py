@@ -178,6 +178,24 @@ def test_replies_say_what_answered(server: Server) -> None:
     assert reply["glider"]["experts"] == {"paws": 1.0}
 
 
+def test_a_batch_of_chats_says_of_each_what_answered(server: Server) -> None:
+    texts = [STRANGER, FITS, STRANGER]
+    wanted = [server.chat(text)[1] for text in texts]
+    body = {"model": "demo", "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
+    conversations = [[{"role": "user", "content": text}] for text in texts]
+    status, reply = server.ask("/v1/chat/completions/batch", {**body, "messages": conversations})
+    assert status == 200, reply
+    assert [choice["glider"] for choice in reply["choices"]] == [one["glider"] for one in wanted]
+    tokens = [choice["token_ids"] for choice in reply["choices"]]
+    assert tokens == [one["choices"][0]["token_ids"] for one in wanted]
+    status, reply = server.ask("/v1/chat/completions/batch", {**body, "messages": conversations, "model": "paws"})
+    assert [choice["glider"]["experts"] for choice in reply["choices"]] == [{"paws": 1.0}] * 3
+    steered = {**body, "messages": conversations, "glider": {"verdict": "base"}}
+    _, reply = server.ask("/v1/chat/completions/batch", steered)
+    bare = [server.chat(text, glider={"verdict": "base"})[1]["glider"] for text in texts]
+    assert [choice["glider"] for choice in reply["choices"]] == bare and bare[1]["experts"] == {}
+
+
 def test_a_client_cannot_choose_terms_or_end_the_engine(server: Server, library: RoutedModel) -> None:
     for term in ([0.0], [1e300] * 8, ["nan"] * 8):
         status, reply = server.chat(FITS, vllm_xargs={"glider": term})

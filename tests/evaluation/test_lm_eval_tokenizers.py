@@ -128,7 +128,9 @@ def test_a_text_without_a_context_needs_a_token_before_it(base: Any, make_pool: 
             answer(ours, kind, *(("yes",) if kind == "loglikelihood_rolling" else ("", *more)))
 
 
-@pytest.mark.parametrize("settings", [{"max_gen_toks": "many"}, {"until": 3}, {"until": [""]}, {"until": ""}, {"temperature": [1]}])
+@pytest.mark.parametrize(
+    "settings", [{"max_gen_toks": "many"}, {"until": 3}, {"until": [""]}, {"until": ""}, {"temperature": [1]}]
+)
 def test_settings_of_a_task_that_are_of_another_type_are_refused(base: Any, make_pool: Any, settings: Any) -> None:
     directory = base(unigram(), {"eos_token": "</s>"}, "$A")
     ours = GliderLM(base=str(directory), pool=str(make_pool(directory).path), router="base")

@@ -3,7 +3,8 @@
 `glider vllm-args` names `ReplyField` as vLLM's `--middleware`. A request opens a list in its context; where its
 condition is made, the resolution of each of its prompts is put there; the reply, or the last chunk of a stream, says
 what the first prompt's came to: of `/v1/responses` the response in its last event, of `/v1/messages` the event that
-tells why it stopped. Replies of other routes, and errors, pass as they are.
+tells why it stopped, of `/v1/chat/completions/batch` each choice its own conversation's. Replies of other routes, and
+errors, pass as they are.
 """
 
 import json
@@ -19,22 +20,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MIDDLEWARE = "glider.engines.vllm.replies.ReplyField"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES)
+RESPONSES, MESSAGES, BATCH = "/v1/responses", "/v1/messages", "/v1/chat/completions/batch"
+ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES, BATCH)
 _ENDS = {  # of streams whose events have names: the event that has the field, and in which part of it
     RESPONSES: (b"event: response.completed", b"event: response.incomplete", b"event: response.failed"),
     MESSAGES: (b"event: message_delta",),
 }
 _PARTS = {RESPONSES: "response"}
 _DATA, _DONE, _BREAK = b"data: ", b"data: [DONE]", b"\n\n"
-_resolutions: ContextVar[list[dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
+_resolutions: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
 
 
-def note(front: Front, resolution: Resolution) -> None:
-    """Keep what a prompt's condition came to for the reply of the request that is being taken, if there is one."""
+def note(front: Front, resolution: Resolution, request: str) -> None:
+    """Keep what a prompt's condition came to for the reply of the request that is being taken, if there is one; by the
+    name that vLLM gives the prompt's own request."""
     resolutions = _resolutions.get()
     if resolutions is not None:
-        resolutions.append(routing_of(front, resolution))
+        resolutions.setdefault(request, routing_of(front, resolution))
 
 
 def routing_of(front: Front, resolution: Resolution) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class ReplyField:
         if scope["type"] != "http" or path not in ROUTES:
             await self.app(scope, receive, send)
             return
-        resolutions: list[dict[str, Any]] = []
+        resolutions: dict[str, dict[str, Any]] = {}
         token = _resolutions.set(resolutions)
         try:
             await self.app(scope, receive, _Reply(send, resolutions, path).send)
@@ -86,8 +88,8 @@ class ReplyField:
 class _Reply:
     """One reply on its way out: whole bodies wait for their end, a stream's events for the next one."""
 
-    def __init__(self, send: Send, resolutions: list[dict[str, Any]], path: str):
-        self.forward, self.resolutions = send, resolutions
+    def __init__(self, send: Send, resolutions: dict[str, dict[str, Any]], path: str):
+        self.forward, self.resolutions, self.batch = send, resolutions, path == BATCH
         self.ends, self.part = _ENDS.get(path, ()), _PARTS.get(path)
         self.start: Message | None = None
         self.kind, self.parts = "", bytearray()
@@ -158,7 +160,11 @@ class _Reply:
         if not self.resolutions:
             return body
         reply = json.loads(body)
-        (reply if part is None else reply[part])["glider"] = self.resolutions[0]
+        if self.batch:
+            for choice in reply["choices"]:
+                choice["glider"] = self.resolutions[f"{reply['id']}_{choice['index']}"]
+        else:
+            (reply if part is None else reply[part])["glider"] = next(iter(self.resolutions.values()))
         return json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
 
 

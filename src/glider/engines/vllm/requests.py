@@ -95,7 +95,7 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
     except (ApiError, GliderError) as fault:
         raise _refusal(fault) from fault
     if not decided:
-        note(front, resolution)
+        note(front, resolution, arguments["request_id"])
         metrics().count(front.settings.name, resolution.verdict, time.perf_counter() - began)
     if decided is not None:
         decided[:] = [resolution]
