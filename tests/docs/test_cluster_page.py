@@ -1,7 +1,10 @@
 """The commands and the program of docs/cluster.md run, in their order: on this machine, and on a Ray cluster of it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import yaml
 from glider.experts.pool import Pool
 
 from ..jobs.conftest import add_node, cluster  # noqa: F401
-from .snippets import blocks, glide, lines, page
+from .snippets import ROOT, blocks, glide, lines, page
 
 PAGE = page("cluster.md")
+SCRIPT = ROOT / "examples" / "ray_build.sh"
 QUICK = {"rank": 2, "steps": 2, "gate_steps": 1, "batch_size": 4, "validation": 4}
 NO_GPU = " --device cuda --gpus-per-job 1"
 
@@ -41,6 +45,32 @@ def test_builds_on_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch, cap
         shutil.rmtree("pool", ignore_errors=True)
         glide(line, monkeypatch, capsys)
         assert sorted(Pool.open("pool").names) == ["one", "two"]  # in the order in which they end
+
+
+def test_the_guide_shows_commands_of_the_page() -> None:
+    shown = lines(page("guides/ray.md"))
+    assert len(shown) == 5 and set(shown) <= set(lines(PAGE))
+
+
+@pytest.mark.cluster
+def test_the_script_builds_and_checks_a_pool(here: Path, cluster: Any, add_node: Callable[[], Any]) -> None:  # noqa: F811
+    add_node()
+    (here / "bin").mkdir()
+    (here / "bin" / "glider").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m glider "$@"\n')
+    (here / "bin" / "glider").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True)
+
+    built = run("plan.yaml", "pool", "--address", cluster.address)
+    assert built.returncode == 0, built.stderr
+    assert "2 experts are as they were when they joined" in built.stdout
+    assert sorted(Pool.open("pool").names) == ["one", "two"]
+    Path("two.jsonl").write_text("no rows")
+    failed = run("plan.yaml", "other", "--address", cluster.address)
+    assert failed.returncode == 1 and "joined" not in failed.stdout and Pool.open("other").names == ["one"]
+    assert run("plan.yaml").returncode != 0
 
 
 @pytest.mark.cluster

@@ -120,6 +120,22 @@ def test_in_your_code(pool: None, here: Path, llama_directory: Path, capsys: pyt
     assert "friendly" in capsys.readouterr().out
 
 
+def test_i_use_transformers(pool: None, here: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    exec(program(page("guides/transformers.md"), llama_directory).replace('"BASE"', repr(str(llama_directory))), names)
+    assert names["tokens"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert names["bare"] is names["base"] and set(names["answer"].global_scores) == {"tone", "trivia"}
+    assert capsys.readouterr().out.count("thank you so much") == 2
+
+
+def test_i_use_lm_eval(pool: None, here: Path, run: Run) -> None:
+    run(page("guides/lm_eval.md"))
+    for place, router in (("routed", "glider"), ("bare", "base")):
+        (file,) = Path(place).rglob("results_*.json")
+        told = json.loads(file.read_text())
+        assert set(told["results"]) == {"tone", "trivia"} and told["config"]["glider"]["router"]["router"] == router
+
+
 def test_verdicts(pool: None, here: Path, llama_directory: Path) -> None:
     code = program(page("verdicts.md"), llama_directory)
     assert code.count('glider.load(pool="demo"') == 2

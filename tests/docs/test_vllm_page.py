@@ -21,3 +21,8 @@ def test_the_arguments_of_the_page_are_printed(
         modes.append(json.loads(words[words.index("--additional-config") + 1])["glider"]["mode"])
         assert ("--enable-lora" in words) == (modes[-1] == "select")
     assert modes == ["select", "route", "select"]
+
+
+def test_the_guide_shows_commands_of_the_page() -> None:
+    shown = lines(page("guides/vllm.md"))
+    assert len(shown) == 6 and set(shown) <= set(lines(page("vllm.md")))
