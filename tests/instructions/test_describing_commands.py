@@ -88,6 +88,26 @@ def test_describe_wants_a_sentence_or_a_describer(run, pool: Pool):
     assert "both" in run("expert", "describe", pool.path / "e0", "A.", "--describer", "openai:m")[2]
 
 
+def test_a_pool_that_has_an_expert_otherwise_is_named(run, make_pool, llama_directory, rows: Path, tmp_path: Path):
+    pool: Pool = make_pool(llama_directory)
+    expert = pool.path / "e0"
+    next_line = f"next: glider pool add {pool.path} e0\n"
+    for change in (("describe", expert, "Say what it is."), ("gates", expert, rows, "--how", "mean")):
+        code, _, err = run("expert", *change, *(("--base", llama_directory) if "gates" in change else ()))
+        assert code == 0 and err.endswith(next_line), err
+        assert run("pool", "add", *next_line.split()[-2:])[0] == 0
+    assert "pool add" not in run("expert", "describe", expert, "Say what it is.")[2]  # the same files
+    outside = shutil.copytree(expert, tmp_path / "outside" / "e0")
+    assert "pool add" not in run("expert", "describe", outside, "Something else.")[2]
+    shutil.copytree(outside, pool.path / "late")
+    card = pool.path / "late" / "card.json"
+    card.write_text(card.read_text().replace('"e0"', '"late"'))
+    assert "next: glider pool add" in run("expert", "describe", pool.path / "late", "Another.")[2]
+    (pool.path / "pool.json").write_text("{")
+    code, out, err = run("expert", "describe", expert, "Once more.")
+    assert code == 0 and "described" in out and "wanted" not in err
+
+
 def test_generate_with_a_describer(run, endpoint, pool: Pool, llama_directory: Path):
     shared = ("generate", "hi", "--pool", pool.path, "--base", llama_directory, "--max-new-tokens", "3")
     asked = (*shared, "--describer", "openai:m", "--base-url", endpoint.base_url)

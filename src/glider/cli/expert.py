@@ -1,7 +1,7 @@
 """`glider expert train`: data in, expert out."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,6 +65,7 @@ def train(
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
     say(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
+    _tell_pool(expert.directory)
 
 
 def import_(
@@ -99,6 +100,7 @@ def import_(
     gates = sum(site.has_gate for site in expert.sites.values())
     parts = [f"{gates} gates" if gates else "no gates", "described" if expert.card.description else "no description"]
     say(f"{expert.directory}: {len(expert.sites)} sites, {', '.join(parts)}")
+    _tell_pool(expert.directory)
 
 
 def gates(
@@ -125,6 +127,7 @@ def gates(
     quality = f"validation loss: {_best(gated.card.training['gates'])}" if how == "trained" else "mean inputs"
     instead = f", in place of {before}" if before else ""
     say(f"{gated.directory}: {len(gated.sites)} gates{instead}, {quality}")
+    _tell_pool(expert)
 
 
 def describe(
@@ -167,6 +170,7 @@ def describe(
 
         result = add_description(expert, description or "", embedder, prefix)
         say(f"{result.directory}: described")
+        _tell_pool(expert)
         return
     from glider.contribute.describing import describe_expert
     from glider.instructions.cache import cache
@@ -177,6 +181,7 @@ def describe(
     result, written = describe_expert(expert, writer, embedder, prefix, **sample, prompt=template, cache=cache())
     spent = "from the cache" if written.cached else f"{written.tokens_in} tokens read, {written.tokens_out} written"
     say(f"{result.directory}: {written.text} ({written.source}, prompt {written.prompt}, {spent})")
+    _tell_pool(expert)
 
 
 def profile(
@@ -200,6 +205,19 @@ def profile(
     stored = "" if result.stored_inputs is None else f", {len(result.stored_inputs)} inputs stored"
     reserved = f"{len(result.held_back)} inputs held back{stored}"
     say(f"{expert}: {len(result.known[0])} n-grams, {reserved}, {embedded} embeddings")
+    _tell_pool(expert)
+
+
+def _tell_pool(expert: Path) -> None:
+    """Where an expert lies in a pool that has it otherwise, or lacks it, tells how the pool takes it up."""
+    from glider.errors import GliderError
+    from glider.experts.membership import is_to_be_added
+
+    place = expert if expert.name not in ("", "..") else expert.resolve()
+    pool, name = place.parent, place.name
+    with suppress(GliderError):  # what is wrong with the pool is no fault of the expert
+        if is_to_be_added(pool, name):
+            say(f"glider: {pool} does not have {name} as it is now; next: glider pool add {pool} {name}", error=True)
 
 
 def _best(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from glider.cli.arguments import KeyOption
 from glider.cli.options import with_settings
+from glider.cli.signature import telling_signature
 from glider.contribute.settings import RouterTraining
 from glider.inference.spec import BaseSpec
 from glider.terminal import say
@@ -53,8 +54,9 @@ def train_router(
     quiet_libraries()
     pool.verify()
     base = spec.load_base_of(pool)
-    with Bars(resumes=True) as bars:
-        report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
-        train(base, pool, router, rows, settings, report)
-    file = router_path(path, router)
-    say(f"{path}: {router} in {file.relative_to(path)} ({file.stat().st_size / 1e6:.1f} MB)")
+    with telling_signature(path):
+        with Bars(resumes=True) as bars:
+            report = lambda what, done, all_: bars.update(what, done / all_, f"{done}/{all_}")  # noqa: E731
+            train(base, pool, router, rows, settings, report)
+        file = router_path(path, router)
+        say(f"{path}: {router} in {file.relative_to(path)} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -64,6 +64,14 @@ def is_unchanged(path: Path, name: str) -> bool:
     )
 
 
+def is_to_be_added(path: Path, name: str) -> bool:
+    """Whether `path` is a pool that lacks the expert in `path/name`, or has it with files of another content."""
+    if not (path / POOL_FILE).exists():
+        return False
+    homes = [record.home for record in read_index(path, UNSIGNED).experts]
+    return name not in homes or not is_unchanged(path, name)
+
+
 def joined(
     path: Path, index: PoolIndex, directory: Path | str, name: str | None, fresh: bool = False
 ) -> tuple[PoolIndex, Expert]:

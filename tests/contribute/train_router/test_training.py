@@ -12,10 +12,12 @@ from glider.contribute.train_router import train_router
 from glider.errors import GliderError, RouterError
 from glider.experts.pool import Pool
 from glider.experts.router_files import router_path
+from glider.experts.trust import SIGNATURE_FILE
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import ModelSpec
 from glider.routing.methods.vq import Vq
 from glider.routing.specification import parsed, router_from
+from glider.sharing.signature import generate_keys, sign_pool
 from glider.testing import check_router
 
 from .rows import rows_of, settings
@@ -79,8 +81,14 @@ def test_the_command_trains_for_one_pool_and_says_where(
         return int(ended.value.code or 0), told.out + told.err
 
     data = str(tmp_path / "{name}.jsonl")
+    private, public = tmp_path / "key", tmp_path / "key.pub"
+    generate_keys(private, public)
+    sign_pool(pool.path, private)
+    code, told = run("--router", "vq", "--data", data, "--codes", "3", "--key", str(public))
+    assert code == 0 and told.endswith(f"to sign it anew: glider pool sign {pool.path} --key KEY\n")
+    (pool.path / SIGNATURE_FILE).unlink()
     code, told = run("--router", "vq", "--data", data, "--codes", "4")
-    assert code == 0 and "routers/vq.safetensors" in told
+    assert code == 0 and "routers/vq.safetensors" in told and "sign" not in told
     Vq().prepare(Pool.open(pool.path))
     assert run("--router", "nothing", "--data", data)[0] == 2
     code, told = run("--router", "vq", "--data", str(tmp_path / "e0.jsonl"))
