@@ -132,7 +132,7 @@ def test_one_split_is_read_alone(tmp_path: Path):
 
 
 def test_the_files_own_split_is_kept():
-    rows = rows_of(6, split="train") + rows_of(3, split="val") + rows_of(3, split="test") + rows_of(2)
+    rows = rows_of(6, split="train") + rows_of(3, split="val") + rows_of(3, split="test")
     train, held_back = split_rows(rows, validation=64, seed=0)
     assert {row.split for row in train} == {"train"}
     assert {row.split for row in held_back} == {"val"}
