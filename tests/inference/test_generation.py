@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast, StoppingCriteria, TextStreamer
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    TextStreamer,
+)
 
 from glider.errors import QueryError
 from glider.inference.model import RoutedModel
@@ -59,6 +66,8 @@ def test_a_generation_config_is_honoured(llama: RoutedModel) -> None:
         ({"input_ids": torch.ones(1, 2)}, "input_ids"),
         ({"attention_mask": torch.ones(3, 5)}, "attention_mask"),
         ({"labels": torch.ones(1, 2)}, "labels"),
+        ({"position_ids": torch.arange(4)[None]}, "position_ids"),
+        ({"past_key_values": DynamicCache()}, "past_key_values"),
         ({"synced_gpus": True}, "synced_gpus"),
         ({"token_healing": True}, "token_healing"),
         ({"stop_strings": [1]}, "stop_strings"),

@@ -95,7 +95,7 @@ class GenerateSettings:
             raise QueryError("one answer for each prompt", "num_return_sequences", "Give the prompt several times.")
         known = {*inspect.signature(model.model.generate).parameters, *vars(GenerationConfig())} - {"kwargs"}
         refused = [name for name in _REFUSED if rest.get(name) is not None and rest[name] is not False]
-        refused += [name for name in rest if name not in known and not accepts(model.model, name)]
+        refused += [name for name in rest if name not in known and not _is_switch(model.model, name, rest[name])]
         if refused:
             expected = "settings of one text for each prompt (max_new_tokens for its length)"
             raise QueryError(expected, ", ".join(refused), "Leave them out, or use model.model.generate().")
@@ -112,6 +112,12 @@ class GenerateSettings:
     def cached(self) -> bool:
         """Whether keys and values are kept."""
         return bool(self.arguments.get("use_cache", True))
+
+
+def _is_switch(model: Any, name: str, value: Any) -> bool:
+    """Whether a model's pass takes this by name, as what holds of every prompt: inputs (places, a cache, states of an
+    encoder) are of one batch, and prompts are put into batches here."""
+    return accepts(model, name) and (value is None or isinstance(value, bool | int | float | str))
 
 
 def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
