@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glider.experts.site_patterns import BadPattern, SitePatterns
+from glider.experts.site_patterns import BadPattern, SitePatterns, whole_matches
 
 MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 SITES = [f"model.layers.{i}.{name}" for i in range(80) for name in (*MODULES, "mlp.gate_proj", "mlp.up_proj")]
@@ -41,6 +41,17 @@ def test_what_is_not_refused_is_answered_as_peft_answers_it(given_patterns: list
         assert compiled.value(site, None) == as_peft(values, site)
 
 
+@given(patterns, st.lists(names, min_size=1, max_size=4))
+@settings(max_examples=500, deadline=None)
+def test_whole_names_fit_as_python_has_it(given_patterns: list[str], sites: list[str]) -> None:
+    for pattern in given_patterns:
+        try:
+            fitting = whole_matches(pattern, sites)
+        except BadPattern:
+            continue
+        assert fitting == {site for site in sites if re.fullmatch(pattern, site)}
+
+
 @pytest.mark.parametrize("pattern", [*USUAL, "l.yers.2"])
 def test_the_usual_forms_are_understood(pattern: str) -> None:
     compiled = SitePatterns({pattern: 1})
@@ -58,6 +69,8 @@ def test_the_first_of_several_counts_whatever_its_form() -> None:
 def test_what_no_two_engines_read_alike_is_refused(pattern: str) -> None:
     with pytest.raises(BadPattern):
         SitePatterns({pattern: 1})
+    with pytest.raises(BadPattern):
+        whole_matches(pattern, SITES)
 
 
 def test_no_number_of_patterns_and_sites_takes_for_ever() -> None:

@@ -10,6 +10,7 @@ import transformers
 
 from glider.contribute.examples import EncodedRow
 from glider.contribute.targets import target_logits
+from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
 from glider.inference.model import RoutedModel
@@ -179,3 +180,23 @@ def test_blocks_that_padding_would_move_are_seen_in_rows_past_them() -> None:
     got = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=-100, reduction="none").sum(dim=1)
     assert got.tolist() == pytest.approx(wanted, abs=1e-3)
     assert not Sharing(model).allows("padding", 178)
+
+
+def test_an_answer_has_as_many_tokens_as_the_decoder_has_places(tmp_path: Path, make_pool) -> None:
+    """One more was an `IndexError` of the embedding of places."""
+    base = mbart(tmp_path)
+    settings = transformers.GenerationConfig.from_pretrained(base)
+    settings.forced_bos_token_id = 9
+    settings.save_pretrained(base)
+    model = load(str(base), make_pool(base).path, router="base")
+    [answer] = model.generate(["hi"], max_new_tokens=256, min_new_tokens=256)
+    assert len(answer.token_ids) == 256
+    assert model.score("hi", ["a" * 254])[0].tokens == 255  # its end, and what is forced before it
+    for ask in (
+        lambda: model.generate(["hi"], max_new_tokens=257),
+        lambda: model.generate_batch(["hi"], max_new_tokens=257),
+        lambda: list(model.stream("hi", max_new_tokens=257)),
+        lambda: model.score("hi", ["a" * 255]),
+    ):
+        with pytest.raises(QueryError, match="an answer of at most 256 tokens; got 257"):
+            ask()

@@ -2,7 +2,7 @@
 what a reader should know of it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
+from glider.experts.site_patterns import BadPattern, whole_matches
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
@@ -97,8 +98,15 @@ def tell_oddities(directory: Path, expert: Expert, loaded: BaseModel) -> None:
             warn(f"{directory} changes nothing at {_some(sites, len(expert.sites))}: {reason}")
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         warn(f"{directory} was trained for {str(task)[:40]}, which is no writing of text")
-    if beside := _left_out(config, expert):
-        warn(f"{directory} has pairs that its own settings leave out, and PEFT with them: {_some(beside)} are taken")
+    try:
+        beside = _left_out(config, expert)
+    except BadPattern as fault:
+        warn(f"{directory} may have pairs that its own settings leave out, and PEFT with them: they name {fault}")
+    else:
+        if beside:
+            warn(
+                f"{directory} has pairs that its own settings leave out, and PEFT with them: {_some(beside)} are taken"
+            )
     if config.get("layers_to_transform") is None and isinstance(config.get("target_modules"), list):
         lacking = _without_pair(loaded.model, config["target_modules"], config.get("exclude_modules"), expert)
         if lacking:
@@ -119,17 +127,27 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
 
 
 def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
-    """Sites of pairs that the settings do not name, as far as they are names and numbers."""
-    targets, excluded, layers = (config.get(name) for name in ("target_modules", "exclude_modules", _LAYERS))
+    """Sites of pairs that the settings do not name; raises `BadPattern` for an expression that is not run."""
+    targets, excluded = (_choice(config.get(name), expert.sites) for name in ("target_modules", "exclude_modules"))
+    layers = config.get(_LAYERS)
     layers = [layers] if isinstance(layers, int) else layers
     beside = []
     for site in expert.sites:
         number = next((int(part) for part in site.split(".") if part.isdigit()), None)
-        named = not isinstance(targets, list) or _fits(site, [name for name in targets if isinstance(name, str)])
-        out = isinstance(excluded, list) and _fits(site, [name for name in excluded if isinstance(name, str)])
-        if not named or out or (isinstance(layers, list) and number is not None and number not in layers):
+        out = (targets is not None and site not in targets) or site in (excluded or ())
+        if out or (isinstance(layers, list) and number is not None and number not in layers):
             beside.append(site)
     return beside
+
+
+def _choice(setting: object, sites: Collection[str]) -> set[str] | None:
+    """Sites that a list of names, or an expression, chooses; None where it is neither."""
+    if isinstance(setting, list):
+        names = [name for name in setting if isinstance(name, str)]
+        return {site for site in sites if _fits(site, names)}
+    if isinstance(setting, str) and setting and setting.lower() != "all-linear":
+        return whole_matches(setting, sites)
+    return None
 
 
 def _fits(site: str, names: list[str]) -> bool:

@@ -12,7 +12,7 @@ What the two engines read differently is refused, and so is what neither PEFT no
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,23 @@ class SitePatterns:
             raise BadPattern("patterns that take too long at so many sites")
 
 
-def _compiled(pattern: str) -> Any:
-    """The expression as RE2 reads it, if Python reads it too, and the same."""
+def whole_matches(pattern: str, sites: Collection[str]) -> set[str]:
+    """Sites whose whole name an expression fits, as PEFT reads `target_modules` that are no list.
+
+    Raises `BadPattern` for one that is not read in bounded time, or not by both engines alike.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        raise BadPattern(f"a pattern of {len(pattern)} characters, where {LONGEST_PATTERN} are the most")
+    compiled = _compiled(pattern, within="")
+    if odd := next((site for site in sites if not site.isascii()), None):
+        raise BadPattern(f"the site {odd!r}, which engines read differently")
+    if sum(_CALL + compiled.programsize * (len(site) + 1) for site in sites) > _MOST_WORK:
+        raise BadPattern("a pattern that takes too long at so many sites")
+    return {site for site in sites if compiled.fullmatch(site)}
+
+
+def _compiled(pattern: str, within: str = r"(?:.*\.)?") -> Any:
+    """The expression as RE2 reads it, if Python reads it too, and the same; `within` may stand before it."""
     if not pattern.isascii() or _AMBIGUOUS.search(pattern):
         raise BadPattern(f"{pattern!r}, which engines read differently")
     try:
@@ -120,7 +135,7 @@ def _compiled(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors, options.never_capture, options.max_mem = False, True, _MEMORY
     try:
-        compiled = re2.compile(rf"(?:.*\.)?(?:{pattern})", options)
+        compiled = re2.compile(f"{within}(?:{pattern})", options)
     except re2.error as fault:
         reason = fault.args[0].decode("utf8", "replace") if isinstance(fault.args[0], bytes) else str(fault)
         raise BadPattern(f"{pattern!r}, no expression of linear time: {reason}") from fault

@@ -351,14 +351,13 @@ class RoutedModel:
     ) -> tuple[list[list[ChoiceScore]], Condition]:
         """`score` of several prompts, each with its own choices, as one batch; with the batch's condition.
 
-        Prompts of like length waste little on padding.
+        Prompts of like length waste little on padding. `truncate` leaves each room for the longest of its own choices.
         """
         choices = [listed(texts, "choices") for texts in listed(choices, "lists")]
         if (got := len(choices)) != len(listed(prompts, "prompts")):
             raise QueryError(f"a list of choices for each of {len(prompts)} prompts", f"{got}", "Give as many.")
         targets = [self.encoder.targets(texts) for texts in choices]
-        longest = max((len(ids) for row in targets for ids in row), default=0)
-        inputs = self._encode(prompts, truncate, longest)
+        inputs = self._encode(prompts, truncate, self.encoder.rooms(targets))
         with self.attached.hold(begins=True) as held:
             require_support(held.router, len(prompts), shares=True)
             condition = self._condition_of(prompts, inputs, held)
@@ -378,9 +377,9 @@ class RoutedModel:
                 self.model(**self.encoder.forward_inputs(inputs))
         return [self.tokenizer.decode([token]) for token in inputs["input_ids"][0].tolist()], trace
 
-    def _encode(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int) -> dict[str, torch.Tensor]:
+    def _encode(self, prompts: Sequence[Prompt], truncate: bool, room: int | list[int]) -> dict[str, torch.Tensor]:
         """Prompts as a padded batch that leaves room for so many new tokens."""
-        return self.encoder.batch(self.encoder.rows(prompts, truncate, new_tokens))
+        return self.encoder.batch(self.encoder.rows(prompts, truncate, room))
 
     def _generate(
         self,

@@ -15,26 +15,31 @@ from glider.inference.queries import Prompt, Query, listed, require_text
 class PromptEncoder:
     """Makes the token ids of prompts, in a pool's prompt format, for a model with its tokenizer.
 
-    `context` is the model's context length in tokens; None where there is no limit, as for T5.
+    `context` is the model's context length in tokens; None where there is no limit, as for T5. `answers` is the same of
+    a decoder beside an encoder, whose answers have places of their own.
     """
 
     def __init__(self, prompt: PromptFormat, tokenizer: Any, model: Any):
         self.prompt, self.tokenizer, self.model = prompt, tokenizer, model
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        decoder = model.config.get_text_config(decoder=True) if model.config.is_encoder_decoder else None
+        self.answers: int | None = getattr(decoder, "max_position_embeddings", None)
 
-    def rows(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int) -> list[list[int]]:
-        """Each prompt's token ids, with room for so many new tokens.
+    def rows(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int | Sequence[int]) -> list[list[int]]:
+        """Each prompt's token ids, with room for so many new tokens: the same number for all, or each its own.
 
-        Raises `QueryError` for an empty prompt, and for one that is too long unless its end is kept (`truncate`).
+        Raises `QueryError` for an empty prompt, for one that is too long unless its end is kept (`truncate`), and for
+        more new tokens than a decoder has places for.
         """
         prompts = listed(prompts, "prompts")
         if not prompts:
             raise QueryError("at least one prompt", "none", "Give a prompt.")
         rows = []
-        for number, query in enumerate(map(Query.of, prompts), start=1):
+        rooms = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
+        for number, (query, room) in enumerate(zip(map(Query.of, prompts), rooms, strict=True), start=1):
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
-            rows.append(self._fit(self._ids(query), truncate, new_tokens, number))
+            rows.append(self._fit(self._ids(query), truncate, room, number))
         return rows
 
     def _ids(self, query: Query) -> list[int]:
@@ -68,6 +73,12 @@ class PromptEncoder:
             )
         return targets
 
+    def rooms(self, targets: Sequence[Sequence[list[int]]]) -> list[int]:
+        """New tokens that the longest of each prompt's choices takes, with what a decoder is forced to write first."""
+        settings, beside = self.model.generation_config, self.model.config.is_encoder_decoder
+        first = int(beside and isinstance(getattr(settings, "forced_bos_token_id", None), int))
+        return [first + max(map(len, row), default=0) for row in targets]
+
     def batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
         return padded(rows, self.pad_id, self.model)
@@ -94,6 +105,11 @@ class PromptEncoder:
         return {**inputs, "decoder_input_ids": fed}
 
     def _fit(self, ids: list[int], truncate: bool, new_tokens: int, number: int) -> list[int]:
+        if self.answers is not None and new_tokens > self.answers:
+            expected, got = f"an answer of at most {self.answers} tokens", f"{new_tokens} (prompt {number})"
+            raise QueryError(
+                expected, got, "Lower max_new_tokens, or shorten the choice: the decoder has no more places."
+            )
         if (limit := self.context) is None:
             return ids
         room = limit - (0 if self.model.config.is_encoder_decoder else new_tokens)

@@ -1,6 +1,9 @@
 """An imported adapter computes what PEFT computes, and its card says where it comes from."""
 
+import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,30 @@ def test_an_import_reads_no_weights_that_it_does_not_need(
     lean = import_adapter(adapter, str(llama_directory), tmp_path / "lean" / "ex")
     files = (*ADAPTER_FILES, "card.json", "glider.safetensors")
     assert content(lean.directory, files) == content(whole.directory, files)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"target_modules": ".*q_proj"}, "leave out, and PEFT with them: 2 sites .*v_proj"),
+        (
+            {"target_modules": ".*_proj", "exclude_modules": ".*q_proj"},
+            "leave out, and PEFT with them: 2 sites .*q_proj",
+        ),
+        ({"target_modules": r".*(?=q)q_proj"}, "may have pairs that its own settings leave out"),
+        ({"target_modules": r".*\.self_attn\.(q|v)_proj"}, None),
+        ({"target_modules": "all-linear"}, None),
+    ],
+)
+def test_pairs_that_an_expression_leaves_out_are_told(
+    llama_directory: Path, tmp_path: Path, settings: dict[str, Any], wanted: str | None
+):
+    """PEFT drops them without a word; only lists were looked at."""
+    adapter = save_adapter(tmp_path / "adapter", load_base(str(llama_directory)), target_modules=["q_proj", "v_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text("utf8"))
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import_adapter(adapter, str(llama_directory), tmp_path / "expert")
+    texts = [str(one.message) for one in caught if "leave out" in str(one.message)]
+    assert len(texts) == (wanted is not None) and all(re.search(str(wanted), text) for text in texts)

@@ -100,6 +100,17 @@ def test_an_answer_longer_than_the_context_cannot_be_truncated_for(llama: Routed
         llama.generate(["hi"], max_new_tokens=CONTEXT, truncate=True)
 
 
+def test_a_prompt_is_cut_for_its_own_choices_alone(llama: RoutedModel) -> None:
+    """It was cut for the longest choice of the whole batch, and scored otherwise than alone."""
+    border = "abcdefg" * 100
+    for prompt in ("a" * (CONTEXT - TEMPLATE_TOKENS - 3), border):
+        [alone] = llama.score(prompt, ["ab"], truncate=True)
+        [[beside], _] = llama.score_many([prompt, "short"], [["ab"], ["c" * 300]], truncate=True)[0]
+        assert beside.log_likelihood == pytest.approx(alone.log_likelihood, abs=1e-4)
+    fits = "a" * (CONTEXT - TEMPLATE_TOKENS - 3)
+    assert llama.score_many([fits, "short"], [["ab"], ["c" * 300]])[0][0][0].tokens == 3
+
+
 def test_t5_has_no_limit(t5_directory: Path, make_pool) -> None:
     model = load(str(t5_directory), make_pool(t5_directory, 1).path)
     assert len(model.generate(["x" * 700], max_new_tokens=2)) == 1

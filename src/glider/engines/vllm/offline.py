@@ -90,8 +90,7 @@ class VllmModel:
         for choice in (choice for texts in choices for choice in texts):
             require_text(choice, "a choice")
         targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
-        longest = max(len(ids) for row in targets for ids in row)
-        rows = self.encoder.rows(prompts, truncate, longest + 1)
+        rows = self.encoder.rows(prompts, truncate, [max(map(len, row)) + 1 for row in targets])
         condition = self.condition(prompts)
         wholes, params = [], []
         for i, (ids, row) in enumerate(zip(rows, targets, strict=True)):
