@@ -17,12 +17,17 @@ from typing import Any
 import pytest
 import yaml
 
+from glider.batch.answering import AnswerSettings
+from glider.batch.ray_data import on_ray
+from glider.batch.run import BatchRun
+from glider.batch.run import here as answered_here
 from glider.cli.main import main
 from glider.contribute.build import PoolPlan, build_pool
 from glider.errors import ConfigError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
+from glider.inference.spec import ModelSpec
 from glider.jobs.base import Executor, JobResult, JobTick, silent
 from glider.jobs.local import LocalExecutor
 from glider.jobs.ray_executor import RayExecutor
@@ -312,6 +317,34 @@ def test_answers_on_a_cluster_are_those_made_here(
     command[6] = tmp_path / "nowhere"
     code, _, err = glider(*command, "--out", tmp_path / "x.jsonl", "--executor", "ray")
     assert code == 2 and f"node {socket.gethostname()}" in err and "nowhere" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("left", [pytest.param(1, id="one-left"), pytest.param(0, id="another-comes")])
+def test_answers_survive_the_death_of_a_node(
+    left: int, tmp_path: Path, make_pool: Callable[..., Pool], llama_directory: Path, add_node: Any, kill: Any
+):
+    """Chunks that a dead node had are answered again, by the node that is left or by one that comes."""
+    nodes = [add_node() for _ in range(left + 1)]
+    rows = [json.dumps({"input": f"say {i}"}) for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf8")
+    spec = ModelSpec(pool=str(make_pool(llama_directory).path), base=str(llama_directory))
+    settings = AnswerSettings(max_new_tokens=16, batch_size=2)
+    ticks = []
+
+    def tick(done: int, total: int) -> None:
+        ticks.append(done)
+        if done == 3:
+            kill(nodes[0])
+            if not left:
+                add_node()
+
+    here, there = (
+        BatchRun(tmp_path / "rows.jsonl", tmp_path / f"{name}.jsonl", spec, settings, {}) for name in ("here", "there")
+    )
+    assert here.go(answered_here(spec, settings), lambda done, total: None) == "done"
+    assert there.go(on_ray(RayExecutor(), spec, settings), tick) == "done"
+    assert ticks == list(range(1, 31))
+    assert there.out.read_bytes() == here.out.read_bytes()
 
 
 def test_a_cluster_that_asks_for_a_token_is_told_of(tmp_path: Path, llama_directory: Path):

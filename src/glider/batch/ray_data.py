@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from glider.jobs.pool_source import pool_source
 from glider.jobs.ray_cluster import Need, connected
 from glider.jobs.ray_executor import RayExecutor
 from glider.jobs.ray_node import Shipment, node_name, place_of
+
+_PATIENCE = 2.0  # seconds between two looks at the nodes
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Answerer:
 def on_ray(
     executor: RayExecutor, spec: ModelSpec, settings: AnswerSettings
 ) -> Callable[[Sequence[list[PromptRow]]], Answered]:
-    """Chunks answered by actors on a cluster, in the order in which they end."""
+    """Chunks answered by actors on a cluster, in the order in which they end; those of a process or node that is lost
+    are answered again, by what is left or comes."""
 
     def answer(chunks: Sequence[list[PromptRow]]) -> Answered:
         with connected(executor.address) as ray:
@@ -75,27 +79,52 @@ def on_ray(
                 need.require(ray)
             executor.require_device([spec.device])
             errand = Errand(_absolute(spec), settings, _pool(ray, executor, spec), executor.threads)
-            most = min(len(chunks), executor.workers or max(1, need.room(ray)))
-            items = [
-                {"chunk": number, "rows": json.dumps([row.model_dump(mode="json") for row in rows])}
-                for number, rows in enumerate(chunks)
-            ]
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of every plan
-            answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                Answerer,
-                fn_constructor_args=(errand,),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-                num_cpus=executor.cpus,
-                num_gpus=executor.gpus,
-            )
-            for reply in answered.iter_rows():
-                if reply["fault"]:
-                    _fail(json.loads(reply["fault"]))
-                yield int(reply["chunk"]), json.loads(reply["answers"])
+            missing, losses = dict(enumerate(chunks)), 0
+            while missing:
+                before = len(missing)
+                for number, answers in _round(ray, executor, errand, missing):
+                    del missing[number]
+                    yield number, answers
+                losses = losses + 1 if len(missing) == before else 0
+                if losses > executor.losses:
+                    expected = f"answers to chunk {min(missing) + 1} of {len(chunks)}"
+                    got = f"a process that was lost {losses} times, with its node or for want of memory"
+                    raise GliderError(expected, got, "See Ray's log; give it more memory, or a smaller --batch-size.")
+                while missing and not executor.autoscaling and not need.room(ray):
+                    time.sleep(_PATIENCE)  # the last node that could run one is gone
 
     return answer
+
+
+def _round(ray: Any, executor: RayExecutor, errand: Errand, missing: Mapping[int, list[PromptRow]]) -> Answered:
+    """Give out each chunk once. What is lost is not told.
+
+    Ray Data would keep a lost actor's chunk for the actor that it starts in its place; where the cluster has no room
+    for that one, the chunk would wait for ever.
+    """
+    items = [
+        {"chunk": number, "rows": json.dumps([row.model_dump(mode="json") for row in rows])}
+        for number, rows in missing.items()
+    ]
+    most = min(len(items), executor.workers or max(1, Need(executor.cpus, executor.gpus).room(ray)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # else it tells of every plan and loss
+    answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Answerer,
+        fn_constructor_args=(errand,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=executor.cpus,
+        num_gpus=executor.gpus,
+        max_restarts=-1,
+        max_task_retries=0,
+    )
+    for reply in answered.iter_rows():
+        if reply["fault"]:
+            _fail(json.loads(reply["fault"]))
+        yield int(reply["chunk"]), json.loads(reply["answers"])
 
 
 def _absolute(spec: ModelSpec) -> ModelSpec:
