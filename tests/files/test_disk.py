@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,37 @@ def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path: Path, kind: s
                 with new_directory(path):
                     pass
         assert fault.value.filename == str(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "link to a device"])
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """`--out /dev/null` of the superuser made a file of the system's `/dev/null`, and `/dev/stdout` likewise."""
+    place, other = tmp_path / "out", tmp_path / "other"
+    if kind == "socket":
+        monkeypatch.chdir(tmp_path)  # the name of a socket is short
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(place.name)
+    elif kind == "link to a device":
+        place.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(place if kind == "pipe" else other)
+        if kind != "pipe":
+            place.symlink_to(other)
+    before = place.lstat()
+    with pytest.raises(FileExistsError, match="device is there") as fault:
+        write_json(place, {})
+    with pytest.raises(FileExistsError), new_directory(place):
+        pass
+    assert fault.value.filename == str(place)
+    assert os.path.samestat(place.lstat(), before)
+    assert set(names(tmp_path)) <= {"out", "other"}
+
+
+def test_a_directory_takes_no_files_place(tmp_path: Path):
+    (tmp_path / "d").write_text("old")
+    with pytest.raises(NotADirectoryError), new_directory(tmp_path / "d"):
+        pass
+    assert (tmp_path / "d").read_text() == "old"
 
 
 def test_a_directory_appears_only_when_it_is_whole(tmp_path: Path):

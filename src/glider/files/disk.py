@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,11 +65,12 @@ def write_json(path: Path, value: Any) -> None:
 def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fresh: bool = False) -> None:
     """Let `write` fill a file of that name beside `path`, then put it in place; on any failure nothing is left behind.
 
-    A `fresh` file takes nobody's place: `FileExistsError` if there is one. A full disk, and whatever else the system
-    refuses, is an `OSError` that names `path`. Raises `DataError` for text that UTF-8 cannot hold: a path may be of any
-    bytes, and what stands for them in Python is half a character.
+    A `fresh` file takes nobody's place: `FileExistsError` if there is one, and for a pipe, a socket or a device in any
+    case. A full disk, and whatever else the system refuses, is an `OSError` that names `path`. Raises `DataError` for
+    text that UTF-8 cannot hold: a path may be of any bytes, and what stands for them in Python is half a character.
     """
     with _naming_target(path):
+        _refuse_devices(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with work_beside(path) as work, _naming_target(path, work / path.name):
             partial = work / path.name
@@ -98,9 +101,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that becomes `path` when the block ends well, and vanishes when it does not.
 
-    An existing `path` is replaced only after the new content is complete.
+    An existing `path` is replaced only after the new content is complete; `OSError` for a file, a pipe or a device.
     """
     with _naming_target(path):
+        _refuse_devices(path)
+        if path.is_file() and not path.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         with work_beside(path) as work, _naming_target(path, work / path.name):
             partial = work / path.name
@@ -161,6 +167,16 @@ def copy_tree(source: Path, target: Path) -> None:
             except ValueError as fault:
                 raise ExpertError(f"files alone in {source}", f"{entry}, {fault}", "Remove it.") from fault
             copy.chmod(entry.stat().st_mode & 0o777)
+
+
+def _refuse_devices(path: Path) -> None:
+    """Raise `FileExistsError` where a file would take the place of a pipe, a socket or a device (`/dev/null`)."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there, or a link to nothing
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise FileExistsError(errno.EEXIST, "A pipe, a socket or a device is there", str(path))
 
 
 @contextmanager
