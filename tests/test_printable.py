@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from glider.cli.main import main
 from glider.errors import ExpertError, GliderWarning
 from glider.printable import STRUCK, dump_json, piece, printable, struck, visible
-from glider.terminal import console, say, say_json
+from glider.terminal import console, named_streams, say, say_json
 
 SOURCE = Path(__file__).parents[1] / "src" / "glider"
 HOSTILE = {
@@ -107,21 +107,23 @@ def test_no_command_passes_on_what_a_pool_says(
 
 
 def test_an_output_of_few_characters_gets_the_others_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    from glider.terminal import take_any_character
-
     out = io.TextIOWrapper(io.BytesIO(), "latin-1")
     monkeypatch.setattr(sys, "stdout", out)
-    take_any_character()
-    say("世界")
-    out.flush()
+    with named_streams():
+        say("世界")
+    assert sys.stdout is out
     assert out.buffer.getvalue() == b"\\u4e16\\u754c\n"
 
 
+POOL = str(Path(__file__).parent / "fixtures" / "v0.1" / "pool")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
-def test_a_full_disk_behind_the_output_is_one_line() -> None:
-    pool = str(Path(__file__).parent / "fixtures" / "v0.1" / "pool")
+@pytest.mark.parametrize("arguments", [("pool", "show", POOL), ("routers",), ("--help",), ("cache", "clear", "--help")])
+def test_a_full_disk_behind_the_output_is_one_line(arguments: tuple[str, ...]) -> None:
+    """Tables and help named "a file"."""
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "glider", "pool", "show", pool]
+        command = [sys.executable, "-m", "glider", *arguments]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr.startswith("glider: wanted to use standard output; got: No space") and ran.stderr.count("\n") == 1

@@ -5,6 +5,8 @@ brackets are square brackets, not styles.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from glider.printable import dump_json, piece, visible
@@ -49,16 +51,50 @@ def console(*, stderr: bool = False, wrap: bool = True) -> Any:
 
 def _write(text: str, error: bool = False) -> None:
     """Write at once, so that a full disk behind a redirection is told as what it is."""
-    try:
-        print(text, end="", flush=True, file=sys.stderr if error else sys.stdout)
-    except BrokenPipeError:
-        raise
-    except OSError as fault:
-        raise OSError(fault.errno, fault.strerror, "standard error" if error else "standard output") from fault
+    print(text, end="", flush=True, file=sys.stderr if error else sys.stdout)
 
 
-def take_any_character() -> None:
-    """Let characters that an output's encoding lacks be escaped, where Python would end with an error."""
-    for stream in (sys.stdout, sys.stderr):
+@contextmanager
+def named_streams() -> Iterator[None]:
+    """Let what the system refuses to standard output and error name them within the block, whoever writes there.
+
+    Characters that an output's encoding lacks are escaped, where Python would end with an error.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    streams: Any = (_Named(sys.stdout, "standard output"), _Named(sys.stderr, "standard error"))
+    sys.stdout, sys.stderr = streams
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == streams:
+            sys.stdout, sys.stderr = before
+
+
+class _Named:
+    """A stream whose errors have its name; all else is the stream's own."""
+
+    def __init__(self, stream: Any, name: str):
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        """Write, by that name."""
+        with self._naming():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, by that name."""
+        with self._naming():
+            self._stream.flush()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as fault:
+            raise OSError(fault.errno, fault.strerror, self._name) from fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

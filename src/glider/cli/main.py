@@ -51,15 +51,21 @@ def build(noun: str | None) -> typer.Typer:
 
 def main() -> None:
     """Run the command line. A `GliderError` is one line and exit code 2; --debug shows the traceback."""
+    from glider.terminal import named_streams
+
+    with named_streams():
+        _run()
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--quiet")]
     noun = next((argument for argument in _words(arguments) if not argument.startswith("-")), None)
     from glider.cli.terminal import plain_warnings
     from glider.errors import GliderError
-    from glider.terminal import be_quiet, take_any_character
+    from glider.terminal import be_quiet
 
     be_quiet("--quiet" in sys.argv)
-    take_any_character()
     plain_warnings()
     try:
         _require_characters(arguments)
