@@ -44,6 +44,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
         """Says where it listens; a second signal of either kind stops it at once."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            _begin(listener, settings)
             await super().startup(sockets)
             if self.started:
                 _announce(listener, service)
@@ -79,10 +80,22 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         listener.bind((settings.host, settings.port))
     except OSError as fault:
-        listener.close()
-        expected, got = f"an address to listen at, {settings.host} port {settings.port}", fault.strerror or str(fault)
-        raise ConfigError(expected, got, "Choose another --host or --port.") from fault
+        raise _unusable(listener, settings, fault) from fault
     return listener
+
+
+def _begin(listener: socket.socket, settings: ServeSettings) -> None:
+    """Let clients connect; raises `ConfigError` where another server that was loading its models too was faster."""
+    try:
+        listener.listen()
+    except OSError as fault:
+        raise _unusable(listener, settings, fault) from fault
+
+
+def _unusable(listener: socket.socket, settings: ServeSettings, fault: OSError) -> ConfigError:
+    listener.close()
+    expected, got = f"an address to listen at, {settings.host} port {settings.port}", fault.strerror or str(fault)
+    return ConfigError(expected, got, "Choose another --host or --port.")
 
 
 class _Lines(logging.Formatter):
