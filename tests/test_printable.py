@@ -129,6 +129,24 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments: tuple[str, ...]) -
     assert ran.stderr.startswith("glider: wanted to use standard output; got: No space") and ran.stderr.count("\n") == 1
 
 
+FULL = """
+import resource, tempfile
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+from glider.cli.terminal import refused_by_system
+try:
+    tempfile.gettempdir()
+except OSError as fault:
+    print(refused_by_system(fault))
+"""
+
+
+def test_full_temporary_directories_are_told_as_such() -> None:
+    """The command told of "a file", and to check the path."""
+    ran = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("wanted to write temporary files; got: No usable temporary directory found in ")
+    assert ran.stdout.endswith("Free space there, or set TMPDIR.\n")
+
+
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_only_one_module_prints(path: Path) -> None:
     """A new command that printed by itself would be a new way out."""

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from glider.cli.terminal import refused_by_system
 from glider.config import EMBEDDED_EMBEDDER, Config
 from glider.errors import DataError, GliderError
 from glider.evaluation.metrics import Metric
@@ -65,6 +66,11 @@ def main() -> int:
     except GliderError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    except OSError as fault:
+        if fault.strerror is None:
+            raise
+        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
+        return 2
     print(f"{arguments.work / 'run.yaml'}: {len(tasks)} tasks in {len(set(tasks.values()))} domains")
     return 0
 

@@ -10,13 +10,15 @@ part of this project, nor are the experts that are trained on it. WORK gets `bas
 """
 
 import argparse
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glider.files.disk import copy_file, write_file
 
 HERE = Path(__file__).parent
 
@@ -36,7 +38,7 @@ def main() -> None:
         file = f"{name}.jsonl.gz"
         link(arguments.work / "sets" / "held-in" / file, arguments.tasks / "t0_heldin" / file)
     for file in HERE.glob("*.yaml"):
-        shutil.copy(file, arguments.work)
+        write_file(arguments.work / file.name, partial(copy_file, file))
 
 
 def convert(gguf: Path, out: Path) -> None:

@@ -18,8 +18,9 @@ import gzip
 import json
 import random
 import re
-import shutil
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ from torch.nn.functional import normalize
 
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
+from glider.cli.terminal import refused_by_system
 from glider.contribute.adopt import add_description
 from glider.demo.pool import DEMO_POOL
+from glider.errors import GliderError
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
-from glider.files.disk import write_json
+from glider.files.disk import copy_file, copy_tree, new_directory, write_file, write_json
+from glider.files.replacing import work_beside
 from glider.instructions.embedders import load_for
 
 HERE = Path(__file__).parent
@@ -48,13 +52,28 @@ GROWING = (8, 14)  # experts of the smaller pools
 MIXED = 100  # rows of each task
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--descriptions", type=Path)
     parser.add_argument("--mixture", action="store_true")
     arguments = parser.parse_args()
+    try:
+        lay_out(arguments)
+    except GliderError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except OSError as fault:
+        if fault.strerror is None:
+            raise
+        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def lay_out(arguments: argparse.Namespace) -> None:
+    """What the arguments ask for, each file and each pool whole or as it was before."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.mixture:
         mix(arguments.tasks / "t0_heldin", arguments.work / "mixture.jsonl")
@@ -72,14 +91,15 @@ def main() -> None:
         link(arguments.work / "sets" / ("held-in" if own else "near") / file.name, file)
     for file in (*HERE.glob("*.yaml"), HERE / "multitask.sh"):
         if file.name != "pool.yaml":
-            shutil.copy(file, arguments.work)
+            write_file(arguments.work / file.name, partial(copy_file, file))
 
 
 def link(place: Path, target: Path) -> None:
     """A link at `place`, whatever was there before."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    place.symlink_to(target.resolve())
+    with work_beside(place) as work:
+        (work / place.name).symlink_to(target.resolve())
+        (work / place.name).replace(place)
 
 
 def homes() -> list[Path]:
@@ -90,22 +110,22 @@ def homes() -> list[Path]:
 
 def make_pool(path: Path, homes: Sequence[Path], told: dict[str, Any]) -> Pool:
     """A calibrated pool of copies of experts."""
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir()
-    pool = None
-    for home in track(homes, path.name):
-        shutil.copytree(home, path / home.name)
-        if sentence := told.get(key("p3", home.name), {}).get("expert"):
-            expert = Expert.open(path / home.name)
-            assert expert.card.embedder is not None
-            add_description(expert.directory, sentence, expert.card.embedder.embedder, expert.card.embedder.prefix)
-        pool = pool or Pool.create(path, Expert.open(path / home.name).card.base)
-        pool = pool.add(home.name)
-    assert pool is not None
-    for signal in SIGNALS:
-        pool = pool.calibrate(signal, calibrate(pool, signal))
-    return pool.set_verdicts(choose_thresholds(pool))
+    with new_directory(path) as place:
+        pool = None
+        for home in track(homes, path.name):
+            (place / home.name).mkdir()
+            copy_tree(home, place / home.name)
+            if sentence := told.get(key("p3", home.name), {}).get("expert"):
+                expert = Expert.open(place / home.name)
+                assert expert.card.embedder is not None
+                add_description(expert.directory, sentence, expert.card.embedder.embedder, expert.card.embedder.prefix)
+            pool = pool or Pool.create(place, Expert.open(place / home.name).card.base)
+            pool = pool.add(home.name)
+        assert pool is not None
+        for signal in SIGNALS:
+            pool = pool.calibrate(signal, calibrate(pool, signal))
+        pool.set_verdicts(choose_thresholds(pool))
+    return Pool.open(path)
 
 
 def described_threshold(pool: Pool, described: dict[str, str]) -> tuple[float, float]:
@@ -152,8 +172,9 @@ def mix(tasks: Path, out: Path) -> None:
             own = [row for row in rows if row["split"] == split]
             kept += chance.sample(own, min(count, len(own)))
     chance.shuffle(kept)
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf8")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    write_file(out, lambda place: place.write_text(text, "utf8"))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -20,6 +20,7 @@ from fullrun.devices import devices_of, require_device, run_on
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import Plan, config_names, read_plan
+from glider.cli.terminal import refused_by_system
 from glider.errors import ConfigError, GliderError
 from glider.jobs.placement import Placement
 
@@ -33,6 +34,11 @@ def main() -> int:
     except GliderError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    except OSError as fault:
+        if fault.strerror is None:
+            raise
+        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: argparse.Namespace) -> int:

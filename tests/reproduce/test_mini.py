@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from glider.contribute.build import PoolPlan, build_pool
+from glider.demo.pool import DEMO_POOL
 from glider.evaluation.run_plan import RunPlan
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
@@ -120,6 +121,33 @@ def test_a_querys_examples_are_tried_in_the_numbers_that_a_reviewer_asked_for() 
     assert [plan.examples for plan in plans] == [1, 3, 5, 10]
     others = [plan.model_dump(exclude={"examples", "name"}) for plan in plans]
     assert all(other == others[0] for other in others)
+
+
+FULL_DISK = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); "
+FULL_DISK += "sys.argv, sys.stdout = sys.argv[1:], sys.stderr; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@pytest.mark.parametrize("wanted", ["mixture.jsonl", "pool"])
+def test_a_full_disk_leaves_what_was_laid_out(tmp_path: Path, wanted: str) -> None:
+    """The old pool was removed before the new one was whole, and both ended in a traceback."""
+    tasks, work = tmp_path / "tasks" / "t0_heldin", tmp_path / "work"
+    tasks.mkdir(parents=True)
+    for homes in (MINI / "experts", DEMO_POOL):
+        for expert in filter(Path.is_dir, homes.iterdir()):
+            with gzip.open(tasks / f"{expert.name}.jsonl.gz", "wt", encoding="utf8") as file:
+                file.write('{"split": "train", "input": "a", "output": "b"}\n')
+    (work / "pool").mkdir(parents=True)
+    (work / "pool" / "old").touch()
+    (work / "mixture.jsonl").write_text("old\n", "utf8")
+    more = ["--mixture"] if wanted == "mixture.jsonl" else []
+    command = [sys.executable, "-c", FULL_DISK, MINI / "prepare.py", work, "--tasks", tasks.parent, *more]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert f"error: wanted to use {work / wanted}" in ran.stderr and "Free space" in ran.stderr
+    assert (work / "mixture.jsonl").read_text("utf8") == "old\n"
+    assert [file.name for file in (work / "pool").iterdir()] == ["old"]
+    assert sorted(file.name for file in work.iterdir()) == ["mixture.jsonl", "pool"]
 
 
 @pytest.mark.slow

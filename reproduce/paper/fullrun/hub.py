@@ -16,7 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from glider.errors import DataError, MissingDependency
-from glider.files.disk import sha256, write_json
+from glider.files.disk import naming_target, sha256, write_json
 
 Kind = Literal["dataset", "model"]
 CONVERTED = "refs/convert/parquet"  # the hub's own copy of a data set, as <config>/<split>/0000.parquet
@@ -114,7 +114,7 @@ class Hub:
             if not beside.exists() or json.loads(beside.read_text("utf8")) != expected:
                 growing.unlink(missing_ok=True)  # of another file, or of an older state of it
                 write_json(beside, expected)
-            with growing.open("ab") as out:
+            with naming_target(place), growing.open("ab") as out:
                 for first in range(out.tell(), file.size, part):
                     out.write(self.bytes_of(file, first, min(first + part, file.size)))
                     out.flush()

@@ -1,6 +1,5 @@
 """The command line: one file per noun, imported only when named, so that help is instant."""
 
-import errno
 import os
 import sys
 from importlib import import_module
@@ -61,7 +60,7 @@ def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--quiet")]
     noun = next((argument for argument in _words(arguments) if not argument.startswith("-")), None)
-    from glider.cli.terminal import plain_warnings
+    from glider.cli.terminal import plain_warnings, refused_by_system
     from glider.errors import GliderError
     from glider.terminal import be_quiet
 
@@ -80,9 +79,7 @@ def _run() -> None:
     except OSError as fault:
         if debug or fault.strerror is None:
             raise
-        place = fault.filename or "a file"
-        remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
-        _fail(f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place.", 2)
+        _fail(refused_by_system(fault), 2)
 
 
 def _require_characters(arguments: list[str]) -> None:

@@ -69,10 +69,10 @@ def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fres
     case. A full disk, and whatever else the system refuses, is an `OSError` that names `path`. Raises `DataError` for
     text that UTF-8 cannot hold: a path may be of any bytes, and what stands for them in Python is half a character.
     """
-    with _naming_target(path):
+    with naming_target(path):
         _refuse_devices(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, _naming_target(path, work / path.name):
+        with work_beside(path) as work, naming_target(path, work / path.name):
             partial = work / path.name
             try:
                 write(partial)
@@ -92,7 +92,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """Write a safetensors file; a full disk is the `OSError` that it is, not a serialisation error."""
     from safetensors.torch import save_file
 
-    with _naming_target(path):
+    with naming_target(path):
         save_file(dict(tensors), path, metadata=metadata)
         path.chmod(0o644)
 
@@ -103,12 +103,12 @@ def new_directory(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced only after the new content is complete; `OSError` for a file, a pipe or a device.
     """
-    with _naming_target(path):
+    with naming_target(path):
         _refuse_devices(path)
         if path.is_file() and not path.is_symlink():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, _naming_target(path, work / path.name):
+        with work_beside(path) as work, naming_target(path, work / path.name):
             partial = work / path.name
             partial.mkdir()
             yield partial
@@ -122,7 +122,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def work_directory(path: Path) -> Path:
     """A directory to work in that lies where it says, made if there is none; raises `ExpertError` for a link."""
-    with _naming_target(path):
+    with naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(path):
             path.mkdir()
@@ -137,7 +137,7 @@ def held_within(root: Path, *names: str) -> Iterator[Path]:
 
     `root` itself may be a link; raises `ExpertError` for one below it.
     """
-    with _naming_target(root):
+    with naming_target(root):
         root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         place = stack.enter_context(held(root.resolve() if root.is_symlink() else root))
@@ -180,7 +180,7 @@ def _refuse_devices(path: Path) -> None:
 
 
 @contextmanager
-def _naming_target(path: Path, partial: Path | None = None) -> Iterator[None]:
+def naming_target(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Let what the system refuses name the file that was to be written, not the one it is written as at first."""
     try:
         yield
