@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from glider.cli.main import main
-from glider.errors import BaseModelError, GliderWarning
+from glider.errors import BaseModelError, ConfigError, GliderWarning
 from glider.experts.pool import Pool
 from glider.inference.base_model import base_of_loaded, load_base, local_path
 from glider.inference.base_outline import outline_base
@@ -123,3 +123,40 @@ def test_settings_of_a_tokenizer_of_another_form_are_no_model(base: Path, text: 
     (base / "tokenizer_config.json").write_text(text)
     with pytest.raises(BaseModelError, match="a transformers model at"):
         load_base(str(base))
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("no/such/base", "no such directory"), ("{base}/config.json", "a file.*Give the directory")],
+)
+def test_a_path_that_leads_to_no_base_is_told_as_one(base: Path, place: str, told: str) -> None:
+    with pytest.raises(BaseModelError, match=told):
+        load_base(place.format(base=base))
+
+
+def test_a_device_that_is_not_here_is_refused_in_a_line(
+    pool: Pool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says so by an AssertionError where it was built without the device."""
+    monkeypatch.setattr("sys.argv", ["glider", "generate", "hi", "--pool", str(pool.path), "--device", "cuda:99"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "got cuda:99: " in err and "Give cpu" in err and err.count("\n") == 1, err
+
+
+def test_a_model_stays_where_it_is_if_the_device_is_not_here(pool: Pool) -> None:
+    model = load(pool=pool.path)
+    with pytest.raises(ConfigError, match="got cuda:99: "):
+        model.to("cuda:99")
+    with pytest.raises(ConfigError, match="got cuda:99: "):
+        model.to(device="cuda:99")
+    assert model.generate(["hi"], max_new_tokens=2)[0].token_ids
+
+
+def test_a_model_of_peft_is_refused_with_how_to_get_its_base(pool: Pool, base: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(load_base(str(base)).model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(BaseModelError, match=r"got PeftModel.*model\.unload\(\)"):
+        load(adapted, pool.path)

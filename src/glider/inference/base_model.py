@@ -47,9 +47,8 @@ def load_base(
     from transformers.utils import logging
 
     source, model_id = locate(base)
-    if base.startswith(("/", "./", "../", "~")) and not Path(source).exists():
-        remedy = f"Check the path, or give a hub id, or {EMBEDDED_BASE} for the embedded model."
-        raise BaseModelError(f"a transformers model at {base}", "no such directory", remedy)
+    _require_place(base, source)
+    require_device(device)
     require_plain_files(Path(source))
     tell_of_download(source)
     try:
@@ -74,6 +73,33 @@ def load_base(
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))
+
+
+def _require_place(base: str, source: str) -> None:
+    """Raise `BaseModelError` for what can only be a path, and leads to no directory."""
+    expected = f"a transformers model at {base}"
+    if Path(source).is_file():
+        raise BaseModelError(expected, "a file", "Give the directory that save_pretrained wrote.")
+    if (base.startswith(("/", "./", "../", "~")) or base.count("/") > 1) and not Path(source).exists():
+        remedy = f"Check the path, or give a hub id, or {EMBEDDED_BASE} for the embedded model."
+        raise BaseModelError(expected, "no such directory", remedy)
+
+
+def require_target(*where: Any, **settings: Any) -> None:
+    """Raise `ConfigError` where `Module.to` is asked, by these arguments, for a device that is not here."""
+    for device in (*where[:1], settings.get("device")):
+        if isinstance(device, str | int | torch.device):
+            require_device(device)
+
+
+def require_device(device: str | int | torch.device) -> None:
+    """Raise `ConfigError` for a device that is not here, before anything is loaded for it."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as fault:  # AssertionError: a build of PyTorch without the device
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        remedy = "Give cpu, or install a PyTorch with the device's support (`glider doctor` shows what is here)."
+        raise ConfigError("a device that PyTorch can use here", f"{device}: {reason}", remedy) from fault
 
 
 def _require_weights(model: Any, missing: Collection[str], base: str) -> None:
@@ -107,7 +133,8 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
     if not isinstance(model, PreTrainedModel):
         got = type(model).__name__
-        raise BaseModelError("a path, a hub id or a transformers model", got, "Give one of them as the base.")
+        peft = " PEFT's model.unload() gives the one inside." if hasattr(model, "peft_config") else ""
+        raise BaseModelError("a path, a hub id or a transformers model", got, f"Give one of them as the base.{peft}")
     if any(isinstance(module, RoutedLinear) for module in model.modules()):
         raise BaseModelError("a model with no pool attached", "one that is routed", "Call detach() first.")
     source = str(model.name_or_path or "")

@@ -10,7 +10,7 @@ from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
-from glider.inference.base_model import BaseModel
+from glider.inference.base_model import BaseModel, require_target
 from glider.inference.batches import EngineRun, EngineSettings, open_engine
 from glider.inference.generation import GenerateSettings, OnPiece, generate_rows
 from glider.inference.input_conditions import InputConditions
@@ -97,6 +97,7 @@ class RoutedModel:
         generation = self.attached.generation
         if self.attached.folded:
             raise RouterError("experts beside the base's weights", "folded ones", "Call unfold() first.")
+        require_target(*where, **settings)
         self.attached.detach()
         try:
             self.model.to(*where, **settings)

@@ -8,6 +8,7 @@ from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (of whichever HTTP library the client stands on)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -40,6 +41,8 @@ def _explain(fault: BaseException) -> tuple[str, str]:
         return "offline mode", "Unset HF_HUB_OFFLINE to reach the hub."
     if isinstance(fault, HfHubHTTPError):
         return _explain_status(fault)
+    if isinstance(fault, HFValidationError):
+        return "no such directory, and no name that a repository can have", "Check the path, or give owner/name."
     if isinstance(fault, ValueError):
         return str(fault), "Mend the name, or what it says of the repository."
     return f"no answer ({type(fault).__name__}: {fault})", "Check the network and HF_ENDPOINT, then try again."
