@@ -8,6 +8,7 @@ import torch
 from glider.contribute import targets
 from glider.contribute.examples import EncodedRow
 from glider.contribute.lora import add_lora, lora_parameters
+from glider.errors import ConfigError
 from glider.inference.base_model import load_base
 
 PREFIX = list(range(20, 40))
@@ -73,3 +74,22 @@ def test_a_batch_without_padding_has_the_positions_of_the_model_itself() -> None
         for row, found in zip(rows, logits, strict=True):
             plain = model(input_ids=torch.tensor([row.prompt + row.target])).logits[0, len(row.prompt) - 1 : -1]
             torch.testing.assert_close(found[: len(row.target)], plain, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_that_peft_does_not_adapt_are_named_with_those_that_it_does() -> None:
+    """A Mamba's `out_proj` ended training in a `ValueError` of PEFT's."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ConfigError, match=r"got .*out_proj.*Name others by --sites dt_proj,in_proj,x_proj\."):
+        add_lora(model, 2, 2.0, "all-linear", 0)
+
+
+def test_experts_inside_moe_blocks_are_refused_before_training() -> None:
+    """PEFT adds them to `all-linear`; the adapter was refused when it had been trained."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=2, **sizes))
+    with pytest.raises(ConfigError, match=r"MoE.*Name others by --sites k_proj,o_proj,q_proj,v_proj\."):
+        add_lora(model, 2, 2.0, "all-linear", 0)

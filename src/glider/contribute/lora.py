@@ -1,6 +1,7 @@
 """Step 1 of the protocol: a LoRA adapter, trained by PEFT's own layers on a frozen base."""
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -29,7 +30,18 @@ def add_lora(model: nn.Module, rank: int, alpha: float, sites: str | list[str], 
         task_type=_task_type(model),
     )
     _require_linear(model, sites)
-    peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    leaves = _leaves(model)
+    try:
+        with warnings.catch_warnings():  # of patterns that PEFT itself writes for MoE blocks
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+            peft_model = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    except ValueError as fault:  # a layer that its model reads past a pair, such as Mamba's out_proj
+        raise _not_adapted(model, str(fault), [leaf for leaf in leaves if f"'{leaf}'" not in str(fault)]) from fault
+    adapted: Any = peft_model.peft_config["default"]
+    if adapted.target_parameters:
+        named = ", ".join(sorted(adapted.target_parameters))
+        reason = f"{named} too, which PEFT adapts as parameters inside of MoE blocks, not as layers"
+        raise _not_adapted(model, reason, sorted(adapted.target_modules))
     return peft_model.train()
 
 
@@ -83,6 +95,19 @@ def _require_linear(model: nn.Module, sites: str | list[str]) -> None:
             f"{', '.join(other[:3])}" if other else f"nothing that fits {sites}",
             "Give --sites all-linear, a regular expression, or names.",
         )
+
+
+def _leaves(model: nn.Module) -> list[str]:
+    """Last parts of the names of the linear layers, without the output head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = (name for name, part in model.named_modules() if linear_widths(part) is not None and part is not head)
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _not_adapted(model: nn.Module, reason: str, others: list[str]) -> ConfigError:
+    """What is wrong with the sites, and others that work."""
+    remedy = f"Name others by --sites {','.join(others)}." if others else "Take another base model."
+    return ConfigError(f"sites that PEFT adapts in {type(model).__name__}", reason, remedy)
 
 
 def _fits(name: str, sites: str | list[str]) -> bool:
