@@ -139,10 +139,14 @@ def test_init_bounds_the_training(glider, adapters: Path) -> None:
         (("--data", "nothing.jsonl"), "no such file"),
         (("--adapter", "adapters/tone", "--adapter", "other"), "one base model"),
         (("--adapter", "rows"), "no adapter_config.json"),
+        (("--adapter", "adapters/tone/adapter_config.json"), "got the file adapters/tone/adapter_config.json"),
+        (("--adapter", "shelf"), "but in shelf/small/tone. Give --adapter"),
     ],
 )
 def test_init_refuses_what_makes_no_plan(glider, adapters: Path, arguments: tuple[str, ...], told: str) -> None:
-    (adapters / "other").mkdir()
+    for place in ("other", "shelf/small/tone"):
+        (adapters / place).mkdir(parents=True)
+    (adapters / "shelf" / "small" / "tone" / "adapter_config.json").write_text("{}")
     (adapters / "other" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
     code, _, err = glider("init", *arguments)
     assert code == 2 and told in err and err.count("\n") == 1, err

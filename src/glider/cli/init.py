@@ -84,10 +84,15 @@ def _adapters(texts: list[str]) -> dict[str, str]:
     adapters: dict[str, str] = {}
     for text in texts:
         place = Path(text).expanduser()
+        if place.is_file():
+            raise ConfigError("the directory of an adapter", f"the file {text}", "Give the directory that PEFT saved.")
         single = not place.is_dir() or (place / ADAPTER_CONFIG_FILE).exists()
         places = [place] if single else sorted(file.parent for file in place.glob(f"*/{ADAPTER_CONFIG_FILE}"))
         if not places:
-            raise ConfigError(f"PEFT adapters in {place}", f"no {ADAPTER_CONFIG_FILE}", "Check the path.")
+            deeper = sorted(str(file.parent) for file in place.glob(f"*/*/{ADAPTER_CONFIG_FILE}"))
+            got = f"no {ADAPTER_CONFIG_FILE}" + (f" there, but in {', '.join(deeper[:4])}" if deeper else "")
+            remedy = "Give --adapter for each of them, or the directory they are in." if deeper else "Check the path."
+            raise ConfigError(f"PEFT adapters in {place}", got, remedy)
         if single and not place.exists() and text.count("/") != 1:
             raise ConfigError(
                 f"an adapter at {text}", "no such directory", "Check the path, or give a hub id owner/name."

@@ -136,6 +136,9 @@ class ExpertJob:
         if self.sent_key is not None:
             return self.sent_key
         files = [] if self.data is None else [self.data]
+        if self.adapter is not None and Path(self.adapter).is_file():
+            remedy = "Give the directory that PEFT saved."
+            raise ConfigError(f"the directory of an adapter for {self.name}", f"the file {self.adapter}", remedy)
         if self.adapter is not None and Path(self.adapter).exists():
             files += [Path(self.adapter) / file for file in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)]
         missing = [str(file) for file in files if not file.is_file()]
