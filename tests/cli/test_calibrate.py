@@ -106,3 +106,20 @@ def test_an_owner_is_told_that_a_signature_is_of_another_state(
 def test_one_expert_is_one(run: Run, make_pool, llama_directory: Path) -> None:
     pool: Pool = make_pool(llama_directory, 1)
     assert run("ls", pool.path).out.startswith("1 expert for ")
+
+
+def test_an_expert_that_is_missing_leaves_the_pool_as_it_was(run: Run, make_pool, llama_directory: Path) -> None:
+    """Those before it had joined."""
+    pool: Pool = make_pool(llama_directory, 2, profile=True)
+    assert run("remove", pool.path, "e1").code == 0
+    told = run("add", pool.path, "e1", "nosuch")
+    assert "nosuch, which is not there" in str(told.fault), told
+    assert Pool.open(pool.path).names == ["e0"]
+
+
+def test_a_renamed_expert_is_named_with_the_directory_of_its_files(run: Run, make_pool, llama_directory: Path) -> None:
+    pool: Pool = make_pool(llama_directory, 1)
+    assert run("rename", pool.path, "e0", "first").out.endswith(f"its files stay in {pool.path / 'e0'}\n")
+    told = run("add", pool.path, pool.path / "first")
+    assert f"It was renamed: its files are in {pool.path / 'e0'}." in str(told.fault), told
+    assert run("remove", pool.path, "first").out.endswith(f"the files of first are still in {pool.path / 'e0'}\n")

@@ -31,7 +31,7 @@ def expert_state(root: Path, name: str = "reviews") -> object:
     try:
         expert = Expert.open(root / "pool" / name)
     except GliderError as fault:
-        if "without it" not in str(fault):  # no directory at all is the state before
+        if "which is not there" not in str(fault):  # no directory at all is the state before
             raise
         return None
     expert.verify()

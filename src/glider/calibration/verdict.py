@@ -55,7 +55,7 @@ def choose_thresholds(
         raise PoolError(
             f"at least {LEAST_QUERIES} held-back queries in the experts' profiles",
             str(len(queries)),
-            "Make profiles of training rows: `glider expert profile POOL/EXPERT --data ROWS`, then `glider pool add`.",
+            "Make profiles of training rows: `glider expert profile POOL/EXPERT ROWS`, then `glider pool add`.",
         )
     margins = contest.margins(QueryFeatures(len(queries), grams=tuple((query,) for query in queries))).amax(dim=-1)
     folds = range(len(contest.background.counts))

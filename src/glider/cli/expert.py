@@ -40,7 +40,7 @@ def _with_both(command: Callable) -> Callable:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
     out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
     config: TrainConfig,
     spec: BaseSpec,
@@ -65,7 +65,7 @@ def train(
     record = expert.card.training
     stages = ", ".join(f"{stage} {_best(record[stage])}" for stage in ("lora", "gates"))
     say(f"{expert.directory}: {len(expert.sites)} sites, validation loss: {stages}")
-    _tell_pool(expert.directory)
+    _tell_pool(expert.directory, new=True)
 
 
 def import_(
@@ -100,12 +100,12 @@ def import_(
     gates = sum(site.has_gate for site in expert.sites.values())
     parts = [f"{gates} gates" if gates else "no gates", "described" if expert.card.description else "no description"]
     say(f"{expert.directory}: {len(expert.sites)} sites, {', '.join(parts)}")
-    _tell_pool(expert.directory)
+    _tell_pool(expert.directory, new=True)
 
 
 def gates(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
-    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
     config: TrainConfig,
     spec: BaseSpec,
     how: Annotated[
@@ -186,7 +186,7 @@ def describe(
 
 def profile(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
-    data: Annotated[Path, typer.Argument(help="JSON Lines with input and output (also .gz).")],
+    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
     config: TrainConfig,
     spec: BaseSpec,
 ) -> None:
@@ -208,13 +208,16 @@ def profile(
     _tell_pool(expert)
 
 
-def _tell_pool(expert: Path) -> None:
-    """Where an expert lies in a pool that has it otherwise, or lacks it, tells how the pool takes it up."""
+def _tell_pool(expert: Path, new: bool = False) -> None:
+    """Tell how a pool takes an expert up that it lacks or has otherwise; a new one, where no pool is yet, as well."""
     from glider.errors import GliderError
     from glider.experts.membership import is_to_be_added
+    from glider.experts.pool import POOL_FILE
 
     place = expert if expert.name not in ("", "..") else expert.resolve()
     pool, name = place.parent, place.name
+    if new and not (pool / POOL_FILE).exists():
+        say(f"next: glider pool add {pool} {name}", error=True)
     with suppress(GliderError):  # what is wrong with the pool is no fault of the expert
         if is_to_be_added(pool, name):
             say(f"glider: {pool} does not have {name} as it is now; next: glider pool add {pool} {name}", error=True)

@@ -101,9 +101,10 @@ def add(
 
     if name is not None and len(directories) > 1:
         raise ConfigError("--as with one expert", f"{len(directories)} experts", "Add them one by one.")
+    places = [Path(one) if Path(one).is_dir() and not (path / one).is_dir() else path / one for one in directories]
+    cards = [Expert.open(place).card for place in places]  # a fault in one leaves the pool as it was
     if not (path / POOL_FILE).exists():
-        inside = path / directories[0]
-        Pool.create(path, Expert.open(inside if inside.is_dir() else directories[0]).card.base)
+        Pool.create(path, cards[0].base)
         key = None
     trust = UNSIGNED if key is None else key
     with telling_signature(path):
@@ -122,9 +123,9 @@ def remove(
     from glider.experts.trust import UNSIGNED
 
     with telling_signature(path):
-        remove_expert(path, name, UNSIGNED if key is None else key)
+        home = remove_expert(path, name, UNSIGNED if key is None else key)
         pool = _renewed(path)
-    say(f"{path}: {experts_text(len(pool))}; the files of {name} are still there")
+    say(f"{path}: {experts_text(len(pool))}; the files of {name} are still in {path / home}")
 
 
 def rename(
@@ -138,9 +139,9 @@ def rename(
     from glider.experts.trust import UNSIGNED
 
     with telling_signature(path):
-        Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
+        pool = Pool.open(path, UNSIGNED if key is None else key).rename(name, new)
         _renewed(path)
-    say(f"{path}: {name} is now {new}")
+    say(f"{path}: {name} is now {new}, its files stay in {pool[new].directory}")
 
 
 def build(

@@ -124,13 +124,24 @@ def read_card(directory: Path) -> bytes:
     try:
         return read_bytes(path, LARGEST_CARD)
     except FileNotFoundError:
-        raise ExpertError(
-            f"an expert directory with {CARD_FILE}",
-            f"{directory} without it",
-            "Make experts with `glider expert train`.",
-        ) from None
+        got = f"{directory} without it" if directory.exists() else f"{directory}, which is not there"
+        raise ExpertError(f"an expert directory with {CARD_FILE}", got, _remedy(directory)) from None
     except (ValueError, OSError) as fault:
         raise ExpertError(f"JSON in {path}", str(fault), "Get the expert anew; the file is damaged.") from fault
+
+
+def _remedy(directory: Path) -> str:
+    """What to do about a directory without a card; an expert that its pool renamed lies under its first name."""
+    from glider.experts.index import POOL_FILE, parsed_index, read_pool_file
+
+    try:
+        pool = parsed_index(read_pool_file(directory.parent), directory.parent / POOL_FILE)
+    except GliderError:
+        pool = None
+    for record in () if pool is None else pool.experts:
+        if record.name == directory.name != record.home:
+            return f"It was renamed: its files are in {directory.parent / record.home}."
+    return "Make experts with `glider expert train` or `glider expert import`."
 
 
 def require_format(value: Any, newest: int, kind: str, path: Path, error: type[GliderError]) -> None:

@@ -87,7 +87,9 @@ def read_pool_file(path: Path) -> bytes:
         return read_bytes(file, LARGEST_JSON)
     except (FileNotFoundError, NotADirectoryError):
         raise PoolError(
-            f"a pool directory with {POOL_FILE}", f"{path} without it", "Give the directory of a pool."
+            f"a pool directory with {POOL_FILE}",
+            f"{path} without it" if path.exists() else f"{path}, which is not there",
+            "Give the directory of a pool; `glider init` plans one.",
         ) from None
     except (ValueError, OSError) as fault:
         raise PoolError(f"JSON in {file}", str(fault), "Build the pool again; the file is damaged.") from fault

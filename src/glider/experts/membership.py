@@ -39,8 +39,8 @@ def add_expert(path: Path, directory: Path | str, name: str | None = None, requi
     return expert.name
 
 
-def remove_expert(path: Path, name: str, require_key: Trust = UNSIGNED) -> list[str]:
-    """Take an expert out of the index, even one whose files are broken; returns the names that are left.
+def remove_expert(path: Path, name: str, require_key: Trust = UNSIGNED) -> str:
+    """Take an expert out of the index, even one whose files are broken; returns the directory of its files in the pool.
 
     As `Pool.remove`, but for a pool that need not open. `require_key` as in `add_expert`.
     """
@@ -51,7 +51,7 @@ def remove_expert(path: Path, name: str, require_key: Trust = UNSIGNED) -> list[
             known = ", ".join(record.name for record in index.experts)
             raise PoolError(f"an expert of the pool ({known})", repr(name), "Check the name.")
         write_index(path, index.model_copy(update={"experts": left}))
-        return [record.name for record in left]
+        return next(record.home for record in index.experts if record.name == name)
 
 
 def is_unchanged(path: Path, name: str) -> bool:
