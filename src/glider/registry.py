@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
@@ -104,7 +105,9 @@ class Registry(Generic[T]):
         """
         head, colon, argument = self.current(name).partition(":")
         if (entry := self._entries.get(head)) is None:
-            raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), "Check the spelling.")
+            near = get_close_matches(head, sorted(self._entries), 1)
+            remedy = f"Check the spelling; perhaps {near[0]} is meant." if near else "Check the spelling."
+            raise self.error(f"a {self.kind} of {', '.join(sorted(self._entries))}", repr(name), remedy)
         if colon:
             settings["argument"] = argument
         parameters = signature(entry.make).parameters

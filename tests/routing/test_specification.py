@@ -25,6 +25,13 @@ def test_plain_settings_make_the_router() -> None:
     [
         ("nothing", {}, "nothing"),
         ("glider", {"temper": 1}, "temper"),
+        (
+            "glider",
+            {"topk": 1},
+            "of abstain, .*, global, .*, top_k, top_p; got topk for glider.*top_k is meant",
+        ),
+        ("retrieval", {"kk": 1}, "settings of abstain, by, k, .*; got kk for retrieval.*k is meant"),
+        ("glidr", {}, "'glidr'. Check the spelling; perhaps glider is meant"),
         ("glider", {"top_k": 1, "top_p": 0.5}, "both"),
         ("merge", {"top_k": 1}, "selects experts"),
         ("glider", {"renormalise": False, "top_p": 0.5}, "both"),
@@ -61,7 +68,9 @@ def test_a_list_is_parted_outside_parentheses() -> None:
     assert listed(" , ") == []
 
 
-@pytest.mark.parametrize("text", ["merge(ties)", "merge(method=)", "merge(=ties)", "merge(rank=1,rank=2)"])
+@pytest.mark.parametrize(
+    "text", ["merge(method=ties", "merge(ties)", "merge(method=)", "merge(=ties)", "merge(rank=1,rank=2)"]
+)
 def test_a_setting_without_name_or_value_or_given_twice_is_refused(text: str) -> None:
     with pytest.raises(RouterError, match="method=ties"):
         parsed(text)

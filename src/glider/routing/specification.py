@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from glider.errors import RouterError
@@ -30,6 +31,7 @@ def router_from(name: str, settings: Mapping[str, Any]) -> Router:
 def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
     plain = {"global_" if setting == "global" else setting: value for setting, value in settings.items()}
     known = routers.settings(name)
+    _require_known(name, plain, known)
     top_k, top_p = plain.pop("top_k", None), plain.pop("top_p", None)
     whole = None if "renormalise" in known else plain.pop("renormalise", None)
     if top_p is not None and (top_k is not None or whole is not None):
@@ -45,6 +47,24 @@ def _selecting(name: str, settings: Mapping[str, Any]) -> Router:
         raise RouterError("renormalise of true or false", repr(whole), "Give one of them.")
     select = TopP(top_p) if top_p is not None else TopK(2 if top_k is None else top_k, whole is not False)
     return routers.create(name, select=select, **plain)
+
+
+def _require_known(name: str, settings: Mapping[str, Any], known: set[str]) -> None:
+    """Raise `RouterError` for settings that the router has not, naming those it has as a user writes them."""
+    selecting = {"top_k", "top_p", "renormalise"}
+    unknown = settings.keys() - known - selecting - {"argument"}
+    if not unknown or routers.current(name).partition(":")[0] not in {entry.name for entry in routers}:
+        return
+    shorthands = selecting if "select" in known else {"top_k"} if "k" in known else set()
+    written = {"global" if setting == "global_" else setting for setting in known} - {"select"} | shorthands
+    expected = f"settings of {', '.join(sorted(written | {'abstain'}))}"
+    remedy = _nearest(sorted(unknown)[0], written) or "Check the settings' names."
+    raise RouterError(expected, f"{', '.join(sorted(unknown))} for {name}", remedy)
+
+
+def _nearest(word: str, words: Collection[str]) -> str:
+    near = get_close_matches(word, sorted(words), 1)
+    return f"Perhaps {near[0]} is meant." if near else ""
 
 
 def known_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +88,8 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     Values are JSON, or else strings. Raises `RouterError` for another form.
     """
     form = re.fullmatch(r"(?P<name>[^(]+)\((?P<settings>[^()]*)\)", text.strip())
+    if form is None and text.count("(") != text.count(")"):
+        raise RouterError("settings such as merge(method=ties, density=0.3)", text, "Close each parenthesis.")
     if form is None:
         return text.strip(), {}
     settings = {}
