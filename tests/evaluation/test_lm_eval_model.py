@@ -309,3 +309,11 @@ def test_contexts_of_generation_are_cut_to_max_length(llama_directory: Path, mak
     assert ask(text) == ask("other letters before the end: " + text)
     assert lm.routed.encoder.batch(lm.routed.encoder.rows([text], True, 4))["input_ids"].shape == (1, 20)
     assert isinstance(ask("  "), str)  # nothing but spaces is asked as nothing is
+
+
+def test_a_task_that_is_not_there_is_told_in_a_line() -> None:
+    """It was a traceback of the harness's."""
+    from glider.evaluation.lm_eval_model import main as run
+
+    with pytest.raises(ConfigError, match=r"got Tasks not found: no_such_task\. Check --tasks"):
+        run(["--model", "glider", "--tasks", "no_such_task"])

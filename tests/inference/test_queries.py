@@ -12,7 +12,7 @@ import torch
 import glider
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
-from glider.errors import DescriberError, EmbedderError, EndpointError, GliderWarning
+from glider.errors import DescriberError, EmbedderError, EndpointError, GliderWarning, QueryError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.pool import Pool
 from glider.inference.descriptions import describe_queries
@@ -326,3 +326,17 @@ def test_examples_read_by_a_describer_change_what_is_embedded(make_pool, llama_d
     assert answer.fault is None and answer.description == endpoint.sentence
     asked = endpoint.requests[-1]["messages"][0]["content"]
     assert asked.startswith("The following are three pairs") and "- Input: four and four\n- Output: 8" in asked
+
+
+@pytest.mark.parametrize("examples", [["ab"], [{"input": "a", "output": "b"}], [("a", "b", "c")], [("a", "b"), "cd"]])
+def test_examples_are_pairs(examples: Any) -> None:
+    """A dictionary was a `KeyError`, a word of two letters a pair."""
+    with pytest.raises(QueryError, match=r"wanted examples as pairs \(input, output\); got .*\(example [12]\)"):
+        Query("thank you", examples=examples)
+
+
+def test_dictionaries_that_are_no_turns_are_told_from_a_chat(model: RoutedModel) -> None:
+    with pytest.raises(QueryError, match="got dictionaries with prompt"):
+        model.generate([{"prompt": "hi"}], max_new_tokens=1)
+    with pytest.raises(QueryError, match="got one prompt"):
+        model.generate([{"role": "user", "content": "hi"}], max_new_tokens=1)  # pyright: ignore[reportArgumentType]

@@ -125,6 +125,8 @@ def _row(record: dict[str, Any], columns: Mapping[str, str], where: str) -> Row:
         return Row.model_validate_json(json.dumps(parts_of(record, columns)))
     except ValidationError as fault:
         expected = f"a row with `input` and `output` at {where}"
-        raise DataError(expected, faults(fault), f"Mend the row. Rows have {FORMS}.") from fault
+        absent = any(error["type"] == "missing" for error in fault.errors())
+        columns_there = f" (there are: {', '.join(map(str, record))[:200]})" if absent else ""
+        raise DataError(expected, faults(fault) + columns_there, f"Mend the row. Rows have {FORMS}.") from fault
     except (ValueError, TypeError) as fault:
         raise DataError(f"a row at {where}", str(fault), f"Mend the row. Rows have {FORMS}.") from fault

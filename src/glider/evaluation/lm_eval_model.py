@@ -369,5 +369,10 @@ def main(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, ["lm_eval", *arguments]
     try:
         cli_evaluate()
+    except ValueError as fault:
+        if not str(fault).startswith("Tasks not found"):
+            raise
+        remedy = "Check --tasks and --include_path; `glider lm-eval ls tasks` lists those there are."
+        raise ConfigError("tasks of the harness", str(fault), remedy) from fault
     finally:
         sys.argv = before

@@ -56,6 +56,10 @@ class Query:
 
     def __post_init__(self) -> None:
         override_of(self.verdict)
+        for number, pair in enumerate(self.examples, start=1):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                got = f"{pair!r}"[:80] + f" (example {number})"
+                raise QueryError("examples as pairs (input, output)", got, "Write [(input, output), ...].")
         for text in (self.text, self.description or "", *chain.from_iterable(self.examples)):
             require_text(text, "a query's text")
         if self.messages:
@@ -97,6 +101,9 @@ def listed(prompts: Any, what: str) -> Sequence[Any]:
     Raises `QueryError` for one alone, and for what has no order or can be read only once.
     """
     values = plain_value(prompts)
+    if is_chat(values) and not any("role" in turn for turn in values):
+        got = f"dictionaries with {', '.join(map(str, values[0])) or 'nothing'}"
+        raise QueryError(f"a list of {what}", got, "Write texts, glider.Query(...), or chats of role and content.")
     if is_one(values) or not isinstance(values, Sequence | None) or isinstance(values, bytes | bytearray):
         one = is_one(values)
         got = f"one {what.removesuffix('s')}" if one else f"{type(prompts).__name__} ({prompts!r})"[:80]
