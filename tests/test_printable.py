@@ -1,6 +1,7 @@
 """Nothing that a stranger wrote does anything to a terminal, a page or a log but stand there."""
 
 import ast
+import contextlib
 import io
 import json
 import shutil
@@ -14,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glider.cli.main import main
+from glider.config import EMBEDDED_EMBEDDER
+from glider.contribute.adopt import add_description
 from glider.errors import ExpertError, GliderWarning
+from glider.experts.membership import add_expert
 from glider.printable import STRUCK, dump_json, piece, printable, struck, visible
 from glider.terminal import console, named_streams, say, say_json
 
@@ -127,6 +131,24 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments: tuple[str, ...]) -
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr.startswith("glider: wanted to use standard output; got: No space") and ran.stderr.count("\n") == 1
+
+
+def test_a_description_of_several_lines_is_one_in_a_list(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A stranger's line breaks drew rows of experts that are not there."""
+    pool = tmp_path / "pool"
+    shutil.copytree(POOL, pool)
+    add_description(pool / "reviews", "Judge films.\nother  2  7  7  0.1  +9.9", EMBEDDED_EMBEDDER, "")
+    add_expert(pool, "reviews")
+    index = json.loads((pool / "pool.json").read_text("utf8"))
+    index["base"]["model_id"] += "\nanother  line"
+    (pool / "pool.json").write_text(json.dumps(index), "utf8")
+    monkeypatch.setattr(sys, "argv", ["glider", "pool", "ls", str(pool)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with contextlib.suppress(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "Judge films. other 2 7" in "\n".join(lines)
+    assert not [line for line in lines if line.startswith(("other", "another"))]
 
 
 FULL = """

@@ -8,6 +8,7 @@ import typer
 from glider.cli.arguments import JsonOption, KeyOption, ReadPool, pool_to_read
 from glider.cli.terminal import experts_text
 from glider.errors import GliderError
+from glider.printable import printable
 from glider.terminal import console, say, say_json
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
 
     shown = console()
     place = f", at {index.base.path}" if index.base.path else ""
-    shown.print(f"{experts_text(len(rows))} for {index.base.model_id} ({index.base.hash}){place}")
+    shown.print(f"{experts_text(len(rows))} for {printable(index.base.model_id)} ({index.base.hash}){place}")
     for line in _thresholds(index):
         shown.print(line)
     table = Table(box=None, pad_edge=False, expand=True)
@@ -57,7 +58,7 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
     table.add_column("description", ratio=1, no_wrap=True, overflow="ellipsis")  # a line an expert; --json has it whole
     for row in rows:
         sizes = (row["rank"], str(row["sites"]), str(row["gates"]), f"{row['mb']:.1f}")
-        table.add_row(row["name"], *sizes, *_gain_texts(row["gain"]), row["description"] or "-")
+        table.add_row(row["name"], *sizes, *_gain_texts(row["gain"]), printable(row["description"] or "-", 1000))
     shown.print(table)
     shown.print(f"{sum(row['mb'] for row in rows):.1f} MB in {path}")
 
