@@ -14,10 +14,9 @@ from torch import nn
 
 from glider.contribute.examples import Batches, EncodedRow
 from glider.contribute.settings import Schedule
-from glider.contribute.states import PROGRESS, Fits, like, read_state, restoring
+from glider.contribute.states import Fits, like, read_state, restoring, write_state
 from glider.contribute.targets import target_logits
 from glider.errors import TrainingError
-from glider.files.disk import save_tensors, write_file
 from glider.files.opening import UnfitFile
 from glider.jobs.saving import save_steps
 from glider.shapes import Float, Tensor
@@ -154,9 +153,7 @@ class Loop:
             for moment in _MOMENTS:
                 if moment in self.optimiser.state[value]:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[value][moment]
-        # one file holds tensors and progress, so that no kill can separate them
-        metadata = {PROGRESS: json.dumps(vars(self.progress))}
-        write_file(self.state_file, lambda path: save_tensors(_distinct(tensors), path, metadata))
+        write_state(self.state_file, _distinct(tensors), vars(self.progress))
 
     @torch.no_grad()
     def _resume(self) -> None:

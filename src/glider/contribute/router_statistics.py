@@ -68,6 +68,9 @@ def fit_vq(
         codebooks[f"counts.{name}"] = torch.full((len(pool), len(codes)), _SMOOTHING)
 
     stages.require(all(map(len, codebooks.values())), "no codes")
+    least = {"codes": -torch.inf, "sizes": 0.0, "counts": _SMOOTHING}
+    for name, tensor in codebooks.items():
+        stages.require(bool((tensor >= least[name.partition(".")[0]]).all()), f"numbers of tokens below any in {name}")
 
     def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
         codes, sizes, nearest = moved(codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"], x)
@@ -146,6 +149,8 @@ def fit_seqr(
             [lengths.sum(dim=0), lengths.square().sum(dim=0), lengths.new_ones(()).expand(len(pool)) * len(x)]
         )
 
+    for name, (_, squares, count) in sums.items():
+        stages.require(bool((squares >= 0).all() and (count >= 0).all()), f"squares or numbers below 0 in {name}")
     _over_rows(base, pool, tasks, add, stages, "Measuring answers", under=False, standard=False)
     tensors = {}
     for name, (total, squares, count) in sums.items():

@@ -1,6 +1,5 @@
 """Work without gradients that a kill only interrupts: stages of items, with what was found so far in one file."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import TypeVar
 import torch
 
 from glider.contribute.loop import save_due
-from glider.contribute.states import PROGRESS, Fits, like, misfit, read_state, restoring
+from glider.contribute.states import Fits, like, misfit, read_state, restoring, write_state
 from glider.experts.router_files import Shape, fits_shape
-from glider.files.disk import save_tensors, write_file
 from glider.files.opening import UnfitFile
 from glider.files.tensor_file import LARGEST_VALUE, sane
 from glider.progress import CountTick
@@ -120,8 +118,7 @@ class Stages:
         tensors = {f"tensor.{name}": tensor.contiguous().clone() for name, tensor in self.tensors.items()}
         tensors |= {f"list.{name}": torch.cat(parts) for name, parts in self.lists.items() if parts}
         tensors[_DRAW] = self._draw.get_state()
-        metadata = {PROGRESS: json.dumps([self._stage, self._done])}
-        write_file(self._state_file, lambda path: save_tensors(tensors, path, metadata))
+        write_state(self._state_file, tensors, [self._stage, self._done])
 
     def _restore(self, count: int, shapes: Mapping[str, Shape], rows: Mapping[str, tuple[int, Tensor]]) -> None:
         lengths: dict[str, int] = {}
@@ -142,10 +139,14 @@ class Stages:
         )
         if [type(part) for part in progress] != [int, int] or not 0 < progress[0] <= count or progress[1] < 0:
             raise UnfitFile(f"{str(progress)[:60]}, no stage of {count} and items done")
-        # float64 are sums and losses of any size, whose outcome is looked at when it is stored
-        if wild := [name for name, one in tensors.items() if one.dtype == torch.float32 and not sane(one)]:
-            raise UnfitFile(f"NaN, or values beyond {LARGEST_VALUE:g}, in {wild[0]}")
+        if wild := [name for name, one in tensors.items() if not _is_possible(one)]:
+            raise UnfitFile(f"NaN, infinity, or values beyond {LARGEST_VALUE:g}, in {wild[0]}")
         self._stage, self._done = progress
         self._draw.set_state(tensors[_DRAW])
         self.tensors = {name: tensors[f"tensor.{name}"] for name in self.tensors}
         self.lists |= {name: [tensors[f"list.{name}"]] for name in rows if f"list.{name}" in tensors}
+
+
+def _is_possible(found: Tensor) -> bool:
+    """Whether items find such values: float64 are sums and losses of any size."""
+    return bool(found.isfinite().all()) if found.dtype == torch.float64 else found.dtype == torch.uint8 or sane(found)

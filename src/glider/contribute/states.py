@@ -1,9 +1,11 @@
 """The file that a work which was killed goes on from, read as one that somebody else may have laid there.
 
 Every tensor is looked at in the header, before any is read. None is read by a map of the file: who cuts a mapped file
-short ends the process.
+short ends the process. A digest of all of it is in the metadata, so that a state that was damaged or edited is refused;
+it is no signature, and whoever may write the directory can lay a state there that has one.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from glider.errors import TrainingError
+from glider.files.disk import save_tensors, write_file
 from glider.files.dtypes import torch_dtype
 from glider.files.headers import header_at
 from glider.files.opening import UnfitFile, opened
@@ -20,8 +23,16 @@ from glider.files.tensor_file import tensors_at
 from glider.shapes import Tensor
 
 PROGRESS = "progress"  # the name in the metadata
+_DIGEST = "sha256"  # likewise
 _LONGEST_PROGRESS = 8 << 20  # characters
 Fits = Callable[[tuple[int, ...], torch.dtype], bool]
+
+
+def write_state(state_file: Path, tensors: Mapping[str, Tensor], progress: Any) -> None:
+    """Store tensors that share no memory, and a progress that JSON holds, in one file: no kill can separate them."""
+    text = json.dumps(progress)
+    metadata = {PROGRESS: text, _DIGEST: _digest(text, tensors)}
+    write_file(state_file, lambda path: save_tensors(tensors, path, metadata))
 
 
 def read_state(
@@ -39,7 +50,10 @@ def read_state(
         for name, shape in header.shapes.items():
             if not known[name](shape, torch_dtype(header.dtypes[name])):
                 raise UnfitFile(f"shape {shape} of {header.dtypes[name]} in {name}")
-        return _progress(header.metadata.get(PROGRESS)), tensors_at(descriptor, header)
+        progress, tensors = _progress(header.metadata.get(PROGRESS)), tensors_at(descriptor, header)
+        if header.metadata.get(_DIGEST) != _digest(header.metadata[PROGRESS], tensors):
+            raise UnfitFile("content of another digest than its own")
+        return progress, tensors
 
 
 def like(tensor: Tensor) -> Fits:
@@ -67,3 +81,12 @@ def _progress(text: object) -> Any:
     if not isinstance(text, str) or len(text) > _LONGEST_PROGRESS:
         raise UnfitFile("no progress in its metadata")
     return json.loads(text)
+
+
+def _digest(progress: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the progress, and of each tensor's name, form and bytes."""
+    whole = hashlib.sha256(progress.encode())
+    for name, tensor in sorted(tensors.items()):
+        whole.update(json.dumps([name, str(tensor.dtype), tuple(tensor.shape)]).encode())
+        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()

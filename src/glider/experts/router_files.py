@@ -79,6 +79,14 @@ def read_router(pool: Pool, kind: str, shapes: Mapping[str, Shape]) -> tuple[dic
     return {name: tensor.float() for name, tensor in tensors.items()}, record
 
 
+def require_values(pool: Pool, kind: str, possible: Mapping[str, bool]) -> None:
+    """Raise `PoolError` for a tensor of a trained router, by name, with values that no training leaves behind."""
+    if wild := [name for name, holds in possible.items() if not holds]:
+        remedy = f"Train it: `glider pool train-router {pool.path} --router {kind}`."
+        got = "values that no training leaves behind"
+        raise PoolError(f"the tensor {wild[0]} of a router {kind} in {router_path(pool.path, kind)}", got, remedy)
+
+
 def fits_shape(got: tuple[int, ...], shape: Shape, lengths: dict[str, int]) -> bool:
     """Whether lengths are of a shape; `lengths` are those of the names so far, and take up the shape's."""
     if len(got) != len(shape):

@@ -11,6 +11,7 @@ from glider.shapes import Float, Tensor
 
 LocalScale = Literal["width", "experts"]
 _EPSILON = 1e-5
+_ROUNDING = 1e-3
 
 
 def standardise(z: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
@@ -51,3 +52,9 @@ def standardised_gates(pool: Pool) -> dict[str, Site]:
 def cosine(queries: Float[Tensor, "B G"], experts: Float[Tensor, "E G"]) -> Float[Tensor, "B E"]:
     """Cosine of every query with every expert's instruction embedding."""
     return torch.nn.functional.normalize(queries.float(), dim=-1) @ experts.T
+
+
+def has_unit_length(vectors: Float[Tensor, "*N G"]) -> bool:
+    """Whether vectors were normalised: of length one, or zero where there was nothing to divide by."""
+    lengths = vectors.norm(dim=-1)
+    return bool((((lengths - 1).abs() < _ROUNDING) | (lengths == 0)).all())

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from glider.contribute.states import write_state
 from glider.contribute.train_router import train_router
 from glider.errors import TrainingError
 from glider.experts.pool import Pool
@@ -25,13 +26,13 @@ Change = Callable[[Tensors, Any], Any]
 
 
 def forge(file: Path, change: Change) -> None:
-    """Change the tensors and the progress of a state."""
+    """Change the tensors and the progress of a state, and give it the digest that it then has."""
     with opened(file) as descriptor:
         progress = json.loads(header_at(descriptor).metadata["progress"])
     tensors = safetensors.torch.load(file.read_bytes())
     changed = change(tensors, progress)
     progress = progress if changed is None else changed
-    file.write_bytes(safetensors.torch.save(tensors, {"progress": json.dumps(progress)}))
+    write_state(file, tensors, progress)
 
 
 def broken_off(base: BaseModel, pool: Pool, kind: str, stop: int) -> Path:
@@ -84,6 +85,11 @@ FORGED: list[tuple[str, int, Change]] = [
     ("vq", 3, put(f"list.{Q}", torch.zeros(100_000, 32))),
     ("vq", 40, put(f"tensor.sizes.{Q}", torch.ones(2))),
     ("vq", 40, put(f"tensor.codes.{Q}", torch.ones(5, 32).double())),
+    ("vq", 40, put(f"tensor.sizes.{Q}", -torch.ones(5))),
+    ("vq", 40, put(f"tensor.counts.{Q}", -torch.ones(3, 5))),
+    ("seqr", 3, put(f"tensor.{Q}", -torch.ones(3, 3).double())),
+    ("seqr", 3, put(f"tensor.{Q}", torch.full((3, 3), torch.nan).double())),
+    ("lorauter", 5, put("list./losses", torch.full((2,), torch.nan).double())),
     ("vq", 40, put("draw", torch.zeros(3, dtype=torch.uint8))),
     ("seqr", 3, put(f"tensor.{Q}", torch.ones(3, 1).double())),
     ("ariadne", 2, put("list.e0", torch.ones(3))),
@@ -104,6 +110,37 @@ def test_a_forged_state_is_one_error(base: BaseModel, pool: Pool, kind: str, sto
         train_router(base, pool, kind, rows_of(), settings())
     assert "\n" not in str(told.value) and len(str(told.value)) < 1000
     assert not router_path(pool.path, kind).exists()
+
+
+EDITED: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda tensor: tensor.flatten().flip(0).view(tensor.shape),
+    lambda tensor: tensor + 1,
+    lambda tensor: tensor * 0,
+]
+
+
+@pytest.mark.parametrize(("kind", "stop"), [("joint", 2), ("vq", 3), ("vq", 40), ("seqr", 3), ("ariadne", 2)])
+def test_a_state_with_other_valid_values_is_refused(base: BaseModel, pool: Pool, kind: str, stop: int) -> None:
+    """Codes in another order, or a sum that is larger, gave another router without a word."""
+    state = broken_off(base, pool, kind, stop)
+    content = state.read_bytes()
+    with opened(state) as descriptor:
+        metadata = header_at(descriptor).metadata
+    tensors, tried = safetensors.torch.load(content), 0
+    for name, tensor in sorted(tensors.items())[:: max(1, len(tensors) // 12)]:
+        for edit in EDITED:
+            if torch.equal(edited := edit(tensor), tensor):
+                continue
+            state.write_bytes(safetensors.torch.save({**tensors, name: edited}, metadata))
+            with pytest.raises(TrainingError, match=r"another digest.*to begin anew"):
+                train_router(base, pool, kind, rows_of(), settings())
+            tried += 1
+    assert tried > 3
+    state.write_bytes(safetensors.torch.save(tensors, {"progress": metadata["progress"]}))
+    with pytest.raises(TrainingError, match="another digest"):
+        train_router(base, pool, kind, rows_of(), settings())
+    state.write_bytes(content)
+    train_router(base, pool, kind, rows_of(), settings())
 
 
 @pytest.mark.parametrize("content", ["hole", "header", "short", "deep"])

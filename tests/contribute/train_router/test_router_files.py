@@ -18,6 +18,7 @@ from glider.inference.base_model import BaseModel
 from glider.layers.attach import attach
 from glider.routing.methods.joint import Joint
 from glider.routing.methods.vq import Vq
+from glider.routing.specification import parsed, router_from
 from glider.sharing.signature import generate_keys, sign_pool
 
 from .rows import Q, rows_of, settings
@@ -74,11 +75,41 @@ def test_tensors_that_are_no_router_are_refused(base: BaseModel, pool: Pool, edi
         "kind": lambda t: t.update({Q: t[Q].long()}),
     }
     edit_tensors(file, changes[change])
-    index = json.loads((pool.path / "pool.json").read_text("utf8"))
-    index["routers"]["joint"] |= {"sha256": sha256(file), "size": file.stat().st_size}
-    (pool.path / "pool.json").write_text(json.dumps(index), "utf8")
+    record_anew(pool, "joint")
     with pytest.raises(GliderError, match="joint"):
         Joint().prepare(Pool.open(pool.path))
+
+
+IMPOSSIBLE: list[tuple[str, str, str, Any]] = [
+    ("vq", "vq", f"{Q}.table", lambda table: table + 1),
+    ("vq", "vq", f"{Q}.table", lambda table: -table),
+    ("seqr", "seqr(norms=calibrated)", f"{Q}.deviation", lambda deviation: -deviation),
+    ("lorauter", "glider(global=lorauter)", "best", lambda best: 1 - best),
+    ("lorauter", "glider(global=lorauter)", "best", lambda best: best + 0.2),
+    ("lorauter", "glider(global=lorauter)", "tasks", lambda tasks: 2 * tasks),
+    ("ariadne", "glider(global=ariadne)", "centroids", lambda centroids: centroids / 3),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec", "name", "change"), IMPOSSIBLE)
+def test_values_that_no_training_leaves_are_refused(
+    base: BaseModel, pool: Pool, edit_tensors, kind: str, spec: str, name: str, change: Any
+) -> None:
+    """Each gave another router, where whoever changed the file recorded its new digest."""
+    train_router(base, pool, kind, rows_of(), settings())
+    router_from(*parsed(spec)).prepare(Pool.open(pool.path))
+    edit_tensors(router_path(pool.path, kind), lambda tensors: tensors.update({name: change(tensors[name])}))
+    record_anew(pool, kind)
+    with pytest.raises(PoolError, match=rf"{name}.*no training leaves behind.*Train it"):
+        router_from(*parsed(spec)).prepare(Pool.open(pool.path))
+
+
+def record_anew(pool: Pool, kind: str) -> None:
+    """Let an unsigned pool's index have the digest of a router's file as it is now."""
+    file, place = router_path(pool.path, kind), pool.path / "pool.json"
+    index = json.loads(place.read_text("utf8"))
+    index["routers"][kind] |= {"sha256": sha256(file), "size": file.stat().st_size}
+    place.write_text(json.dumps(index), "utf8")
 
 
 def test_a_signature_vouches_for_the_router(base: BaseModel, pool: Pool, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.experts.router_files import read_router
+from glider.experts.router_files import read_router, require_values
 from glider.routing.base import Site, absent_at
 from glider.routing.local_scores.base import local_score
 from glider.routing.products import require_experts
@@ -45,6 +45,8 @@ class QRNorm:
             return sites
         parts = ("mean", "deviation")
         known, _ = read_router(pool, KIND, {f"{n}.{part}": (len(pool),) for n in pool.sites for part in parts})
+        deviations = {f"{name}.deviation": known[f"{name}.deviation"] for name in pool.sites}
+        require_values(pool, KIND, {name: bool((one > 0).all()) for name, one in deviations.items()})
         statistics = {name: {part: known[f"{name}.{part}"] for part in parts} for name in sites}
         return {name: replace(site, tensors={**site.tensors, **statistics[name]}) for name, site in sites.items()}
 

@@ -6,9 +6,9 @@ import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.experts.router_files import read_router
+from glider.experts.router_files import read_router, require_values
 from glider.routing.base import Need, QueryFeatures
-from glider.routing.scores import cosine
+from glider.routing.scores import cosine, has_unit_length
 from glider.routing.signals.base import absent, lead, signal
 from glider.routing.signals.ensemble import USUAL_LEAD
 from glider.routing.signals.examples import THRESHOLD
@@ -45,6 +45,7 @@ class Ariadne:
             raise RouterError("a pool with an embedder", "one without", "Describe its experts, or choose `examples`.")
         shapes = {"centroids": (len(pool), None, pool.index.embedder.dimension)}
         centroids = read_router(pool, KIND, shapes)[0]["centroids"]
+        require_values(pool, KIND, {"centroids": has_unit_length(centroids)})
         return Centroids(torch.nn.functional.normalize(centroids, dim=-1))
 
     def threshold(self, pool: Pool) -> float | None:

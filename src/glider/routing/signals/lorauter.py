@@ -7,9 +7,9 @@ import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.experts.router_files import read_router
+from glider.experts.router_files import read_router, require_values
 from glider.routing.base import Need, QueryFeatures
-from glider.routing.scores import cosine
+from glider.routing.scores import cosine, has_unit_length
 from glider.routing.signals.base import absent, lead, signal
 from glider.routing.signals.ensemble import USUAL_LEAD
 from glider.routing.signals.examples import THRESHOLD
@@ -49,6 +49,9 @@ class Lorauter:
             raise RouterError("a pool with an embedder", "one without", "Describe its experts, or choose `examples`.")
         shapes = {"tasks": (len(pool), pool.index.embedder.dimension), "best": (len(pool), len(pool))}
         tensors, _ = read_router(pool, KIND, shapes)
+        chosen = tensors["best"]
+        one_each = ((chosen == 0) | (chosen == 1)).all() and (chosen.sum(dim=1) == 1).all()
+        require_values(pool, KIND, {"tasks": has_unit_length(tensors["tasks"]), "best": bool(one_each)})
         return ByTask(torch.nn.functional.normalize(tensors["tasks"], dim=-1), tensors["best"] > 0.5)
 
     def threshold(self, pool: Pool) -> float | None:
