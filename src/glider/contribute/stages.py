@@ -147,6 +147,8 @@ class Stages:
         self.lists |= {name: [tensors[f"list.{name}"]] for name in rows if f"list.{name}" in tensors}
 
 
-def _is_possible(found: Tensor) -> bool:
+def _is_possible(values: Tensor) -> bool:
     """Whether items find such values: float64 are sums and losses of any size."""
-    return bool(found.isfinite().all()) if found.dtype == torch.float64 else found.dtype == torch.uint8 or sane(found)
+    if values.dtype == torch.float64:
+        return bool(values.isfinite().all())
+    return values.dtype == torch.uint8 or sane(values)

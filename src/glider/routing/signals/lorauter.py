@@ -49,8 +49,8 @@ class Lorauter:
             raise RouterError("a pool with an embedder", "one without", "Describe its experts, or choose `examples`.")
         shapes = {"tasks": (len(pool), pool.index.embedder.dimension), "best": (len(pool), len(pool))}
         tensors, _ = read_router(pool, KIND, shapes)
-        chosen = tensors["best"]
-        one_each = ((chosen == 0) | (chosen == 1)).all() and (chosen.sum(dim=1) == 1).all()
+        best = tensors["best"]
+        one_each = ((best == 0) | (best == 1)).all() and (best.sum(dim=1) == 1).all()
         require_values(pool, KIND, {"tasks": has_unit_length(tensors["tasks"]), "best": bool(one_each)})
         return ByTask(torch.nn.functional.normalize(tensors["tasks"], dim=-1), tensors["best"] > 0.5)
 
