@@ -61,6 +61,7 @@ def test_init_writes_a_plan_of_what_is_there_and_says_the_next_command(glider, a
     }
     assert (
         "next: glider pool build pool.yaml --out mine" in out
+        and "without an adapter of their name, so experts to be trained: news\n" in out
         and "without gates: trivia" in out
         and "--router arrow" in out
     )

@@ -160,3 +160,10 @@ def test_a_model_of_peft_is_refused_with_how_to_get_its_base(pool: Pool, base: P
     adapted = get_peft_model(load_base(str(base)).model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(BaseModelError, match=r"got PeftModel.*model\.unload\(\)"):
         load(adapted, pool.path)
+
+
+def test_a_base_without_a_tokenizer_is_told_so(base: Path) -> None:
+    for file in base.glob("*token*"):
+        file.unlink()
+    with pytest.raises(BaseModelError, match=r"wanted the tokenizer of a .*save_pretrained\(DIRECTORY\)"):
+        load_base(str(base))

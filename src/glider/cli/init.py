@@ -68,7 +68,10 @@ def init(
     experts = _experts(adapters, files, out.absolute().parent)
     _write(out, _text(model, experts, minutes))
     say(f"{out}: {experts_text(len(experts))} on {model}")
-    if minutes is None and any("adapter" not in expert for expert in experts):
+    trained = [expert["name"] for expert in experts if "adapter" not in expert]
+    if adapters and trained:
+        say(f"rows without an adapter of their name, so experts to be trained: {', '.join(trained)}")
+    if minutes is None and trained:
         say("An adapter is trained for 1,000 steps, which take long on a CPU; --minutes 10 bounds it for each expert.")
     _say_next(out, experts, pool)
 

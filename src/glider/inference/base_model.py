@@ -43,7 +43,7 @@ def load_base(
     """
     if arguments.get("trust_remote_code"):
         raise ConfigError("a model that transformers knows", "trust_remote_code", "Leave it out: no foreign code runs.")
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     source, model_id = locate(base)
@@ -61,7 +61,6 @@ def load_base(
         finally:
             if shown:
                 logging.enable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(source, **_where(arguments))
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *MISREAD) as fault:
         named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
         raise BaseModelError(
@@ -69,10 +68,24 @@ def load_base(
             named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
+    tokenizer = _tokenizer_beside(source, base, **_where(arguments))
     _require_weights(model, report["missing_keys"], base)
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))
+
+
+def _tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
+    """The tokenizer of a model's directory or hub id; raises `BaseModelError` where there is none to be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **arguments)
+    except (OSError, ValueError, RuntimeError, ImportError, *MISREAD) as fault:
+        got = " ".join(str(fault).split())[:300] or type(fault).__name__
+        named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
+        remedy = "Write its files there (anew): tokenizer.save_pretrained(DIRECTORY)."
+        raise BaseModelError(f"the tokenizer of a transformers model at {base}", named + got, remedy) from fault
 
 
 def _require_place(base: str, source: str) -> None:
