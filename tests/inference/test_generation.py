@@ -89,6 +89,18 @@ def test_settings_that_give_no_text_or_several_are_refused(
         getattr(llama, answer)(PROMPTS, **settings)
 
 
+def test_guidance_of_an_encoder_decoder_is_refused(t5_directory: Path, make_pool) -> None:
+    """transformers gives the encoder the answer's tokens: an error of T5's, another answer of BART's."""
+    model = load(str(t5_directory), make_pool(t5_directory, 2).path, router="phatgoose")
+    with pytest.raises(QueryError, match="guidance_scale"):
+        model.generate(PROMPTS[:1], max_new_tokens=3, guidance_scale=1.5)
+
+
+def test_packed_prompts_keep_a_cache(llama: RoutedModel) -> None:
+    with pytest.raises(QueryError, match="use_cache=False"):
+        llama.generate_batch(PROMPTS, max_new_tokens=3, use_cache=False)
+
+
 def test_one_prompt_may_be_answered_by_assisted_generation(llama: RoutedModel) -> None:
     [wanted] = llama.generate(PROMPTS[:1], max_new_tokens=6)
     assert llama.generate(PROMPTS[:1], max_new_tokens=6, prompt_lookup_num_tokens=3)[0].token_ids == wanted.token_ids

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
+from glider.errors import QueryError
 from glider.inference.model import RoutedModel
 from glider.inference.spec import load
 from glider.layers.trace import Trace
@@ -73,6 +74,31 @@ def test_pads_are_not_counted_however_the_model_generates(model: RoutedModel, ge
     _, together = model.generate_traced([LONG, SHORT], max_new_tokens=4, min_new_tokens=4, **generation)
     _, alone = model.generate_traced([SHORT], max_new_tokens=4, min_new_tokens=4, **generation)
     torch.testing.assert_close(together.heatmap(1), alone.heatmap(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("early", [None, 0, 1])
+@pytest.mark.parametrize("pieces", [1, 4, 512])
+def test_a_prompt_in_pieces_counts_as_one_in_a_pass(model: RoutedModel, pieces: int, early: int | None) -> None:
+    """A piece may be all padding, and there may be more of them than tokens of the answer."""
+
+    def heatmaps(**settings: Any) -> list[torch.Tensor]:
+        processors = [] if early is None else [EndRow(early)]
+        _, trace = model.generate_traced([LONG, SHORT], max_new_tokens=5, logits_processor=processors, **settings)
+        return [trace.heatmap(row) for row in (0, 1)]
+
+    for got, wanted in zip(heatmaps(prefill_chunk_size=pieces), heatmaps(), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("generation", [{"guidance_scale": 1.5}, {"prompt_lookup_num_tokens": 3}])
+def test_passes_over_other_tokens_are_not_traced(
+    llama_directory: Path, make_pool, generation: dict[str, Any]
+) -> None:
+    """Guidance takes each token without its prompt as well; guesses may not be kept."""
+    model = load(str(llama_directory), make_pool(llama_directory, 2).path, router="phatgoose")
+    with pytest.raises(QueryError, match="guidance_scale|assisted generation"):
+        model.generate([LONG], max_new_tokens=3, trace=True, **generation)
+    assert model.generate([LONG], max_new_tokens=3, **generation)[0].token_ids
 
 
 @pytest.mark.parametrize("early", [0, 1])

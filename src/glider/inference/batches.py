@@ -77,6 +77,8 @@ class EngineSettings:
         refused += [name for name in _NOT_APPLIED if getattr(config, name, None)]
         if rest.get("max_length"):
             refused.append("max_length")
+        if rest.get("use_cache") is False:
+            refused.append("use_cache=False")
         if config.num_return_sequences not in (None, 1):
             refused.append("num_return_sequences")
         if config.guidance_scale not in (None, 1):

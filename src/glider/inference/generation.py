@@ -38,6 +38,7 @@ _REFUSED = (
     *("max_length", "inputs", "input_ids", "inputs_embeds", "attention_mask", "decoder_input_ids", "tokenizer"),
     *("labels", "synced_gpus", "token_healing"),
 )
+_ASSISTED = "assisted generation"
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample", "assisted_generation")
 
 
@@ -80,6 +81,7 @@ class GenerateSettings:
     max_new_tokens: int
     ends: frozenset[int]
     stop: tuple[str, ...]
+    config: GenerationConfig  # with the base's own settings and transformers' defaults
     alone: str | None = None  # what lets one prompt be answered at a time
 
     @classmethod
@@ -106,12 +108,30 @@ class GenerateSettings:
         stop = config.stop_strings or ()  # the caller's, or the base's own
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         arguments["stop_strings"] = None  # transformers finds them in the prompt's end, too; here `_Ending` does
-        return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop, alone)
+        return cls(arguments, limit, model.encoder.ends(rest.get("eos_token_id")), stop, config, alone)
 
     @property
     def cached(self) -> bool:
         """Whether keys and values are kept."""
-        return bool(self.arguments.get("use_cache", True))
+        return self.config.use_cache is not False
+
+    @property
+    def pieces(self) -> int | None:
+        """Tokens of a prompt that a pass takes; None where one takes them all."""
+        return self.config.prefill_chunk_size
+
+    @property
+    def guided(self) -> bool:
+        """Whether each token takes a second pass, without the prompt."""
+        return self.config.guidance_scale not in (None, 1)
+
+    def require_traceable(self) -> None:
+        """Raise `QueryError` for passes over tokens that are neither the prompt's nor the answer's."""
+        got = "guidance_scale, for which tokens pass without the prompt" if self.guided else None
+        if self.alone == _ASSISTED:
+            got = f"{_ASSISTED}, where guesses pass that no answer keeps"
+        if got is not None:
+            raise QueryError("a trace of passes over the prompt and its answer", got, "Leave it out, or the trace.")
 
 
 def _is_switch(model: Any, name: str, value: Any) -> bool:
@@ -138,8 +158,11 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
     if mode not in _MODES or isinstance(code, str):
         expected, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"
         raise QueryError(expected, got, "Leave its settings out: no foreign code runs.")
+    if model.config.is_encoder_decoder and config.guidance_scale not in (None, 1):
+        got = "guidance_scale, which gives an encoder the answer's tokens"
+        raise QueryError("settings that an encoder-decoder has a meaning for", got, "Leave it out.")
     if mode == "assisted_generation":
-        return config, "assisted generation"
+        return config, _ASSISTED
     return config, "a TextStreamer" if isinstance(arguments.get("streamer"), TextStreamer) else None
 
 
@@ -165,6 +188,8 @@ def generate_rows(
     if settings.alone is not None and len(rows) > 1:
         remedy = "Ask them one by one, or give on_piece= in place of a streamer."
         raise QueryError(f"one prompt for {settings.alone}", f"{len(rows)}", remedy)
+    if traced:
+        settings.require_traceable()
     answers: dict[int, Answer] = {}
     groups, trace = _groups(model, rows, settings.max_new_tokens), None
     if traced and len(groups) > 1:
@@ -216,7 +241,8 @@ def _generate(
         arguments["stopping_criteria"] = StoppingCriteriaList([ending])
     condition = model._condition_of(prompts, inputs, held)
     mask = inputs["attention_mask"].cpu().bool()
-    trace = Trace(held.names, condition, mask) if traced else None
+    pieces = None if model.model.config.is_encoder_decoder else settings.pieces  # an encoder's prompt passes at once
+    trace = Trace(held.names, condition, mask, pieces=pieces) if traced else None
     with torch.inference_mode(), model.attached.routing(condition, recorder=trace, generation=held):
         try:
             output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)

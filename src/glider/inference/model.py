@@ -395,6 +395,5 @@ class RoutedModel:
         settings = GenerateSettings.of(self, max_new_tokens, generation)
         rows = self.encoder.rows(prompts, truncate, settings.max_new_tokens)
         with self.attached.hold(begins=True) as held:
-            pieces = "prefill_chunk_size" in settings.arguments
-            require_support(held.router, len(prompts), settings.cached, pieces=pieces)
+            require_support(held.router, len(prompts), settings.cached, pieces=settings.pieces is not None)
             return generate_rows(self, prompts, rows, settings, held, traced=traced, on_piece=on_piece)

@@ -161,6 +161,7 @@ class PaddedEngine:
         conditions = [Condition.local(1) if row.condition is None else row.condition for row in live]
         trace, generation, start = live[0].trace, live[0].generation, live[0].settings.start
         steps, ended = LogitsProcessorList([_Steps(self, live)]), StoppingCriteriaList([_AllEnded(live)])
+        support = support_of(generation.router)
 
         def decode(
             model: Any,
@@ -171,9 +172,13 @@ class PaddedEngine:
             **more: Any,
         ) -> Any:
             """transformers' loop, with the rows' own processors in place of the model's for all of them."""
+            if not support.chunked:  # whatever the base's own settings say
+                generation_config.prefill_chunk_size = None
             return model._sample(input_ids, steps, ended, generation_config, **more)
 
         model: Any = self._model
+        own = {"use_cache": True} if support.sequences else {}  # which tells a prompt from its answer
+        own |= {} if start is None else {"decoder_start_token_id": start}
         with self._attached.routing(Condition.cat(conditions), recorder=trace, generation=generation):
             model.generate(
                 **padded([row.ids for row in live], self._pad, model),
@@ -184,7 +189,7 @@ class PaddedEngine:
                 eos_token_id=None,
                 pad_token_id=self._pad,
                 custom_generate=decode,
-                **({} if start is None else {"decoder_start_token_id": start}),
+                **own,
             )
 
     def _end(self, row: _Row, fault: Exception | None = None) -> None:

@@ -19,7 +19,7 @@ def require_support(
         raise QueryError(f"no cache of keys and values (router {name})", "use_cache", "Give use_cache=False.")
     if cached is False and support.sequences:
         expected = f"a cache of keys and values, which tells a prompt from its answer (router {name})"
-        raise QueryError(expected, "use_cache=False", "Leave it out.")
+        raise QueryError(expected, "use_cache=False", "Give use_cache=True.")
     if pieces and not support.chunked:
         raise QueryError(f"prompts in one pass (router {name})", "prefill_chunk_size", "Leave it out.")
     if shares and not (support.cache and (support.chunked or support.sequences)):

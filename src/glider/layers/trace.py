@@ -95,6 +95,7 @@ class Call:
     sequences: int  # rows of the call: queries times beams
     sees_prompt: bool  # the site's tokens begin with the prompt's
     kernel: str | None = None  # what computed the experts
+    first: int = 0  # tokens of a row that the site was given in the calls before
 
 
 @dataclass
@@ -107,6 +108,7 @@ class Trace:
         prompt_mask: Which tokens (B, S) of the prompts are not padding.
         calls: The decisions of each site, in the order of the passes.
         generated: How many tokens each row wrote; None for prompts alone.
+        pieces: How many tokens of a prompt a pass takes; None where the first takes them all.
     """
 
     experts: Sequence[str]
@@ -114,7 +116,9 @@ class Trace:
     prompt_mask: Bool[Tensor, "B S"]  # False at pad tokens
     calls: list[Call] = field(default_factory=list)
     generated: Sequence[int] | None = None  # tokens written for each row, where rows ended at different times
+    pieces: int | None = None
     _counts: dict[str, int] = field(default_factory=dict)
+    _tokens: dict[str, int] = field(default_factory=dict)  # of a row that each site was given
     _see_prompt: dict[str, bool] = field(default_factory=dict)
 
     def record(self, record: SiteRecord) -> None:
@@ -126,9 +130,11 @@ class Trace:
         index = self._counts.get(site, 0)
         self._counts[site] = index + 1
         sequences = sequences or len(self.prompt_mask)
+        width, prompt, first = len(decision.experts) // sequences, self.prompt_mask.shape[1], self._tokens.get(site, 0)
+        self._tokens[site] = first + width
         if index == 0:
-            self._see_prompt[site] = len(decision.experts) // sequences == self.prompt_mask.shape[1]
-        self.calls.append(Call(site, index, decision, sequences, self._see_prompt[site], kernel))
+            self._see_prompt[site] = width == min(prompt, self.pieces or prompt)
+        self.calls.append(Call(site, index, decision, sequences, self._see_prompt[site], kernel, first))
 
     @property
     def sites(self) -> list[str]:
@@ -157,11 +163,21 @@ class Trace:
         """Which tokens of a call count: no pads, nothing after a row has ended."""
         rows, width = self.prompt_mask.shape
         counted = torch.ones(rows, len(call.decision.experts) // call.sequences, dtype=torch.bool)
-        if call.sees_prompt and counted.shape[1] >= width:  # with a cache, only the first call does
-            counted[:, :width] = self.prompt_mask
-        if call.index > 0 and self.generated is not None:
-            counted &= torch.tensor([call.index < written for written in self.generated])[:, None]
+        if self.pieces is not None and call.sees_prompt:
+            counted = self._counts_by_place(call.first, counted.shape[1])
+        else:
+            if call.sees_prompt and counted.shape[1] >= width:  # with a cache, only the first call does
+                counted[:, :width] = self.prompt_mask
+            if call.index > 0 and self.generated is not None:
+                counted &= torch.tensor([call.index < written for written in self.generated])[:, None]
         return counted.repeat(1, call.sequences // rows)  # the beams of a row stand together
+
+    def _counts_by_place(self, first: int, tokens: int) -> Bool[Tensor, "B S"]:
+        """Which of so many tokens from a place on count; the last token of an answer is given to no pass."""
+        rows, width = self.prompt_mask.shape
+        written = torch.full((rows,), tokens + first) if self.generated is None else torch.tensor(self.generated)
+        answers = torch.arange(max(0, first + tokens - width)) < (written - 1)[:, None]  # (B, A)
+        return torch.cat([self.prompt_mask, answers], dim=1)[:, first : first + tokens]
 
     def heatmap(self, row: int | None = None) -> Float[Tensor, "S E"]:
         """Mean weight of each expert at each site (in the order of `sites`), over the tokens of one row or of all."""

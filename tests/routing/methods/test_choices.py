@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,17 @@ def test_what_would_break_a_prompt_is_refused(llama_directory: Path, make_pool) 
     model.detach()
     with pytest.raises(KernelError, match="mixes tokens"):
         load(str(llama_directory), pool.path, router="soft-moe", kernel="native").generate(["one"], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("own", [{"use_cache": False}, {"prefill_chunk_size": 3}], ids=str)
+def test_the_bases_own_settings_break_no_prompt(llama_directory: Path, make_pool, own: dict[str, Any]) -> None:
+    model = load(str(llama_directory), make_pool(llama_directory, 3).path, router="expert-choice")
+    prompts = ["one", "a longer second prompt"]
+    wanted = [answer.token_ids for answer in model.generate(prompts, max_new_tokens=8)]
+    model.model.generation_config.update(**own)
+    with pytest.raises(QueryError, match=next(iter(own))):
+        model.generate(prompts, max_new_tokens=8)
+    assert [answer.token_ids for answer in model.generate_batch(prompts, max_new_tokens=8)] == wanted
 
 
 @pytest.mark.parametrize(
