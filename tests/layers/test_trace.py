@@ -96,7 +96,7 @@ def test_passes_over_other_tokens_are_not_traced(
 ) -> None:
     """Guidance takes each token without its prompt as well; guesses may not be kept."""
     model = load(str(llama_directory), make_pool(llama_directory, 2).path, router="phatgoose")
-    with pytest.raises(QueryError, match="guidance_scale|assisted generation"):
+    with pytest.raises(QueryError, match=r"guidance_scale|assisted generation"):
         model.generate([LONG], max_new_tokens=3, trace=True, **generation)
     assert model.generate([LONG], max_new_tokens=3, **generation)[0].token_ids
 
