@@ -91,9 +91,7 @@ def test_a_prompt_in_pieces_counts_as_one_in_a_pass(model: RoutedModel, pieces: 
 
 
 @pytest.mark.parametrize("generation", [{"guidance_scale": 1.5}, {"prompt_lookup_num_tokens": 3}])
-def test_passes_over_other_tokens_are_not_traced(
-    llama_directory: Path, make_pool, generation: dict[str, Any]
-) -> None:
+def test_passes_over_other_tokens_are_not_traced(llama_directory: Path, make_pool, generation: dict[str, Any]) -> None:
     """Guidance takes each token without its prompt as well; guesses may not be kept."""
     model = load(str(llama_directory), make_pool(llama_directory, 2).path, router="phatgoose")
     with pytest.raises(QueryError, match=r"guidance_scale|assisted generation"):
