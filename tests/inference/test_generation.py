@@ -89,11 +89,16 @@ def test_settings_that_give_no_text_or_several_are_refused(
         getattr(llama, answer)(PROMPTS, **settings)
 
 
-def test_guidance_of_an_encoder_decoder_is_refused(t5_directory: Path, make_pool) -> None:
-    """transformers gives the encoder the answer's tokens: an error of T5's, another answer of BART's."""
+def test_what_transformers_does_wrongly_beside_an_encoder_is_refused(t5_directory: Path, make_pool) -> None:
+    """Guidance gives the encoder the answer's tokens; pieces cut the encoder's mask, so that padding is read."""
     model = load(str(t5_directory), make_pool(t5_directory, 2).path, router="phatgoose")
     with pytest.raises(QueryError, match="guidance_scale"):
         model.generate(PROMPTS[:1], max_new_tokens=3, guidance_scale=1.5)
+    with pytest.raises(QueryError, match="prefill_chunk_size"):
+        model.generate(PROMPTS, max_new_tokens=3, prefill_chunk_size=4)
+    wanted = model.score_many(PROMPTS, [["yes"]] * 3)[0], [a.token_ids for a in model.generate_batch(PROMPTS)]
+    model.model.generation_config.prefill_chunk_size = 4
+    assert (model.score_many(PROMPTS, [["yes"]] * 3)[0], [a.token_ids for a in model.generate_batch(PROMPTS)]) == wanted
 
 
 def test_packed_prompts_keep_a_cache(llama: RoutedModel) -> None:

@@ -15,6 +15,7 @@ from glider.experts.expert import write_expert
 from glider.experts.pool import Pool
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
+from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.layers.attach import Storage, attach
 from glider.layers.routed_linear import RoutedLinear
@@ -309,6 +310,26 @@ def test_a_routed_model_is_saved_as_the_bare_one(make_pool, base_directory: Path
     state = {name: torch.zeros_like(value) for name, value in bare.state_dict().items()}
     assert not any(model.model.load_state_dict(state))  # no name is missing, and none is unexpected
     assert all(not bool(value.any()) for value in model.model.state_dict().values())
+
+
+def test_a_query_of_the_base_is_refused_while_an_expert_is_folded(make_pool, base_directory: Path) -> None:
+    model = load(str(base_directory), make_pool(base_directory, 2).path, router="single:e0")
+    queries, choices = ["one", Query("another", verdict="base")], [["a"], ["a"]]
+    asks = [
+        lambda: model.generate(queries, max_new_tokens=4),
+        lambda: model.generate_batch(queries, max_new_tokens=4),
+        lambda: model.score_many(queries, choices)[0],
+        lambda: [piece.text for piece in model.stream(queries, max_new_tokens=4)],
+        lambda: model.trace(queries[1])[0],
+    ]
+    wanted = [ask() for ask in asks]
+    model.fold()
+    for ask in asks:
+        with pytest.raises(RouterError, match="unfold"):
+            ask()
+    assert model.generate(queries[:1], max_new_tokens=4)
+    model.unfold()
+    assert [ask() for ask in asks] == wanted
 
 
 def test_folding_needs_a_static_router(make_pool, llama_directory: Path) -> None:

@@ -78,8 +78,12 @@ def test_pads_are_not_counted_however_the_model_generates(model: RoutedModel, ge
 
 @pytest.mark.parametrize("early", [None, 0, 1])
 @pytest.mark.parametrize("pieces", [1, 4, 512])
-def test_a_prompt_in_pieces_counts_as_one_in_a_pass(model: RoutedModel, pieces: int, early: int | None) -> None:
+def test_a_prompt_in_pieces_counts_as_one_in_a_pass(
+    llama_directory: Path, make_pool, pieces: int, early: int | None
+) -> None:
     """A piece may be all padding, and there may be more of them than tokens of the answer."""
+
+    model = load(str(llama_directory), make_pool(llama_directory, 3, first_seed=10).path)
 
     def heatmaps(**settings: Any) -> list[torch.Tensor]:
         processors = [] if early is None else [EndRow(early)]

@@ -158,12 +158,22 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
     if mode not in _MODES or isinstance(code, str):
         expected, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"
         raise QueryError(expected, got, "Leave its settings out: no foreign code runs.")
-    if model.config.is_encoder_decoder and config.guidance_scale not in (None, 1):
-        got = "guidance_scale, which gives an encoder the answer's tokens"
-        raise QueryError("settings that an encoder-decoder has a meaning for", got, "Leave it out.")
+    if model.config.is_encoder_decoder:
+        _require_for_an_encoder(config)
     if mode == "assisted_generation":
         return config, _ASSISTED
     return config, "a TextStreamer" if isinstance(arguments.get("streamer"), TextStreamer) else None
+
+
+def _require_for_an_encoder(config: GenerationConfig) -> None:
+    """Raise `QueryError` for settings that transformers carries out wrongly for a decoder beside an encoder."""
+    wrong = []
+    if config.guidance_scale not in (None, 1):
+        wrong.append("guidance_scale, which gives the encoder the answer's tokens")
+    if config.prefill_chunk_size is not None:
+        wrong.append("prefill_chunk_size, which cuts the mask of the encoder's tokens")
+    if wrong:
+        raise QueryError("settings that suit a decoder beside an encoder", "; ".join(wrong), "Leave them out.")
 
 
 OnPiece = Callable[[Piece], None]
@@ -241,8 +251,7 @@ def _generate(
         arguments["stopping_criteria"] = StoppingCriteriaList([ending])
     condition = model._condition_of(prompts, inputs, held)
     mask = inputs["attention_mask"].cpu().bool()
-    pieces = None if model.model.config.is_encoder_decoder else settings.pieces  # an encoder's prompt passes at once
-    trace = Trace(held.names, condition, mask, pieces=pieces) if traced else None
+    trace = Trace(held.names, condition, mask, pieces=settings.pieces) if traced else None
     with torch.inference_mode(), model.attached.routing(condition, recorder=trace, generation=held):
         try:
             output = model.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **arguments)

@@ -93,6 +93,7 @@ class PackedEngine:
         generation: Generation | None = None,
     ) -> None:
         require_finite(condition)
+        self._attached.require_served(condition)
         generation = self._attached.take(generation)
         salt = _salt(condition, generation.number, settings.cache)
         sampler = Sampler(settings, self._model.device)  # pyright: ignore[reportArgumentType]

@@ -76,6 +76,7 @@ class PaddedEngine:
         generation: Generation | None = None,
     ) -> None:
         require_finite(condition)
+        self._attached.require_served(condition)
         router = (generation or self._attached.generation).router
         if not support_of(router).cache:
             got = "an engine, which keeps one"
@@ -172,7 +173,7 @@ class PaddedEngine:
             **more: Any,
         ) -> Any:
             """transformers' loop, with the rows' own processors in place of the model's for all of them."""
-            if not support.chunked:  # whatever the base's own settings say
+            if not support.chunked or model.config.is_encoder_decoder:  # whatever the base's own settings say
                 generation_config.prefill_chunk_size = None
             return model._sample(input_ids, steps, ended, generation_config, **more)
 

@@ -15,7 +15,7 @@ from glider.experts.pool import Pool
 from glider.layers.bank import Bank, storage
 from glider.layers.blocks import Blocks
 from glider.layers.context import Batch, RoutingContext
-from glider.layers.folding import fold_into, require_foldable, require_unfolded, unfold_from
+from glider.layers.folding import fold_into, require_every_row, require_foldable, require_unfolded, unfold_from
 from glider.layers.hot_bank import ExpertMemory, HotBank, places_within
 from glider.layers.plain_calls import PlainCalls
 from glider.layers.routed_linear import RoutedLinear
@@ -132,9 +132,15 @@ class Attached:
         `generation` is the one that the condition was made for, held by the caller; by default the current one.
         """
         with self.hold(generation) as held:
+            self.require_served(condition)
             batch = Batch.of(condition, token_to_query, recorder, held.number)
             with self.context.use(batch):
                 yield
+
+    def require_served(self, condition: Condition | None) -> None:
+        """Raise `RouterError` for rows without the expert that is folded into the base's weights."""
+        if self._unfolded:
+            require_every_row(condition)
 
     @contextmanager
     def bare(self) -> Iterator[None]:

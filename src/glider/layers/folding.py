@@ -11,6 +11,7 @@ from glider.experts.base_identity import holds_values
 from glider.experts.expert import ExpertLike
 from glider.layers.widths import is_transposed
 from glider.routing.base import Prepared
+from glider.routing.condition import Condition
 
 _FOLDED = "_glider_folded"  # marks a layer whose weight holds an expert
 
@@ -51,6 +52,13 @@ def fold_into(module: nn.Module, site: str, expert: ExpertLike) -> torch.Tensor:
         weight += added.mT if is_transposed(module) else added
     module.register_buffer(_FOLDED, torch.empty(0), persistent=False)
     return before
+
+
+def require_every_row(condition: Condition | None) -> None:
+    """Raise `RouterError` for rows that use anything but the router's expert, which a folded base gives to all."""
+    if condition is not None and not condition.all_routed:
+        expected, got = "queries that all use the folded expert", "one that is left to the base or to other experts"
+        raise RouterError(expected, got, "Call unfold() first, or ask it without a verdict.")
 
 
 def unfold_from(module: nn.Module, before: torch.Tensor) -> None:
