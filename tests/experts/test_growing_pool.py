@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,10 @@ def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Ca
         return captured.out
 
     return run
+
+
+def another_base(llama: BaseModel) -> dict[str, Any]:
+    return llama.identity.model_copy(update={"config_hash": "0" * 16}).model_dump(mode="json")
 
 
 def state(path: Path) -> dict[str, tuple[bytes, int, int]]:
@@ -218,6 +223,49 @@ def test_putting_an_expert_of_other_widths_changes_nothing(
     add_expert(path, "d")
     remove_expert(path, "a")
     assert Pool.open(path).names == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("add", [add_expert, lambda path, directory: Pool.open(path).add(directory)])
+def test_an_expert_from_elsewhere_that_is_refused_is_not_copied(
+    add: Callable[[Path, Path], object],
+    path: Path,
+    tmp_path: Path,
+    llama: BaseModel,
+    make: MakeExpert,
+    edit_tensors: Callable[..., None],
+    edit_json: Callable[..., None],
+):
+    """Its copy stood in the way of the same command once the expert was mended."""
+    other, wide = tmp_path / "other", tmp_path / "wide"
+    make(other, seed=9), make(wide, seed=9)
+    edit_json(other / "card.json", base=another_base(llama))
+    key = f"base_model.model.{UP}.lora_B.weight"
+    edit_tensors(wide / "adapter_model.safetensors", lambda tensors: tensors.update({key: torch.ones(50, 4)}))
+    before = state(path)
+    for directory, fault in ((other, "made for"), (wide, "32 -> 50 in wide")):
+        with pytest.raises(PoolError, match=fault):
+            add(path, directory)
+        assert state(path) == before
+    make(other, seed=9)
+    add(path, other)
+    assert Pool.open(path).names == ["a", "b", "c", "other"]
+
+
+def test_the_command_adds_none_where_one_is_of_another_base(
+    path: Path,
+    tmp_path: Path,
+    llama: BaseModel,
+    make: MakeExpert,
+    edit_json: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    make(tmp_path / "other", seed=9)
+    edit_json(tmp_path / "other" / "card.json", base=another_base(llama))
+    monkeypatch.setattr(sys, "argv", ["glider", "pool", "add", str(path), "d", str(tmp_path / "other")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert Pool.open(path).names == ["a", "b", "c"]
 
 
 def test_a_stale_handle_changes_the_pool_as_it_is_now(path: Path):

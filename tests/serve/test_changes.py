@@ -153,6 +153,7 @@ def test_what_does_not_fit_changes_nothing(
     ):
         answer = post(served, PATHS[1], lora_name="new", lora_path=path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), (path, answer.text)
+        assert str(outside) not in answer.text and "glider-adapter-" not in answer.text
     for name in ("e1", "tiny", "tiny-llama", "../x", "<img onerror>"):
         assert post(served, PATHS[1], lora_name=name, lora_path="e9").status_code == 400
     stale = post(served, PATHS[1], lora_name="e9", lora_path="e9", expected_generation=7)
@@ -161,6 +162,7 @@ def test_what_does_not_fit_changes_nothing(
     edit_json(own_pool / "e2" / "card.json", task="tampered with")
     broken = post(served, PATHS[0])
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "change_failed")
+    assert str(outside) not in broken.text
     assert ask(served).glider["generation"] == 1
     assert ids(served) == before
 

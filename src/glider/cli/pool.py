@@ -95,16 +95,20 @@ def add(
     --key the pool must be as its owner signed it; changed, it is to be signed anew.
     """
     from glider.experts.expert import Expert
-    from glider.experts.membership import add_expert
+    from glider.experts.membership import add_expert, check_base, read_index
     from glider.experts.pool import POOL_FILE, Pool
     from glider.experts.trust import UNSIGNED
 
     if name is not None and len(directories) > 1:
         raise ConfigError("--as with one expert", f"{len(directories)} experts", "Add them one by one.")
     places = [Path(one) if Path(one).is_dir() and not (path / one).is_dir() else path / one for one in directories]
-    cards = [Expert.open(place).card for place in places]  # a fault in one leaves the pool as it was
-    if not (path / POOL_FILE).exists():
-        Pool.create(path, cards[0].base)
+    experts = [Expert.open(place) for place in places]
+    there = (path / POOL_FILE).exists()
+    base = read_index(path, UNSIGNED).base if there else experts[0].card.base
+    for expert in experts:  # one of another base leaves the pool as it was
+        check_base(base, expert)
+    if not there:
+        Pool.create(path, base)
         key = None
     trust = UNSIGNED if key is None else key
     with telling_signature(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from glider.errors import GliderError, PoolError
-from glider.experts.base_identity import same_base
+from glider.experts.base_identity import BaseIdentity, same_base
 from glider.experts.card import CARD_FILE, NAME
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import POOL_FILE, ExpertRecord, PoolIndex, parsed_index, read_pool_file, write_index
@@ -19,7 +19,7 @@ from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
 from glider.files.disk import copy_file, new_directory, within_hub_cache, write_json
 from glider.files.opening import sha256
-from glider.files.replacing import is_place_of_lock, sweep
+from glider.files.replacing import is_place_of_lock, remove_entry, sweep
 
 LOCK_FILE = ".pool.lock"
 
@@ -32,10 +32,10 @@ def add_expert(path: Path, directory: Path | str, name: str | None = None, requi
     """
     with locked(path):
         before = read_index(path, require_key)
-        index, expert = joined(path, before, directory, name)
-        if index != before:
-            check_widths([*_openable(path, index, expert.name), expert])
-            write_index(path, index)
+        with joining(path, before, directory, name) as (index, expert):
+            if index != before:
+                check_widths([*_openable(path, index, expert.name), expert])
+                write_index(path, index)
     return expert.name
 
 
@@ -72,13 +72,15 @@ def is_to_be_added(path: Path, name: str) -> bool:
     return name not in homes or not is_unchanged(path, name)
 
 
-def joined(
+@contextmanager
+def joining(
     path: Path, index: PoolIndex, directory: Path | str, name: str | None, fresh: bool = False
-) -> tuple[PoolIndex, Expert]:
-    """The index of the pool at `path` with one more expert, and that expert, verified; the index is not written.
+) -> Iterator[tuple[PoolIndex, Expert]]:
+    """The index of the pool at `path` with one more expert, and that expert, verified; the block writes the index.
 
     `directory` is a directory's name inside the pool, or an expert's directory elsewhere, which is copied in under
-    `name` (default: its card's). Raises `PoolError` where a name is taken: by a `fresh` expert also its directory's.
+    `name` (default: its card's); what was copied is removed again where the expert is refused, here or in the block.
+    Raises `PoolError` where a name is taken: by a `fresh` expert also its directory's.
     """
     home = _home(path, directory, name)
     known = next((record for record in index.experts if record.home == home), None)
@@ -89,8 +91,21 @@ def joined(
     check_name(name)
     if any(record.name == name and record is not known for record in index.experts):
         raise PoolError("a new name", f"{name}, which is in the pool", "Give another name.")
+    comes = not os.path.lexists(path / home)
     if home != str(directory):
         _copy(Path(directory), path / home)
+    try:
+        yield _with_expert(path, index, home, name, known)
+    except (GliderError, OSError):
+        if comes and os.path.lexists(path / home):
+            remove_entry(path / home)
+        raise
+
+
+def _with_expert(
+    path: Path, index: PoolIndex, home: str, name: str, known: ExpertRecord | None
+) -> tuple[PoolIndex, Expert]:
+    """The index with the expert in `path/home` in place of the record known of it, and the expert."""
     expert = Expert.open(path / home, name)
     if index.embedder is None and expert.card.embedder is not None:
         index = index.model_copy(update={"embedder": expert.card.embedder})
@@ -205,18 +220,23 @@ def check_member(index: PoolIndex, expert: Expert) -> None:
         raise PoolError(
             f"the card of {home} in {expert.directory}", f"that of {expert.card.name}", "Rename the directory."
         )
-    if not same_base(index.base, expert.card.base):
-        raise PoolError(
-            f"experts for the pool's base model {index.base.model_id} ({index.base.hash})",
-            f"{name}, made for {expert.card.base.model_id} ({expert.card.base.hash}) by its {CARD_FILE}",
-            "Leave it out, or train it for this base.",
-        )
+    check_base(index.base, expert)
     mine = expert.card.embedder
     if mine is not None and not mine.matches(index.embedder):
         raise PoolError(
             f"instruction embeddings by the pool's embedder ({index.embedder and index.embedder.embedder})",
             f"{name}, embedded by {mine.embedder} (prefix {mine.prefix!r}, {mine.dimension} wide) by its {CARD_FILE}",
             "Describe the expert again with the pool's embedder.",
+        )
+
+
+def check_base(base: BaseIdentity, expert: Expert) -> None:
+    """Raise `PoolError` for an expert that was made for another base model."""
+    if not same_base(base, expert.card.base):
+        raise PoolError(
+            f"experts for the pool's base model {base.model_id} ({base.hash})",
+            f"{expert.name}, made for {expert.card.base.model_id} ({expert.card.base.hash}) by its {CARD_FILE}",
+            "Leave it out, or train it for this base.",
         )
 
 

@@ -24,7 +24,7 @@ from glider.experts.membership import (
     check_member,
     check_name,
     check_widths,
-    joined,
+    joining,
     locked,
     read_index,
     record_of,
@@ -143,9 +143,9 @@ class Pool:
         with self._changing() as now:
             for record in now.index.experts:
                 check_files(self.path, record)
-            index, expert = joined(self.path, now.index, directory, name, fresh=True)
-            check_widths([*now.experts, expert])
-            return now._write(index, (*now.experts, expert))
+            with joining(self.path, now.index, directory, name, fresh=True) as (index, expert):
+                check_widths([*now.experts, expert])
+                return now._write(index, (*now.experts, expert))
 
     def remove(self, name: str) -> Pool:
         """Take an expert out of the index; its directory stays. Returns the pool as it is now."""

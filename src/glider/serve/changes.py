@@ -53,7 +53,7 @@ def routes(service: Service) -> APIRouter:
             try:
                 return await change(pool)
             except (GliderError, OSError) as fault:
-                raise ApiError(400, str(fault), code="change_failed") from fault
+                raise ApiError(400, _without_places(service, pool, str(fault)), code="change_failed") from fault
 
     @router.post("/v1/pool/reload", **described(Reloaded))
     async def reload(request: Request, body: ReloadRequest) -> dict[str, Any]:
@@ -161,6 +161,14 @@ def _alone(pool: ServedPool, directory: Path, name: str) -> Alone:
         return Alone(expert)
     home = tempfile.TemporaryDirectory(prefix="glider-adapter-")
     return Alone(import_adapter(directory, pool.model.base, Path(home.name) / name), home)
+
+
+def _without_places(service: Service, pool: ServedPool, text: str) -> str:
+    """What is wrong, with paths as a client gives them: where a server's directories lie is not a client's to know."""
+    roots = [Path(service.settings.changes_from or pool.model.pool.path), pool.model.pool.path]
+    for place in sorted({str(way) for root in roots for way in (root, root.absolute(), root.resolve())}, key=len):
+        text = re.sub(rf"(?<![^\s'\"(]){re.escape(place)}(?:/|(?=[\s,;:.'\")]|$))", "", text)
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/glider-adapter-[^/\s]+/", "", text)
 
 
 def _confined(service: Service, pool: ServedPool, path: str) -> Path:
