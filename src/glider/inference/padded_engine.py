@@ -172,14 +172,14 @@ class PaddedEngine:
             generation_config: Any,
             **more: Any,
         ) -> Any:
-            """transformers' loop, with the rows' own processors in place of the model's for all of them."""
+            """transformers' loop, with the rows' replaced processors in place of the model's for all of them."""
             if not support.chunked or model.config.is_encoder_decoder:  # whatever the base's own settings say
                 generation_config.prefill_chunk_size = None
             return model._sample(input_ids, steps, ended, generation_config, **more)
 
         model: Any = self._model
-        own = {"use_cache": True} if support.sequences else {}  # which tells a prompt from its answer
-        own |= {} if start is None else {"decoder_start_token_id": start}
+        arguments = {"use_cache": True} if support.sequences else {}  # which tells a prompt from its answer
+        arguments |= {} if start is None else {"decoder_start_token_id": start}
         with self._attached.routing(Condition.cat(conditions), recorder=trace, generation=generation):
             model.generate(
                 **padded([row.ids for row in live], self._pad, model),
@@ -190,7 +190,7 @@ class PaddedEngine:
                 eos_token_id=None,
                 pad_token_id=self._pad,
                 custom_generate=decode,
-                **own,
+                **arguments,
             )
 
     def _end(self, row: _Row, fault: Exception | None = None) -> None:

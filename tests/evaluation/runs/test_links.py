@@ -92,15 +92,23 @@ def test_a_link_that_is_put_there_on_the_way_is_not_followed(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
-def test_a_pipe_in_place_of_a_result_is_replaced(make_run: Any, tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_result_is_refused(make_run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "base" / "near"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "even.json")
-    ended: list[str] = []
-    thread = threading.Thread(target=lambda: ended.extend(statuses(make_run(["base"]))), daemon=True)
+    refusals: list[OSError] = []
+
+    def run() -> None:
+        try:
+            statuses(make_run(["base"]))
+        except FileExistsError as fault:
+            refusals.append(fault)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(60)
-    assert ended == ["done"] * 3 and (folder / "even.json").is_file()
+    assert [fault.filename for fault in refusals] == [str(folder / "even.json")]
+    assert (folder / "even.json").is_fifo()
 
 
 def test_names_of_other_scripts_are_files_of_their_own(make_run: Any, tmp_path: Path) -> None:

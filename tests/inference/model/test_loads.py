@@ -47,11 +47,11 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gilder", {}, RouterError, "base, .*glider, .*phatgoose, .*single.*'gilder'"),
         ("single:nobody", {}, PoolError, "e0, e1.*'nobody'"),
         ("single", {}, RouterError, "single:NAME"),
-        ("glider", {"temper": 2}, RouterError, "beta, gamma, global_, local, .*, p, select; got temper for glider"),
-        ("base", {"p": 0.5}, RouterError, "settings of none; got p for base"),
+        ("glider", {"temper": 2}, RouterError, "beta, gamma, global, local, .*, top_p; got temper for glider"),
+        ("base", {"p": 0.5}, RouterError, "settings of abstain; got p for base"),
         (Glider(), {"p": 0.5}, RouterError, "p beside it"),
     ],
-    ids=["unknown", "unknown expert", "no argument", "unknown setting", "setting of none", "beside a router"],
+    ids=["unknown", "unknown expert", "no argument", "unknown setting", "setting of the base", "beside a router"],
 )
 def test_a_router_that_cannot_be_made_is_refused_before_the_base_is_loaded(
     llama_directory: Path, make_pool, request, router: Any, setting: dict, error: type[Exception], reason: str
