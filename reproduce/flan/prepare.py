@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from glider.cli.terminal import refused_by_system
+from glider.cli.terminal import exit_code
 from glider.config import EMBEDDED_EMBEDDER, Config
-from glider.errors import DataError, GliderError
+from glider.errors import DataError
 from glider.evaluation.metrics import Metric
 from glider.files.disk import write_file, write_json
 
@@ -58,21 +58,15 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=HERE / "benchmark.yaml")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    try:
-        benchmark = Benchmark.read(arguments.config)
-        tasks = lay_out(benchmark, arguments.published, arguments.work)
-        if arguments.pool:
-            make_pool(benchmark, tasks, arguments.work, arguments.device)
-    except GliderError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except OSError as fault:
-        if fault.strerror is None:
-            raise
-        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _prepare(arguments))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    benchmark = Benchmark.read(arguments.config)
+    tasks = lay_out(benchmark, arguments.published, arguments.work)
+    if arguments.pool:
+        make_pool(benchmark, tasks, arguments.work, arguments.device)
     print(f"{arguments.work / 'run.yaml'}: {len(tasks)} tasks in {len(set(tasks.values()))} domains")
-    return 0
 
 
 def lay_out(benchmark: Benchmark, clone: Path, work: Path) -> dict[str, str]:

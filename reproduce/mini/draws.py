@@ -31,15 +31,24 @@ def main() -> None:
     for name in SETS:
         pairs = [[cells(router + draw, name) for router in (arguments.router, arguments.base)] for draw in draws()]
         print(name, *(f"{mean(own)} (base {mean(base)})" for own, base in pairs))
+    for name in SETS:
+        print(f"{name}, all draws: {difference(arguments.router, arguments.base, name)}")
     near = [[cells(router + draw, "near") for router in (arguments.router, arguments.base)] for draw in draws()]
-    every = [own[task][row] - base[task][row] for own, base in near for task in own for row in own[task]]
+    print("near, difference to the base, rows, p, p after Holm")
+    for task, change, rows, p, corrected in tested(near):
+        print(f"  {task} {change:+.1f} {rows} {p:.4f} {corrected:.3f}")
+
+
+def difference(router: str, other: str, name: str) -> str:
+    """The mean difference over the rows of the draws that both have, and how many rows would show it."""
+    pairs = [[cells(each + draw, name) for each in (router, other)] for draw in draws()]
+    both = [(own[task], base[task]) for own, base in pairs for task in own.keys() & base.keys()]
+    every = [own[row] - base[row] for own, base in both for row in sorted(own)]
+    if not every:
+        return "-"
     mean_of_all, error = statistics.mean(every), statistics.stdev(every) / sqrt(len(every))
     needed = f"{POWER * len(every) * (error / mean_of_all) ** 2:.0f}" if mean_of_all else "any number of"
-    text = f"{100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
-    print(f"near, all draws: {text}")
-    print("near, difference to the base, rows, p, p after Holm")
-    for task, difference, rows, p, corrected in tested(near):
-        print(f"  {task} {difference:+.1f} {rows} {p:.4f} {corrected:.3f}")
+    return f"{100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
 
 
 def draws() -> tuple[str, ...]:

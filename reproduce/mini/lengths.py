@@ -41,6 +41,11 @@ def main() -> None:
         for limit in LIMITS:
             left = sum(row.unsure and row.ratio > limit for row in rows) / len(rows)
             print(f"  over {limit:.1f} to the base: {100 * mean(rows, limit):.1f} ({100 * left:.0f} % of the rows)")
+        print(f"  tasks: by the pool, over {', over '.join(map(str, LIMITS))} to the base, by the base")
+        for task in sorted({row.task for row in rows}):
+            own = [row for row in rows if row.task == task]
+            scores = [mean(own, limit) for limit in (float("inf"), *LIMITS)] + [mean(own, 0.0, always=True)]
+            print(f"    {task}", *(f"{100 * score:.1f}" for score in scores))
 
 
 def answered(results: Path, other: str, name: str, tasks: Path, longest: dict[str, int]) -> list[Row]:

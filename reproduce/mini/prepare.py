@@ -18,7 +18,6 @@ import gzip
 import json
 import random
 import re
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,10 +29,9 @@ from torch.nn.functional import normalize
 
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
-from glider.cli.terminal import refused_by_system
+from glider.cli.terminal import exit_code
 from glider.contribute.adopt import add_description
 from glider.demo.pool import DEMO_POOL
-from glider.errors import GliderError
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.files.disk import copy_file, copy_tree, new_directory, write_file, write_json
@@ -59,17 +57,7 @@ def main() -> int:
     parser.add_argument("--descriptions", type=Path)
     parser.add_argument("--mixture", action="store_true")
     arguments = parser.parse_args()
-    try:
-        lay_out(arguments)
-    except GliderError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except OSError as fault:
-        if fault.strerror is None:
-            raise
-        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: lay_out(arguments))
 
 
 def lay_out(arguments: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ from fullrun.devices import devices_of, require_device, run_on
 from fullrun.dry_run import plan_json, print_plan
 from fullrun.estimate import Assumptions
 from fullrun.plan import Plan, config_names, read_plan
-from glider.cli.terminal import refused_by_system
-from glider.errors import ConfigError, GliderError
+from glider.cli.terminal import exit_code
+from glider.errors import ConfigError
 from glider.jobs.placement import Placement
 
 WORK = Path("out/paper")
@@ -29,16 +29,7 @@ WORK = Path("out/paper")
 
 def main() -> int:
     arguments = parser().parse_args()
-    try:
-        return _run(arguments)
-    except GliderError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except OSError as fault:
-        if fault.strerror is None:
-            raise
-        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ def on_ray(
                 losses = losses + 1 if len(missing) == before else 0
                 if losses > executor.losses:
                     expected = f"answers to chunk {min(missing) + 1} of {len(chunks)}"
-                    got = f"a process that was lost {losses} times, with its node or for want of memory"
+                    got = f"none in {losses} rounds: its process or node was lost, or never started"
                     raise GliderError(expected, got, "See Ray's log; give it more memory, or a smaller --batch-size.")
                 while missing and not executor.autoscaling and not need.room(ray):
                     time.sleep(_PATIENCE)  # the last node that could run one is gone
@@ -107,10 +108,25 @@ def _round(ray: Any, executor: RayExecutor, errand: Errand, missing: Mapping[int
         for number, rows in missing.items()
     ]
     most = min(len(items), executor.workers or max(1, Need(executor.cpus, executor.gpus).room(ray)))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars, context.max_errored_blocks = False, -1
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # else it tells of every plan and loss
+    with _skipping_losses(ray.data.DataContext.get_current()):
+        yield from _replies(ray, executor, errand, items, most)
+
+
+@contextmanager
+def _skipping_losses(context: Any) -> Iterator[None]:
+    """Let Ray Data leave lost blocks out, in this block alone: others of the process must be told of theirs."""
+    before = context.enable_progress_bars, context.max_errored_blocks
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks = before
+
+
+def _replies(ray: Any, executor: RayExecutor, errand: Errand, items: list[dict[str, Any]], most: int) -> Answered:
+    """What at most so many actors answer; raises what went wrong in one of them."""
     answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Answerer,
         fn_constructor_args=(errand,),

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from glider.errors import GliderWarning
+from glider.errors import GliderError, GliderWarning
 from glider.printable import printable
 
 if TYPE_CHECKING:
@@ -38,6 +40,20 @@ def refused_by_system(fault: OSError) -> str:
     place = fault.filename or "a file"
     remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
     return f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place."
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Run a script's work; a `GliderError`, or what the system refuses, is one line and an exit code."""
+    try:
+        return run() or 0
+    except GliderError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except OSError as fault:
+        if fault.strerror is None:
+            raise
+        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
+        return 2
 
 
 def verdict_text(verdict: str | None) -> str:
