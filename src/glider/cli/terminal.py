@@ -2,13 +2,13 @@
 
 import errno
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from glider.errors import GliderError, GliderWarning
 from glider.printable import printable
+from glider.terminal import say
 
 if TYPE_CHECKING:
     from glider.jobs.base import JobResult
@@ -47,12 +47,12 @@ def exit_code(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except GliderError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        say(f"error: {fault}", error=True)
         return fault.exit_code
     except OSError as fault:
         if fault.strerror is None:
             raise
-        print(f"error: {refused_by_system(fault)}", file=sys.stderr)
+        say(f"error: {refused_by_system(fault)}", error=True)
         return 2
 
 
