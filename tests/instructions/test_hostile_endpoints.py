@@ -11,8 +11,8 @@ import pytest
 
 from glider.errors import EndpointError
 from glider.instructions.describers import Described, Task, describe_tasks, load_describer
-from glider.instructions.embedders import load_embedder
 from glider.instructions.endpoint import Endpoint
+from glider.instructions.openai_embedder import openai_embedder
 
 SECRET = 'sk-"of the/test'
 TASK = Task((("a fine film", "positive"),))
@@ -189,8 +189,7 @@ def test_after_a_dripping_reply_the_next_one_is_read(hostile) -> None:
     assert slower.ask("chat", [{"messages": []}], 1000) == [{"choices": 1}]
 
 
-def test_vectors_of_an_endpoint_are_bounded_too(hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_of_an_endpoint_are_bounded_too(hostile) -> None:
     server = hostile(dripping(ERROR + b"\r\n", b"1\r\n \r\n"))
-    monkeypatch.setenv("GLIDER_EMBEDDING_URL", server.base_url)
-    with pytest.raises(EndpointError, match="none within"):
-        load_embedder("openai:m?timeout=0.3&retries=0").embed(["a text"])
+    with pytest.raises(EndpointError, match=r"none within 0\.3 s"):
+        openai_embedder("m", base_url=server.base_url, timeout=0.3, retries=0).embed(["a text"])

@@ -80,7 +80,7 @@ def test_a_tensor_larger_than_its_file_is_refused(value: torch.Tensor, wanted: s
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=4), kept=st.floats(0, 1)
 )
-@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mutated_checkpoint_is_read_or_refused(
     zipped: bool, changes: list[tuple[float, bytes]], kept: float, tmp_path: Path
 ) -> None:
