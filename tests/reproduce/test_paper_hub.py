@@ -262,8 +262,12 @@ def test_a_column_that_is_missing_is_named_before_anything_is_read(tmp_path: Pat
 def test_a_repository_that_is_not_there_is_told(stand: Stand, hub: Hub) -> None:
     with pytest.raises(DataError, match=r"the list of files of no/where from the hub"):
         hub.files("no/where", "dataset")
+
+
+@pytest.mark.slow  # huggingface_hub tries for 20 seconds
+def test_a_hub_that_does_not_answer_is_told() -> None:
     with pytest.raises(DataError, match=r"the list of files"):
-        Hub("http://127.0.0.1:9").files("no/where", "dataset")  # where nobody answers
+        Hub("http://127.0.0.1:9").files("no/where", "dataset")
 
 
 def test_a_data_set_without_parquet_is_streamed_split_by_split(
