@@ -154,7 +154,9 @@ def test_another_seed_gives_other_weights(llama_directory: Path, data: Path, tmp
     assert bytes_of(one)["adapter_model.safetensors"] != bytes_of(other)["adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize(("stage", "step"), [("lora", 7), ("lora", 12), ("gates", 4)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [("lora", 7), pytest.param("lora", 12, marks=pytest.mark.slow), ("gates", 4)]
+)
 def test_an_interrupted_run_gives_the_same_bytes(
     base_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ):
@@ -178,7 +180,7 @@ def test_an_interrupted_run_gives_the_same_bytes(
     assert [file.name for file in (tmp_path / "cut").iterdir()] == ["e"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_the_settings_of_a_large_model_give_the_same_bytes_after_an_interruption(
     base_directory: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ):

@@ -38,6 +38,7 @@ def here(llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+@pytest.mark.slow
 def test_builds_on_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     local = [line for line in lines(PAGE) if line.startswith("glider") and "ray" not in line]
     assert len(local) == 2

@@ -128,6 +128,7 @@ def test_i_use_transformers(pool: None, here: Path, llama_directory: Path, capsy
     assert capsys.readouterr().out.count("thank you so much") == 2
 
 
+@pytest.mark.slow
 def test_i_use_lm_eval(pool: None, here: Path, run: Run) -> None:
     run(page("guides/lm_eval.md"))
     for place, router in (("routed", "glider"), ("bare", "base")):

@@ -41,6 +41,7 @@ def test_a_budget_grows_as_long_as_time_pays() -> None:
     assert find_budget(device({768: 100, 1536: 190}, rows=1536)).budget == Budget(1536)  # a batch holds all rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out"), MemoryError(), RuntimeError("can't allocate memory")])
 def test_memory_ends_the_growth_with_half_to_spare(fault: BaseException) -> None:
     found = find_budget(device({768: 100, 1536: 190, 3072: 300, 6144: fault}))

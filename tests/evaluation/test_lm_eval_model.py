@@ -194,6 +194,7 @@ def test_faults_of_the_arguments_are_told(ours, arguments: dict, fault: type[Exc
         ours(**arguments)
 
 
+@pytest.mark.slow
 def test_the_command_runs_our_tasks_in_the_harness(make_pool, llama_directory, tmp_path, monkeypatch, capsys) -> None:
     pool = make_pool(llama_directory)
     rows = [{"input": f"is {i} even?", "output": ("yes", "no")[i % 2], "choices": ["yes", "no"]} for i in range(6)]

@@ -31,7 +31,7 @@ CASES = [
 ]
 INTERPRETED = ("phatgoose_top1", "glider_s100")  # of the subset, where a program for the GPU takes minutes
 CELLS = [
-    (place, name, kernel)
+    pytest.param(place, name, kernel, marks=[pytest.mark.slow] if (place, kernel) == ("whole", "triton") else [])
     for place in ("inside", "whole")
     for name in CASES
     for kernel in KERNELS

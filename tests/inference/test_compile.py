@@ -72,6 +72,7 @@ def test_a_compiled_model_finds_its_queries_by_itself(model: RoutedModel) -> Non
         torch.testing.assert_close(compiled(**given).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_generation_over_a_static_cache(model: RoutedModel) -> None:
     expected = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=6)]
     model.model.forward = torch.compile(model.model.forward, backend=Graphs(), dynamic=False)
@@ -79,6 +80,7 @@ def test_generation_over_a_static_cache(model: RoutedModel) -> None:
     assert [answer.text for answer in result] == expected
 
 
+@pytest.mark.slow
 def test_a_trace_sees_a_compiled_pass(model: RoutedModel) -> None:
     prompts = [glider.Query(PROMPTS[0], verdict="route")]
     expected = model.generate(prompts, max_new_tokens=3, trace=True)[0].usage

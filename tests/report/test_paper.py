@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,9 @@ from glider.errors import ConfigError, ExpertError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
+from glider.experts.card import EmbedderIdentity
+from glider.experts.pool import Pool
+from glider.experts.trust import UNSIGNED
 from glider.inference.spec import load
 from glider.report.global_scores import pool_scores, task_files
 from glider.report.paper import write_report
@@ -27,13 +31,23 @@ ROWS = [
 
 
 @pytest.fixture
-def evaluated(pool_with_profiles, llama_directory: Path, tmp_path: Path) -> Path:
-    """The results of a real run of two routers and an oracle over two sets, with both figures' JSON."""
-    pool = pool_with_profiles()
+def evaluated(evaluation: Path, tmp_path: Path) -> Path:
+    """A copy of the evaluation's results; its plan lies beside."""
+    shutil.copytree(evaluation, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def evaluation(
+    llama_directory: Path, made_pools, embedder_identity: EmbedderIdentity, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A real run of two routers and an oracle over two sets, with both figures' JSON."""
+    place = tmp_path_factory.mktemp("evaluation")
+    pool = Pool.open(made_pools(llama_directory, 3, 0, {"profile": True, "embedder": embedder_identity}), UNSIGNED)
     for where in ("near", "far"):
-        (tmp_path / where).mkdir()
+        (place / where).mkdir()
         for task in ("e0", "odd") if where == "near" else ("strange",):
-            (tmp_path / where / f"{task}.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+            (place / where / f"{task}.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     told = {
         "pool": str(pool.path),
         "base": str(llama_directory),
@@ -45,15 +59,15 @@ def evaluated(pool_with_profiles, llama_directory: Path, tmp_path: Path) -> Path
         ],
         "sets": {where: {"tasks": [f"{where}/*.jsonl"]} for where in ("near", "far")},
     }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(told))
-    run = Run(RunPlan.read(tmp_path / "run.yaml"), tmp_path, tmp_path / "out")
+    (place / "run.yaml").write_text(yaml.safe_dump(told))
+    run = Run(RunPlan.read(place / "run.yaml"), place, place / "out")
     list(run.go())
-    files = task_files([str(tmp_path / "near" / "*.jsonl")])
+    files = task_files([str(place / "near" / "*.jsonl")])
     scores = pool_scores(pool, "examples", files)
-    (tmp_path / "out" / "scores.json").write_text(scores.model_dump_json())
+    (place / "out" / "scores.json").write_text(scores.model_dump_json())
     model = load(str(llama_directory), pool.path, global_="examples", abstain=False)
-    routing_map(model, "glider", files, rows=2).write(tmp_path / "out" / "routing.json")
-    return tmp_path / "out"
+    routing_map(model, "glider", files, rows=2).write(place / "out" / "routing.json")
+    return place
 
 
 class References(HTMLParser):

@@ -111,6 +111,7 @@ def test_what_is_no_list_of_rows_is_told(tmp_path: Path, content: str) -> None:
         (clone / place).write_text(whole, "utf8")
 
 
+@pytest.mark.slow
 def test_published_adapters_become_a_pool_that_every_router_runs_on(
     tmp_path: Path, llama_directory: Path, random_expert: Callable[..., Any]
 ) -> None:

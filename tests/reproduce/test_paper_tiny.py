@@ -51,6 +51,7 @@ def test_a_cell_from_checkpoint_to_summary_and_on_again(tmp_path: Path) -> None:
     assert sorted(said) == [f"unchanged: glider bbl/{name}" for name in sorted({by_choice} | by_answer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["figures/figure2", "figures/figure3"])
 def test_a_figure_is_drawn_of_published_layouts(tmp_path: Path, config: str) -> None:
     plan = read_plan([config])
@@ -84,6 +85,7 @@ def test_rows_that_a_kill_left_without_their_source_are_made_anew(
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_pool_whose_source_changed_is_imported_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
     space, source = Workspace(tmp_path, tmp_path, made_up), plan.pools["t0"]
@@ -158,6 +160,7 @@ def test_a_pool_of_another_size_is_told_before_anything_is_fetched(tmp_path: Pat
     Workspace(tmp_path, tmp_path / "downloads").require_pools(plan.chosen(pool="t0"))
 
 
+@pytest.mark.slow
 def test_a_task_without_its_own_expert_leaves_the_oracle_without_a_score(tmp_path: Path) -> None:
     plan = tiny_plan(read_plan(["table1/oracle"]).chosen(pool="t0", set_name="t0-heldin"), tmp_path)
     source = plan.pools["t0"]
@@ -168,6 +171,7 @@ def test_a_task_without_its_own_expert_leaves_the_oracle_without_a_score(tmp_pat
     assert told["score"] is None and told["missing"] == [lost]
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_relative_place_and_rehearses_beside_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

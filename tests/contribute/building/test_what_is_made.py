@@ -40,6 +40,7 @@ def test_experts_are_trained_imported_and_given_gates(draft: Draft, adapter: Pat
     assert draft.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_base_is_gone_before_that_of_the_next_expert_is_loaded(draft: Draft):
     def bases() -> int:
         return sum(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
@@ -62,7 +63,9 @@ def test_nothing_is_done_twice(draft: Draft):
     assert draft.state() == before
 
 
-@pytest.mark.parametrize("change", ["rows", "settings", "description"])
+@pytest.mark.parametrize(
+    "change", ["rows", *(pytest.param(change, marks=pytest.mark.slow) for change in ("settings", "description"))]
+)
 def test_only_the_expert_that_changed_is_made_again(draft: Draft, change: str):
     draft.build()
     before, one = draft.state(), draft.bytes_of("one")

@@ -56,7 +56,9 @@ def state_of(pool: Pool, kind: str) -> Path:
     return file.parent / f".{file.name}.training" / "state.safetensors"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("ariadne", "joint") else pytest.mark.slow) for kind in KINDS]
+)
 def test_training_that_was_broken_off_ends_with_the_same_bits(base: BaseModel, pool: Pool, kind: str) -> None:
     whole = trained(base, pool, kind)
     stages = dict.fromkeys(what for what, _, _ in whole)
@@ -72,6 +74,7 @@ def test_training_that_was_broken_off_ends_with_the_same_bits(base: BaseModel, p
         assert file.read_bytes() == wanted, f"broken off at {whole[stop - 1]}"
 
 
+@pytest.mark.slow
 def test_it_may_be_broken_off_again_and_again(base: BaseModel, pool: Pool) -> None:
     """Each time two items are told: the one that was not saved, and the next."""
     whole = trained(base, pool, "vq")
@@ -106,7 +109,13 @@ def other_precision(
 
 
 @pytest.mark.parametrize("kind", ["joint", "seqr"])
-@pytest.mark.parametrize("change", [other_rows, other_seed, other_expert, other_precision])
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_expert,
+        *(pytest.param(change, marks=pytest.mark.slow) for change in (other_rows, other_seed, other_precision)),
+    ],
+)
 def test_a_training_of_something_else_begins_anew(
     base: BaseModel, pool: Pool, kind: str, change: Callable[..., Any], grow_pool, llama_directory: Path
 ) -> None:

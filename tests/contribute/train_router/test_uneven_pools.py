@@ -21,6 +21,12 @@ KINDS |= {"seqr": ("seqr(norms=calibrated)",)}
 SETTINGS = RouterTraining(steps=2, batch_size=4, codes=5, centroids=2)
 
 
+@pytest.fixture(params=["llama", pytest.param("t5", marks=pytest.mark.slow)])
+def base_directory(request: pytest.FixtureRequest) -> Path:
+    """Both tiny bases in turn, the second in the slow tests."""
+    return request.getfixturevalue(f"{request.param}_directory")
+
+
 @pytest.fixture
 def pool(base_directory: Path, make_pool, grow_pool) -> Pool:
     """Ranks 4, 4, 2, scalings 0.125 and 1; the last expert adapts half of the sites."""

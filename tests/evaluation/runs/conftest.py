@@ -13,6 +13,12 @@ from glider.experts.pool import Pool
 from .run_files import EVEN, SAY, write
 
 
+@pytest.fixture(params=["llama", pytest.param("t5", marks=pytest.mark.slow)])
+def base_directory(request: pytest.FixtureRequest) -> Path:
+    """Both tiny bases in turn, the second in the slow tests: a run is the same work whatever the base."""
+    return request.getfixturevalue(f"{request.param}_directory")
+
+
 @pytest.fixture
 def pool(make_pool, base_directory: Path) -> Pool:
     return make_pool(base_directory)
