@@ -10,11 +10,13 @@ those that the local executor makes.
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from glider.cli.terminal import exit_code
 from glider.contribute.build import PoolPlan, build_pool
 from glider.experts.pool import Pool
 from glider.jobs.base import Executor, JobTick, silent
@@ -86,4 +88,4 @@ def content(pool: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -17,10 +17,12 @@ import argparse
 import heapq
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glider.cli.terminal import exit_code
 from glider.jobs.travel import longest_first
 
 ROOT = Path(__file__).parents[1]
@@ -127,4 +129,4 @@ def bound(seconds: Sequence[float], workers: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -12,6 +12,7 @@ of the busier of two, which is what two cores of one's own would give.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from typing import Any
 import psutil
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.contribute.build import PoolPlan, build_pool
 from glider.jobs.base import Executor, JobTick, Resources, silent
 from glider.jobs.local import LocalExecutor
@@ -143,4 +145,4 @@ def build(plan: Path, pool: Path, executor: Executor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

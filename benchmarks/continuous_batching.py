@@ -18,6 +18,7 @@ import copy
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import ContinuousBatchingConfig
 
+from glider.cli.terminal import exit_code
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
 from glider.inference.engine import Ended, Failed, events
@@ -203,4 +205,4 @@ def print_table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -5,12 +5,14 @@ python benchmarks/embedding.py [--words 3 12 30 60] [--queries 30] [--threads 1]
 
 import argparse
 import random
+import sys
 import time
 from statistics import quantiles
 
 import torch
 from sentence_transformers import SentenceTransformer
 
+from glider.cli.terminal import exit_code
 from glider.demo.base import embedder_directory
 from glider.instructions.encoder import encoder_of
 from glider.instructions.inputs import edges
@@ -44,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

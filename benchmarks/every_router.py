@@ -13,10 +13,12 @@ processor time, of a process with one thread (OMP_NUM_THREADS=1): other work on 
 import argparse
 import json
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from glider.cli.terminal import exit_code
 from glider.contribute.settings import RouterTraining
 from glider.contribute.train_router import train_router
 from glider.data.rows import Row, read_rows
@@ -146,4 +148,4 @@ def short_rows(path: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,12 +7,14 @@ TASKS is a folder of JSON Lines, one file a task. An expert knows 64 inputs that
 
 import argparse
 import random
+import sys
 import time
 from pathlib import Path
 from statistics import quantiles
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.data.rows import read_rows
 from glider.experts.profile import ROWS
 from glider.instructions.inputs import ngrams
@@ -44,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

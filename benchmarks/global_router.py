@@ -13,6 +13,7 @@ input.
 import argparse
 import json
 import random
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glider.calibration.threshold import best_threshold
+from glider.cli.terminal import exit_code
 from glider.config import EMBEDDED_BASE
 from glider.contribute.router_statistics import k_means
 from glider.data.rows import Row, read_rows
@@ -312,4 +314,4 @@ def show(console: Console, results: list[dict[str, Any]], free: list[dict[str, A
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -8,6 +8,7 @@ best tiles, and with those that are in use.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from triton.testing import do_bench
 
+from glider.cli.terminal import exit_code
 from glider.layers.bank import Bank
 from glider.layers.kernels import gpu
 from glider.layers.kernels.grouped import add_experts
@@ -87,4 +89,4 @@ def median(run: Callable[[], Any], rep: int = 50) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -11,10 +11,12 @@ had which verdict, by `kind` too where rows have one. Answers are greedy, in bat
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from glider.cli.terminal import exit_code
 from glider.inference.answers import Answer
 from glider.inference.base_model import BaseModel
 from glider.inference.queries import Prompt, Query
@@ -102,4 +104,4 @@ def summary(router: str, rows: list[dict[str, Any]], answers: list[Answer], base
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

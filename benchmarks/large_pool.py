@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from glider.cli.terminal import exit_code
 from glider.data.rows import read_rows
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
@@ -232,4 +233,4 @@ def record(file: Path) -> FileRecord:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -28,6 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
+from glider.cli.terminal import exit_code
 from glider.experts.card import CARD_FILE, EmbedderIdentity, ExpertCard
 from glider.experts.expert import EXPERT_FILES, write_expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -195,4 +196,4 @@ def shorten(path: Path, experts: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -24,6 +24,7 @@ import copy
 import json
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from glider.cli.terminal import exit_code
 from glider.experts.sites import ExpertSite
 from glider.files.disk import write_json
 from glider.inference.base_model import load_base
@@ -329,4 +331,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from glider.cli.terminal import exit_code
 from glider.data.rows import Row, read_rows
 from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.task_rows import score_rows_of
@@ -72,4 +73,4 @@ def mean_score(model: RoutedModel, rows: list[Row], text: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -13,6 +13,7 @@ pool on the demo's prompts, by kind of site: their deviation among experts, and 
 import argparse
 import json
 import random
+import sys
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import glider
+from glider.cli.terminal import exit_code
 from glider.config import EMBEDDED_BASE
 from glider.data.rows import read_rows
 from glider.demo.pool import DEMO_POOL
@@ -129,4 +131,4 @@ def pool_table() -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -22,6 +22,7 @@ import ctypes
 import gc
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from glider.cli.terminal import exit_code
 from glider.files.disk import write_json
 from glider.layers.bank import Bank
 from glider.layers.context import Batch, RoutingContext
@@ -230,4 +232,4 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -25,6 +25,7 @@ import asyncio
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ import httpx2 as httpx
 from rich.console import Console
 from rich.table import Table
 
+from glider.cli.terminal import exit_code
 from glider.demo.prompts import PROMPTS
 from glider.files.disk import write_json
 from glider.progress import Bars
@@ -307,4 +309,4 @@ def print_tables(result: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

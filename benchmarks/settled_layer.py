@@ -9,11 +9,13 @@ as these reach, so that for few tokens this is no decoding.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.layers.bank import Bank
 from glider.layers.kernels.native import NativeSite
 from glider.routing.base import Decision, Site
@@ -79,4 +81,4 @@ def print_row(name: str, least: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

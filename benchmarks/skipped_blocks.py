@@ -9,6 +9,7 @@ process with one thread (OMP_NUM_THREADS=1), and the medians of the turns. `phat
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.demo.pool import DEMO_POOL
 from glider.experts.pool import Pool
 from glider.inference.spec import BaseSpec, base_of
@@ -85,4 +87,4 @@ def timed(attached: Attached, ids: torch.Tensor, steps: int) -> tuple[float, flo
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

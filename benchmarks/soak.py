@@ -22,6 +22,7 @@ import json
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from typing import Any
 import httpx2 as httpx
 from rich.console import Console
 
+from glider.cli.terminal import exit_code
 from glider.demo.pool import DEMO_POOL
 from glider.demo.prompts import PROMPTS
 from glider.files.disk import write_json
@@ -328,4 +330,4 @@ class Soak:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -10,6 +10,7 @@ all a router does with spectra that are kept.
 import argparse
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from glider.cli.terminal import exit_code
 from glider.experts.expert import EXPERT_FILES
 from glider.experts.peft_format import ADAPTER_WEIGHTS_FILE
 from glider.experts.pool import POOL_FILE, ExpertRecord, Pool, PoolIndex
@@ -112,4 +114,4 @@ def random_adapter(rank: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

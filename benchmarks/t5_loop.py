@@ -20,6 +20,7 @@ import argparse
 import copy
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from rich.table import Table
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from glider.cli.terminal import exit_code
 from glider.files.disk import write_json
 from glider.layers.attach import Attached, Storage
 from glider.layers.routed_linear import RoutedLinear
@@ -207,4 +209,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

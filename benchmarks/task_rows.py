@@ -10,9 +10,11 @@ import argparse
 import glob
 import json
 import random
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from glider.cli.terminal import exit_code
 from glider.data.rows import Row, read_rows
 from glider.errors import DataError
 from glider.evaluation.lm_eval_tasks import task_name
@@ -141,4 +143,4 @@ def show(rows: list[Row], count: int, chars: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

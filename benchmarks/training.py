@@ -11,6 +11,7 @@ take the very same batches, and their losses must agree.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.contribute.examples import Batches, EncodedRow, encode_rows
 from glider.contribute.loop import Loop
 from glider.contribute.lora import add_lora, lora_parameters
@@ -123,4 +125,4 @@ def our_loop(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -8,6 +8,7 @@ a prompt of 512 tokens and for a new token on its cache; and the milliseconds th
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec, base_of, open_pool
 from glider.routing.condition import Condition, Settled
@@ -93,4 +95,4 @@ def timed(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -17,6 +17,8 @@ import time
 from statistics import median, quantiles
 from typing import Any
 
+from glider.cli.terminal import exit_code
+
 ENGINES = {"bare": "bare", "bare again": "bare", "routed": "route", "stranger": "route", "one adapter": "lora"}
 PROMPT, LONG, NEW = 32, 480, 32
 MOST = 32  # requests at once
@@ -176,4 +178,4 @@ def tokens_of(rows: int, length: int) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,12 +7,14 @@ Prints the median and the 95th percentile of `QueryReader.features` for one quer
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from glider.cli.terminal import exit_code
 from glider.inference.queries import Query, QueryReader
 from glider.instructions.cache import Cache, key_of
 from glider.instructions.embedders import load_embedder
@@ -47,4 +49,4 @@ def show(name: str, clock: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

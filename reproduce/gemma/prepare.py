@@ -10,6 +10,7 @@ part of this project, nor are the experts that are trained on it. WORK gets `bas
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from glider.cli.terminal import exit_code
 from glider.files.disk import copy_file, write_file
 
 HERE = Path(__file__).parent
@@ -63,4 +65,4 @@ def link(place: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -11,9 +11,12 @@ import argparse
 import json
 import random
 import statistics
+import sys
 from collections.abc import Iterable, Mapping
 from math import sqrt
 from pathlib import Path
+
+from glider.cli.terminal import exit_code
 
 HERE = Path(__file__).parent
 SETS = ("held-in", "near", "held-out", "bbh", "bbl")
@@ -89,4 +92,4 @@ def tested(pairs: Iterable[list[Cells]]) -> list[tuple[str, float, int, float, f
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,12 +7,14 @@ Prints score and gain in percent, what guessing gives, and p of the expert again
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from glider.cli.terminal import exit_code
 from glider.report.cells import Results
 
 DRAWS = ("", "-seed1", "-seed2")
@@ -57,4 +59,4 @@ def gains(results: Results) -> dict[str, dict[str, float | None]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

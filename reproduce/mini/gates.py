@@ -10,10 +10,12 @@ one core. Interrupted, it goes on; `--expert` makes one alone, so that several c
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from rich.progress import Progress
 
+from glider.cli.terminal import exit_code
 from glider.config import EMBEDDED_BASE
 from glider.contribute.adopt import make_gates
 from glider.contribute.settings import TrainConfig
@@ -69,4 +71,4 @@ def gather(source: Pool, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

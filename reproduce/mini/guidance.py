@@ -10,10 +10,12 @@ share of rows with the high alpha on each set.
 import argparse
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from glider.cli.terminal import exit_code
 from glider.report.cells import CellFile, Results
 
 SETS = ("held-in", "near", "held-out", "bbh", "bbl")
@@ -70,4 +72,4 @@ def distinct(cells: list[tuple[str, CellFile]]) -> dict[str, list[dict[str, Any]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,9 +9,11 @@ the task's description becomes its hash. `glider evaluate` takes kept cells for 
 import argparse
 import hashlib
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
+from glider.cli.terminal import exit_code
 from glider.files.disk import write_file
 
 ROW = ("id", "place", "score", "expert", "alpha", "verdict")
@@ -42,4 +44,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

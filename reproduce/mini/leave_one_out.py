@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from glider.cli.terminal import exit_code
 from glider.experts.pool import Pool
 
 ROUTERS = ("base", "glider")
@@ -98,4 +99,4 @@ def summary(results: Path, name: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -11,8 +11,11 @@ import argparse
 import gzip
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from glider.cli.terminal import exit_code
 
 LIMITS = (0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
@@ -80,4 +83,4 @@ def mean(rows: list[Row], limit: float, always: bool = False) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,9 +9,11 @@ stands what an expert drawn blindly would give, for the tasks for which the pool
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from glider.cli.terminal import exit_code
 from glider.report.cells import Results
 
 SETS = ("near", "held-out")
@@ -96,4 +98,4 @@ _ALIKE = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

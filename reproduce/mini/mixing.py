@@ -9,10 +9,12 @@ RESULTS holds a directory of `base` and one of the other router, with the same e
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import torch
 
+from glider.cli.terminal import exit_code
 from glider.experts.pool import Pool
 from glider.instructions.inputs import ngrams
 from glider.routing.base import QueryFeatures
@@ -73,4 +75,4 @@ def features(cell: dict, tasks: Path) -> QueryFeatures:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

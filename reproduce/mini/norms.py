@@ -15,6 +15,7 @@ import argparse
 import gzip
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 import glider
+from glider.cli.terminal import exit_code
 from glider.contribute.router_statistics import k_means
 from glider.instructions.embedders import load_for
 from glider.instructions.inputs import edges, ngrams
@@ -196,4 +198,4 @@ def area(ones: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], key: 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

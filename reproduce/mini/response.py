@@ -12,12 +12,14 @@ against rows that it makes worse. What ROWS holds already is not computed again.
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import glider
+from glider.cli.terminal import exit_code
 from glider.progress import track
 
 STATISTICS = ("likelihood_ratio", "base_entropy", "routed_from_base", "base_from_routed")
@@ -93,4 +95,4 @@ def area(better: list[dict[str, Any]], worse: list[dict[str, Any]], key: str) ->
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

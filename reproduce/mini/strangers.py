@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from glider.calibration.threshold import best_threshold
+from glider.cli.terminal import exit_code
 from glider.experts.pool import Pool
 from glider.instructions.inputs import ngrams
 from glider.routing.base import QueryFeatures
@@ -82,4 +83,4 @@ def show(name: str, values: dict[str, Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))
