@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,20 +110,48 @@ def measure(path: Path, newcomer: str, profile: bool) -> dict[str, float]:
 
 
 def calibration(pool: Pool) -> dict[str, float]:
-    """Seconds of what joining makes anew, the threshold of `examples` and those of verdicts; reading profiles apart."""
+    """Seconds of what joining makes anew, the threshold of `examples` and those of verdicts, reading profiles apart;
+    and milliseconds of a query's verdict, its global scores included."""
     from glider.calibration.threshold import calibrate
     from glider.calibration.verdict import choose_thresholds
 
     clock = [time.perf_counter()]
+    chosen: list[Any] = []
     for work in (
         lambda: [expert.profile for expert in pool],
         lambda: calibrate(pool, "examples"),
         lambda: choose_thresholds(pool),
     ):
-        work()
+        chosen.append(work())
         clock.append(time.perf_counter())
     names = ("profiles_seconds", "calibrate_seconds", "verdicts_seconds")
-    return {name: after - before for name, before, after in zip(names, clock[:-1], clock[1:], strict=True)}
+    seconds = {name: after - before for name, before, after in zip(names, clock[:-1], clock[1:], strict=True)}
+    _, p, thresholds = chosen
+    return seconds | {"verdict_milliseconds": verdict_time(pool.calibrate("examples", p).set_verdicts(thresholds))}
+
+
+def verdict_time(pool: Pool) -> float:
+    """Median milliseconds of a query's condition with its verdict, from the n-grams of its text."""
+    from statistics import median
+
+    from glider.inference.queries import Query, QueryReader
+    from glider.routing.methods.glider import Glider
+    from glider.routing.preparation import prepare
+
+    router = Glider()
+    prepared = prepare(router, pool)
+    reader = QueryReader(EMBEDDER)
+    clock = []
+    for i in range(105):
+        queries = [Query(f"Which word of these {i} is the opposite of warm, and which one of them rhymes with it?")]
+        features, _ = reader.features(queries, {"grams"})
+        began = time.perf_counter()
+        condition = router.condition(prepared, features)
+        if prepared.judge is None:
+            raise SystemExit("the pool has no verdicts")
+        prepared.judge.judged(condition, features, term=prepared.global_term)
+        clock.append(1000 * (time.perf_counter() - began))
+    return median(clock[5:])
 
 
 def add_profiles(path: Path, tasks: Path) -> None:
