@@ -14,12 +14,12 @@ from glider.experts.site_patterns import BadPattern, SitePatterns, whole_matches
 MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 SITES = [f"model.layers.{i}.{name}" for i in range(80) for name in (*MODULES, "mlp.gate_proj", "mlp.up_proj")]
 ATOMS = [*"ab.0_-^$|()*+?", "\\.", "\\-", "\\d", "\\w", "\\b", "[ab]", "[^a.]", "(a)", "(?:a|b)", "{2}", "a*?"]
-ATOMS += ["(?i:A)", "[[:alpha:]]", "{,2}", "(?i)"]
+ATOMS += ["(?i:A)", "[[:alpha:]]", "{,2}", "(?i)", "{01}", "{1,02}", "{1,}"]
 PARTS = st.sampled_from(["a", "b", "ab", "A", "0", "a0", "_", "-", "a-b"])
 USUAL = ["q_proj", "layers.1.self_attn.q_proj", "^model.layers.3.mlp.up_proj", r"^model\.layers\.7", r".*\.1\..*"]
 USUAL += [r"model\.layers\.(1|2|3)\.self_attn\.[qk]_proj", ".*", "mlp.(gate|up)_proj", r"layers\.\d+\.mlp.up_proj"]
 REFUSED = ["(" * 20000, "a{99999999999}", "(?i)q", "a)|(b", "[a", "a" * 300, "(?=q)q", r"(a)\1", r"\Z", "*"]
-REFUSED += ["(.?){600}", "[[:alpha:]]", "a{,3}", "é.*", "\\"]
+REFUSED += ["(.?){600}", "[[:alpha:]]", "a{,3}", "é.*", "\\", "a{01}", "a{1,02}"]
 patterns = st.lists(st.lists(st.sampled_from(ATOMS), min_size=1, max_size=5).map("".join), min_size=1, max_size=4)
 names = st.lists(PARTS, min_size=1, max_size=5).map(".".join)
 

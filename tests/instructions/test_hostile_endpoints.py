@@ -1,6 +1,8 @@
 """Endpoints that mean harm: every reply ends in time and has an end, no key comes out, no prompt goes elsewhere."""
 
+import base64
 import gzip
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from glider.errors import EndpointError
+from glider.errors import ConfigError, EndpointError
 from glider.instructions.describers import Described, Task, describe_tasks, load_describer
 from glider.instructions.endpoint import Endpoint
 from glider.instructions.openai_embedder import openai_embedder
@@ -27,6 +29,7 @@ class Hostile:
 
     def __init__(self, answer: Answer):
         self.answer, self.over, self.requests = answer, threading.Event(), 0
+        self.heads: list[bytes] = []
         self.hung_up = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.base_url = f"http://127.0.0.1:{self._server.getsockname()[1]}/v1"
@@ -46,6 +49,11 @@ class Hostile:
                 content = b""
                 while b"\r\n\r\n" not in content:
                     content += connection.recv(1 << 16)
+                head, _, body = content.partition(b"\r\n\r\n")
+                self.heads.append(head.lower())
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                while len(body) < length:  # what is not read is a connection that breaks
+                    body += connection.recv(1 << 16)
                 self.answer(connection, self.over)
             self.hung_up.set()
 
@@ -99,6 +107,12 @@ def once(content: bytes) -> Answer:
     return lambda connection, over: connection.sendall(content)
 
 
+def refusal(message: str, head: bytes = b"") -> Answer:
+    """A 400 with a message, as OpenAI sends it."""
+    body = json.dumps({"error": {"message": message}}).encode()
+    return once(b"HTTP/1.1 400 Bad\r\n%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body))
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -133,6 +147,12 @@ def test_a_packed_reply_is_not_unpacked(hostile, status: bytes, packing: bytes) 
     assert f"a reply packed by {packing.decode()}" in (ask(hostile(once(head + bomb)), timeout=30.0).fault or "")
 
 
+def test_the_key_is_no_packing(hostile) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: 0\r\n\r\n" % SECRET.encode()
+    fault = ask(hostile(once(head)), timeout=30.0).fault or ""
+    assert "packed by no known way" in fault and SECRET not in fault
+
+
 @pytest.mark.parametrize(
     "echo",
     [
@@ -146,8 +166,6 @@ def test_a_packed_reply_is_not_unpacked(hostile, status: bytes, packing: bytes) 
     ],
 )
 def test_the_key_stands_in_no_fault_and_no_description(hostile, echo: str) -> None:
-    import json
-
     def reply(status: bytes, value: object) -> Answer:
         body = json.dumps(value).encode()
         return once(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
@@ -167,6 +185,40 @@ def test_what_is_secret_in_an_address_is_not_told(hostile) -> None:
     assert "HTTP 404" in (told.fault or "")
     assert "hunter22" not in (told.fault or "") and "tok-12345" not in (told.fault or "")
     assert Endpoint(argument="m", base_url=address).shown == server.base_url
+
+
+def test_a_name_and_a_password_are_told_in_no_form_that_they_are_sent_in(hostile) -> None:
+    basic = base64.b64encode(b"me:hunter@22").decode()
+    server = hostile(refusal(f"no: Authorization: Basic {basic} of hunter@22"))
+    fault = ask(server, server.base_url.replace("http://", "http://me:hunter%4022@"), timeout=30.0).fault or ""
+    assert "HTTP 400" in fault and "Basic [secret]" in fault
+    assert basic not in fault and "hunter" not in fault
+
+
+def test_a_message_that_is_cut_within_the_key_does_not_tell_its_beginning(hostile) -> None:
+    invisible = "\u200b" * ((1 << 16) - len("key ") - len(SECRET) + 1)
+    fault = ask(hostile(refusal(f"{invisible}key {SECRET}")), timeout=30.0).fault or ""
+    assert "HTTP 400" in fault and SECRET[:6] not in fault
+
+
+@pytest.mark.parametrize("charset", ["hex", "undefined", "punycode", "utf-16"])
+def test_a_reply_is_utf8_whatever_codec_it_names(hostile, charset: str) -> None:
+    """Decoding a megabyte as punycode goes on for hours after the deadline."""
+    server = hostile(refusal("no such model", b"Content-Type: text/plain; charset=" + charset.encode() + b"\r\n"))
+    assert "HTTP 400: no such model" in (ask(server, timeout=30.0).fault or "")
+
+
+def test_no_cookie_is_sent_back(hostile) -> None:
+    """Cookies of thirty replies made a request of two megabytes."""
+    server = hostile(once(OK + b"Set-Cookie: a=b; Max-Age=1000\r\nContent-Length: 13\r\n\r\n" + b'{"choices":1}'))
+    endpoint = Endpoint(argument="m", base_url=server.base_url, timeout=30.0, retries=0, concurrency=1)
+    assert endpoint.ask("chat", [{"messages": []}] * 2, 1000) == [{"choices": 1}] * 2
+    assert len(server.heads) == 2 and not any(b"cookie" in head for head in server.heads)
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(ConfigError, match="an address in base_url"):
+        _ = Endpoint(argument="m", base_url="http://[::1/v1").shown
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

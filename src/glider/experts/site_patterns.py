@@ -26,8 +26,9 @@ _LARGEST_PROGRAM = 2000  # instructions of an expression
 _MEMORY = 1 << 20  # bytes of an expression
 _CALL = 250  # steps that asking at all is worth
 _NAME = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.\-])+")
-# POSIX classes, {,n}, flags in the middle: RE2 and Python read them differently, or one Python otherwise than the next
-_AMBIGUOUS = re.compile(r"\[[:.=]|\{,|\(\?[a-zA-Z-]*\)")
+# POSIX classes, {,n}, {01}, flags in the middle: RE2 and Python read them differently, or one Python otherwise than
+# the next
+_AMBIGUOUS = re.compile(r"\[[:.=]|\{(?:,|0[0-9]|[0-9]+,0[0-9])|\(\?[a-zA-Z-]*\)")
 
 
 class BadPattern(ValueError):

@@ -11,9 +11,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+_PACKINGS = frozenset({"gzip", "x-gzip", "deflate", "compress", "br", "zstd"})
 
 
 class TooLate(Exception):
@@ -31,7 +33,9 @@ class BoundedClient:
         from openai import DefaultHttpxClient
 
         self._bounds = _Bounds()  # apart from this object: what the client refers to lives as long as its connections
-        self.http = DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [self._bounds.apply]})
+        hooks = {"response": [self._bounds.apply]}
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # they would be sent again, and grow
+        self.http = DefaultHttpxClient(follow_redirects=False, event_hooks=hooks, cookies=no_cookies)
         self._left_behind = False
         weakref.finalize(self, self.http.close)
 
@@ -77,7 +81,9 @@ class _Bounds(threading.local):
     def apply(self, response: Any) -> None:
         packed = response.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("", "identity"):
-            raise TooMuch(f"a reply packed by {packed[:20]}, which nobody asked for")
+            known = all(part.strip() in _PACKINGS for part in packed.split(","))
+            raise TooMuch(f"a reply packed by {packed[:20] if known else 'no known way'}, which nobody asked for")
+        response.encoding = "utf8"  # what a reply names may be any codec of Python's: some unpack, others are quadratic
         response.stream = _bounded_kind(type(response.stream))(response.stream, self.deadline, self.longest)
 
 

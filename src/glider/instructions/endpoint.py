@@ -5,17 +5,18 @@ import os
 import random
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
 
 from glider.config import Config
-from glider.errors import EndpointError, MissingDependency
+from glider.errors import ConfigError, EndpointError, MissingDependency
 from glider.files.json_text import parse_json
 from glider.instructions.bounded_client import BoundedClient, TooLate, TooMuch
 from glider.printable import printable, struck, visible
@@ -33,6 +34,7 @@ _NAMED = {  # errors by name
     **dict.fromkeys(("invalid_api_key", "authentication_error", "unauthenticated"), 401),
 }
 _MESSAGE_CHARACTERS = 1 << 16  # characters of a reply that are looked at for a message
+_LONGEST_FORM = 6  # characters that stand for one of a secret, as \\uXXXX
 _MOST_MEMBERS = 2_000_000  # values of a reply; 64 vectors of 4,096 have 262,144
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -56,8 +58,15 @@ class Endpoint(Config):
 
     @property
     def address(self) -> str:
-        """The address of requests."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        """The address of requests; raises `ConfigError` for one that is none."""
+        address = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            urlsplit(address)
+        except ValueError as fault:
+            place = "OPENAI_BASE_URL" if self.base_url is None else "base_url"
+            remedy = "Write it as http://127.0.0.1:8000/v1, or http://[::1]:8000/v1."
+            raise ConfigError(f"an address in {place}", str(fault), remedy) from None
+        return address
 
     @property
     def shown(self) -> str:
@@ -67,10 +76,20 @@ class Endpoint(Config):
 
     def strike(self, text: str) -> str:
         """A text without the key and the secret parts of the address."""
-        parts = urlsplit(self.address)
-        secrets = [os.environ.get(self.key_variable), parts.password, parts.netloc.rpartition("@")[0]]
-        secrets += [value for _, value in parse_qsl(parts.query)]
+        secrets = self._secrets
         return struck(visible(struck(text, secrets)), secrets)  # invisible characters may have stood within
+
+    @property
+    def _secrets(self) -> list[str]:
+        """What no text may show: the key, and of the address name, password and query, as written and as sent."""
+        parts = urlsplit(self.address)
+        login = parts.netloc.rpartition("@")[0]
+        secrets = [os.environ.get(self.key_variable), parts.password, login]
+        if login:
+            sent = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+            secrets += [unquote(parts.password or ""), b64encode(sent.encode("utf8", "replace")).decode()]
+        secrets += [value for _, value in parse_qsl(parts.query)]
+        return [secret for secret in secrets if secret]
 
     def require_client(self) -> None:
         """Raise `MissingDependency` where the `openai` package is not installed."""
@@ -233,7 +252,11 @@ class Endpoint(Config):
 
     def _printable(self, text: str) -> str:
         """The text of a reply, fit for a message."""
-        return printable(self.strike(text[:_MESSAGE_CHARACTERS]))
+        shown = self.strike(text[:_MESSAGE_CHARACTERS])
+        if len(text) > _MESSAGE_CHARACTERS:  # its end may be the beginning of a secret
+            longest = _LONGEST_FORM * max(map(len, self._secrets), default=0)
+            shown = shown[: max(0, len(shown) - longest)]
+        return printable(shown)
 
 
 class _Connection:
