@@ -3,6 +3,7 @@
 import json
 import select
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -229,3 +230,11 @@ def test_a_slow_body_is_not_waited_for(serve: Serve) -> None:
     with httpx.Client() as link:  # one that comes in time is not cut off
         for _ in range(2):
             assert link.post(f"{served.url}/v1/chat/completions", json=ASK, timeout=60).status_code == 200
+
+
+def test_a_router_that_the_pool_cannot_serve_is_told_without_the_directory_of_the_pool(
+    server: Served, pool_directory: Path
+) -> None:
+    answer = post(server, {**ASK, "model": "tiny:glider(global=lorauter)"})
+    assert answer.status_code == 400 and "train-router" in answer.text
+    assert str(pool_directory.parent) not in answer.text

@@ -12,6 +12,7 @@ from glider import __version__
 from glider.errors import GliderError
 from glider.serve import changes, chat, completions, errors, page, replies, responses, status, tokens
 from glider.serve.guards import Guards
+from glider.serve.hidden import without_directories
 from glider.serve.service import Service
 
 
@@ -28,6 +29,8 @@ def build(service: Service) -> Guards:
 
     async def refused(_: Request, fault: Exception) -> JSONResponse:
         error = errors.of_request(fault)
+        if isinstance(fault, GliderError):
+            error.message = without_directories(service, error.message)
         service.metrics.refused(error)
         response = error.response
         response.headers.update(getattr(fault, "headers", None) or {})

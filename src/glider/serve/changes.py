@@ -21,6 +21,7 @@ from glider.routing.preparation import prepare
 from glider.routing.static import Static
 from glider.serve import bodies
 from glider.serve.errors import ApiError
+from glider.serve.hidden import without_directories
 from glider.serve.pools import ServedPool
 from glider.serve.replies import Loaded, Reloaded, Unloaded, described
 from glider.serve.schemas import LoadRequest, ReloadRequest, UnloadRequest
@@ -53,7 +54,7 @@ def routes(service: Service) -> APIRouter:
             try:
                 return await change(pool)
             except (GliderError, OSError) as fault:
-                raise ApiError(400, _without_places(service, pool, str(fault)), code="change_failed") from fault
+                raise ApiError(400, without_directories(service, str(fault)), code="change_failed") from fault
 
     @router.post("/v1/pool/reload", **described(Reloaded))
     async def reload(request: Request, body: ReloadRequest) -> dict[str, Any]:
@@ -100,7 +101,7 @@ async def _load(service: Service, pool: ServedPool, body: LoadRequest) -> dict[s
             await _serve(service, pool, await asyncio.to_thread(pool.model.pool.with_expert, directory, name))
             return _loaded(service, pool, name, pool.generation, "queries of its task are routed to it")
         except RouterError as fault:
-            reason = str(fault)
+            reason = without_directories(service, str(fault))
     router = await asyncio.to_thread(_alone, pool, directory, name)
     generation = await _attached(service, pool, router, pool.model.pool)
     pool.alone[name] = generation
@@ -161,14 +162,6 @@ def _alone(pool: ServedPool, directory: Path, name: str) -> Alone:
         return Alone(expert)
     home = tempfile.TemporaryDirectory(prefix="glider-adapter-")
     return Alone(import_adapter(directory, pool.model.base, Path(home.name) / name), home)
-
-
-def _without_places(service: Service, pool: ServedPool, text: str) -> str:
-    """What is wrong, with paths as a client gives them: where a server's directories lie is not a client's to know."""
-    roots = [Path(service.settings.changes_from or pool.model.pool.path), pool.model.pool.path]
-    for place in sorted({str(way) for root in roots for way in (root, root.absolute(), root.resolve())}, key=len):
-        text = re.sub(rf"(?<![^\s'\"(]){re.escape(place)}(?:/|(?=[\s,;:.'\")]|$))", "", text)
-    return re.sub(rf"{re.escape(tempfile.gettempdir())}/glider-adapter-[^/\s]+/", "", text)
 
 
 def _confined(service: Service, pool: ServedPool, path: str) -> Path:

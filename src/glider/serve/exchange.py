@@ -14,6 +14,7 @@ from glider.inference.streaming import Decoder
 from glider.serve.call_readers import Call, CallReader, Read
 from glider.serve.errors import ApiError
 from glider.serve.formats import format_error, require_json
+from glider.serve.hidden import without_directories
 from glider.serve.pools import Target
 from glider.serve.sampling import Draw
 from glider.serve.schemas import Sampling
@@ -234,7 +235,9 @@ class Exchange:
                 continue  # ended by a stop string
             choice = self.choices[self._names[event.request]]
             if isinstance(event, Failed):
-                raise ApiError.of(event.fault, self._blamed)
+                fault = ApiError.of(event.fault, self._blamed)
+                fault.message = without_directories(self.service, fault.message)
+                raise fault
             delta = self._token(choice, event) if isinstance(event, NewToken) else self._end(choice, event)
             choice.take(delta)
             if delta.finish_reason is not None:
