@@ -245,3 +245,13 @@ def test_the_background_of_a_pool_is_the_one_that_was_signed(make_pool, llama_di
     os.mkfifo(pool.path / BACKGROUND_FILE)
     with pytest.raises(PoolError, match="no regular file"):
         opened.verify()
+
+
+def test_what_changed_since_it_was_verified_is_not_signed(pool: Path, keys: Path) -> None:
+    opened = Pool.open(pool, UNSIGNED)
+    opened.verify()
+    opened.remove(opened.names[0])  # by another process
+    with pytest.raises(PoolError, match="changed meanwhile"):
+        sign_pool(pool, keys / "mine", opened.index)
+    assert not (pool / SIGNATURE_FILE).exists()
+    sign_pool(pool, keys / "mine", Pool.open(pool, UNSIGNED).index)

@@ -1,6 +1,8 @@
 """Signatures on pool.json: who made this pool, and is it as they made it."""
 
 import base64
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -125,3 +127,16 @@ def test_missing_package_names_its_command(pool: Path, tmp_path: Path, monkeypat
     ):
         with pytest.raises(MissingDependency, match=r"pip install 'glider-moe\[sign\]'"):
             call()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_an_index_that_is_a_pipe_is_not_waited_for(pool: Path, private: Path) -> None:
+    """`pool remove`, `pool rename` and `pool build` of a pool with a signature waited for ever."""
+    sign_pool(pool, private)
+    (pool / "pool.json").unlink()
+    os.mkfifo(pool / "pool.json")
+    code = "import sys\nfrom pathlib import Path\nfrom glider.cli.signature import telling_signature\n"
+    code += "with telling_signature(Path(sys.argv[1])): pass"
+    command = [sys.executable, "-c", code, str(pool)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert told.stderr == ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from glider.errors import ConfigError
+from glider.errors import ConfigError, PoolError
 from glider.terminal import say
 
 
@@ -36,18 +36,27 @@ def sign(
     from glider.experts.trust import UNSIGNED
     from glider.sharing.signature import sign_pool
 
-    Pool.open(path, UNSIGNED).verify()
-    say(str(sign_pool(path, key)))
+    pool = Pool.open(path, UNSIGNED)
+    pool.verify()
+    say(str(sign_pool(path, key, pool.index)))
 
 
 @contextmanager
 def telling_signature(path: Path) -> Iterator[None]:
     """Around what may change a pool: where it was signed and is another now, tells that it is to be signed anew."""
-    from glider.experts.index import POOL_FILE
     from glider.experts.trust import SIGNATURE_FILE
 
-    index = path / POOL_FILE
-    before = index.read_bytes() if (path / SIGNATURE_FILE).exists() and index.exists() else None
+    before = _index_of(path) if (path / SIGNATURE_FILE).exists() else None
     yield
-    if before is not None and index.read_bytes() != before:
+    if before is not None and _index_of(path) != before:
         say(f"glider: {path} is not as it was signed; to sign it anew: glider pool sign {path} --key KEY", error=True)
+
+
+def _index_of(path: Path) -> bytes | None:
+    """The bytes of a pool's index; None where there is none that can be read, which the command itself tells."""
+    from glider.experts.index import read_pool_file
+
+    try:
+        return read_pool_file(path)
+    except PoolError:
+        return None

@@ -41,7 +41,7 @@ def require_signature(content: bytes, pool: Path, keys_file: Path) -> None:
     from cryptography.exceptions import InvalidSignature
 
     keys, path = read_public_keys(keys_file), pool / SIGNATURE_FILE
-    signature = _signature(path)
+    signature = read_signature(path)
     for key in keys:
         try:
             key.verify(signature, content)
@@ -103,7 +103,8 @@ def cryptography() -> tuple[Any, Any]:
     return serialization, ed25519
 
 
-def _signature(path: Path) -> bytes:
+def read_signature(path: Path) -> bytes:
+    """The bytes of a signature, empty where the file has no base64; raises `PoolError` where there is no file."""
     try:
         return base64.b64decode(read_bytes(path, _LARGEST_SIGNATURE).strip(), validate=True)
     except FileNotFoundError:

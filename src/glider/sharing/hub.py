@@ -23,6 +23,7 @@ from glider.experts.index import BACKGROUND_FILE, PoolIndex
 from glider.experts.membership import read_index
 from glider.experts.pool import POOL_FILE, Pool
 from glider.experts.router_files import router_path
+from glider.experts.trust import read_signature
 from glider.files.disk import copy_file, new_directory
 from glider.sharing.hub_faults import Error, hub_faults_as
 from glider.sharing.model_card import expert_model_card, pool_model_card
@@ -65,10 +66,11 @@ def push_pool(
     pool: Pool, repo_id: str, private: bool = False, token: str | None = None, revision: str | None = None
 ) -> str:
     """Upload a pool, its experts, its own background and its signature if there are some, and a model card in one
-    commit; as `push_expert`."""
+    commit; as `push_expert`, and `PoolError` for a signature that is no file of a signature's size."""
     pool.verify()
     names = [POOL_FILE, *(f"{record.home}/{file}" for record in pool.index.experts for file in EXPERT_FILES)]
-    if (pool.path / SIGNATURE_FILE).exists():
+    if os.path.lexists(pool.path / SIGNATURE_FILE):
+        read_signature(pool.path / SIGNATURE_FILE)
         names.append(SIGNATURE_FILE)
     if pool.background is not None:
         names.append(BACKGROUND_FILE)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from glider.errors import ConfigError, PoolError
-from glider.experts.index import POOL_FILE, read_pool_file
+from glider.experts.index import POOL_FILE, PoolIndex, parsed_index, read_pool_file
 from glider.experts.trust import SIGNATURE_FILE, cryptography, load_key, read_key_file, require_signature
 from glider.files.disk import write_file
 
@@ -34,13 +34,17 @@ def generate_keys(private_key_file: Path, public_key_file: Path) -> None:
     write_file(public_key_file, lambda partial: partial.write_bytes(public), fresh=True)
 
 
-def sign_pool(pool_directory: Path, private_key_file: Path) -> Path:
+def sign_pool(pool_directory: Path, private_key_file: Path, verified: PoolIndex | None = None) -> Path:
     """Write `pool.json.sig`, base64 of the signature over the bytes of `pool.json`; returns its path.
 
-    Raises `PoolError` without a `pool.json`, `ConfigError` for a key that is none.
+    Raises `PoolError` without a `pool.json`, and for one that is not the `verified` index (any more), `ConfigError` for
+    a key that is none.
     """
     serialization, ed25519 = cryptography()
     content = _pool_bytes(pool_directory)
+    if verified is not None and parsed_index(content, pool_directory / POOL_FILE) != verified:
+        got = "one that changed meanwhile"
+        raise PoolError(f"the {POOL_FILE} that was verified in {pool_directory}", got, "Look who writes there.")
     pem = read_key_file(private_key_file, "Ed25519PrivateKey")
     load = serialization.load_pem_private_key
     key = load_key(pem, private_key_file, ed25519.Ed25519PrivateKey, load, password=None)

@@ -11,6 +11,7 @@ from glider.experts.card import ExpertCard
 from glider.experts.pool import Pool
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.model_card import expert_model_card
+from glider.sharing.signature import SIGNATURE_FILE
 
 from .repositories import REPO, content
 
@@ -106,3 +107,11 @@ def test_a_folder_is_distrusted_as_a_repository_is(pool: Pool, tmp_path: Path) -
     with pytest.raises((PoolError, ExpertError)):
         pull_pool(str(folder), tmp_path / "thing")
     assert not (tmp_path / "thing").exists()
+
+
+def test_what_is_no_signature_is_not_pushed(pool: Pool, tmp_path: Path) -> None:
+    """A pipe in its place was a traceback, and would have been waited for by the hub's client."""
+    (pool.path / SIGNATURE_FILE).mkdir()
+    with pytest.raises(PoolError, match="a signature in"):
+        push_pool(pool, str(tmp_path / "folder"))
+    assert not (tmp_path / "folder").exists()
