@@ -10,6 +10,7 @@ from glider.contribute.build import PoolPlan
 from glider.data.rows import read_rows
 from glider.errors import ConfigError, GliderError
 from glider.evaluation.run_plan import RunPlan, read_descriptions
+from glider.files.opening import UnfitFile
 from glider.files.yaml_text import read_yaml
 from glider.inference.queries import Query
 from glider.report.cells import Results
@@ -122,3 +123,10 @@ def test_a_key_file_and_a_run_share_one_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.yaml")
     with pytest.raises(ConfigError, match="no regular file"):
         RunPlan.read(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["!!bool maybe", "!!timestamp soon", "!!int ''", "!!float ''", "{!!bool a: b}"])
+def test_a_value_that_does_not_fit_its_tag_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.yaml").write_text(f"a: {text}", "utf8")
+    with pytest.raises(UnfitFile, match="does not fit its tag"):
+        read_yaml(tmp_path / "plan.yaml")

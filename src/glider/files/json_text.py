@@ -19,7 +19,7 @@ LARGEST_RESULT = 256 << 20  # bytes of the result of an evaluation, with a recor
 MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_LONG_NUMBER = re.compile(rb"[0-9]{300}")  # beyond it an integer is larger than any float
+_LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{300}")  # beyond it an integer is larger than any float
 _SPACE: Any = re.compile(r"[ \t\n\r]*")  # matches at every place
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -73,7 +73,7 @@ def require_small(content: bytes | bytearray, most: int) -> None:
         raise UnfitFile(f"more than {4 * most} quotes or escapes")  # what cuts strings out below is slow at them
     plain = _STRINGS.sub(b"", content)
     members = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
-    if members > most:
+    if members > most or plain.count(b"]") + plain.count(b"}") > most:
         raise UnfitFile(f"more than {most} members")
     if _LONG_NUMBER.search(plain):
         raise UnfitFile("a number of hundreds of digits")  # of thousands they are slow to read, and to turn into text

@@ -29,6 +29,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, _loader())  # (a safe one)
     except (yaml.YAMLError, OverflowError, RecursionError) as fault:
         raise UnfitFile(" ".join(str(fault).split())) from fault
+    except (LookupError, AttributeError) as fault:  # the parser's own, at `!!bool maybe` or `!!timestamp soon`
+        raise UnfitFile("a value that does not fit its tag") from fault
 
 
 def _loader() -> Any:
