@@ -219,6 +219,29 @@ def test_a_parquet_file_that_becomes_enormous_is_refused(tmp_path: Path):
         read_rows(tmp_path / "rows.parquet")
 
 
+def test_a_text_of_a_parquet_file_that_stands_in_all_rows_is_not_copied_before_it_is_counted(tmp_path: Path):
+    """A file of two kilobytes took four gigabytes."""
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, "int32"), ["x" * (16 << 20)])
+    table = pyarrow.table({"input": texts, "output": ["y"] * 200})
+    settings = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", **settings)
+    with pytest.raises(DataError, match="once expanded"):
+        read_rows(tmp_path / "rows.parquet")
+    assert pyarrow.default_memory_pool().max_memory() < 600 << 20
+
+
+def test_texts_of_a_parquet_file_are_read_whatever_way_they_are_stored(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [{"input": text, "output": answer} for text in ("\u00fc", "ab", "") for answer in ("y", None, "ab")] * 300
+    for kind in ("string", "large_string"):
+        for settings in ({}, {"use_dictionary": False}, {"row_group_size": 7}):
+            table = pyarrow.table({name: pyarrow.array([row[name] for row in rows], kind) for name in rows[0]})
+            pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", **settings)
+            read = [record for _, record in table_records(tmp_path / "rows.parquet")]
+            assert read == [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
 def test_a_json_array_of_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("glider.data.records.MOST_MEMBERS", 1000)
     (tmp_path / "rows.json").write_text('[{"input": [' + "0," * 2000 + "0]}]", "utf8")

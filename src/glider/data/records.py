@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glider.config import repeated
 from glider.errors import DataError, MissingDependency
 from glider.files.json_text import items_of, parse_json, require_small, unique_names
@@ -223,8 +225,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if twice := repeated(file.schema_arrow.names):
             raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
         declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        for batch in file.iter_batches(_PARQUET_ROWS) if declared <= most else ():
-            read += batch.nbytes
+        for batch in _batches(path, file) if declared <= most else ():
+            read += sum(map(_size, batch.columns))
             if read > most:
                 break
             for value in batch.to_pylist():
@@ -234,6 +236,29 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"Parquet in {path}", str(fault).splitlines()[0], "Get the file anew.") from fault
     if max(declared, read) > most:
         raise UnfitFile(f"more than {most} bytes, once expanded")
+
+
+def _batches(path: Path, file: Any) -> Iterator[Any]:
+    """Some rows at a time. Texts that are stored once for many rows stay so where Arrow can read them that way: all
+    but those within lists and objects."""
+    columns = [file.schema.column(place) for place in range(len(file.schema))]
+    names = [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type == "STRING"]
+    if set(names) - set(file.schema_arrow.names):
+        yield from file.iter_batches(_PARQUET_ROWS)
+        return
+    for batch in type(file)(path, read_dictionary=names).iter_batches(16 * _PARQUET_ROWS):  # of few it takes long
+        for begin in range(0, len(batch), _PARQUET_ROWS):
+            yield batch.slice(begin, _PARQUET_ROWS)
+
+
+def _size(array: Any) -> int:
+    """Bytes of an Arrow array once each row has a text of its own."""
+    texts = getattr(array, "dictionary", None)
+    if texts is None:
+        return array.nbytes
+    places = array.indices.drop_null().to_numpy()
+    ends = np.frombuffer(texts.buffers()[1], np.int64 if texts.type == "large_string" else np.int32)[texts.offset :]
+    return int((ends[places + 1].astype(np.int64) - ends[places]).sum()) + array.indices.nbytes
 
 
 def lines_of(path: Path) -> Iterator[str]:
