@@ -70,22 +70,6 @@ class Watcher:
 
 
 @dataclass(frozen=True)
-class PackedRecorder:
-    """Hands each query's part of a packed pass to the trace of that query; queries without one are left out."""
-
-    traces: Sequence["Trace | None"]  # by query
-    token_to_query: Int[Tensor, " T"]
-
-    def record(self, record: SiteRecord) -> None:
-        whole = record.decision
-        for query, trace in enumerate(self.traces):
-            if trace is not None:
-                mine = self.token_to_query == query
-                scores = None if whole.scores is None else whole.scores[mine]
-                trace.add(record.site, Decision(whole.experts[mine], whole.weights[mine], scores), 1, record.kernel)
-
-
-@dataclass(frozen=True)
 class Call:
     """One call of one site: the decisions for all its tokens, row-major over the batch."""
 
@@ -228,3 +212,19 @@ class Trace:
         """Mean weight of each expert over all sites and tokens of one row or of all."""
         shares = self.heatmap(row).mean(dim=0) if self.calls else torch.zeros(len(self.experts))
         return dict(zip(self.experts, shares.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class PackedRecorder:
+    """Hands each query's part of a packed pass to the trace of that query; queries without one are left out."""
+
+    traces: Sequence[Trace | None]  # by query
+    token_to_query: Int[Tensor, " T"]
+
+    def record(self, record: SiteRecord) -> None:
+        whole = record.decision
+        for query, trace in enumerate(self.traces):
+            if trace is not None:
+                mine = self.token_to_query == query
+                scores = None if whole.scores is None else whole.scores[mine]
+                trace.add(record.site, Decision(whole.experts[mine], whole.weights[mine], scores), 1, record.kernel)
