@@ -1,16 +1,19 @@
 """A hundred experts on M workers, simulated from recorded trainings: how far from the best possible end?
 
-    python benchmarks/cluster_schedule.py [--experts 100] [--workers 1 2 4 8 16 32 64] [--overhead 0.0] [--seeds 20]
-                                          [--json out.json]
+    python benchmarks/cluster_schedule.py [--experts 100] [--workers 1 2 4 8 16 32 64] [--start 20] [--every 120]
+                                          [--seeds 20] [--like] [--json out.json]
 
 Jobs are drawn with replacement from the trainings that the cards of the repository's two pools record. A worker takes
-the next job when it is free, as on the cluster, in three orders: as drawn; the executor's own
-(`jobs.travel.longest_first`) by the efforts that it would estimate, told by the tokens of the records; and the same by
-the times themselves, which nobody knows beforehand: what lies between the last two is the estimate's and not the
-order's. The end is compared with the best schedule that is found with all times known (the ratio to the best possible
-one is at least that) and with a bound that no schedule undercuts (it is at most that). The recorded times are those of
-a machine that others used: equal work took up to three times as long. --like makes them what the tokens say, as on
-machines of one's own.
+the next job when it is free, and each start of a job takes `--start` seconds, in four ways: as drawn; longest first
+(`jobs.travel.longest_first`) by the efforts that the executor would estimate, told by the tokens of the records; the
+executor's own, where a job besides gives its place, at a checkpoint, to one that has much longer to go (`jobs.pacing`);
+and longest first by the times themselves, which nobody knows beforehand.
+
+The end is compared with three others, of which all times are known: the best schedule that is found where each job is
+done in one piece (the ratio to the best possible one is at least that), a bound that no such schedule undercuts (it is
+at most that), and the larger of the mean load and the longest job, which no schedule at all undercuts and one whose
+jobs change places at no cost attains. The recorded times are those of a machine that others used: equal work took up to
+three times as long. --like makes them what the tokens say, as on machines of one's own.
 """
 
 import argparse
@@ -23,27 +26,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glider.cli.terminal import exit_code
+from glider.contribute.build import GATE_STEP
+from glider.jobs.pacing import Paces
 from glider.jobs.travel import longest_first
 
 ROOT = Path(__file__).parents[1]
 POOLS = (ROOT / "reproduce" / "mini" / "experts", ROOT / "src" / "glider" / "demo" / "experts")
-ORDERS = ("as drawn", "longest first", "times known")
+WAYS = ("as drawn", "longest first", "with moves", "times known")
+AGAINST = ("best found", "bound in one piece", "bound")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recorded:
-    """A training that was: how long it took, and the effort by which it is put in order."""
+    """A training that was: how long its stages took, the steps that they count as, and the effort that orders it."""
 
     name: str
-    seconds: float
+    stages: tuple[tuple[float, int], ...]
     effort: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole training."""
+        return sum(seconds for seconds, _ in self.stages)
+
+    def share(self, done: float) -> float:
+        """The share that the job tells after so many seconds of work: that of its steps."""
+        steps, of = 0.0, sum(steps for _, steps in self.stages)
+        for seconds, count in self.stages:
+            steps += count * min(1.0, max(0.0, done / seconds))
+            done -= seconds
+        return steps / of
+
+    def lasting(self, seconds: float) -> "Recorded":
+        """The same job on a machine where it lasts so long."""
+        return replace(self, stages=tuple((part * seconds / self.seconds, steps) for part, steps in self.stages))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, default=100)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--overhead", type=float, default=0.0, help="seconds that a job takes beside its training")
+    parser.add_argument("--start", type=float, default=20.0, help="seconds that each start of a job takes")
+    parser.add_argument("--every", type=float, default=120.0, help="seconds of work between two checkpoints")
     parser.add_argument("--like", action="store_true", help="jobs whose seconds are in proportion to their tokens")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -51,27 +75,21 @@ def main() -> None:
     records = recorded()
     if arguments.like:
         rate = sum(record.seconds for record in records) / sum(record.effort for record in records)
-        records = [replace(record, seconds=rate * record.effort) for record in records]
+        records = [record.lasting(rate * record.effort) for record in records]
     told = []
     for workers in arguments.workers:
-        found: dict[str, list[float]] = {order: [] for order in ORDERS}
-        least: dict[str, list[float]] = {order: [] for order in ORDERS}
+        ends, moves = [], 0
         for seed in range(arguments.seeds):
-            jobs = random.Random(seed).choices(records, k=arguments.experts)
-            jobs = [replace(job, seconds=job.seconds + arguments.overhead) for job in jobs]
-            seconds = [job.seconds for job in jobs]
-            known = longest_first([replace(job, effort=job.seconds) for job in jobs])
-            for order, ordered in zip(ORDERS, (jobs, longest_first(jobs), known), strict=True):
-                end = makespan([job.seconds for job in ordered], workers)
-                found[order].append(end / best_found(seconds, workers))
-                least[order].append(end / bound(seconds, workers))
-        row = {"workers": workers, "to_best_found": {}, "to_bound": {}}
-        for order in ORDERS:
-            row["to_best_found"][order] = sum(found[order]) / len(found[order])
-            row["to_bound"][order] = sum(least[order]) / len(least[order])
+            drawn = random.Random(seed).choices(records, k=arguments.experts)
+            one, moved = compared([replace(job) for job in drawn], workers, arguments.start, arguments.every)
+            ends.append(one)
+            moves += moved
+        row: dict = {"workers": workers, "moves": moves / len(ends)}
+        for against in AGAINST:
+            row[against] = {way: sum(one[way] / one[against] for one in ends) / len(ends) for way in WAYS}
         told.append(row)
-        shown = (f"{order} {row['to_best_found'][order]:.3f} to {row['to_bound'][order]:.3f}" for order in ORDERS)
-        print(f"{workers:>3} workers: {'   '.join(shown)}")
+        shown = (f"{way} {' '.join(f'{row[against][way]:.3f}' for against in AGAINST)}" for way in WAYS)
+        print(f"{workers:>3} workers: {'   '.join(shown)}   {row['moves']:.0f} moves", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"records": len(records), "rows": told}, indent=2) + "\n", "utf8")
 
@@ -81,10 +99,69 @@ def recorded() -> list[Recorded]:
     records = []
     for pool in POOLS:
         for path in sorted(pool.glob("*/card.json")):
-            stages = [json.loads(path.read_text("utf8"))["training"][stage] for stage in ("lora", "gates")]
-            seconds, tokens = (sum(stage[part] for stage in stages) for part in ("seconds", "tokens"))
-            records.append(Recorded(path.parent.name, seconds, tokens))
+            lora, gates = (json.loads(path.read_text("utf8"))["training"][stage] for stage in ("lora", "gates"))
+            took = ((lora["seconds"], lora["step"]), (gates["seconds"], GATE_STEP * gates["step"]))
+            records.append(Recorded(path.parent.name, took, lora["tokens"] + gates["tokens"]))
     return records
+
+
+def compared(jobs: Sequence[Recorded], workers: int, start: float, every: float) -> tuple[dict[str, float], int]:
+    """The ends of all ways and of all that they are compared with, and how many moves there were."""
+    seconds = [start + job.seconds for job in jobs]
+    ordered = longest_first(jobs)
+    cluster = Cluster(ordered, workers, start, every)
+    ends = {
+        "as drawn": makespan(seconds, workers),
+        "longest first": makespan([start + job.seconds for job in ordered], workers),
+        "with moves": cluster.run(),
+        "times known": makespan(sorted(seconds, reverse=True), workers),
+        "best found": best_found(seconds, workers),
+        "bound in one piece": bound(seconds, workers),
+        "bound": max(sum(seconds) / workers, *seconds),
+    }
+    return ends, cluster.moves
+
+
+class Cluster:
+    """The executor's own way: the decisions are `jobs.pacing`'s, the clock and the work are simulated."""
+
+    def __init__(self, jobs: Sequence[Recorded], workers: int, start: float, every: float):
+        self.start, self.every, self.now = start, every, 0.0
+        self.moves = self.count = 0
+        self.waiting, self.running = list(jobs), []
+        self.done = dict.fromkeys(jobs, 0.0)
+        self.paces = Paces(clock=lambda: self.now)
+        self.events: list[tuple[float, int, Recorded, float]] = []  # when, which, whose, the work that is then done
+        for _ in range(min(workers, len(jobs))):
+            self._send()
+
+    def run(self) -> float:
+        """The end of the last job."""
+        while self.events:
+            self.now, _, job, done = heapq.heappop(self.events)
+            saved, self.done[job] = done > self.done[job], done
+            if done < job.seconds:
+                self.paces.tell(job, job.share(done))
+                if not (saved and self.paces.gives_way(job, self.running, self.waiting)):
+                    self._after(job, 0.0, min(self.every, job.seconds - done))
+                    continue
+                self.paces.rest(job)
+                self.waiting.append(job)
+                self.moves += 1
+            self.running.remove(job)
+            if self.waiting:
+                self._send()
+        return self.now
+
+    def _send(self) -> None:
+        job = self.waiting.pop(self.paces.longest(self.waiting))
+        self.running.append(job)
+        self.paces.send(job)
+        self._after(job, self.start, 0.0)
+
+    def _after(self, job: Recorded, idle: float, work: float) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (self.now + idle + work, self.count, job, self.done[job] + work))
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
@@ -121,7 +198,7 @@ def _filled(ordered: Sequence[float], workers: int, most: float) -> float | None
 
 
 def bound(seconds: Sequence[float], workers: int) -> float:
-    """No schedule ends earlier: the mean load; and of the k m + 1 longest jobs some k + 1 share a worker."""
+    """No schedule of jobs in one piece ends earlier: the mean load, of the k m + 1 longest some k + 1 on a worker."""
     ordered, least = sorted(seconds, reverse=True), sum(seconds) / workers
     for k in range((len(ordered) - 1) // workers + 1):
         least = max(least, sum(ordered[k * workers - k + i] for i in range(k + 1)))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,11 +16,12 @@ from glider.inference.spec import ModelSpec
 from glider.jobs.base import Fault
 from glider.jobs.local import threads
 from glider.jobs.pool_source import pool_source
-from glider.jobs.ray_cluster import Need, connected
+from glider.jobs.ray_cluster import Need, await_room, connected, telling_of_no_node
 from glider.jobs.ray_executor import RayExecutor
 from glider.jobs.ray_node import Shipment, node_name, place_of
 
-_PATIENCE = 2.0  # seconds between two looks at the nodes
+Round = Callable[[Mapping[int, list[PromptRow]]], Answered]
+"""Gives out numbered chunks once; what is lost is not told."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,43 @@ def on_ray(
                 need.require(ray)
             executor.require_device([spec.device])
             errand = Errand(_absolute(spec), settings, _pool(ray, executor, spec), executor.threads)
-            missing, losses = dict(enumerate(chunks)), 0
-            while missing:
-                before = len(missing)
-                for number, answers in _round(ray, executor, errand, missing):
-                    del missing[number]
-                    yield number, answers
-                losses = losses + 1 if len(missing) == before else 0
-                if losses > executor.losses:
-                    expected = f"answers to chunk {min(missing) + 1} of {len(chunks)}"
-                    got = f"none in {losses} rounds: its process or node was lost, or never started"
-                    raise GliderError(expected, got, "See Ray's log; give it more memory, or a smaller --batch-size.")
-                while missing and not executor.autoscaling and not need.room(ray):
-                    time.sleep(_PATIENCE)  # the last node that could run one is gone
+            yield from every_chunk(ray, executor, chunks, lambda missing: _round(ray, executor, errand, missing))
 
     return answer
+
+
+def every_chunk(ray: Any, executor: RayExecutor, chunks: Sequence[list[PromptRow]], once: Round) -> Answered:
+    """The answers to all chunks, of rounds that each give out once what is missing.
+
+    Raises `GliderError` where rounds bring nothing.
+    """
+    need = Need(executor.cpus, executor.gpus)
+    missing, losses = dict(enumerate(chunks)), 0
+    while missing:
+        before = len(missing)
+        await_room(ray, need)
+        with telling_of_no_node(ray, need), _skipping_losses(ray.data.DataContext.get_current()):
+            for number, answers in once(missing):
+                del missing[number]
+                yield number, answers
+        losses = losses + 1 if len(missing) == before else 0
+        if losses > executor.losses:
+            expected = f"answers to chunk {min(missing) + 1} of {len(chunks)}"
+            got = f"none in {losses} rounds: its process or node was lost, or never started"
+            raise GliderError(expected, got, "See Ray's log; give it more memory, or a smaller --batch-size.")
+
+
+def items_of(missing: Mapping[int, list[PromptRow]]) -> list[dict[str, Any]]:
+    """Chunks as rows of a data set."""
+    return [
+        {"chunk": number, "rows": json.dumps([row.model_dump(mode="json") for row in rows])}
+        for number, rows in missing.items()
+    ]
+
+
+def most_actors(ray: Any, executor: RayExecutor, chunks: int) -> int:
+    """How many actors so many chunks are given to at most."""
+    return min(chunks, executor.workers or max(1, Need(executor.cpus, executor.gpus).room(ray)))
 
 
 def _round(ray: Any, executor: RayExecutor, errand: Errand, missing: Mapping[int, list[PromptRow]]) -> Answered:
@@ -103,30 +125,8 @@ def _round(ray: Any, executor: RayExecutor, errand: Errand, missing: Mapping[int
     Ray Data would keep a lost actor's chunk for the actor that it starts in its place; where the cluster has no room
     for that one, the chunk would wait for ever.
     """
-    items = [
-        {"chunk": number, "rows": json.dumps([row.model_dump(mode="json") for row in rows])}
-        for number, rows in missing.items()
-    ]
-    most = min(len(items), executor.workers or max(1, Need(executor.cpus, executor.gpus).room(ray)))
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # else it tells of every plan and loss
-    with _skipping_losses(ray.data.DataContext.get_current()):
-        yield from _replies(ray, executor, errand, items, most)
-
-
-@contextmanager
-def _skipping_losses(context: Any) -> Iterator[None]:
-    """Let Ray Data leave lost blocks out, in this block alone: others of the process must be told of theirs."""
-    before = context.enable_progress_bars, context.max_errored_blocks
-    context.enable_progress_bars, context.max_errored_blocks = False, -1
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.max_errored_blocks = before
-
-
-def _replies(ray: Any, executor: RayExecutor, errand: Errand, items: list[dict[str, Any]], most: int) -> Answered:
-    """What at most so many actors answer; raises what went wrong in one of them."""
+    items = items_of(missing)
+    most = most_actors(ray, executor, len(items))
     answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Answerer,
         fn_constructor_args=(errand,),
@@ -139,8 +139,21 @@ def _replies(ray: Any, executor: RayExecutor, errand: Errand, items: list[dict[s
     )
     for reply in answered.iter_rows():
         if reply["fault"]:
-            _fail(json.loads(reply["fault"]))
+            fail(json.loads(reply["fault"]))
         yield int(reply["chunk"]), json.loads(reply["answers"])
+
+
+@contextmanager
+def _skipping_losses(context: Any) -> Iterator[None]:
+    """Let Ray Data leave lost blocks out, in this block alone: others of the process must be told of theirs."""
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # else it tells of every plan and loss
+    before = context.enable_progress_bars, context.max_errored_blocks
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks = before
 
 
 def _absolute(spec: ModelSpec) -> ModelSpec:
@@ -159,7 +172,7 @@ def _pool(ray: Any, executor: RayExecutor, spec: ModelSpec) -> Shipment | None:
     return Shipment(source, source.path.absolute(), parcel.digest, sent)
 
 
-def _fail(fault: dict[str, Any]) -> None:
+def fail(fault: dict[str, Any]) -> None:
     """Raise an actor's error here, with its own class."""
     node = f"{fault['node']}: "
     if len(fault["parts"]) == 3:

@@ -22,6 +22,7 @@ from glider.jobs.saving import save_steps
 from glider.shapes import Float, Tensor
 
 SAVE_SECONDS = 20.0
+SEND_SECONDS = 120.0  # where a state is sent somewhere, and `--checkpoint-steps` take longer
 _VALUES = ("now", "best")
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, once it has made a step
 
@@ -185,8 +186,8 @@ class Loop:
 
 def save_due(step: int, saved: float) -> bool:
     """Whether a training saves its state after this step, `saved` being the moment when it last did."""
-    steps = save_steps()
-    return step % steps == 0 if steps else time.monotonic() - saved > SAVE_SECONDS
+    steps, since = save_steps(), time.monotonic() - saved
+    return step % steps == 0 or since > SEND_SECONDS if steps else since > SAVE_SECONDS
 
 
 def _parts(rows: Sequence[EncodedRow], count: int) -> list[Sequence[EncodedRow]]:

@@ -27,7 +27,7 @@ class Placement(Config):
         None, description="Files of jobs on a cluster: sent to nodes (store), or at a path that all can read (path)."
     )
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="Training steps between checkpoints that come back from a cluster (100)."
+        None, ge=1, description="Training steps between checkpoints that come back from a cluster (100, or 2 minutes)."
     )
     autoscaling: bool = Field(False, description="The cluster gets nodes when jobs wait for them.")
 

@@ -2,13 +2,15 @@
 
 import os
 import socket
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glider.errors import ConfigError, MissingDependency
+from glider.errors import ConfigError, GliderWarning, MissingDependency
 
 
 def require_ray() -> Any:
@@ -21,6 +23,8 @@ def require_ray() -> Any:
 
 
 _PATIENCE = 10.0  # seconds for a cluster to answer
+_SILENCE = 10.0  # seconds without room before a run says that it waits
+_LOOK = 2.0  # seconds between two looks at the nodes
 
 
 @contextmanager
@@ -91,9 +95,66 @@ class Need:
         remedy = "Ask for less (--cpus-per-job, --gpus-per-job), or say --autoscaling where nodes come on demand."
         raise ConfigError(expected, got, remedy)
 
+    def lack(self, ray: Any) -> str:
+        """One line: what a job wants, what the cluster has."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources()
+        names = ("CPU", "GPU") if self.gpus else ("CPU",)
+        wanted = " and ".join(
+            f"{amount:g} {name}" for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount
+        )
+        has = (
+            f"{sum(node.get(name, 0.0) for node in alive):g} {name} ({free.get(name, 0.0):g} free)" for name in names
+        )
+        nodes = f"{len(alive)} node{'s' if len(alive) != 1 else ''}"
+        return (
+            f"waiting for a node with room for a job: wanted {wanted}; the cluster has {nodes} with {' and '.join(has)}"
+        )
+
     def _at(self, resources: dict[str, float]) -> int:
         counts = []
         for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)):
             if amount:
                 counts.append(int(resources.get(name, 0.0) / amount + 1e-9))
         return min(counts)
+
+
+def await_room(ray: Any, need: Need) -> None:
+    """Wait until the cluster begins a task of this need; a warning says so where that takes more than some seconds."""
+    scout = (
+        ray.remote(lambda: None).options(num_cpus=need.cpus, num_gpus=need.gpus, name="glider: is there room").remote()
+    )
+    try:
+        if not ray.wait([scout], timeout=_SILENCE)[0]:
+            _tell(ray, need)
+            while not ray.wait([scout], timeout=_LOOK)[0]:
+                pass
+    finally:
+        ray.cancel(scout)
+
+
+@contextmanager
+def telling_of_no_node(ray: Any, need: Need) -> Iterator[None]:
+    """Warn once while the block runs, should there be no node for some seconds that could ever hold a job."""
+    over = threading.Event()
+
+    def look() -> None:
+        since = 0.0
+        while not over.wait(_LOOK):
+            since = 0.0 if need.room(ray) else since + _LOOK
+            if since >= _SILENCE:
+                _tell(ray, need)
+                return
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _tell(ray: Any, need: Need) -> None:
+    with suppress(ray.exceptions.RayError):
+        warnings.warn(need.lack(ray), GliderWarning, stacklevel=3)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from glider.errors import ConfigError, GliderError, GliderWarning
 from glider.jobs.base import Attempt, Fault, JobTick
+from glider.jobs.pacing import MARGIN, Paces
 from glider.jobs.parcel import Parcel
-from glider.jobs.ray_cluster import Need, connected
+from glider.jobs.ray_cluster import Need, await_room, connected, telling_of_no_node
 from glider.jobs.ray_node import Begun, Checkpoint, Ended, Order, Progress, Shipment, Warned, work
 from glider.jobs.ray_seats import UNKNOWN, Running, Seats
 from glider.jobs.travel import longest_first
@@ -35,7 +36,8 @@ class RayExecutor:
         files: What jobs read is sent to them ("store"), or lies at a path that every node can read ("path").
         keep: Let actors do the jobs, each of which keeps what it has loaded, such as a base model.
         losses: How often a job may lose its node, or its process, without coming further in between.
-        save_steps: Training steps between two checkpoints that come back.
+        save_steps: Training steps between two checkpoints that come back; after two minutes one comes anyway.
+        margin: At a checkpoint a job gives its place to one that has longer to go by this many starts of a job.
         setup: Is called in a job's process before the job, such as to register what is not part of glider.
         autoscaling: Nodes come when jobs wait for them; else a job that no node can run is refused at once.
     """
@@ -48,6 +50,7 @@ class RayExecutor:
     keep: bool = False
     losses: int = 5
     save_steps: int = 100
+    margin: float = MARGIN
     autoscaling: bool = False
     setup: Callable[[], Any] | None = None
 
@@ -73,9 +76,11 @@ class RayExecutor:
             if not self.autoscaling:
                 need.require(ray)
             self.require_device([job.resources.device for job in jobs])
+            await_room(ray, need)
             dispatch = Dispatch(ray, self, need, deque(longest_first(jobs)), report)
             try:
-                yield from dispatch.run()
+                with telling_of_no_node(ray, need):
+                    yield from dispatch.run()
             finally:
                 dispatch.stop()
 
@@ -105,6 +110,7 @@ class Dispatch:
     waiting: deque[Any]
     report: JobTick
     running: list[Running] = field(default_factory=list)
+    paces: Paces = field(init=False)
     seats: Seats = field(init=False)  # where actors do the jobs
     losses: dict[int, int] = field(default_factory=dict)  # by the job's identity, since its last checkpoint
     shipped: dict[Any, Shipment] = field(default_factory=dict)
@@ -114,6 +120,7 @@ class Dispatch:
 
     def __post_init__(self) -> None:
         self.seats = Seats(self.ray, self.take)
+        self.paces = Paces(self.executor.margin)
 
     def run(self) -> Iterator[Attempt]:
         """Attempts, as they end."""
@@ -147,11 +154,18 @@ class Dispatch:
         if self.executor.keep:
             self.seats.ask(min(len(self.waiting), self._most() - len(self.running)))
         while self.waiting and (self.seats.idle if self.executor.keep else len(self.running) < self._most()):
-            job = self.waiting.popleft()
+            job = self._next()
             try:
                 self._start(job)
             except GliderError as error:
                 yield Attempt(job, fault=Fault.of(error))
+
+    def _next(self) -> Any:
+        """The next job: the one with the longest to go. Those of actors, which are equal, keep their order."""
+        place = 0 if self.executor.keep else self.paces.longest(self.waiting)
+        job = self.waiting[place]
+        del self.waiting[place]
+        return job
 
     def _most(self) -> int:
         """How many jobs may be at work: no more than there is room for, looked at from time to time."""
@@ -175,6 +189,7 @@ class Dispatch:
             messages = self._task().remote(order)
             running = Running(job, messages, messages.completed())
         self.running.append(running)
+        self.paces.send(job)
 
     def _task(self) -> Any:
         """The task, with what it takes of a node."""
@@ -220,12 +235,15 @@ class Dispatch:
         self._heed(running, message)
         if running.ended is not None:
             yield from self._finish(running)
+        elif isinstance(message, Checkpoint):
+            self._give_way(running)
 
     def _heed(self, running: Running, message: Any) -> None:
         match message:
             case Begun():
                 running.node = message.node
             case Progress():
+                self.paces.tell(running.job, message.share)
                 self.report(message.name, message.text, message.share)
             case Warned():
                 warnings.warn(f"{running.job.name}: {message.text}", GliderWarning, stacklevel=2)
@@ -234,6 +252,19 @@ class Dispatch:
                 self.losses.pop(id(running.job), None)
             case Ended():
                 running.ended = message
+
+    def _give_way(self, running: Running) -> None:
+        """Let a job that has just saved its state go on later, where another must have its place for the run to end
+        early."""
+        job, at_work = running.job, [one.job for one in self.running]
+        if self.executor.keep or not self.paces.gives_way(job, at_work, self.waiting):
+            return
+        share = self.paces.share(job)
+        self.running.remove(running)
+        running.stop(self.ray)
+        self.paces.rest(job)
+        self.waiting.append(job)
+        self.report(job.name, "waits for a longer one", share)
 
     def _finish(self, running: Running) -> Iterator[Attempt]:
         """The attempt that ended; its actor is free for another job."""
@@ -271,6 +302,7 @@ class Dispatch:
             text = f"lost {count} times without coming further; the last time: {reason}"
             yield Attempt(job, fault=Fault("ProcessEnded", text, node=node))
             return
+        self.paces.rest(job)
         self.report(job.name, f"lost with {node}; tried again", 0.0)
         self.waiting.insert(place, job)
 

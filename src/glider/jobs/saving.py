@@ -9,7 +9,8 @@ _steps: ContextVar[int | None] = ContextVar("steps", default=None)
 
 @contextmanager
 def saving_every(steps: int) -> Iterator[None]:
-    """Let trainings inside the block save their state every this many steps, where each state is sent somewhere.
+    """Let trainings inside the block save their state every this many steps, where each state is sent somewhere; after
+    two minutes at the latest.
 
     It is not a setting of the training: it depends on where the training runs, and changes no bit of the result.
     """
