@@ -27,7 +27,7 @@ class Pace:
     seconds: float = 0.0  # in which it gained so much, of late
     gained: float = 0.0
     sent: float = 0.0
-    told: float | None = None  # when it last told its share; None: not since it was sent
+    moment: float | None = None  # when it last told its share; None: not since it was sent
 
     @property
     def whole(self) -> float | None:
@@ -52,24 +52,24 @@ class Paces:
     def send(self, job: Any) -> None:
         """The job is sent out."""
         pace = self._of(job)
-        pace.sent, pace.told = self.clock(), None
+        pace.sent, pace.moment = self.clock(), None
 
     def tell(self, job: Any, share: float) -> None:
         """The job tells its share. The first word after it was sent says how long its start took."""
         pace, now = self._of(job), self.clock()
-        if pace.told is None:
+        if pace.moment is None:
             self.starts.append(now - pace.sent)
         elif share > pace.share:
-            kept = 0.5 ** ((share - pace.share) / _HALF)
-            pace.seconds = pace.seconds * kept + now - pace.told
-            pace.gained = pace.gained * kept + share - pace.share
-        pace.share, pace.told = share, now
+            weight = 0.5 ** ((share - pace.share) / _HALF)
+            pace.seconds = pace.seconds * weight + now - pace.moment
+            pace.gained = pace.gained * weight + share - pace.share
+        pace.share, pace.moment = share, now
         if pace.whole is not None and job.effort > 0:
             self.rates[id(job)] = pace.whole / job.effort
 
     def rest(self, job: Any) -> None:
         """The job waits again."""
-        self._of(job).told = None
+        self._of(job).moment = None
 
     def share(self, job: Any) -> float:
         """The share that it last told."""
@@ -78,7 +78,7 @@ class Paces:
     def left(self, job: Any) -> float:
         """Seconds that the job still takes: at its own pace, or else by its effort at one of the slower paces seen."""
         pace = self._of(job)
-        since = 0.0 if pace.told is None else self.clock() - pace.told
+        since = 0.0 if pace.moment is None else self.clock() - pace.moment
         whole = job.effort * self._slow() if pace.whole is None else pace.whole
         return max(0.0, whole * (1 - pace.share) - since)
 
