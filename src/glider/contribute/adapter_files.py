@@ -14,7 +14,7 @@ from torch import nn
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.expert import Expert
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
-from glider.experts.site_patterns import BadPattern, whole_matches
+from glider.experts.site_patterns import BadPattern, endings, named_sites, whole_matches
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
@@ -119,11 +119,11 @@ def _without_pair(model: nn.Module, targets: list[Any], excluded: object, expert
     left_out = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
     if isinstance(excluded, str):
         return []  # a stranger's regular expression is not run
-    excluded_sites = [site for site in linear_layers(model) if _fits(site, left_out)]
-    adapted = [site for site in linear_layers(model) if _fits(site, names) and not _fits(site, left_out)]
-    present = [*expert.sites, *excluded_sites]
-    absent = [name for name in names if not any(_fits(site, [name]) for site in present)]
-    return absent or [site for site in adapted if site not in expert.sites]
+    excluded_sites = named_sites(linear_layers(model), left_out)
+    adapted = named_sites(linear_layers(model), names) - excluded_sites
+    present = endings([*expert.sites, *excluded_sites])
+    absent = [name for name in names if name not in present]
+    return absent or [site for site in linear_layers(model) if site in adapted and site not in expert.sites]
 
 
 def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
@@ -131,11 +131,12 @@ def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
     targets, excluded = (_choice(config.get(name), expert.sites) for name in ("target_modules", "exclude_modules"))
     layers = config.get(_LAYERS)
     layers = [layers] if isinstance(layers, int) else layers
+    chosen = {layer for layer in layers if isinstance(layer, int | float)} if isinstance(layers, list) else None
     beside = []
     for site in expert.sites:
         number = next((int(part) for part in site.split(".") if part.isdigit()), None)
         out = (targets is not None and site not in targets) or site in (excluded or ())
-        if out or (isinstance(layers, list) and number is not None and number not in layers):
+        if out or (chosen is not None and number is not None and number not in chosen):
             beside.append(site)
     return beside
 
@@ -143,15 +144,10 @@ def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
 def _choice(setting: object, sites: Collection[str]) -> set[str] | None:
     """Sites that a list of names, or an expression, chooses; None where it is neither."""
     if isinstance(setting, list):
-        names = [name for name in setting if isinstance(name, str)]
-        return {site for site in sites if _fits(site, names)}
+        return named_sites(sites, [name for name in setting if isinstance(name, str)])
     if isinstance(setting, str) and setting and setting.lower() != "all-linear":
         return whole_matches(setting, sites)
     return None
-
-
-def _fits(site: str, names: list[str]) -> bool:
-    return any(site == name or site.endswith(f".{name}") for name in names)
 
 
 def _owner(name: str, model: nn.Module) -> torch.Tensor | None:

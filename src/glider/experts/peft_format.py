@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glider.errors import ExpertError
-from glider.experts.site_patterns import BadPattern, SitePatterns
+from glider.experts.site_patterns import BadPattern, SitePatterns, endings
 from glider.files.json_text import parse_json
 from glider.files.opening import read_bytes
 
@@ -181,7 +181,8 @@ def _remedy(setting: str, config: dict[str, Any], linear: Sequence[str]) -> str:
     targets = config.get("target_modules")
     names = sorted(map(str, targets)) if isinstance(targets, list) else []
     if linear:  # what LoRA pairs can be put on, of the names that are given
-        names = [name for name in names if any(site == name or site.endswith(f".{name}") for site in linear)]
+        known_names = endings(linear)
+        names = [name for name in names if name in known_names]
     if names:
         return remedy.format(f": its target_modules ({', '.join(names)[:200]}) work")
     known = ", ".join(sorted({site.rpartition(".")[2] for site in linear}))[:200]
