@@ -154,6 +154,14 @@ def test_init_refuses_what_makes_no_plan(glider, adapters: Path, arguments: tupl
     assert not (adapters / "pool.yaml").exists()
 
 
+@pytest.mark.parametrize("base", ["models/\U0001f600", "models/\u202eabc", 'a "b"\\c', "a\x85b"])
+def test_init_writes_any_base_as_yaml_reads_it(glider, adapters: Path, base: str) -> None:
+    code, _, err = glider("init", "--adapter", "adapters", "--base", base)
+    assert code == 0, err
+    assert PoolPlan.read(adapters / "pool.yaml").base == base
+    assert "\u202e" not in (adapters / "pool.yaml").read_text("utf8")
+
+
 def test_init_writes_over_nothing(glider, adapters: Path) -> None:
     (adapters / "pool.yaml").write_text("mine")
     code, _, err = glider("init", "--adapter", "adapters")

@@ -1,6 +1,5 @@
 """`glider init`: what somebody has, as a plan that `glider pool build` carries out."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import typer
 from glider.cli.terminal import experts_text
 from glider.config import EMBEDDED_BASE
 from glider.errors import ConfigError
+from glider.printable import dump_json
 from glider.terminal import say
 
 ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
@@ -161,9 +161,9 @@ def _relative(place: str | Path, root: Path) -> str:
 def _text(base: str, experts: list[dict[str, Any]], minutes: float | None) -> str:
     """The plan as YAML whose strings are JSON's, which YAML reads alike."""
     budget = BUDGET.format(10 if minutes is None else minutes)
-    lines = [HEAD + ("# " if minutes is None else "") + budget + f"base: {json.dumps(base)}", "experts:"]
+    lines = [HEAD + ("# " if minutes is None else "") + budget + f"base: {dump_json(base, None)}", "experts:"]
     for expert in experts:
-        fields = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in expert.items()]
+        fields = [f"{key}: {dump_json(value, None)}" for key, value in expert.items()]
         lines += [f"  - {fields[0]}", *(f"    {field}" for field in fields[1:])]
         lines.append("    # description: one sentence, what the task is; without it queries are matched by their words")
     return "\n".join(lines) + "\n"
