@@ -131,12 +131,12 @@ def _left_out(config: dict[str, Any], expert: Expert) -> list[str]:
     targets, excluded = (_choice(config.get(name), expert.sites) for name in ("target_modules", "exclude_modules"))
     layers = config.get(_LAYERS)
     layers = [layers] if isinstance(layers, int) else layers
-    chosen = {layer for layer in layers if isinstance(layer, int | float)} if isinstance(layers, list) else None
+    numbers = {layer for layer in layers if isinstance(layer, int | float)} if isinstance(layers, list) else None
     beside = []
     for site in expert.sites:
         number = next((int(part) for part in site.split(".") if part.isdigit()), None)
         out = (targets is not None and site not in targets) or site in (excluded or ())
-        if out or (chosen is not None and number is not None and number not in chosen):
+        if out or (numbers is not None and number is not None and number not in numbers):
             beside.append(site)
     return beside
 
