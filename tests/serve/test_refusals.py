@@ -238,3 +238,39 @@ def test_a_router_that_the_pool_cannot_serve_is_told_without_the_directory_of_th
     answer = post(server, {**ASK, "model": "tiny:glider(global=lorauter)"})
     assert answer.status_code == 400 and "train-router" in answer.text
     assert str(pool_directory.parent) not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "ab " * 10**6}]},
+            "messages",
+            "20000 tokens",
+        ),
+        ("/v1/completions", {"prompt": "a" * 10**6}, "prompt", "20000 tokens"),
+        ("/v1/completions", {"prompt": ["ab " * 1000] * 1000}, "prompt", "1000 answers"),
+        ("/v1/route", {"prompt": "\U0001f600" * 10**5}, "prompt", "20000 tokens"),
+        ("/tokenize", {"prompt": "a " * 10**6}, "prompt", "200000 tokens"),
+        ("/v1/embeddings", {"input": ["fine", "ab " * 10**6]}, "input", "512 tokens"),
+    ],
+)
+def test_a_text_far_beyond_the_context_is_not_tokenised_to_its_end(
+    server: Served, path: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    """Four megabytes took twelve seconds, in which no other request was prepared."""
+    answer = post(server, {"model": "tiny", **body}, path)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param and message in answer.json()["error"]["message"]
+
+
+def test_a_description_is_a_sentence(server: Served) -> None:
+    answer = post(server, {**ASK, "glider": {"description": "ab " * 10**6}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "glider.description")
+
+
+def test_a_long_text_is_still_counted(server: Served) -> None:
+    text = "ab " * 20_000
+    told = post(server, {"prompt": text}, "/tokenize").json()
+    assert told["count"] == len(told["tokens"]) > 20_000

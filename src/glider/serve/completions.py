@@ -51,6 +51,7 @@ async def _open(service: Service, request: Request, body: CompletionRequest) -> 
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens of 0 needs echo: true", param="max_tokens", code="invalid_value")
     model = target.pool.model
+    service.check_choices(len(body.prompts), body.n)
     prompts = await service.runner.prepare(plain_prompts, model, body.prompts)
     fields = ("prompt", "max_tokens")
     tokens = [room(model, service.settings, one, body.max_tokens, service.packed, fields) for one in prompts]

@@ -161,10 +161,7 @@ class Exchange:
     async def open(self, tokens: Sequence[int], logprobs: int | None) -> None:
         """Wait for places and begin; `tokens` is the longest answer to each prompt. Raises `ApiError`."""
         request, service = self.request, self.service
-        count = len(self.prompts) * request.n
-        if count > service.settings.max_choices:
-            message = f"{count} answers of one request, where {service.settings.max_choices} is the most"
-            raise ApiError(400, message, param="n" if request.n > 1 else "prompt", code="invalid_value")
+        count = service.check_choices(len(self.prompts), request.n)
         service.places.check(self.key.name, self.key.max_streams)
         grammar = self.form.grammar
         matcher = None if grammar is None else await self._in_time(service.grammars.matcher(grammar))

@@ -17,6 +17,29 @@ if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
 
+FEW_TOKENS = 20_000  # of a text, counted in some hundredths of a second
+_PIECE = 1 << 14  # characters
+
+
+def require_short(tokenizer: Any, text: str, most: int, param: str) -> None:
+    """Raise `ApiError` for a text of more than about `most` tokens, counted piece by piece until there are as many.
+
+    The tokens of megabytes take seconds, and meanwhile no other request is prepared.
+    """
+    if len(text) <= most:
+        return
+    count = 0
+    for begin in range(0, len(text), _PIECE):
+        count += len(tokenizer(text[begin : begin + _PIECE], add_special_tokens=False)["input_ids"])
+        if count > most:
+            raise ApiError(400, f"a text of more than {most} tokens", param=param, code="context_length_exceeded")
+
+
+def _require_fitting(model: "RoutedModel", text: str, param: str) -> None:
+    """Raise `ApiError` for a text that is far beyond the context."""
+    require_short(model.tokenizer, text, max(FEW_TOKENS, 2 * (model.encoder.context or 0)), param)
+
+
 def chat_prompt(
     model: "RoutedModel",
     messages: Sequence[Message],
@@ -33,6 +56,7 @@ def chat_prompt(
     if not text.strip():
         raise ApiError(400, "a user's turn with text is needed", param="messages", code="invalid_value")
     form, tokenizer = model.prompt, model.tokenizer
+    _require_fitting(model, "".join(turn for _, turn in turns), "messages")
     if len(turns) == 1 and generation_prompt and tools is None:
         return Prompt(form.prompt_ids(tokenizer, turns[0][1]), text, tuple(turns))
     if form.template is None and not getattr(tokenizer, "chat_template", None):
@@ -49,6 +73,7 @@ def chat_prompt(
     except Exception as fault:  # a template may raise what it likes about the order of turns
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
+    _require_fitting(model, written, "messages" if tools is None else "tools")
     return Prompt(tokenizer(written, add_special_tokens=False)["input_ids"], text, tuple(turns))
 
 
@@ -93,6 +118,7 @@ def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
     size = model.model.get_input_embeddings().weight.shape[0]
     for prompt in prompts:
         if isinstance(prompt, str):
+            _require_fitting(model, prompt, "prompt")
             ids, text = model.prompt.model_copy(update={"kind": "raw"}).prompt_ids(model.tokenizer, prompt), prompt
         else:
             if any(not 0 <= token < size for token in prompt):

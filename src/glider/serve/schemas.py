@@ -14,6 +14,7 @@ Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
 MAX_EXAMPLES = 16
+LONGEST_DESCRIPTION = 10_000  # characters
 LEAST_TEMPERATURE = 1e-6  # logits divided by less are beyond float32
 LEAST_PENALTY = 0.01
 
@@ -90,7 +91,9 @@ class Steering(Body):
         default=None, description="Choose among these alone; or their weights, for every token the same."
     )
     exclude: Texts = Field(default=[], description="Experts to leave out.")
-    description: StrictStr | None = Field(default=None, min_length=1, description="One sentence that names the task.")
+    description: StrictStr | None = Field(
+        default=None, min_length=1, max_length=LONGEST_DESCRIPTION, description="One sentence that names the task."
+    )
     examples: list[tuple[StrictStr, StrictStr]] = Field(
         default=[], max_length=MAX_EXAMPLES, fail_fast=True, description="Pairs of input and output."
     )

@@ -121,6 +121,13 @@ class Service:
             message = "stream_options needs stream: true"
             raise ApiError(400, message, param="stream_options", code="invalid_value")
 
+    def check_choices(self, prompts: int, n: int) -> int:
+        """How many answers a request asks for; raises `ApiError` for too many."""
+        if (count := prompts * n) > self.settings.max_choices:
+            message = f"{count} answers of one request, where {self.settings.max_choices} is the most"
+            raise ApiError(400, message, param="n" if n > 1 else "prompt", code="invalid_value")
+        return count
+
     async def until_hangup(self, request: Request, work: Awaitable[Result]) -> Result:
         """The result of some work, which ends with the client's connection."""
         task = asyncio.ensure_future(work)

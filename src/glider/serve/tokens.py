@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 
 from glider.instructions.embedders import load_for
 from glider.serve import bodies
+from glider.serve.bodies import MOST_MEMBERS
 from glider.serve.errors import ApiError
-from glider.serve.prompts import chat_prompt
+from glider.serve.prompts import chat_prompt, require_short
 from glider.serve.replies import Embeddings, Text, Tokens, described
 from glider.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from glider.serve.service import Service
@@ -37,7 +38,7 @@ def routes(service: Service) -> APIRouter:
             prompt = await service.runner.prepare(chat_prompt, model, body.messages, begins, tools)
             ids = prompt.ids
         else:
-            ids = await service.runner.prepare(_ids, model, body.prompt, body.add_special_tokens)
+            ids = await service.runner.prepare(_tokenized, model, body.prompt or "", body.add_special_tokens)
         strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": strings}
 
@@ -99,7 +100,12 @@ def _require_fitting(body: TokenizeRequest) -> None:
         raise ApiError(400, message, param=field, code="unsupported_parameter")
 
 
-def _ids(model: "RoutedModel", text: str | None, special: bool = True) -> list[int]:
+def _tokenized(model: "RoutedModel", text: str, special: bool) -> list[int]:
+    require_short(model.tokenizer, text, MOST_MEMBERS, "prompt")
+    return _ids(model, text, special)
+
+
+def _ids(model: "RoutedModel", text: str, special: bool = True) -> list[int]:
     return model.tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
@@ -107,8 +113,12 @@ def _counted(embedder: "Embedder", model: "RoutedModel", texts: Sequence[str]) -
     """Tokens of the embedder's, or of the base's where an endpoint has its own. Raises `ApiError` for a text that the
     embedder would not read to its end."""
     if embedder.measure is None:
+        require_short(model.tokenizer, "".join(texts), MOST_MEMBERS, "input")
         return sum(len(_ids(model, text)) for text in texts)
-    lengths, longest = embedder.measure([embedder.prefix + text for text in texts]), embedder.measure.longest
+    longest = embedder.measure.longest
+    for text in texts:
+        require_short(embedder.measure.tokenizer, text, MOST_MEMBERS if longest is None else 2 * longest, "input")
+    lengths = embedder.measure([embedder.prefix + text for text in texts])
     if longest is not None and max(lengths) > longest:
         message = f"a text of {max(lengths)} tokens, where {embedder.name} reads {longest}"
         raise ApiError(400, message, param="input", code="context_length_exceeded")
