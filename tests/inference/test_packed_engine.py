@@ -173,7 +173,9 @@ def test_the_model_is_left_as_it_was(model: RoutedModel) -> None:
     assert threading.active_count() <= threads
 
 
-def test_other_threads_keep_their_own_queries(model: RoutedModel) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_other_threads_keep_their_own_queries(model: RoutedModel, attention: str) -> None:
+    model.model.set_attn_implementation(attention)
     wanted = tokens(alone(model, QUERIES, max_new_tokens=24))
     beside: list[list[tuple[int, ...]]] = []
 

@@ -21,6 +21,7 @@ import transformers
 from glider.errors import BatchingError, GliderError, QueryError
 from glider.inference.engine import Can, Ended, Event, Failed, NewToken, PrefixCache, Reuse, require_finite
 from glider.inference.packing import SALT, UPGRADE, refusal, sized, stop
+from glider.inference.paged_attention import paged_attention
 from glider.inference.sampler import RequestSettings, Sampler, not_finite
 from glider.layers.attach import Attached, Generation
 from glider.layers.context import Batch, Part
@@ -152,11 +153,13 @@ class PackedEngine:
         settings = transformers.GenerationConfig(do_sample=False, max_new_tokens=1, eos_token_id=-1)
         on_gpu = model.device.type == "cuda"
         state, gpu_state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else []
+        self._hooks.enter_context(paged_attention(model))
         try:  # the manager sets a seed, whoever else draws
             manager = model.init_continuous_batching(
                 generation_config=settings, continuous_batching_config=self._batching
             )
         except ValueError as fault:
+            self._hooks.close()
             remedy = "Load the base with attention sdpa or eager, or use generate()."
             raise BatchingError("a model for continuous batching", str(fault), remedy) from fault
         manager.output_router.output_queue = _Outputs(self._ended)
