@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class BatchRun:
             raise ConfigError(f"a file of prompts at {self.data}", "no such file", "Check the path.")
         spec = self.spec.model_dump(mode="json", exclude={"device", "pool", "require_key", "arguments"})
         hashes = {"data": sha256(self.data), "pool": pool_hash(self.spec.open_pool())}
-        settings = self.settings.model_dump(mode="json")
+        settings = self.settings.content
         return {"spec": spec, "settings": settings, "columns": dict(self.columns), "hashes": hashes}
 
     def _clear_leftovers(self) -> None:
@@ -131,11 +131,26 @@ def here(spec: ModelSpec, settings: AnswerSettings) -> Callable[[Sequence[list[P
     """Chunks answered by this process, one after the other."""
 
     def answer(chunks: Sequence[list[PromptRow]]) -> Answered:
-        answering = Answering(spec.load(), settings)
-        for number, rows in enumerate(chunks):
-            yield number, answering.chunk(rows)
+        with _loaded(spec, settings) as model:
+            answering = Answering(model, settings)
+            for number, rows in enumerate(chunks):
+                yield number, answering.chunk(rows)
 
     return answer
+
+
+@contextmanager
+def _loaded(spec: ModelSpec, settings: AnswerSettings) -> Iterator[Any]:
+    if settings.engine == "transformers":
+        yield spec.load()
+        return
+    from glider.engines.vllm.offline import of_spec
+
+    model = of_spec(spec)
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 def _place(directory: Path, number: int) -> Path:

@@ -75,7 +75,7 @@ def generate(
     _require_one_source(prompt, file, stream, engine)
     if file.data is not None and file.out is not None:
         settings = {**answering.model_dump(), "description": description, "batch_size": file.batch_size}
-        settings |= {"examples": () if examples is None else read_pairs(examples)}
+        settings |= {"engine": engine, "examples": () if examples is None else read_pairs(examples)}
         _generate_file(file.data, file.out, spec, placement, file.columns, settings, as_json)
         return
     assert prompt is not None
@@ -125,9 +125,9 @@ def _require_one_source(prompt: str | None, file: PromptFile, stream: bool, engi
         got = ", ".join(name for name, value in (("a prompt", prompt), ("--data", data), ("--out", out)) if value)
         got += " and --stream" if stream else ""
         raise ConfigError("a prompt, or --data with --out", got or "neither", "Give one of them.")
-    if engine == "vllm" and (stream or data):
-        got = f"{'--stream' if stream else '--data'} beside --engine vllm"
-        raise ConfigError("one prompt, answered at once, for --engine vllm", got, "Leave one of them out.")
+    if engine == "vllm" and stream:
+        got = "--stream beside --engine vllm"
+        raise ConfigError("prompts, answered at once, for --engine vllm", got, "Leave one of them out.")
 
 
 def _generate_file(
@@ -141,9 +141,15 @@ def _generate_file(
     from glider.progress import Bars, counter
 
     executor, how = placement.make(keep=True), AnswerSettings(**settings)
+    if how.engine == "vllm":
+        _quiet_vllm()
     run = BatchRun(data, out, spec, how, columns_of(columns))
     quiet_libraries()
-    if placement.executor == "ray":
+    if placement.executor == "ray" and how.engine == "vllm":
+        from glider.batch.ray_vllm import on_ray_by_vllm
+
+        answer = on_ray_by_vllm(executor, spec, how)
+    elif placement.executor == "ray":
         from glider.batch.ray_data import on_ray
 
         answer = on_ray(executor, spec, how)
@@ -164,8 +170,7 @@ def _generate_file(
 
 def _by_vllm(spec: ModelSpec, query: "Query", answering: Answering, as_json: bool) -> None:
     """The same by vLLM, without a server."""
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    _quiet_vllm()
     from glider.engines.vllm.offline import of_spec
 
     limits: Any = {"max_new_tokens": answering.max_new_tokens, "truncate": answering.truncate}
@@ -176,3 +181,8 @@ def _by_vllm(spec: ModelSpec, query: "Query", answering: Answering, as_json: boo
     finally:
         model.close()
     _print_answer(query, answer, as_json)
+
+
+def _quiet_vllm() -> None:
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # what is printed is the answer
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,6 +1,7 @@
 """A routed pool by vLLM without a server: prompts in, the same answers and scores out as of `RoutedModel`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from glider.engines.vllm.front import Front
 from glider.engines.vllm.requests import FRONT, Preset
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import Mode, Unsure
-from glider.errors import ConfigError, QueryError
+from glider.errors import BaseModelError, ConfigError, QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
 from glider.inference.generation import merged, new_tokens
@@ -25,6 +26,96 @@ _CACHE = 1 << 30
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts as an engine is asked them: tokens, keyword arguments of `SamplingParams`, and what they came from."""
+
+    requests: "Requests"
+    rows: list[list[int]]
+    settings: list[dict[str, Any]]
+    condition: Condition
+    limit: int
+    stop: tuple[str, ...]
+
+    def answer(self, row: int, ids: Sequence[int]) -> Answer:
+        """The answer to one of them, from the tokens that the engine wrote."""
+        text, ids, reason = self.requests.written(ids, self.limit, self.stop)
+        return Answer.of(text, ids, reason, self.condition.rows([row]), self.requests.front.generation)
+
+
+class Requests:
+    """What an engine is asked, and what its tokens come to; holds no base model.
+
+    Arguments:
+        front: What decides of queries.
+        tokenizer: The base's.
+        config: The base's configuration.
+        source: Where the base lies, or its id.
+        longest: Tokens of a request that the engine takes; None where that is the base's own context.
+    """
+
+    def __init__(self, front: Front, tokenizer: Any, config: Any, source: str, longest: int | None = None):
+        self.front, self.tokenizer = front, tokenizer
+        model: Any = SimpleNamespace(config=config, generation_config=_generation_config(source))
+        self.encoder = PromptEncoder(front.prompt, tokenizer, model)
+        if longest is not None:
+            self.encoder.context = min(self.encoder.context or longest, longest)
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, mode: Mode = "route", unsure: Unsure = "nearest") -> "Requests":
+        """Those of an engine that another process runs. Raises the `GliderError` of whatever does not fit."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        require_no_device(spec)
+        source = source_of(spec)
+        try:
+            tokenizer, config = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as fault:
+            got = " ".join(str(fault).split())[:300]
+            raise BaseModelError(f"the base model {source}", got, "Check --base.") from fault
+        return cls(Front(plugin_settings(spec, mode, unsure)), tokenizer, config, source)
+
+    def condition(self, queries: Sequence[Prompt]) -> Condition:
+        """The condition of a batch of queries, as `RoutedModel.condition`."""
+        prompts = [Query.of(query) for query in queries]
+        return self.front.reader.condition(prompts, self.front.generation.router, self.front.generation.prepared)
+
+    def of(
+        self, prompts: Sequence[Prompt], max_new_tokens: int | None, truncate: bool, generation: dict[str, Any]
+    ) -> PromptBatch:
+        """Prompts of any number and mix. Raises `QueryError` as `VllmModel.generate`."""
+        limit, settings = _sampling(max_new_tokens, generation)
+        stop, seed = settings.pop("stop"), settings.pop("seed")
+        rows = self.encoder.rows(prompts, truncate, limit)
+        condition = self.condition(prompts)
+        settings |= {"max_tokens": limit, "stop_token_ids": sorted(self.encoder.ends()), "stop": list(stop) or None}
+        each = [
+            self.settings(
+                Query.of(prompts[i]), condition.rows([i]), seed=None if seed is None else seed + i, **settings
+            )
+            for i in range(len(rows))
+        ]
+        return PromptBatch(self, rows, each, condition, limit, stop)
+
+    def settings(self, query: Query, condition: Condition, **settings: Any) -> dict[str, Any]:
+        """Keyword arguments of `SamplingParams` for one request, with its row or its expert."""
+        verdict = condition.verdicts[0] or None if condition.verdicts else None
+        if self.front.settings.mode == "select":
+            free = query.verdict is None
+            expert = self.front.nearest(condition, free and self.front.settings.unsure == "base")
+            preset = Preset(None, verdict, expert=expert)
+        else:
+            preset = Preset(Row.of(condition), verdict)
+        return {"extra_args": {ARGUMENT: preset}, **settings}
+
+    def written(self, ids: Sequence[int], limit: int, stop: Sequence[str] = ()) -> tuple[str, list[int], str]:
+        """Text, tokens, and why they end, of what an engine wrote."""
+        ends = self.encoder.ends()
+        written = decoded(self.tokenizer, list(ids), ends, stop)
+        ended = written.stopped or (written.ids[-1:] and written.ids[-1] in ends)
+        return written.text, written.ids, "stop" if ended or len(written.ids) < limit else "length"
+
+
 class VllmModel:
     """A base model in vLLM with a pool in it. `llm` is vLLM's own `LLM`, `front` what decides of queries."""
 
@@ -33,9 +124,7 @@ class VllmModel:
         self.front: Front = getattr(llm.llm_engine.input_processor, FRONT)
         self.tokenizer = llm.get_tokenizer()
         config = llm.llm_engine.vllm_config.model_config
-        model: Any = SimpleNamespace(config=config.hf_config, generation_config=_generation_config(str(config.model)))
-        self.encoder = PromptEncoder(self.front.prompt, self.tokenizer, model)
-        self.encoder.context = min(self.encoder.context or config.max_model_len, config.max_model_len)
+        self.requests = Requests(self.front, self.tokenizer, config.hf_config, str(config.model), config.max_model_len)
 
     @property
     def prompt(self) -> PromptFormat:
@@ -49,8 +138,7 @@ class VllmModel:
 
     def condition(self, queries: Sequence[Prompt]) -> Condition:
         """The condition of a batch of queries, as `RoutedModel.condition`."""
-        prompts = [Query.of(query) for query in queries]
-        return self.front.reader.condition(prompts, self.front.generation.router, self.front.generation.prepared)
+        return self.requests.condition(queries)
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, truncate: bool = False, **generation: Any
@@ -60,26 +148,11 @@ class VllmModel:
         `generation` may have temperature, top_p, top_k, min_p, repetition_penalty, `stop_strings` and `seed` (of the
         first prompt; the next has the next number). Raises `QueryError` for other settings.
         """
-        limit, settings = _sampling(max_new_tokens, generation)
-        stop, seed = settings.pop("stop"), settings.pop("seed")
-        rows = self.encoder.rows(prompts, truncate, limit)
-        condition = self.condition(prompts)
-        ends = self.encoder.ends()
-        params = [
-            self._params(
-                Query.of(prompts[i]), condition.rows([i]), max_tokens=limit, stop_token_ids=sorted(ends),
-                stop=list(stop) or None, seed=None if seed is None else seed + i, **settings,
-            )
-            for i in range(len(rows))
-        ]  # fmt: skip
-        answers = []
-        for row, output in enumerate(self._run(rows, params)):
-            ids = list(output.token_ids)
-            written = decoded(self.tokenizer, ids, ends, stop)
-            ended = written.stopped or (written.ids[-1:] and written.ids[-1] in ends)
-            reason = "stop" if ended or len(written.ids) < limit else "length"
-            answers.append(Answer.of(written.text, written.ids, reason, condition.rows([row]), self.front.generation))
-        return answers
+        batch = self.requests.of(prompts, max_new_tokens, truncate, generation)
+        outputs = self._run(batch.rows, batch.settings)
+        return [batch.answer(row, output.token_ids) for row, output in enumerate(outputs)]
+
+    generate_batch = generate  # vLLM batches by itself
 
     def score_many(
         self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], *, truncate: bool = False
@@ -90,14 +163,15 @@ class VllmModel:
         for choice in (choice for texts in choices for choice in texts):
             require_text(choice, "a choice")
         targets = [[self.prompt.target_ids(self.tokenizer, choice) for choice in texts] for texts in choices]
-        rows = self.encoder.rows(prompts, truncate, [max(map(len, row)) + 1 for row in targets])
+        rows = self.requests.encoder.rows(prompts, truncate, [max(map(len, row)) + 1 for row in targets])
         condition = self.condition(prompts)
-        wholes, params = [], []
+        wholes, settings = [], []
         for i, (ids, row) in enumerate(zip(rows, targets, strict=True)):
             wholes += [ids + target for target in row]
             query, one = Query.of(prompts[i]), condition.rows([i])
-            params += [self._params(query, one, max_tokens=1, temperature=0.0, prompt_logprobs=0) for _ in row]
-        outputs = iter(self._run(wholes, params, whole=True))
+            each = self.requests.settings(query, one, max_tokens=1, temperature=0.0, prompt_logprobs=0)
+            settings += [each for _ in row]
+        outputs = iter(self._run(wholes, settings, whole=True))
         scores = []
         for ids, texts, row in zip(rows, choices, targets, strict=True):
             scores.append(
@@ -112,23 +186,12 @@ class VllmModel:
         """Stop the engine."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def _params(self, query: Query, condition: Condition, **settings: Any) -> Any:
-        """vLLM's parameters of one request with its row, or its expert."""
+    def _run(self, rows: Sequence[list[int]], settings: Sequence[dict[str, Any]], whole: bool = False) -> list[Any]:
+        """What came of prompts in tokens, in their order: the answer, or all that vLLM tells."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        verdict = condition.verdicts[0] or None if condition.verdicts else None
-        if self.front.settings.mode == "select":
-            free = query.verdict is None
-            expert = self.front.nearest(condition, free and self.front.settings.unsure == "base")
-            preset = Preset(None, verdict, expert=expert)
-        else:
-            preset = Preset(Row.of(condition), verdict)
-        return SamplingParams(extra_args={ARGUMENT: preset}, **settings)
-
-    def _run(self, rows: Sequence[list[int]], params: Sequence[Any], whole: bool = False) -> list[Any]:
-        """What came of prompts in tokens, in their order: the answer, or all that vLLM tells."""
         prompts = [{"prompt_token_ids": ids} for ids in rows]
-        outputs = self.llm.generate(prompts, list(params), use_tqdm=False)
+        outputs = self.llm.generate(prompts, [SamplingParams(**each) for each in settings], use_tqdm=False)
         return outputs if whole else [output.outputs[0] for output in outputs]
 
 
@@ -164,15 +227,29 @@ def of_spec(
 ) -> VllmModel:
     """The same of a spec. Device and further arguments are vLLM's to choose."""
     contract.require_vllm()
-    from glider.inference.base_model import located
-
-    if spec.device != "cpu" or spec.arguments:
-        raise ConfigError("vLLM's own choice of the device", "device or arguments", "Give engine={...} instead.")
-    plugin = plugin_settings(spec, mode, unsure)
-    place = located(spec.base or base_of(spec.open_pool()))
+    require_no_device(spec)
+    arguments = {**arguments_of(spec, mode, unsure), **(engine or {})}
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
-    return VllmModel(LLM(place, **{"dtype": spec.dtype, **_memory(), **engine_arguments(plugin), **(engine or {})}))
+    return VllmModel(LLM(source_of(spec), **arguments))
+
+
+def require_no_device(spec: ModelSpec) -> None:
+    """Raise `ConfigError` for a device, or arguments of transformers."""
+    if spec.device != "cpu" or spec.arguments:
+        raise ConfigError("vLLM's own choice of the device", "device or arguments", "Give engine={...} instead.")
+
+
+def arguments_of(spec: ModelSpec, mode: Mode = "route", unsure: Unsure = "nearest") -> dict[str, Any]:
+    """Keyword arguments of an engine for a spec."""
+    return {"dtype": spec.dtype, **_memory(), **engine_arguments(plugin_settings(spec, mode, unsure))}
+
+
+def source_of(spec: ModelSpec) -> str:
+    """Where the base of a spec lies, or its id."""
+    from glider.inference.base_model import located
+
+    return located(spec.base or base_of(spec.open_pool()))
 
 
 def _sampling(max_new_tokens: int | None, generation: dict[str, Any]) -> tuple[int, dict[str, Any]]:
