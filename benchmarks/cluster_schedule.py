@@ -19,6 +19,7 @@ three times as long. --like makes them what the tokens say, as on machines of on
 import argparse
 import heapq
 import json
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -176,7 +177,7 @@ def best_found(seconds: Sequence[float], workers: int) -> float:
     """The end of the best schedule that is found when every time is known: longest first, or bins filled in turn."""
     ordered = sorted(seconds, reverse=True)
     best = makespan(ordered, workers)
-    low, high = bound(seconds, workers), best
+    low, high = sum(seconds) / workers, best
     for _ in range(30):
         middle = (low + high) / 2
         if (end := _filled(ordered, workers, middle)) is None:
@@ -198,11 +199,34 @@ def _filled(ordered: Sequence[float], workers: int, most: float) -> float | None
 
 
 def bound(seconds: Sequence[float], workers: int) -> float:
-    """No schedule of jobs in one piece ends earlier: the mean load, of the k m + 1 longest some k + 1 on a worker."""
+    """No schedule of jobs in one piece ends earlier: the mean load, of the k m + 1 longest some k + 1 on a worker, and
+    every end by which the jobs would need more workers than there are."""
     ordered, least = sorted(seconds, reverse=True), sum(seconds) / workers
     for k in range((len(ordered) - 1) // workers + 1):
         least = max(least, sum(ordered[k * workers - k + i] for i in range(k + 1)))
-    return least
+    low, high = least, best_found(seconds, workers)
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _could_end(ordered, workers, middle) else (middle, high)
+    return low
+
+
+def _could_end(seconds: Sequence[float], workers: int, most: float) -> bool:
+    """False where bounds of bin packing say that more workers are needed to end by `most`: Martello and Toth's L2, and
+    Fekete and Schepers' functions u(k)."""
+    for least in {0.0, *(each for each in seconds if each <= most / 2)}:
+        alone = sum(each > most - least for each in seconds)
+        middling = [each for each in seconds if most / 2 < each <= most - least]
+        short = sum(each for each in seconds if least <= each <= most / 2)
+        over = short - (len(middling) * most - sum(middling))
+        if alone + len(middling) + max(0, math.ceil(over / most - 1e-9)) > workers:
+            return False
+    for k in range(1, 8):
+        parts = [(k + 1) * each / most for each in seconds]
+        needed = sum(part / (k + 1) if abs(part - round(part)) < 1e-9 else math.floor(part) / k for part in parts)
+        if needed > workers + 1e-9:
+            return False
+    return True
 
 
 if __name__ == "__main__":

@@ -78,6 +78,9 @@ def test_a_job_gives_way_to_a_longer_one_where_the_end_depends_on_it():
     assert paces.gives_way(job, [job, other], [longer])
     assert not paces.gives_way(job, [job, other], [])
     assert not Paces.gives_way(paces, job, [job], [longer]), "one place is busy to the end in any order"
+    clock.now += 46
+    assert not paces.gives_way(job, [job, other], [longer]), "it is about to end"
+    clock.now -= 46
     paces.margin = 6
     assert not paces.gives_way(job, [job, other], [longer]), "a start takes longer than is gained"
 

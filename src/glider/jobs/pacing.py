@@ -15,6 +15,7 @@ from typing import Any
 MARGIN = 9.0  # times what a start takes: fewer moves, and as early an end, than by smaller ones
 _KNOWN = 0.05  # of a job: from this share on its own pace counts
 _HALF = 0.1  # of a job: what it gained so long ago counts half as much as what it gains now
+_TO_END = 0.25  # of the margin
 _SLACK = 1.05  # of the earliest end: what is expected to end by then is left as it is
 _CAUTIOUS = 0.9  # of the paces that were seen are quicker than what is assumed of a job that has not begun
 
@@ -27,7 +28,7 @@ class Pace:
     seconds: float = 0.0  # in which it gained so much, of late
     gained: float = 0.0
     sent: float = 0.0
-    moment: float | None = None  # when it last told its share; None: not since it was sent
+    last: float | None = None  # when it last told its share; None: not since it was sent
 
     @property
     def whole(self) -> float | None:
@@ -52,24 +53,24 @@ class Paces:
     def send(self, job: Any) -> None:
         """The job is sent out."""
         pace = self._of(job)
-        pace.sent, pace.moment = self.clock(), None
+        pace.sent, pace.last = self.clock(), None
 
     def tell(self, job: Any, share: float) -> None:
         """The job tells its share. The first word after it was sent says how long its start took."""
         pace, now = self._of(job), self.clock()
-        if pace.moment is None:
+        if pace.last is None:
             self.starts.append(now - pace.sent)
         elif share > pace.share:
             weight = 0.5 ** ((share - pace.share) / _HALF)
-            pace.seconds = pace.seconds * weight + now - pace.moment
+            pace.seconds = pace.seconds * weight + now - pace.last
             pace.gained = pace.gained * weight + share - pace.share
-        pace.share, pace.moment = share, now
+        pace.share, pace.last = share, now
         if pace.whole is not None and job.effort > 0:
             self.rates[id(job)] = pace.whole / job.effort
 
     def rest(self, job: Any) -> None:
         """The job waits again."""
-        self._of(job).moment = None
+        self._of(job).last = None
 
     def share(self, job: Any) -> float:
         """The share that it last told."""
@@ -78,7 +79,7 @@ class Paces:
     def left(self, job: Any) -> float:
         """Seconds that the job still takes: at its own pace, or else by its effort at one of the slower paces seen."""
         pace = self._of(job)
-        since = 0.0 if pace.moment is None else self.clock() - pace.moment
+        since = 0.0 if pace.last is None else self.clock() - pace.last
         whole = job.effort * self._slow() if pace.whole is None else pace.whole
         return max(0.0, whole * (1 - pace.share) - since)
 
@@ -90,12 +91,14 @@ class Paces:
     def gives_way(self, job: Any, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
         """Whether a running job, whose state is saved, should make room for a waiting one.
 
-        It should where all that is left would end late as it is, and a waiting job has longer to go by a margin.
+        It should where all that is left would end late as it is, and a waiting job has longer to go by a margin. One
+        that is about to end does so.
         """
         if not waiting or not self.starts or self._of(job).whole is None:
             return False
+        margin, left = self.margin * statistics.median(self.starts), self.left(job)
         at_work, to_come = [self.left(one) for one in running], [self.left(one) for one in waiting]
-        if max(to_come) <= self.left(job) + self.margin * statistics.median(self.starts):
+        if left < _TO_END * margin or max(to_come) <= left + margin:
             return False
         earliest = max(sum(at_work + to_come) / len(at_work), *at_work, *to_come)
         return expected_end(at_work, to_come) > _SLACK * earliest

@@ -100,7 +100,7 @@ class Need:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         free = ray.available_resources()
         names = ("CPU", "GPU") if self.gpus else ("CPU",)
-        demand = " and ".join(
+        needs = " and ".join(
             f"{amount:g} {name}" for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount
         )
         has = (
@@ -108,7 +108,7 @@ class Need:
         )
         nodes = f"{len(alive)} node{'s' if len(alive) != 1 else ''}"
         return (
-            f"waiting for a node with room for a job: wanted {demand}; the cluster has {nodes} with {' and '.join(has)}"
+            f"waiting for a node with room for a job: wanted {needs}; the cluster has {nodes} with {' and '.join(has)}"
         )
 
     def _at(self, resources: dict[str, float]) -> int:
@@ -129,8 +129,9 @@ def await_room(ray: Any, need: Need) -> None:
             _tell(ray, need)
             while not ray.wait([scout], timeout=_LOOK)[0]:
                 pass
-    finally:
-        ray.cancel(scout)
+    except BaseException:
+        ray.cancel(scout)  # only then: Ray aborts the process where a task ends while it is cancelled
+        raise
 
 
 @contextmanager
