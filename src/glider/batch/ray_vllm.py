@@ -144,7 +144,6 @@ def _processor(executor: RayExecutor, spec: ModelSpec, settings: AnswerSettings,
     bundle = {"CPU": executor.cpus, "GPU": executor.gpus} if executor.gpus else {"CPU": executor.cpus}
     variables = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
     variables = {"VLLM_PLUGINS": "glider", "VLLM_LOGGING_LEVEL": "WARNING", **variables}
-    stages = ("prepare_multimodal", "chat_template", "tokenize", "detokenize")
     config = vLLMEngineProcessorConfig(
         model_source=source_of(spec),
         engine_kwargs={**arguments_of(spec), "enforce_eager": not executor.gpus},
@@ -154,7 +153,10 @@ def _processor(executor: RayExecutor, spec: ModelSpec, settings: AnswerSettings,
         should_continue_on_error=True,
         placement_group_config={"bundles": [bundle]},
         runtime_env={"env_vars": {**variables, "OMP_NUM_THREADS": str(executor.threads)}},
-        **{f"{stage}_stage": False for stage in stages},
+        prepare_multimodal_stage=False,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
     )
     return build_processor(config)
 
