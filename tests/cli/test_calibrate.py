@@ -15,6 +15,7 @@ from glider.calibration.verdict import choose_thresholds
 from glider.cli.main import build, main
 from glider.errors import ConfigError, DataError, GliderWarning, PoolError
 from glider.experts.pool import Pool
+from glider.inference.spec import load
 from glider.sharing.signature import generate_keys, sign_pool
 
 Run = Callable[..., Any]
@@ -61,6 +62,25 @@ def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool,
     assert line in run("ls", pool.path).out
     as_json = run("calibrate", pool.path, "--json")
     assert json.loads(as_json.out)["verdicts"]["nearest_by"] == "descriptions"
+
+
+def test_unsure_queries_may_be_routed_token_by_token(run: Run, make_pool, llama_directory: Path) -> None:
+    pool: Pool = make_pool(llama_directory, 3, profile=True)
+    line = "unsure queries are routed token by token"
+    told = run("calibrate", pool.path, "--unsure-by", "tokens")
+    assert line in told.out and line in run("ls", pool.path).out and told.err == ""
+    assert line in run("calibrate", pool.path).out  # it stays
+    thresholds = pool.reload().index.verdicts
+    assert thresholds is not None
+    everything = thresholds.model_copy(update={"stranger": -1000.0})
+    model = load(str(llama_directory), pool.reload().set_verdicts(everything).path)
+    condition = model.condition(["zzz qqq"])
+    assert condition.verdicts == ("unsure",)
+    assert condition.settled is None or not bool(condition.settled.weights.any())
+    for choice in ("descriptions", "signal"):
+        assert line not in run("calibrate", pool.path, "--unsure-by", choice).out
+        thresholds = pool.reload().index.verdicts
+        assert thresholds is not None and (thresholds.nearest_by, thresholds.experts) == (choice, 3)
 
 
 def test_one_expert_needs_no_description_to_be_judged(run: Run, make_pool, llama_directory: Path) -> None:

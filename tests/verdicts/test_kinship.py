@@ -118,13 +118,11 @@ def test_a_pool_without_descriptions_is_refused(llama_directory: Path, calibrate
 
 
 def test_descriptions_that_have_nothing_to_choose_are_refused(described: Pool) -> None:
+    with pytest.raises(PoolError, match="--unsure-by signal"):
+        choose_thresholds(described, experts=0, nearest_by="descriptions")
     index = described.path / "pool.json"
     content = json.loads(index.read_text("utf8"))
     content["verdicts"] |= {"nearest_by": "signal", "experts": 0}
-    index.write_text(json.dumps(content), "utf8")
-    command = ["pool", "calibrate", str(described.path), "--unsure-by", "descriptions"]
-    fault = CliRunner().invoke(build("pool"), command).exception
-    assert isinstance(fault, PoolError) and "--unsure-by signal" in str(fault)
     content["verdicts"]["nearest_by"] = "descriptions"
     index.write_text(json.dumps(content), "utf8")
     with pytest.raises(PoolError, match="experts is 0"):

@@ -37,10 +37,11 @@ def calibrate(
         typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
     ] = None,
     unsure_by: Annotated[
-        Literal["signal", "descriptions"] | None,
+        Literal["signal", "descriptions", "tokens"] | None,
         typer.Option(
             "--unsure-by",
-            help="What chooses the experts of an unsure query. Default: as stored, or signal.",
+            help="What chooses the experts of an unsure query; with tokens each of its tokens is routed by itself. "
+            "Default: as stored, or signal.",
         ),
     ] = None,
     key: KeyOption = None,
@@ -86,10 +87,11 @@ def _say(pool: "Pool", signal: str, stored: "Calibration | None", verdicts: "Thr
         quality = f"balanced accuracy {stored.balanced_accuracy:.3f}, AUC {stored.auc:.3f}, {stored.queries} queries"
         constants = f"p = {stored.p:g}, gamma = {stored.gamma:g}, beta = {stored.beta:g}"
         say(f"{pool.path}: {signal}, {constants} ({quality}, {stored.source})")
-    by_descriptions = unsure_lines(verdicts, len(pool))
-    for line in [*expected_lines(verdicts), *by_descriptions]:
+    of_the_unsure = unsure_lines(verdicts, len(pool))
+    for line in [*expected_lines(verdicts), *of_the_unsure]:
         say(line)
-    silent = [expert.name for expert in pool if expert.instruction is None] if by_descriptions else []
+    compared = bool(of_the_unsure) and verdicts.nearest_by == "descriptions"
+    silent = [expert.name for expert in pool if expert.instruction is None] if compared else []
     if silent:
         say(f"glider: no unsure query gets {', '.join(silent)}, without a description", error=True)
 
@@ -122,11 +124,17 @@ def _background_with(path: Path) -> "Background":
     return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
 
 
-def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | None") -> dict[str, Any]:
+def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | Literal['tokens'] | None") -> dict[str, Any]:
     """What an unsure query gets, as it is stored, but for what is given."""
+    from glider.verdicts.thresholds import MIXED
+
     stored = pool.index.verdicts
     settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
-    return settings if unsure_by is None else {**settings, "nearest_by": unsure_by}
+    if unsure_by is None:
+        return settings
+    if unsure_by == "tokens":
+        return {**settings, "experts": 0, "nearest_by": "signal"}
+    return {**settings, "experts": settings.get("experts") or MIXED, "nearest_by": unsure_by}
 
 
 def expected_lines(verdicts: "Thresholds") -> list[str]:

@@ -121,6 +121,8 @@ def _thresholds(index: "PoolIndex") -> list[str]:
 
 def unsure_lines(verdicts: "Thresholds", experts: int) -> list[str]:
     """What chooses the experts of an unsure query, in a line, where it is not the signal."""
+    if experts > 1 and not verdicts.experts:
+        return ["unsure queries are routed token by token"]
     if verdicts.nearest_by == "signal" or experts == 1:
         return []
     count = "expert" if verdicts.experts == 1 else f"{verdicts.experts} experts"
