@@ -85,6 +85,28 @@ def test_a_job_gives_way_to_a_longer_one_where_the_end_depends_on_it():
     assert not paces.gives_way(job, [job, other], [longer]), "a start takes longer than is gained"
 
 
+def test_the_effort_of_a_job_is_asked_once():
+    """A training reads all of its rows to estimate it."""
+
+    class Asked(Timed):
+        asked = 0
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "effort":
+                Asked.asked += 1
+            return super().__getattribute__(name)
+
+    clock = Clock()
+    paces = Paces(margin=2, clock=clock)
+    job, other = Asked("job", 100, 100), Timed("other", 100, 100)
+    worked(clock, paces, job, start=10, seconds=50)
+    for _ in range(3):
+        paces.longest([job, other])
+        paces.gives_way(other, [other], [job])
+        paces.tell(job, 0.6)
+    assert Asked.asked == 1
+
+
 def test_the_longest_is_first_and_equal_ones_keep_their_order():
     paces = Paces(clock=Clock())
     jobs = [Timed("a", 1, 1), Timed("b", 3, 3), Timed("c", 3, 3)]

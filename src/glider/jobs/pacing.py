@@ -47,6 +47,7 @@ class Paces:
     def __init__(self, margin: float = MARGIN, clock: Callable[[], float] = time.monotonic):
         self.margin, self.clock = margin, clock
         self.paces: dict[int, Pace] = {}
+        self.efforts: dict[int, float] = {}  # as each job told once: it may read all of its rows for that
         self.rates: dict[int, float] = {}  # seconds for one unit of effort
         self.starts: list[float] = []
 
@@ -65,8 +66,8 @@ class Paces:
             pace.seconds = pace.seconds * weight + now - pace.last
             pace.gained = pace.gained * weight + share - pace.share
         pace.share, pace.last = share, now
-        if pace.whole is not None and job.effort > 0:
-            self.rates[id(job)] = pace.whole / job.effort
+        if pace.whole is not None and (effort := self._effort(job)) > 0:
+            self.rates[id(job)] = pace.whole / effort
 
     def rest(self, job: Any) -> None:
         """The job waits again."""
@@ -80,7 +81,7 @@ class Paces:
         """Seconds that the job still takes: at its own pace, or else by its effort at one of the slower paces seen."""
         pace = self._of(job)
         since = 0.0 if pace.last is None else self.clock() - pace.last
-        whole = job.effort * self._slow() if pace.whole is None else pace.whole
+        whole = self._effort(job) * self._slow() if pace.whole is None else pace.whole
         return max(0.0, whole * (1 - pace.share) - since)
 
     def longest(self, jobs: Sequence[Any]) -> int:
@@ -105,6 +106,11 @@ class Paces:
 
     def _of(self, job: Any) -> Pace:
         return self.paces.setdefault(id(job), Pace())
+
+    def _effort(self, job: Any) -> float:
+        if id(job) not in self.efforts:
+            self.efforts[id(job)] = job.effort
+        return self.efforts[id(job)]
 
     def _slow(self) -> float:
         rates = sorted(self.rates.values())
