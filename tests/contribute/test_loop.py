@@ -194,6 +194,19 @@ def test_a_finished_run_is_not_trained_again(llama_directory: Path, make_loop: C
     assert same(values(first), values(second))
 
 
+@pytest.mark.parametrize("early", [{}, {"steps": 100_000, "minutes": 0.001}], ids=["steps", "minutes"])
+def test_a_finished_stage_is_left_as_it_is(early: dict[str, Any], llama_directory: Path, make_loop: Callable[..., Loop]):
+    """A state that is written anew is taken for progress by who watches its file, and a second validation is none."""
+    first, second = make_loop(llama_directory, **early), make_loop(llama_directory, **early)
+    done = run(first, answering(X), answering(X, 4))
+    before = first.state_file.stat()
+    again = run(second, answering(X), answering(X, 4))
+    after = first.state_file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert again.validation == done.validation
+    assert same(values(first), values(second))
+
+
 def test_minutes_end_a_run_early_with_a_validation(llama_directory: Path, make_loop: Callable[..., Loop]):
     done = run(make_loop(llama_directory, steps=100_000, minutes=0.01), answering(X), answering(X, 4))
     assert 0 < done.step < 100_000

@@ -70,6 +70,7 @@ class Loop:
     def run(self, batches: Batches, validation: Sequence[EncodedRow], report: Callable[[Progress], None]) -> Progress:
         """Train to the end of the schedule or of the minutes, then leave the best parameters in the model."""
         self._resume()
+        resumed = self.progress.step
         began, before, saved = time.monotonic(), self.progress.seconds, time.monotonic()
         while self.progress.step < self.schedule.steps and not self._out_of_time():
             step = self.progress.step
@@ -82,13 +83,20 @@ class Loop:
             if save_due(self.progress.step, saved):
                 self._save()
                 saved = time.monotonic()
-        if not self.schedule.validates_after(self.progress.step - 1):  # the minutes ended early
+        early = not self._validated()  # by the minutes
+        if early:
             self._validate(validation)
-        self._save()
+        if early or self.progress.step > resumed:  # a state that is as it was read is no news to who watches its file
+            self._save()
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(self.best[name])
         return self.progress
+
+    def _validated(self) -> bool:
+        """Whether the last validation, or what stands for one without rows, was after the last step."""
+        last = self.progress.validation[-1][0] if self.progress.validation else self.progress.best_step
+        return last == self.progress.step
 
     def _out_of_time(self) -> bool:
         return self.schedule.minutes is not None and self.progress.seconds >= 60 * self.schedule.minutes
