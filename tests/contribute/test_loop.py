@@ -195,7 +195,9 @@ def test_a_finished_run_is_not_trained_again(llama_directory: Path, make_loop: C
 
 
 @pytest.mark.parametrize("early", [{}, {"steps": 100_000, "minutes": 0.001}], ids=["steps", "minutes"])
-def test_a_finished_stage_is_left_as_it_is(early: dict[str, Any], llama_directory: Path, make_loop: Callable[..., Loop]):
+def test_a_finished_stage_is_left_as_it_is(
+    early: dict[str, Any], llama_directory: Path, make_loop: Callable[..., Loop]
+):
     """A state that is written anew is taken for progress by who watches its file, and a second validation is none."""
     first, second = make_loop(llama_directory, **early), make_loop(llama_directory, **early)
     done = run(first, answering(X), answering(X, 4))

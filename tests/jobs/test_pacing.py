@@ -1,8 +1,13 @@
 """How long jobs still take, and which gives its place: on a clock of the test's own."""
 
+from collections import deque
 from dataclasses import dataclass
 
+from glider.jobs.base import silent
 from glider.jobs.pacing import Paces, expected_end
+from glider.jobs.ray_cluster import Need
+from glider.jobs.ray_executor import Dispatch, RayExecutor
+from glider.jobs.ray_seats import Running
 
 
 @dataclass(eq=False)
@@ -83,6 +88,19 @@ def test_a_job_gives_way_to_a_longer_one_where_the_end_depends_on_it():
     clock.now -= 46
     paces.margin = 6
     assert not paces.gives_way(job, [job, other], [longer]), "a start takes longer than is gained"
+
+
+def test_no_job_gives_way_for_a_place_that_others_have():
+    """A job that was sent and has no room yet is no second place, and would have the one that is given."""
+    clock = Clock()
+    job, sent, longer = Timed("job", 100, 100), Timed("sent", 100, 100), Timed("longer", 100, 100)
+    dispatch = Dispatch(None, RayExecutor(), Need(1, 0), deque([longer]), silent)
+    dispatch.paces = Paces(margin=2, clock=clock)
+    worked(clock, dispatch.paces, job, start=10, seconds=50)
+    dispatch.running = [Running(job, None, None, node="a node"), Running(sent, None, None)]
+    assert dispatch.paces.gives_way(job, [job, sent], [longer]), "it would, for two places"
+    dispatch._give_way(dispatch.running[0])
+    assert [running.job for running in dispatch.running] == [job, sent] and list(dispatch.waiting) == [longer]
 
 
 def test_the_effort_of_a_job_is_asked_once():

@@ -255,8 +255,12 @@ class Dispatch:
 
     def _give_way(self, running: Running) -> None:
         """Let a job that has just saved its state go on later, where another must have its place for the run to end
-        early."""
-        job, at_work = running.job, [one.job for one in self.running]
+        early.
+
+        Places are those of jobs that have begun: what others take of the cluster is none, and what was sent without
+        room would have the place first.
+        """
+        job, at_work = running.job, [one.job for one in self.running if one.node != UNKNOWN]
         if self.executor.keep or not self.paces.gives_way(job, at_work, self.waiting):
             return
         share = self.paces.share(job)
