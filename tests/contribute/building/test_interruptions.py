@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.pool import Pool
 from glider.jobs.base import attempt
 from glider.jobs.local import LocalExecutor
+from glider.jobs.ray_node import Checkpoint, Courier
 
 from .drafts import Draft
 
@@ -92,6 +95,30 @@ def test_a_job_that_stopped_before_the_end_goes_on(
     assert all(site.has_gate == (kind != "adapter") for site in Expert.open(draft.pool / "ex").sites.values())
     Pool.open(draft.pool).verify()
     assert draft.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["data", "both"])
+def test_an_attempt_that_comes_no_further_sends_no_checkpoint(draft: Draft, adapter: Path, kind: str):
+    """On a cluster a checkpoint clears the count of losses: else a process that ends each time in its gates would be
+    tried for ever."""
+    entry = {"data": "one.jsonl", **({"adapter": "lora"} if kind == "both" else {})}
+    draft.plan["experts"] = [{"name": "ex", **entry}]
+    (job,) = PoolPlan.read(draft.write()).jobs(draft.root, draft.pool)
+    sent = []
+    for _ in range(3):
+        messages: SimpleQueue[Any] = SimpleQueue()
+        courier = Courier(job, messages)
+
+        def until_the_gates(name: str, text: str, share: float, courier: Courier = courier) -> None:
+            courier(name, text, share)
+            if text.startswith("gates"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            job.run(until_the_gates)
+        told = [messages.get() for _ in range(messages.qsize())]
+        sent.append(any(isinstance(message, Checkpoint) for message in told))
+    assert sent == [True, False, False]
 
 
 @pytest.mark.parametrize("change", ["settings", "adapter"])
