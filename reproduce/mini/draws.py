@@ -1,6 +1,6 @@
 """Three draws of rows together: means beside the base, and which near tasks lose to it beyond chance.
 
-    python reproduce/mini/draws.py [--router glider-verdicts] [--base base|phatgoose|...]
+    python reproduce/mini/draws.py [--router glider-by-token] [--base base|phatgoose|...]
 
 Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. p is that of
 a paired permutation of a task's rows, in which a row that several draws have counts once, and then after Holm's
@@ -28,7 +28,7 @@ Cells = Mapping[str, Mapping[str, float]]  # a task's rows by their ids
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--router", default="glider-verdicts")
+    parser.add_argument("--router", default="glider-by-token")
     parser.add_argument("--base", default="base")
     arguments = parser.parse_args()
     for name in SETS:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def difference(router: str, other: str, name: str) -> str:
-    """The mean difference over the rows of the draws that both have, and how many rows would show it."""
+    """The mean difference over the rows that both have, how many would show it, and the share made worse."""
     pairs = [[cells(each + draw, name) for each in (router, other)] for draw in draws()]
     both = [(own[task], base[task]) for own, base in pairs for task in own.keys() & base.keys()]
     every = [own[row] - base[row] for own, base in both for row in sorted(own)]
@@ -51,7 +51,9 @@ def difference(router: str, other: str, name: str) -> str:
         return "-"
     mean_of_all, error = statistics.mean(every), statistics.stdev(every) / sqrt(len(every))
     needed = f"{POWER * len(every) * (error / mean_of_all) ** 2:.0f}" if mean_of_all else "any number of"
-    return f"{100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows; {needed} needed"
+    worse = sum(one < 0 for one in every) / len(every)
+    size = f"{100 * mean_of_all:+.1f}, standard error {100 * error:.1f}, {len(every)} rows"
+    return f"{size}; {needed} needed; {worse:.0%} worse"
 
 
 def draws() -> tuple[str, ...]:
