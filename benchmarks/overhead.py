@@ -12,7 +12,7 @@ step after 64 tokens. --peft measures PEFT in place of routing: one LoRA, unmerg
 With --share all layers use one layer's experts (the decisions differ still): the bytes read for a token are the same,
 those resident are not. Queries have global scores as descriptions of tasks have them (COSINES), times --alpha: 3, as
 where no expert suits the query (the default), or 103. --verdict takes queries that a verdict has settled instead: their
-nearest expert, the three nearest alike, or nobody. --cpu takes the processor time of all threads in place of the
+nearest expert, three mixed alike, or nobody. --cpu takes the processor time of all threads in place of the
 clock's, for a machine that others use. --shape takes a model of that shape with random weights, made on the device.
 With --graph decoding steps are replays of CUDA graphs, of both models, over a static cache of 65 tokens; with
 --compile both models are one graph of torch.compile, and step over such a cache. --quantise int8 keeps the weights of

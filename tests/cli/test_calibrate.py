@@ -55,7 +55,8 @@ def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool,
     pool: Pool = grow_pool(
         make_pool(llama_directory, 3, profile=True), llama_directory, "silent", embedder=None, profile=True
     )
-    assert "unsure queries" not in run("calibrate", pool.path).out + run("ls", pool.path).out
+    line = "unsure queries are routed token by token; described ones mix 3 experts"
+    assert line in run("calibrate", pool.path).out and line in run("ls", pool.path).out
     told = run("calibrate", pool.path, "--unsure-by", "descriptions")
     line = "unsure queries get the 3 experts with the nearest descriptions"
     assert line in told.out and "no unsure query gets silent, without a description" in told.err
@@ -67,6 +68,7 @@ def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool,
 def test_unsure_queries_may_be_routed_token_by_token(run: Run, make_pool, llama_directory: Path) -> None:
     pool: Pool = make_pool(llama_directory, 3, profile=True)
     line = "unsure queries are routed token by token"
+    assert line not in run("calibrate", pool.path, "--unsure-by", "signal").out
     told = run("calibrate", pool.path, "--unsure-by", "tokens")
     assert line in told.out and line in run("ls", pool.path).out and told.err == ""
     assert line in run("calibrate", pool.path).out  # it stays

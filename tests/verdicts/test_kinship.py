@@ -112,7 +112,7 @@ def test_a_pool_without_descriptions_is_refused(llama_directory: Path, calibrate
     pool = calibrated(llama_directory, 3, embedder=None)
     with pytest.raises(PoolError, match="with a description"):
         choose_thresholds(pool, nearest_by="descriptions")
-    stored = choose_thresholds(pool).model_copy(update={"nearest_by": "descriptions"})
+    stored = choose_thresholds(pool, experts=3).model_copy(update={"nearest_by": "descriptions"})
     with pytest.raises(RouterError, match="--unsure-by signal"):
         load(str(llama_directory), pool.set_verdicts(stored).path)
 

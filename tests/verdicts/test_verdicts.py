@@ -29,12 +29,41 @@ def test_each_query_has_its_verdict(llama_directory: Path, calibrated) -> None:
     assert condition.settled is not None
     assert condition.settled.experts[:, 0].tolist()[::2] == [0, 2]
     assert condition.settled.weights[0].tolist() == [1, 0, 0]
-    assert condition.settled.weights[3].tolist() == pytest.approx([1 / 3] * 3)
-    assert not condition.routed.any()
+    assert condition.settled.weights[3].tolist() == [0, 0, 0]  # each of its tokens chooses
+    assert condition.settled.rows.tolist() == [True, False, True, False]
     whole = [answer.verdict for answer in model.generate_batch(PROMPTS, max_new_tokens=3)]
     assert whole == VERDICTS
     assert model.score_many(PROMPTS, [["a", "b"]] * 4)[1].verdicts == tuple(VERDICTS)
     assert model.trace(STRANGER)[1].condition.verdicts == ("stranger",)
+
+
+def test_an_unsure_query_is_routed_as_without_verdicts_and_a_described_one_mixes_three(
+    llama_directory: Path, calibrated
+) -> None:
+    pool = calibrated(llama_directory, 5)
+    queries = [BETWEEN, Query(BETWEEN, description="Write a headline for the news.")]
+    judged, routed = load(str(llama_directory), pool.path), load(str(llama_directory), pool.path, abstain=False)
+    condition, scores = judged.condition(queries), routed.condition(queries).global_scores
+    assert condition.verdicts == ("unsure", "unsure") and condition.settled is not None and scores is not None
+    assert condition.settled.rows.tolist() == [False, True]
+    assert condition.settled.experts[1].tolist() == scores[1].topk(3).indices.tolist()
+    assert condition.settled.weights[1].tolist() == pytest.approx([1 / 3] * 3)
+    alone = judged.score(BETWEEN, ["a", "b"])
+    assert alone == routed.score(BETWEEN, ["a", "b"])
+    assert alone != judged.score(queries[1], ["a", "b"])
+
+
+@pytest.mark.parametrize(("stored", "mixed"), [({"described": 0}, [0, 0]), ({"experts": 2, "described": None}, [2, 2])])
+def test_how_many_an_unsure_query_mixes_is_as_stored(
+    llama_directory: Path, calibrated, stored: dict[str, int | None], mixed: list[int]
+) -> None:
+    pool = calibrated(llama_directory, 5)
+    assert pool.index.verdicts is not None
+    pool = pool.set_verdicts(pool.index.verdicts.model_copy(update=stored))
+    queries = [BETWEEN, Query(BETWEEN, description="Write a headline for the news.")]
+    settled = load(str(llama_directory), pool.path).condition(queries).settled
+    counts = [0, 0] if settled is None else (settled.weights > 0).sum(dim=-1).tolist()
+    assert counts == mixed
 
 
 def test_a_strangers_logits_are_the_bases_in_a_mixed_batch(base_directory: Path, calibrated) -> None:

@@ -25,20 +25,24 @@ MANY_EXPERTS, SAMPLED_EXPERTS = 256, 64  # beyond so many that have profiles, so
 def choose_thresholds(
     pool: Pool,
     background: Background | None = None,
-    experts: int = MIXED,
+    experts: int | None = None,
     share: float = SHARE,
     nearest_by: Nearness = "signal",
+    described: int | None = None,
 ) -> Thresholds:
     """Choose the thresholds of a pool's verdicts.
 
     `stranger` is the margin that all but 2 % of everyday requests stay below, each judged by a background without its
     kind; but never so high that more than 2 % of the experts' held-back queries, or of others like them (split
     conformal: the floor(0.02 (n + 1))-th smallest margin bounds it), would be called strangers. Experts without a
-    profile are left out; of more than 256 with one, 64 stand for all of them. `experts`, `share` and `nearest_by` say
-    what an unsure query gets, and are kept as they are. Raises `PoolError` where no expert has a
-    profile with held-back queries, or none of several a description that `nearest_by` would compare, or
-    where it has nothing to choose since `experts` is 0.
+    profile are left out; of more than 256 with one, 64 stand for all of them. `experts`, `share`, `nearest_by` and
+    `described` say what an unsure query gets, and are kept as they are. By default its tokens are routed one by one,
+    but one with a description mixes the three nearest to that; by descriptions every one mixes three. Raises
+    `PoolError` where no expert has a profile with held-back queries, or none of several a description that
+    `nearest_by` would compare, or where it has nothing to choose since `experts` is 0.
     """
+    if experts is None:
+        experts = MIXED if nearest_by == "descriptions" else 0
     if nearest_by == "descriptions" and not experts:
         remedy = "Let `experts` under `verdicts` in pool.json be 1 or more, or calibrate it with --unsure-by signal."
         raise PoolError("experts that an unsure query mixes, for descriptions to choose", "0", remedy)
@@ -67,6 +71,7 @@ def choose_thresholds(
         experts=experts,
         share=share,
         nearest_by=nearest_by,
+        described=MIXED if described is None and not experts else described,
         false_abstention=round((margins < stranger).float().mean().item(), 4),
         false_acceptance=round((strange >= stranger).float().mean().item(), 4) if len(strange) else None,
         queries=len(margins),
@@ -93,7 +98,7 @@ def renewed_thresholds(pool: Pool) -> Pool:
 
 def _like(pool: Pool, stored: Thresholds) -> Thresholds:
     """Thresholds chosen again, with what an unsure query gets as it was stored."""
-    return choose_thresholds(pool, pool.background, stored.experts, stored.share, stored.nearest_by)
+    return choose_thresholds(pool, pool.background, stored.experts, stored.share, stored.nearest_by, stored.mixed(True))
 
 
 def _held_back(pool: Pool) -> list[Tensor]:

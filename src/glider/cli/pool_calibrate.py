@@ -40,8 +40,9 @@ def calibrate(
         Literal["signal", "descriptions", "tokens"] | None,
         typer.Option(
             "--unsure-by",
-            help="What chooses the experts of an unsure query; with tokens each of its tokens is routed by itself. "
-            "Default: as stored, or signal.",
+            help="What chooses the experts of an unsure query. tokens: each of its tokens by itself (with a "
+            "description it mixes the three nearest to that); signal, descriptions: it mixes the three nearest by the "
+            "signal, or by descriptions, its own text where it brings none. Default: as stored, or tokens.",
         ),
     ] = None,
     key: KeyOption = None,
@@ -130,11 +131,13 @@ def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | Literal['tokens'] | None
 
     stored = pool.index.verdicts
     settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
+    if stored is not None:
+        settings["described"] = stored.mixed(described=True)
     if unsure_by is None:
         return settings
     if unsure_by == "tokens":
-        return {**settings, "experts": 0, "nearest_by": "signal"}
-    return {**settings, "experts": settings.get("experts") or MIXED, "nearest_by": unsure_by}
+        return {**settings, "experts": 0, "nearest_by": "signal", "described": None}
+    return {**settings, "experts": settings.get("experts") or MIXED, "nearest_by": unsure_by, "described": None}
 
 
 def expected_lines(verdicts: "Thresholds") -> list[str]:

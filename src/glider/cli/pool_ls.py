@@ -120,13 +120,19 @@ def _thresholds(index: "PoolIndex") -> list[str]:
 
 
 def unsure_lines(verdicts: "Thresholds", experts: int) -> list[str]:
-    """What chooses the experts of an unsure query, in a line, where it is not the signal."""
-    if experts > 1 and not verdicts.experts:
-        return ["unsure queries are routed token by token"]
-    if verdicts.nearest_by == "signal" or experts == 1:
+    """What an unsure query gets, in a line, where there is a choice."""
+    if experts == 1:
         return []
-    count = "expert" if verdicts.experts == 1 else f"{verdicts.experts} experts"
-    return [f"unsure queries get the {count} with the nearest descriptions"]
+    if not verdicts.experts:
+        described = verdicts.mixed(described=True)
+        but = f"; described ones mix {_experts(described)}" if described else ""
+        return ["unsure queries are routed token by token" + but]
+    by = "with the nearest descriptions" if verdicts.nearest_by == "descriptions" else "nearest by the signal"
+    return [f"unsure queries get the {_experts(verdicts.experts)} {by}"]
+
+
+def _experts(count: int) -> str:
+    return "expert" if count == 1 else f"{count} experts"
 
 
 def _share(value: float | None) -> str:

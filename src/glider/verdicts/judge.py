@@ -10,7 +10,7 @@ from glider.errors import QueryError
 from glider.routing.base import GlobalTerm, QueryFeatures
 from glider.routing.condition import Condition, Settled
 from glider.routing.global_part import DESCRIPTIONS
-from glider.shapes import Bool, Float, Tensor
+from glider.shapes import Bool, Float, Int, Tensor
 from glider.verdicts.contest import Contest
 from glider.verdicts.kinship import Kinship
 from glider.verdicts.thresholds import Thresholds
@@ -31,10 +31,10 @@ class Judge:
 
     Tasks that an expert harms have descriptions beyond p as well. So a query that brings one fits by its words, which
     `term` scores; or, whatever they are, where its description is beyond the middle between p and an equal one. With
-    `settles` every token of a query that fits uses its best expert with weight 1, what alpha = 103 comes to, and every
-    token of an unsure one the `thresholds.experts` likeliest alike, `thresholds.share` in all; both cost no gate. With
-    `kinship` an unsure query's experts are those whose descriptions are nearest. `term` scores the experts for a router
-    without a global term, too.
+    `settles` every token of a query that fits uses its best expert with weight 1, what alpha = 103 comes to. The
+    tokens of an unsure one are routed one by one, unless it mixes several experts (`thresholds.mixed`): then every
+    token uses that many of the likeliest alike, `thresholds.share` in all, and no gate is scored. With `kinship` these
+    are the experts whose descriptions are nearest. `term` scores the experts for a router without a global term, too.
     """
 
     contest: Contest
@@ -84,7 +84,8 @@ class Judge:
             unsure = ~stranger & ~fits & free
             if self.kinship is not None and kinship is not None and bool(unsure.any()):
                 scores = _with_rows(scores, unsure, kinship(unsure.nonzero()[:, 0].tolist()))
-            settled = self._settled(scores, margins, fits & free, unsure)
+            mixed = torch.tensor([self.thresholds.mixed(one) for one in described or [False] * len(margins)])
+            settled = self._settled(scores, margins, fits & free, torch.where(unsure, mixed, 0))
         return replace(
             condition,
             bare=condition.bare_rows | (stranger & free),
@@ -130,16 +131,17 @@ class Judge:
         scores: Float[Tensor, "B E"],
         margins: Float[Tensor, "B E"],
         fits: Bool[Tensor, " B"],
-        unsure: Bool[Tensor, " B"],
+        mixed: Int[Tensor, " B"],
     ) -> Settled:
+        """The experts of the queries that fit, and of those that mix some; the tokens of the others choose."""
         known = int(torch.isfinite(margins[0]).sum()) if len(margins) else 0
-        places = max(1, min(self.thresholds.experts, known))
+        places = max(1, min(self.thresholds.most_mixed, known))
         experts = scores.topk(places, dim=-1).indices  # (B, K)
         weights = torch.zeros(experts.shape)
         weights[fits, 0] = 1.0
-        if self.thresholds.experts:  # else an unsure query's tokens are routed one by one
-            present = (scores.gather(-1, experts) > -torch.inf).float()
-            weights[unsure] = (self.thresholds.share * present / present.sum(dim=-1, keepdim=True).clamp(min=1))[unsure]
+        present = (scores.gather(-1, experts) > -torch.inf) & (torch.arange(places) < mixed[:, None])
+        shares = self.thresholds.share * present / present.sum(dim=-1, keepdim=True).clamp(min=1)
+        weights = torch.where(mixed[:, None] > 0, shares, weights)
         return Settled(experts, weights)
 
 

@@ -21,6 +21,7 @@ class Thresholds(Config):
     stranger: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)
     fits: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)  # of a pool of one expert
     experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
+    described: int | None = Field(None, ge=0)  # the same for one with a description; None: no difference
     share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets
     nearest_by: Nearness = "signal"
     false_abstention: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
@@ -30,6 +31,15 @@ class Thresholds(Config):
     names: tuple[str, ...] = ()  # the pool's experts when it was made
     background: str | None = None  # sha256 of the pool's own background; None: the package's
     source: str = ""
+
+    def mixed(self, described: bool) -> int:
+        """How many experts an unsure query mixes; 0: its tokens are routed one by one."""
+        return self.experts if self.described is None or not described else self.described
+
+    @property
+    def most_mixed(self) -> int:
+        """Most experts that an unsure query of either kind mixes."""
+        return max(self.mixed(described=False), self.mixed(described=True))
 
     @model_validator(mode="after")
     def _mixes_what_descriptions_choose(self) -> "Thresholds":

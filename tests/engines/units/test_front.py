@@ -44,7 +44,10 @@ def test_route_settles_routes_and_bares_as_the_library_does(route: Front) -> Non
     chosen = {text: route.choose(FrontRequest(Way("routed"), text)) for text in (FITS, STRANGER, UNSURE)}
     assert chosen[FITS].row == Row((), (route.names.index("common_gen"),), (1.0,))
     assert chosen[STRANGER].row is None and chosen[STRANGER].salt is None
-    assert chosen[UNSURE].row is not None and len(chosen[UNSURE].row.experts) == 3
+    assert chosen[UNSURE].row is not None and len(chosen[UNSURE].row.term) == len(route.names)
+    steering = Steering(description="Say what a text is about.")
+    described = route.choose(FrontRequest(Way("routed"), UNSURE, steering=steering))
+    assert described.verdict == "unsure" and described.row is not None and len(described.row.experts) == 3
     forced = route.choose(FrontRequest(Way("routed"), STRANGER, steering=Steering(verdict="route")))
     assert forced.row is not None and len(forced.row.term) == len(route.names) and forced.verdict == "stranger"
 

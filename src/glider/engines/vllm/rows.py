@@ -74,7 +74,7 @@ class Row:
 
 def most_settled(prepared: Prepared) -> int:
     """How many experts a request can bring with weights of its own on a device, where all have the same room."""
-    return max(_ROOM, 0 if prepared.judge is None else prepared.judge.thresholds.experts)
+    return max(_ROOM, 0 if prepared.judge is None else prepared.judge.thresholds.most_mixed)
 
 
 def salt(row: Row | None, parts: Sequence[str], client: str | None) -> str | None:
