@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glider.config import repeated
@@ -235,6 +236,69 @@ def test_a_text_of_a_parquet_file_that_stands_in_all_rows_is_not_copied_before_i
     finally:
         pyarrow.set_memory_pool(usual)
     assert (16 << 20) < counting.max_memory() < (200 << 20)
+
+
+def nested(pyarrow: Any, form: str, items: Any, rows: int) -> Any:
+    """Items in a column of rows: in lists, in objects within lists, or in maps."""
+    places = pyarrow.array(range(0, len(items) + 1, len(items) // rows), "int32")
+    if form == "lists":
+        return pyarrow.ListArray.from_arrays(places, items)
+    if form == "objects":
+        return pyarrow.ListArray.from_arrays(places, pyarrow.StructArray.from_arrays([items], ["content"]))
+    keys = pyarrow.array(["k"] * len(items))
+    return pyarrow.MapArray.from_arrays(places, keys, items)
+
+
+@pytest.mark.parametrize("form", ["lists", "objects", "maps"])
+def test_a_text_within_lists_of_a_parquet_file_is_not_copied_before_it_is_counted(tmp_path: Path, form: str):
+    """A file of a kilobyte took two gigabytes."""
+    pyarrow = pytest.importorskip("pyarrow")
+    items = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 64 * 28, "int32"), ["x" * (1 << 20)])
+    table = pyarrow.table({"input": ["q"] * 64, "output": ["a"] * 64, "choices": nested(pyarrow, form, items, 64)})
+    settings = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", **settings)
+    usual = pyarrow.default_memory_pool()
+    counting = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(counting)
+    try:
+        with pytest.raises(DataError, match="once expanded"):
+            read_rows(tmp_path / "rows.parquet")
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert counting.max_memory() < (64 << 20)
+
+
+def test_a_list_of_countless_items_is_refused_before_it_is_read(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    numbers = pyarrow.array(np.zeros(40_000_000, np.int8))
+    table = pyarrow.table({"input": ["q"], "output": ["a"], "choices": nested(pyarrow, "lists", numbers, 1)})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    del numbers, table
+    with pytest.raises(DataError, match="once expanded"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_lists_and_objects_of_a_parquet_file_are_read_whatever_way_they_are_stored(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [
+        {
+            "input": text,
+            "output": "y",
+            "choices": [text, "n"] if number % 3 else None,
+            "messages": [{"role": "user", "content": text, "parts": [{"of": [text]}]}] * (number % 3),
+            "bytes": text.encode(),
+            "numbers": [1, None],
+        }
+        for number, text in enumerate(["\u00fc", "ab", ""] * 400)
+    ]
+    table = pyarrow.Table.from_pylist(rows).append_column(
+        "map", pyarrow.array([[("k", "v")]] * 1200, pyarrow.map_("string", "string"))
+    )
+    expected = [{name: one for name, one in row.items() if one is not None} for row in table.to_pylist()]
+    small = {"dictionary_pagesize_limit": 8, "data_page_size": 64, "write_batch_size": 10}
+    for settings in ({}, {"use_dictionary": False}, {"row_group_size": 7}, small, {"store_schema": False}):
+        pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet", **settings)
+        assert [record for _, record in table_records(tmp_path / "rows.parquet")] == expected
 
 
 def test_texts_of_a_parquet_file_are_read_whatever_way_they_are_stored(tmp_path: Path):

@@ -22,6 +22,7 @@ MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 _LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
+_PLACE_BYTES = 8  # of an item of a list
 _LISTS = ("choices", "references", "targets")
 TURNS = ("messages", "prompt", "completion")
 _PARTS = ("input", "output", *_LISTS, "definition", "split", "id", "template")
@@ -224,7 +225,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         file = ParquetFile(path)
         if twice := repeated(file.schema_arrow.names):
             raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
-        declared = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        declared = _declared(file)
         for batch in _batches(path, file) if declared <= most else ():
             read += sum(map(_size, batch.columns))
             if read > most:
@@ -238,26 +239,47 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UnfitFile(f"more than {most} bytes, once expanded")
 
 
+def _declared(file: Any) -> int:
+    """Bytes of the values as the file says, each text of a group counted once, and of the places of those in lists."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    lists = [place for place in range(len(file.schema)) if file.schema.column(place).max_repetition_level > 0]
+    places = sum(group.column(place).num_values for group in groups for place in lists)
+    return sum(group.total_byte_size for group in groups) + _PLACE_BYTES * places
+
+
 def _batches(path: Path, file: Any) -> Iterator[Any]:
-    """Some rows at a time. Texts that are stored once for many rows stay so where Arrow can read them that way: all
-    but those within lists and objects."""
+    """Some rows at a time, in which texts that are stored once for many rows or items are stored so still."""
     columns = [file.schema.column(place) for place in range(len(file.schema))]
-    names = [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type == "STRING"]
-    if set(names) - set(file.schema_arrow.names):
-        yield from file.iter_batches(_PARQUET_ROWS)
-        return
-    for batch in type(file)(path, read_dictionary=names).iter_batches(16 * _PARQUET_ROWS):  # of few it takes long
-        for begin in range(0, len(batch), _PARQUET_ROWS):
-            yield batch.slice(begin, _PARQUET_ROWS)
+    names = [one.path for one in columns if one.physical_type == "BYTE_ARRAY"]
+    texts = type(file)(path, read_dictionary=names)
+    spans = [[number] for number in range(file.metadata.num_row_groups)]  # texts of two groups do not join in a list
+    if not any("." in name for name in names):
+        spans = [[number for (number,) in spans]]
+    for groups in spans:
+        for batch in texts.iter_batches(16 * _PARQUET_ROWS, row_groups=groups):  # of few it takes long
+            for begin in range(0, len(batch), _PARQUET_ROWS):
+                yield batch.slice(begin, _PARQUET_ROWS)
 
 
 def _size(array: Any) -> int:
-    """Bytes of an Arrow array once each row has a text of its own."""
+    """Bytes of an Arrow array once each row has a text of its own, and each item of a list a place."""
+    from pyarrow import types
+
+    if types.is_struct(array.type):
+        return sum(map(_size, array.flatten()))
+    if types.is_map(array.type):
+        begin, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        parts = (part.slice(begin, end - begin) for part in (array.keys, array.items))
+        return _PLACE_BYTES * (len(array) + end - begin) + sum(map(_size, parts))
+    if types.is_nested(array.type):
+        items = array.flatten()
+        return _PLACE_BYTES * (len(array) + len(items)) + _size(items)
     texts = getattr(array, "dictionary", None)
     if texts is None:
         return array.nbytes
     places = array.indices.drop_null().to_numpy()
-    ends = np.frombuffer(texts.buffers()[1], np.int64 if texts.type == "large_string" else np.int32)[texts.offset :]
+    long = texts.type in ("large_string", "large_binary")
+    ends = np.frombuffer(texts.buffers()[1], np.int64 if long else np.int32)[texts.offset :]
     return int((ends[places + 1].astype(np.int64) - ends[places]).sum()) + array.indices.nbytes
 
 
