@@ -3,22 +3,29 @@
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from glider.errors import ConfigError
+from glider.errors import ConfigError, EndpointError
 from glider.inference import queries
 from glider.inference.spec import ModelSpec
 from glider.instructions.cache import Cache
 from glider.instructions.embedders import Embedder
+from glider.routing.condition import Described
 from glider.serve.errors import ApiError
+from glider.serve.exchange import Prompt
 from glider.serve.places import Places
 from glider.serve.pools import Pools
+from glider.serve.prompts import room
 from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
+from glider.serve.steering import _client_fault
 from glider.serve.streaming import _event
 
 
@@ -141,3 +148,40 @@ def test_what_comes_before_the_queue_is_bounded_too(llama_directory: Path, pool_
 
     asyncio.run(run())
     service.close()
+
+
+def _model(context: int | None, length: int, encoder_decoder: bool = True) -> Any:
+    config = SimpleNamespace(is_encoder_decoder=encoder_decoder)
+    encoder, tokenizer = SimpleNamespace(context=context), SimpleNamespace(model_max_length=length)
+    return SimpleNamespace(encoder=encoder, tokenizer=tokenizer, model=SimpleNamespace(config=config))
+
+
+@pytest.mark.parametrize(
+    ("context", "length", "setting", "most"),
+    [(None, 512, None, 512), (None, 10**30, None, 2048), (None, 512, 1024, 1024), (1024, 512, None, 1024)],
+)
+def test_the_prompt_of_an_encoder_has_a_bound(context: int | None, length: int, setting: int | None, most: int) -> None:
+    """T5 has no context: a prompt of 20,000 tokens was read whole."""
+    model, settings = _model(context, length), ServeSettings(prompt_tokens=setting)
+    assert room(model, settings, Prompt([5] * most, "x"), 8, False, ("prompt", "max_tokens")) == 8
+    with pytest.raises(ApiError, match=f"{most + 1} tokens of a prompt, where {most} is the most") as fault:
+        room(model, settings, Prompt([5] * (most + 1), "x"), 8, False, ("prompt", "max_tokens"))
+    assert (fault.value.status, fault.value.param) == (400, "prompt")
+
+
+def test_a_client_is_not_told_the_address_of_an_endpoint(caplog: pytest.LogCaptureFixture) -> None:
+    address = "http://10.1.2.3:8000/v1"
+    endpoint = EndpointError(f"an answer of gpt at {address}", "no connection", "Is it running?")
+    described = Described(
+        None, "openai:gpt", fault=f"{endpoint}; the examples are not used", unused="the examples are not used"
+    )
+    for text in (
+        _client_fault(described),
+        _client_fault(replace(described, unused=None)),
+        ApiError.of(endpoint).message,
+    ):
+        assert text is not None and address not in text and "log says why" in text
+    assert caplog.text.count(address) == 3
+    only = Described(None, "none", fault="the examples are not used", unused="the examples are not used")
+    assert _client_fault(only) == only.fault
+    assert _client_fault(Described("x", "given")) is None

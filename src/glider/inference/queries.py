@@ -317,7 +317,7 @@ def _with_faults(described: Sequence[Described], unused: Sequence[str | None]) -
         return tuple(described)
     known = described or [Described(None, "none") for _ in unused]
     return tuple(
-        one if reason is None else replace(one, fault=f"{one.fault}; {reason}" if one.fault else reason)
+        one if reason is None else replace(one, fault=f"{one.fault}; {reason}" if one.fault else reason, unused=reason)
         for one, reason in zip(known, unused, strict=True)
     )
 

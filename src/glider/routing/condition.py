@@ -17,6 +17,7 @@ class Described:
     source: str  # "given", "query" (its own text), or the describer's name
     prompt: str | None = None  # name and version of the describer's prompt; None where none was asked
     fault: str | None = None
+    unused: str | None = None  # the part of the fault that says what of the query nothing reads
     cached: bool = False
     tokens_in: int = 0
     tokens_out: int = 0

@@ -1,5 +1,6 @@
 """Faults in the form that OpenAI's clients read: {"error": {message, type, param, code}}."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from glider.errors import BatchingError, GliderError, MissingDependency, QueryError, RouterError
+from glider.errors import BatchingError, EndpointError, GliderError, MissingDependency, QueryError, RouterError
 from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+log = logging.getLogger("glider.serve")
 LONGEST = 1000  # characters of a message
 
 
@@ -47,6 +49,9 @@ class ApiError(Exception):
             return cls(400, str(fault), param=param, code="invalid_value")
         if isinstance(fault, MissingDependency):
             return cls(501, str(fault), param=param, code="not_installed")
+        if isinstance(fault, EndpointError):  # names an address, and what stands there
+            log.error("a model endpoint: %s", fault)
+            return cls(500, "a model endpoint of the server failed; its log says why", code="failed")
         if isinstance(fault, GliderError) and not isinstance(fault, BatchingError):  # that one quotes what broke
             return cls(500, str(fault), code="failed")
         return cls(500, "the server failed at this request; its log says why", code="internal_error")

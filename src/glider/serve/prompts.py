@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 FEW_TOKENS = 20_000  # of a text, counted in some hundredths of a second
+LONGEST_PROMPT = 2048  # tokens, where neither the base nor its tokenizer says
+_NO_LENGTH = 1_000_000  # tokens: what tokenizers name that were given none
 _PIECE = 1 << 14  # characters
 
 
@@ -130,6 +132,26 @@ def plain_prompts(model: "RoutedModel", prompts: Sequence[Any]) -> list[Prompt]:
     return plain
 
 
+def longest_prompt(model: "RoutedModel", settings: ServeSettings) -> int | None:
+    """Tokens of a prompt at most: the base's context, or what bounds one whose positions never end.
+
+    That is an encoder's, such as T5's, which reads all of a prompt in one pass, in memory that grows with its square;
+    None for a decoder without a context, which reads it piece by piece.
+    """
+    if model.encoder.context is not None or not model.model.config.is_encoder_decoder:
+        return model.encoder.context
+    length = model.tokenizer.model_max_length
+    return settings.prompt_tokens or (length if length < _NO_LENGTH else LONGEST_PROMPT)
+
+
+def require_room(model: "RoutedModel", settings: ServeSettings, prompt: Prompt, param: str) -> None:
+    """Raise `ApiError` for a prompt that is longer than the base reads."""
+    most = longest_prompt(model, settings)
+    if most is not None and len(prompt.ids) > most:
+        message = f"{len(prompt.ids)} tokens of a prompt, where {most} is the most"
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+
 def room(
     model: "RoutedModel",
     settings: ServeSettings,
@@ -143,6 +165,8 @@ def room(
     `fields` are those of the prompt and of the length in the request. Raises `ApiError` for a prompt and answer that
     are longer than the context or the cache.
     """
+    if model.model.config.is_encoder_decoder:
+        require_room(model, settings, prompt, fields[0])
     used = 0 if model.model.config.is_encoder_decoder else len(prompt.ids)
     limits = [limit for limit in (model.encoder.context, settings.cache_tokens if packed else None) if limit]
     limit = min(limits, default=None)

@@ -35,6 +35,11 @@ class ServeSettings(Config):
     max_choices: int = Field(default=16, ge=1, description="Most answers of one request (prompts times n).")
     pass_tokens: int = Field(default=512, ge=1, description="Tokens of one pass of the model.")
     cache_tokens: int = Field(default=16384, ge=64, description="Tokens that the cache of keys and values holds.")
+    prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest prompt, in tokens, of a base without a context (T5). Default: its tokenizer's, or 2048.",
+    )
     default_tokens: int = Field(default=512, ge=1, description="Longest chat answer where the request names no limit.")
     max_body: int = Field(default=4 * 2**20, ge=1024, description="Largest body of a request, in bytes.")
     body_timeout: float = Field(default=30.0, gt=0, description="Seconds in which a request's body must arrive.")

@@ -12,7 +12,7 @@ from glider.serve import bodies, replies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.pools import ServedPool, Target
-from glider.serve.prompts import chat_prompt, plain_prompts
+from glider.serve.prompts import chat_prompt, plain_prompts, require_room
 from glider.serve.schemas import RouteRequest
 from glider.serve.service import Service
 from glider.serve.steering import guided
@@ -113,9 +113,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
         prompt = chat_prompt(model, body.messages)
     else:
         (prompt,) = plain_prompts(model, [body.prompt])
-    if model.encoder.context is not None and len(prompt.ids) > model.encoder.context:
-        message = f"{len(prompt.ids)} tokens, where {model.encoder.context} is the most"
-        raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+    require_room(model, service.settings, prompt, "prompt")
     generation = target.take()
     try:
         query = service.query(prompt.text, steering)

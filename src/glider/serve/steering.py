@@ -1,5 +1,6 @@
 """From a model's name and the field `glider` to a condition: routed, the base, one expert, or some of them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from glider.inference.conversation import Turn
 from glider.inference.queries import Query
 from glider.routing.base import Prepared, Router
 from glider.routing.compose import Composed
-from glider.routing.condition import Condition, Settled
+from glider.routing.condition import Condition, Described, Settled
 from glider.routing.preparation import Gated, ungated
 from glider.routing.specification import parsed, router_from
 from glider.serve.errors import ApiError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
     from glider.layers.attach import Generation
     from glider.verdicts.judge import Judge
+
+log = logging.getLogger("glider.serve")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,17 @@ def _guided_by(condition: Condition, verdict: str | None, generation: "Generatio
     values = [] if condition.global_scores is None else condition.global_scores[0].tolist()
     scores = {name: value for name, value in zip(generation.names, values, strict=False) if value != -torch.inf}
     alpha = None if condition.alpha is None else float(condition.alpha[0])
-    return Guided(condition, verdict, alpha, scores, described and described.text, described and described.fault)
+    return Guided(
+        condition, verdict, alpha, scores, described and described.text, described and _client_fault(described)
+    )
+
+
+def _client_fault(described: Described) -> str | None:
+    """What a client is told of a fault: not the words of a describer or an embedder, which name addresses and files."""
+    if described.fault == described.unused:
+        return described.fault
+    log.warning("the description of a query: %s", described.fault)
+    return "; ".join(filter(None, ("nothing was embedded for this query; the server's log says why", described.unused)))
 
 
 def _refuse(*fields: str, steering: Steering, what: str) -> None:
