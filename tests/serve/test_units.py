@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import model_validator
 
 from glider.errors import ConfigError, EndpointError
 from glider.inference import queries
@@ -17,11 +20,13 @@ from glider.inference.spec import ModelSpec
 from glider.instructions.cache import Cache
 from glider.instructions.embedders import Embedder
 from glider.routing.condition import Described
+from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.places import Places
 from glider.serve.pools import Pools
 from glider.serve.prompts import room
+from glider.serve.response_schemas import ResponsesRequest
 from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
@@ -185,3 +190,32 @@ def test_a_client_is_not_told_the_address_of_an_endpoint(caplog: pytest.LogCaptu
     only = Described(None, "none", fault="the examples are not used", unused="the examples are not used")
     assert _client_fault(only) == only.fault
     assert _client_fault(Described("x", "given")) is None
+
+
+@pytest.mark.parametrize("last", [{"role": "user", "content": "x"}, {"role": "nobody", "content": "x"}])
+def test_a_large_body_is_brought_into_its_form_beside_the_loop(last: dict[str, str]) -> None:
+    """Four thousand items held all other requests for a second."""
+    threads, router = [], bodies.router()
+
+    class Watched(ResponsesRequest):
+        @model_validator(mode="before")
+        @classmethod
+        def _note(cls, value: Any) -> Any:
+            if isinstance(value, dict):
+                threads.append(threading.get_ident())
+            return value
+
+    @router.post("/ask")
+    async def ask(body: Watched) -> dict[str, int]:
+        return {"items": len(body.input), "loop": threading.get_ident()}
+
+    app = FastAPI()
+    app.include_router(router)
+    items = [{"role": "user", "content": "hello"}] * 4000
+    answer = TestClient(app).post("/ask", json={"model": "tiny", "input": [*items, last]})
+    if last["role"] == "user":
+        assert answer.json()["items"] == 4001
+        assert len(threads) == 1 and threads[0] != answer.json()["loop"]
+    else:
+        assert answer.status_code == 422 and len(threads) == 1
+        assert answer.json()["detail"][0]["loc"][:2] == ["body", "input"]
