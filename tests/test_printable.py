@@ -189,3 +189,10 @@ def test_a_secret_is_struck_in_every_form_that_echoes_it(secret: str) -> None:
     for form in (secret, secret.upper(), quote(secret, safe=""), quote_plus(secret), json.dumps(secret), repr(secret)):
         told = struck(f"before {form} after", [secret, None, ""])
         assert STRUCK in told and secret not in told
+
+
+def test_a_sequence_that_does_not_end_takes_nothing_of_what_comes_after_it() -> None:
+    """A name could hide the rest of a sentence, such as what is wrong with it."""
+    for name in ("x\x1b]0;", "x\x90", "x\x9d", "x\x1bP", "x\x1b", "x\x1b,", "x\x1b["):
+        assert printable(f"the name {name} is not signed").endswith(" is not signed")
+    assert printable("a\x1b]0;title\x07b\x1b(Bc\x1b[31md") == "abcd"

@@ -16,11 +16,11 @@ from urllib.parse import quote, quote_plus
 LONGEST = 200  # characters, where the caller names no other bound
 STRUCK = "[secret]"
 _SHORTEST_SECRET = 4  # characters; a shorter one would strike ordinary words
-# a sequence ends where its grammar says, or where the text does; ST is ESC \ or its one-character form
+# ST is ESC \ or its one-character form; of a sequence that does not end the beginning goes, and nothing after a space
 _ESCAPES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
+    r"(?:\x1b\[|\x9b)[0-?]*[!-/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[!-/]?[0-~]"
 )
 _BREAKS = re.compile("\r\n|[\r\x85\u2028\u2029]")
 

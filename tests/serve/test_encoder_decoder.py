@@ -42,3 +42,9 @@ def test_answers_are_those_in_process(make_pool: Callable[..., Pool], t5_directo
         assert "".join(chunk.choices[0].text for chunk in chunks) == plain.choices[0].text
         with pytest.raises(openai.BadRequestError, match="no probability"):
             client.completions.create(model="tiny", prompt=TEXTS[0], max_tokens=1, echo=True, logprobs=1)
+        with pytest.raises(openai.BadRequestError, match="2048 is the most"):
+            client.completions.create(model="tiny", prompt=[5] * 20_000, max_tokens=1)
+        with pytest.raises(openai.BadRequestError, match="2048 is the most"):
+            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "ab " * 1000}])
+        with pytest.raises(openai.BadRequestError, match="2048 is the most"):
+            client.post("/route", cast_to=object, body={"model": "tiny", "prompt": "ab " * 1000})

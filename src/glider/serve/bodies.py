@@ -20,12 +20,12 @@ MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in t
 class _Request(Request):
     """A request whose JSON has no half characters, no repeated names, and bounded depth and number of values."""
 
-    form: type[BaseModel] | None = None  # of its body
+    body_form: type[BaseModel] | None = None
 
     async def json(self) -> Any:
         content = await self.body()
         if len(content) > LARGE:  # other requests' tokens need not wait for it
-            return await asyncio.to_thread(_formed, content, self.form)
+            return await asyncio.to_thread(_formed, content, self.body_form)
         return _parsed(content)
 
 
@@ -65,7 +65,7 @@ class _Route(APIRoute):
                 message = f"the field {name} belongs into the body"
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
             read = _Request(request.scope, request.receive)
-            read.form = form
+            read.body_form = form
             try:
                 return await handle(read)
             except HTTPException as fault:
