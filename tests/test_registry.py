@@ -6,7 +6,7 @@ from typing import Protocol
 
 import pytest
 
-from glider.errors import RouterError
+from glider.errors import GliderWarning, RouterError
 from glider.registry import Registry
 from glider.routing.base import Router, routers
 from glider.routing.methods.glider import Glider
@@ -122,6 +122,25 @@ def test_an_installed_package_adds_its_router(tmp_path: Path, monkeypatch: pytes
     made = routers.create("outside", strength=2.0)
     assert (type(made).__name__, made.strength) == ("Outside", 2.0)  # pyright: ignore
     assert "outside" in {entry.name for entry in routers}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("import no_such_package", "ModuleNotFoundError: No module named"), ("raise SystemExit(3)", "SystemExit: 3")],
+)
+def test_a_package_that_cannot_be_imported_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    """One that ended its own import ended every command."""
+    (tmp_path / "failing_thing.py").write_text(source)
+    info = tmp_path / "failing_thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-thing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[glider.failing]\nfailing = failing_thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    things: Registry = Registry("thing", "glider.failing", (), RouterError)
+    with pytest.warns(GliderWarning, match=f"thing failing of failing-thing 1.0 is left out: {reason}"):
+        assert list(things) == []
 
 
 class HasSize(Protocol):

@@ -146,11 +146,11 @@ class Registry(Generic[T]):
             for point in entry_points(group=self.group):
                 try:
                     point.load()
-                except Exception as fault:  # another package's fault must not take every command down
+                except (Exception, SystemExit) as fault:  # another package's fault must not take every command down
                     warnings.warn(_plugin_fault(self.kind, point, fault), GliderWarning, stacklevel=2)
 
 
-def _plugin_fault(kind: str, point: EntryPoint, fault: Exception) -> str:
+def _plugin_fault(kind: str, point: EntryPoint, fault: BaseException) -> str:
     """What is wrong with a plug-in, on one line."""
     owner = "an unnamed distribution" if point.dist is None else f"{point.dist.name} {point.dist.version}"
     reason = " ".join(f"{type(fault).__name__}: {fault}".split())
