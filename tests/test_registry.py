@@ -109,12 +109,17 @@ def test_a_module_is_imported_when_a_name_is_first_asked_for(tmp_path: Path, mon
         lazy.create("anything")
 
 
-def test_an_installed_package_adds_its_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "outside_router.py").write_text(OUTSIDE)
-    info = tmp_path / "outside_router-1.0.dist-info"
+def installed(directory: Path, name: str, group: str, source: str) -> None:
+    """A package with one module, which is an entry point of that name."""
+    (directory / f"{name}_package.py").write_text(source)
+    info = directory / f"{name}_package-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-router\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[glider.routers]\noutside = outside_router\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {name}_package\n")
+
+
+def test_an_installed_package_adds_its_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path, "outside", "glider.routers", OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)
     list(routers)
     monkeypatch.setattr(routers, "_entries", dict(routers._entries))
@@ -132,14 +137,10 @@ def test_a_package_that_cannot_be_imported_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
     """One that ended its own import ended every command."""
-    (tmp_path / "failing_thing.py").write_text(source)
-    info = tmp_path / "failing_thing-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-thing\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[glider.failing]\nfailing = failing_thing\n")
+    installed(tmp_path, "failing", "glider.failing", source)
     monkeypatch.syspath_prepend(tmp_path)
     things: Registry = Registry("thing", "glider.failing", (), RouterError)
-    with pytest.warns(GliderWarning, match=f"thing failing of failing-thing 1.0 is left out: {reason}"):
+    with pytest.warns(GliderWarning, match=f"thing failing of failing-package 1.0 is left out: {reason}"):
         assert list(things) == []
 
 
