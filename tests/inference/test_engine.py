@@ -1,5 +1,6 @@
 """The engine on token ids: requests join and leave while it runs, each by its own condition and settings."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from glider.errors import QueryError
+from glider.inference.batches import EngineSettings
 from glider.inference.engine import Ended, Engine, Failed, NewToken, events
 from glider.inference.model import RoutedModel
 from glider.inference.padded_engine import PaddedEngine
@@ -78,6 +80,19 @@ def test_each_request_has_its_own_condition(model: RoutedModel, engine: Engine) 
         [wanted] = load(base, pool, router=router).generate([TEXTS[1]], max_new_tokens=8)
         assert ended[name].tokens == wanted.token_ids, name
     assert len({end.tokens for end in ended.values()}) >= 4
+
+
+def test_prompts_of_one_batch_share_its_passes(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the second one's settings take, the first one's pass waits for it."""
+    request = EngineSettings.request
+
+    def late(*arguments: Any) -> RequestSettings:
+        time.sleep(0.2)
+        return request(*arguments)
+
+    monkeypatch.setattr(EngineSettings, "request", late)
+    rows = [piece.row for piece in model.stream(TEXTS[:2], max_new_tokens=8)]
+    assert rows != sorted(rows)  # a step of both at a time
 
 
 def test_requests_join_and_leave_while_it_runs(model: RoutedModel) -> None:

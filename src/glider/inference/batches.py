@@ -125,12 +125,13 @@ class EngineRun:
 
     def add_all(self, rows: Sequence[list[int]], condition: Condition) -> None:
         """Answer prompts in tokens, each by its row of the condition."""
-        for row, ids in enumerate(rows):
-            name = str(row)
-            self._conditions[name] = condition.rows([row])
-            self._decoders[name] = Decoder(self._model.tokenizer, self._settings.stop)
-            request = self._settings.request(self._model.model, ids, row)
-            self._engine.add(name, ids, self._conditions[name], request, generation=self._generation)
+        with self._engine.gather():
+            for row, ids in enumerate(rows):
+                name = str(row)
+                self._conditions[name] = condition.rows([row])
+                self._decoders[name] = Decoder(self._model.tokenizer, self._settings.stop)
+                request = self._settings.request(self._model.model, ids, row)
+                self._engine.add(name, ids, self._conditions[name], request, generation=self._generation)
 
     def pieces(self) -> Iterator[Piece]:
         """Text as it is written; the last piece of each row says so. Raises the fault of a prompt that failed."""

@@ -4,6 +4,7 @@ It knows nothing of text. `RoutedModel` and the server are the text around it.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +100,10 @@ class Engine(Protocol):
 
         `generation` is the one that the condition was made for, held by the caller; by default the current one.
         """
+        ...
+
+    def gather(self) -> AbstractContextManager[None]:
+        """Hold back requests that cannot join others until those added inside the block are together."""
         ...
 
     def cancel(self, request: str) -> None:

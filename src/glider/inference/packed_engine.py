@@ -10,7 +10,7 @@ import array
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,9 @@ class PackedEngine:
             max_new_tokens=settings.max_new_tokens,
             eos_token_id=sorted(settings.ends) or -1,
         )
+
+    def gather(self) -> AbstractContextManager[None]:
+        return nullcontext()  # those that come later join
 
     def cancel(self, request: str) -> None:
         with self._lock:

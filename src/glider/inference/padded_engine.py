@@ -3,7 +3,8 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,11 @@ class PaddedEngine:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        with self._changed:  # which the thread that makes the batches waits for
+            yield
 
     def cancel(self, request: str) -> None:
         with self._changed:
