@@ -10,7 +10,7 @@ import torch
 from glider.errors import GliderError
 from glider.inference.conversation import Turn
 from glider.inference.queries import Query
-from glider.routing.base import Prepared, Router
+from glider.routing.base import GlobalTerm, Prepared, Router
 from glider.routing.compose import Composed
 from glider.routing.condition import Condition, Described, Settled
 from glider.routing.preparation import Gated, ungated
@@ -140,6 +140,20 @@ def _reads_term(router: Router) -> bool:
     return isinstance(router, Composed) and type(router).route is Composed.route
 
 
+def _term_of(condition: Condition, prepared: Prepared) -> GlobalTerm | None:
+    """The term that made the scores of one query; None where none did, or where its embedding failed."""
+    if condition.global_scores is None or not condition.signals:
+        return None
+    known = condition.described[0] if condition.described else None
+    failed = known is not None and known.fault not in (None, known.unused)
+    if failed and not bool(condition.global_scores.any()):
+        return None
+    by_description = known is not None and known.source not in ("query", "none")
+    terms = [prepared.described_term] if by_description else []
+    terms += [prepared.global_term, prepared.judge and prepared.judge.term]
+    return next((term for term in terms if term is not None and term.signal == condition.signals[0]), None)
+
+
 def _without(condition: Condition, generation: "Generation", out: Sequence[int]) -> Condition:
     """The condition with some experts left out: of the tokens' choice, and of what alpha looks at."""
     if not _reads_term(generation.router):
@@ -151,19 +165,27 @@ def _without(condition: Condition, generation: "Generation", out: Sequence[int])
     else:
         scores, alpha = condition.global_scores.clone(), condition.alpha
     scores[:, list(out)] = -torch.inf
-    prepared = generation.prepared
-    terms = [term for term in (prepared.global_term, prepared.described_term) if term is not None]
-    term = next((one for one in terms if condition.signals and one.signal == condition.signals[0]), None)
-    fault = bool(condition.described) and condition.described[0].fault is not None
-    if term is not None and not fault:
+    term = _term_of(condition, generation.prepared)
+    if term is not None:
         alpha = term.gamma * (scores.amax(dim=-1) > term.p).float() + term.beta
     if not bool((alpha > 0).all()):
         message = "experts cannot be left out where alpha is not above 0"
         raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
-    settled = condition.settled
-    if settled is not None and bool((torch.isin(settled.experts, torch.tensor(out)) & (settled.weights != 0)).any()):
-        settled = None  # tokens choose among the others
-    return replace(condition, global_scores=scores, alpha=alpha, settled=settled)
+    return replace(condition, global_scores=scores, alpha=alpha, settled=_settled_without(condition.settled, out))
+
+
+def _settled_without(settled: Settled | None, out: Sequence[int]) -> Settled | None:
+    """What is settled of one query with some experts left out; None where no other is, and tokens choose.
+
+    The others of those that the query mixes share the whole weight.
+    """
+    if settled is None:
+        return None
+    weights = settled.weights.masked_fill(torch.isin(settled.experts, torch.tensor(out)), 0.0)
+    if torch.equal(weights, settled.weights):
+        return settled
+    share = weights.sum()
+    return None if share == 0 else Settled(settled.experts, weights * settled.weights.sum() / share)
 
 
 def _judge(router: Router, generation: "Generation", text: str) -> "Judge | None":
