@@ -9,6 +9,7 @@ import torch
 
 import glider.inference.queries as queries
 from glider.calibration.threshold import calibrate
+from glider.calibration.verdict import choose_thresholds
 from glider.errors import EndpointError, GliderWarning
 from glider.experts.pool import Pool
 from glider.inference.queries import Query
@@ -106,3 +107,32 @@ def test_a_description_that_cannot_be_embedded_leaves_the_experts_to_the_words(
     assert condition.verdicts == ("fits", "unsure", "stranger") and condition.settled is not None
     assert condition.settled.experts[0, 0] == 3
     assert set(condition.settled.experts[1].tolist()) == {1, 2, 3}
+
+
+def test_a_query_whose_description_cannot_be_embedded_is_routed_by_token_as_one_without(
+    described: Pool, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, fault = load(str(llama_directory), described.path), EndpointError("an answer", "none", "Start it.")
+    monkeypatch.setattr(queries, "embed_texts", lambda *_: ({}, fault))
+    with pytest.warns(GliderWarning, match="the query routed by the local term alone"):
+        condition = model.condition([Query(BETWEEN, description="Say it.")])
+    assert condition.verdicts == ("unsure",) and condition.routed.tolist() == [True]
+    assert condition.term is not None and not bool(condition.term.any())
+
+
+@pytest.mark.parametrize("asked_by", ["descriptions", "texts"])
+def test_an_expert_without_a_profile_takes_part_in_what_is_mixed(
+    llama_directory: Path, described: Pool, grow_pool, monkeypatch: pytest.MonkeyPatch, asked_by: str
+) -> None:
+    pool = described.calibrate("instruction", described.index.calibrations["instruction"])
+    pool = grow_pool(pool, llama_directory, "plain", seed=9)
+    if asked_by == "texts":
+        pool = pool.set_verdicts(choose_thresholds(pool, experts=3))
+    vector = likeness(pool, 4, 0.99 if asked_by == "descriptions" else 0.05)
+    monkeypatch.setattr(queries, "embed_texts", lambda texts, *_: (dict.fromkeys(texts, vector), None))
+    model = load(str(llama_directory), pool.path)
+    query = Query(BETWEEN, description="Do the plain thing." if asked_by == "descriptions" else None)
+    condition = model.condition([query])
+    assert condition.verdicts == ("unsure",) and condition.settled is not None and condition.global_scores is not None
+    assert condition.settled.experts[0].tolist() == condition.global_scores[0].topk(3).indices.tolist()
+    assert condition.settled.weights[0].tolist() == pytest.approx([1 / 3] * 3)

@@ -82,16 +82,28 @@ class Judge:
         settled = None
         if self.settles:
             unsure = ~stranger & ~fits & free
+            scores = self._with_unknown(scores, condition, unsure & ~silent)
             if self.kinship is not None and kinship is not None and bool(unsure.any()):
                 scores = _with_rows(scores, unsure, kinship(unsure.nonzero()[:, 0].tolist()))
-            mixed = torch.tensor([self.thresholds.mixed(one) for one in described or [False] * len(margins)])
-            settled = self._settled(scores, margins, fits & free, torch.where(unsure, mixed, 0))
+            by_kind = [
+                self.thresholds.mixed(described=one and not without)  # a description that could not be embedded is none
+                for one, without in zip(described or [False] * len(margins), silent.tolist(), strict=True)
+            ]
+            settled = self._settled(scores, fits & free, torch.where(unsure, torch.tensor(by_kind), 0))
         return replace(
             condition,
             bare=condition.bare_rows | (stranger & free),
             settled=condition.settled if settled is None else settled,
             verdicts=verdicts,
         )
+
+    def _with_unknown(
+        self, scores: Float[Tensor, "B E"], condition: Condition, rows: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B E"]:
+        """The scores, in these rows those of experts without a profile too: an unsure query may use them."""
+        if condition.global_scores is None or self.contest.experts == 1:
+            return scores
+        return torch.where(rows[:, None], condition.global_scores.detach().float().cpu(), scores)
 
     def _scores(
         self, condition: Condition, features: QueryFeatures, margins: Float[Tensor, "B E"], term: GlobalTerm | None
@@ -129,13 +141,11 @@ class Judge:
     def _settled(
         self,
         scores: Float[Tensor, "B E"],
-        margins: Float[Tensor, "B E"],
         fits: Bool[Tensor, " B"],
         mixed: Int[Tensor, " B"],
     ) -> Settled:
         """The experts of the queries that fit, and of those that mix some; the tokens of the others choose."""
-        known = int(torch.isfinite(margins[0]).sum()) if len(margins) else 0
-        places = max(1, min(self.thresholds.most_mixed, known))
+        places = max(1, min(self.thresholds.most_mixed, self.contest.experts))
         experts = scores.topk(places, dim=-1).indices  # (B, K)
         weights = torch.zeros(experts.shape)
         weights[fits, 0] = 1.0
