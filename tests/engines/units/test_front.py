@@ -1,13 +1,17 @@
 """The front end: what a prompt is asked by, and what steers it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from glider.engines.vllm.arguments import plugin_settings
 from glider.engines.vllm.front import Front, FrontRequest, turns_in
 from glider.engines.vllm.rows import Row
 from glider.inference.spec import ModelSpec
+from glider.routing.condition import Condition, Settled
 from glider.serve.errors import ApiError
 from glider.serve.schemas import Steering
 from glider.serve.steering import Way
@@ -96,3 +100,16 @@ def test_token_ids_beyond_every_tokenizers_are_a_400(route: Front) -> None:
     with pytest.raises(ApiError) as refused:
         route.text_of([3, 1 << 40], None)
     assert refused.value.status == 400
+
+
+def test_select_has_the_likeliest_by_words_where_no_score_is_known() -> None:
+    """Of an unsure query that could not be embedded all scores are zero, and the pool's first expert answered it."""
+    names: Any = SimpleNamespace(names=["a", "b", "c", "d"])
+    settled = Settled(torch.tensor([[2, 1, 0]]), torch.zeros(1, 3))
+    condition = Condition(1, torch.zeros(1, 4), torch.full((1,), 3.0), settled=settled, verdicts=("unsure",))
+    assert Front.nearest(names, condition, False) == "c"
+    scores = torch.zeros(1, 4)
+    scores[0, 2] = -torch.inf  # left out by the request
+    assert Front.nearest(names, replace(condition, global_scores=scores), False) == "b"
+    scores = torch.tensor([[-torch.inf, -torch.inf, -torch.inf, 0.0]])
+    assert Front.nearest(names, replace(condition, global_scores=scores), False) == "d"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch
 from pydantic import ValidationError
 
 from glider.engines.vllm.rows import Row, most_settled, salt
@@ -170,6 +171,9 @@ class Front:
             return self.names[int(settled.experts[0, 0])]  # the likeliest is the first
         if scores is None:
             raise ApiError(400, "no score says which expert is nearest; ask --mode route", code="unsupported_parameter")
+        if settled is not None and not bool(scores[0][scores[0] > -torch.inf].any()):  # nothing could be embedded
+            by_words = (expert for expert in settled.experts[0].tolist() if scores[0, expert] > -torch.inf)
+            return self.names[next(by_words, int(scores[0].argmax()))]
         return self.names[int(scores[0].argmax())]
 
 
