@@ -55,7 +55,9 @@ def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool,
     pool: Pool = grow_pool(
         make_pool(llama_directory, 3, profile=True), llama_directory, "silent", embedder=None, profile=True
     )
-    line = "unsure queries are routed token by token; described ones mix 3 experts"
+    line = (
+        "unsure queries are routed token by token\n  with a description, if each expert has one too, they mix 3 experts"
+    )
     assert line in run("calibrate", pool.path).out and line in run("ls", pool.path).out
     told = run("calibrate", pool.path, "--unsure-by", "descriptions")
     line = "unsure queries get the 3 experts with the nearest descriptions"
@@ -63,6 +65,12 @@ def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool,
     assert line in run("ls", pool.path).out
     as_json = run("calibrate", pool.path, "--json")
     assert json.loads(as_json.out)["verdicts"]["nearest_by"] == "descriptions"
+
+
+def test_no_more_experts_are_told_than_there_are(run: Run, make_pool, llama_directory: Path) -> None:
+    pool: Pool = make_pool(llama_directory, 2, profile=True)
+    assert "they mix 2 experts" in run("calibrate", pool.path).out
+    assert "unsure queries get the 2 experts nearest" in run("calibrate", pool.path, "--unsure-by", "signal").out
 
 
 def test_unsure_queries_may_be_routed_token_by_token(run: Run, make_pool, llama_directory: Path) -> None:

@@ -120,15 +120,15 @@ def _thresholds(index: "PoolIndex") -> list[str]:
 
 
 def unsure_lines(verdicts: "Thresholds", experts: int) -> list[str]:
-    """What an unsure query gets, in a line, where there is a choice."""
+    """What an unsure query gets, where there is a choice."""
     if experts == 1:
         return []
     if not verdicts.experts:
-        described = verdicts.mixed(described=True)
-        but = f"; described ones mix {_experts(described)}" if described else ""
-        return ["unsure queries are routed token by token" + but]
+        described = min(verdicts.mixed(described=True), experts)
+        mixing = f"  with a description, if each expert has one too, they mix {_experts(described)}"
+        return ["unsure queries are routed token by token", *([mixing] if described else [])]
     by = "with the nearest descriptions" if verdicts.nearest_by == "descriptions" else "nearest by the signal"
-    return [f"unsure queries get the {_experts(verdicts.experts)} {by}"]
+    return [f"unsure queries get the {_experts(min(verdicts.experts, experts))} {by}"]
 
 
 def _experts(count: int) -> str:
