@@ -66,6 +66,16 @@ def test_how_many_an_unsure_query_mixes_is_as_stored(
     assert counts == mixed
 
 
+def test_an_unsure_query_that_gets_none_of_its_experts_is_the_bases(llama_directory: Path, calibrated) -> None:
+    pool = calibrated(llama_directory, 5)
+    assert pool.index.verdicts is not None
+    pool = pool.set_verdicts(pool.index.verdicts.model_copy(update={"share": 0.0}))
+    queries = [BETWEEN, Query(BETWEEN, description="Write a headline for the news."), own_query(0)]
+    condition = load(str(llama_directory), pool.path).condition(queries)
+    assert condition.verdicts == ("unsure", "unsure", "fits")
+    assert condition.bare_rows.tolist() == [False, True, False] and condition.routed.tolist() == [True, False, False]
+
+
 def test_a_strangers_logits_are_the_bases_in_a_mixed_batch(base_directory: Path, calibrated) -> None:
     pool = calibrated(base_directory)
     base = load_base(str(base_directory))
