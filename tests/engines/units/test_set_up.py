@@ -65,6 +65,7 @@ def config(**changes: Any) -> Any:
         "lora_config": None,
         "device_config": {"device_type": "cpu"},
         "cache_config": {"kv_sharing_fast_prefill": False},
+        "compilation_config": {"mode": 3},
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "use_ubatching": False},
     }
     for name, value in changes.items():
@@ -86,8 +87,12 @@ def config(**changes: Any) -> Any:
         ({"v2": {}}, "V1 model runner"),
         ({"device_config": {"device_type": "xpu"}}, "a CPU or a GPU of NVIDIA's"),
         ({"speculative_config": {"enable_adaptive_verification": True}}, "as many tokens"),
-        ({"parallel_config": {"tensor_parallel_size": 2}}, "one worker"),
-        ({"parallel_config": {"pipeline_parallel_size": 2}}, "one worker"),
+        ({"parallel_config": {"tensor_parallel_size": 2}}, None),
+        ({"parallel_config": {"pipeline_parallel_size": 2}}, None),
+        ({"parallel_config": {"pipeline_parallel_size": 2}, "compilation_config": {"mode": 0}}, "compiled"),
+        ({"parallel_config": {"data_parallel_size": 2}}, "one worker"),
+        ({"parallel_config": {"tensor_parallel_size": 2}, "device_config": {"device_type": "cuda"}}, "one worker"),
+        ({"parallel_config": {"pipeline_parallel_size": 2}, "device_config": {"device_type": "cuda"}}, "one worker"),
         ({"parallel_config": {"use_ubatching": True}}, "whole batches"),
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "every token"),
         ({"model_config": {"quantization": "compressed-tensors"}}, "plain weights"),

@@ -60,6 +60,12 @@ WORKER = (
     ),
     Touched("vllm.model_executor.layers.linear", "LinearMethodBase.apply", ("layer", "x", "bias")),
     Touched("vllm.model_executor.layers.linear", "LinearBase.__init__", ("input_size", "output_size")),
+    Touched("vllm.model_executor.layers.linear", "QKVParallelLinear"),
+    Touched("vllm.model_executor.layers.linear", "MergedColumnParallelLinear"),
+    Touched("vllm.model_executor.layers.linear", "RowParallelLinear"),
+    Touched("vllm.model_executor.models.utils", "get_pp_missing_layer_names", ("model",)),
+    Touched("vllm.distributed", "tensor_model_parallel_all_gather", ("input_", "dim")),
+    Touched("vllm.distributed", "get_pp_group"),
     Touched("vllm.model_executor.utils", "get_packed_modules_mapping", ("model",)),
     Touched(
         "vllm.forward_context", "set_forward_context", ("attn_metadata", "vllm_config", "num_tokens", "skip_compiled")

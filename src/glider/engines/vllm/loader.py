@@ -103,13 +103,19 @@ def _require_base(pool: Any, model_config: Any, seen: Mapping[str, torch.Tensor]
 def _try(model: Any, vllm_config: Any, outputs: list[RoutedOutputs]) -> None:
     """Run a few tokens through the model, as vLLM does to measure memory; raises `EngineError` where that passes by a
     site: a layer that computes otherwise than by its linear method would leave its experts out."""
+    from vllm.distributed import get_pp_group  # pyright: ignore[reportMissingImports]
     from vllm.forward_context import set_forward_context  # pyright: ignore[reportMissingImports]
 
     tokens = min(_TRIED, vllm_config.scheduler_config.max_num_batched_tokens)
     device = vllm_config.device_config.device_type
     ids, positions = torch.zeros(tokens, dtype=torch.long, device=device), torch.arange(tokens, device=device)
+    before = None
+    if not get_pp_group().is_first_rank:
+        before = model.make_empty_intermediate_tensors(
+            batch_size=tokens, dtype=vllm_config.model_config.dtype, device=torch.device(device)
+        )
     with torch.inference_mode(), set_forward_context(None, vllm_config, num_tokens=tokens, skip_compiled=True):
-        model(input_ids=ids, positions=positions, intermediate_tensors=None)
+        model(input_ids=ids, positions=positions, intermediate_tensors=before)
     idle = sum(not one.calls for one in outputs)
     if idle:
         got = f"{idle} of {len(outputs)} that this model's passes go by"

@@ -9,6 +9,8 @@ from glider.errors import EngineError
 
 _BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # connectors; that hash has the salt in it
 
+_SIZES = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
+
 Fault = tuple[str, str, str]
 """What was wanted, what was got, what to do."""
 
@@ -67,10 +69,15 @@ def _of_route(config: Any) -> Iterator[Fault]:
     if getattr(getattr(config, "speculative_config", None), "enable_adaptive_verification", False):
         got = "adaptive verification, which counts a request's tokens on the device"
         yield "as many tokens of each request as are scheduled", got, "Leave it out of --speculative-config."
-    sizes = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
+    on_cpu = config.device_config.device_type == "cpu"
+    sizes = ("data", "prefill_context", "decode_context") if on_cpu else _SIZES
     for name in sizes:
         if getattr(parallel, f"{name}_parallel_size", 1) > 1:
-            yield "one worker", f"{name.replace('_', '-')} parallelism", select
+            got = f"{name.replace('_', '-')} parallelism on {config.device_config.device_type}"
+            yield "an engine of one worker", got, select
+    if on_cpu and parallel.pipeline_parallel_size > 1 and config.compilation_config.mode == 0:
+        got = "--enforce-eager, under which vLLM's later stages lack a buffer on a CPU"
+        yield "a pipeline that is compiled", got, "Leave it out."
     if getattr(parallel, "use_ubatching", False):
         yield "whole batches", "micro-batches", "Leave --enable-dbo and --ubatch-size out."
     if config.cache_config.kv_sharing_fast_prefill:

@@ -1,13 +1,13 @@
 """The sites of a pool in vLLM's model, whose layers compute several of them at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from glider.engines.vllm.row_table import RowTable
 from glider.engines.vllm.rows import most_settled
+from glider.engines.vllm.shards import CollectedSite, Place, bank_of, places_in
 from glider.engines.vllm.step import STEP, Step
 from glider.errors import EngineError, PoolError
 from glider.layers.bank import Bank, storage
@@ -21,15 +21,6 @@ from glider.routing.preparation import name_of
 
 PREFIX = "glider."  # of a layer's name in an engine's `static_forward_context`
 _NAMESPACE = "glider"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the outputs of a site lie in those of a layer."""
-
-    layer: str
-    start: int
-    stop: int
 
 
 class RoutedOutputs(Protocol):
@@ -64,7 +55,7 @@ class GroupedOutputs:
 class SegmentedOutputs:
     """On the CPU: segment by segment of the pass."""
 
-    def __init__(self, parts: Sequence[tuple[int, int, RoutedSite]], step: Step):
+    def __init__(self, parts: Sequence[tuple[int, int, RoutedSite | CollectedSite]], step: Step):
         self.parts, self.step = tuple(parts), step
         self.calls = 0
 
@@ -84,7 +75,7 @@ class SegmentedOutputs:
                 outputs[:, start:stop] += change
 
 
-def _add(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segments: Sequence[Segment]) -> None:
+def _add(site: RoutedSite | CollectedSite, y: torch.Tensor, x: torch.Tensor, segments: Sequence[Segment]) -> None:
     for segment in segments:
         if segment.index is None:
             changed = site.add(y, x, segment)
@@ -96,17 +87,24 @@ def _add(site: RoutedSite, y: torch.Tensor, x: torch.Tensor, segments: Sequence[
 
 
 def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, kernel: str | None) -> list[RoutedOutputs]:
-    """Put every site of a pool on vLLM's model, all or none; raises `PoolError` for one that it does not have."""
+    """Put every site of a pool on vLLM's model, all or none; raises `PoolError` for one that it does not have.
+
+    Of a model that several workers share, the sites are those of the layers that this worker has.
+    """
     layers = dict(_linear_layers(model))
     places = _places(layers, _packed(model))
-    check(layers, places, prepared)
+    here = check(layers, places, prepared, _elsewhere(model))
     device = torch.device(vllm_config.device_config.device_type)
-    by_layer: dict[str, list[tuple[int, int, RoutedSite]]] = {}
-    for name, site in prepared.sites.items():
+    by_layer: dict[str, list[tuple[int, int, Any]]] = {}
+    for name in here:
         place = places[name]
         dtype = storage(name, prepared.experts, layers[place.layer].params_dtype, device.type == "cpu")
-        bank = Bank.of(name, prepared.experts, dtype).to(device)
-        routed = RoutedSite(site.to(device), bank, router, kernel).eval()
+        bank = bank_of(Bank.of(name, prepared.experts, dtype), place).to(device)
+        site = prepared.sites[name].to(device)
+        if place.inputs.is_whole:
+            routed: Any = RoutedSite(site, bank, router, kernel).eval()
+        else:
+            routed = CollectedSite(site, bank, router, kernel, place.inputs.whole)
         by_layer.setdefault(place.layer, []).append((place.start, place.stop, routed))
     _register_op()
     table = None
@@ -166,22 +164,41 @@ def _groups(parts: Sequence[tuple[int, int, RoutedSite]], per_token: int) -> lis
     return [TritonGroup(group, per_token) for group in together]
 
 
-def check(layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared) -> None:
-    """Raise `PoolError` unless the model has every site, with the widths that experts have there."""
+def check(
+    layers: Mapping[str, Any], places: Mapping[str, Place], prepared: Prepared, elsewhere: Sequence[str] = ()
+) -> list[str]:
+    """The pool's sites in the layers that this worker has; `elsewhere` begins the names of those that others have.
+
+    Raises `PoolError` unless the model has every site, with the widths that experts have there.
+    """
+    here = []
     for name in prepared.sites:
         owner = next(expert for expert in prepared.experts if name in expert.sites)
         expected = owner.sites[name]
         if name not in places:
-            got = "no such linear layer in vLLM's model"
+            if name.startswith(tuple(elsewhere)):
+                continue
+            got = "no such linear layer in vLLM's model, or one that is split among workers in a way not known"
             raise PoolError(f"a site {name}, as expert {owner.name} adapts it", got, "Serve it by `glider serve`.")
         place = places[name]
-        got = (layers[place.layer].input_size, place.stop - place.start)
+        got = (place.inputs.whole, place.outputs.whole)
         if got != (expected.in_features, expected.out_features):
             raise PoolError(
                 f"a linear layer {expected.in_features} -> {expected.out_features} at {name} (expert {owner.name})",
                 f"{got[0]} -> {got[1]} in {place.layer}",
                 "The pool is for another architecture; give the base it was made for.",
             )
+        here.append(name)
+    return here
+
+
+def _elsewhere(model: Any) -> Sequence[str]:
+    """How the names of layers begin that other workers of a pipeline have."""
+    from vllm.model_executor.models.utils import (  # pyright: ignore[reportMissingImports]
+        get_pp_missing_layer_names,
+    )
+
+    return get_pp_missing_layer_names(model)
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -202,13 +219,8 @@ def _places(layers: Mapping[str, Any], packed: Mapping[str, Sequence[str]]) -> d
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
         parts = list(packed.get(last, (last,)))
-        widths = list(layer.output_partition_sizes) if len(parts) > 1 else [layer.output_size]
-        if len(parts) != len(widths):
-            continue  # a site in it is told as missing
-        start = 0
-        for part, width in zip(parts, widths, strict=True):
-            places[f"{parent}.{part}" if parent else part] = Place(name, start, start + width)
-            start += width
+        for part, place in zip(parts, places_in(name, layer, len(parts)), strict=False):  # none: told as missing
+            places[f"{parent}.{part}" if parent else part] = place
     return places
 
 
