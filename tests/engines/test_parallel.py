@@ -1,5 +1,7 @@
 """A pool in an engine of several workers: each has a part of every layer, or some of the layers."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from glider.inference.model import RoutedModel
 from glider.inference.spec import load
 
 from .conftest import needs_vllm, opened
-from .requests_of_three_kinds import ask, rows_of, tokens_of
+from .requests_of_three_kinds import TEXTS, ask, rows_of, tokens_of
+from .served import TOKENS, served
 
 pytestmark = [*needs_vllm, pytest.mark.slow]
 
@@ -38,3 +41,15 @@ def test_workers_that_share_a_head_of_keys(router: str, wide_llama: Any, make_wi
         answers = model.generate(prompts, max_new_tokens=12)
     assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
     assert [one.token_ids for one in answers] != [one.token_ids for one in bare]
+
+
+def test_engines_side_by_side(tmp_path: Path) -> None:
+    """Two engines behind one server, which share out the requests; each takes the rows that the server made."""
+    texts = [*TEXTS[:6], "What is the capital of Egypt?", "Name three colours."]
+    expected = [one.token_ids for one in load().generate(texts, max_new_tokens=TOKENS)]
+    with served("route", tmp_path / "log", "--enforce-eager", "--data-parallel-size", "2") as server:
+        with ThreadPoolExecutor(len(texts)) as clients:
+            assert list(clients.map(server.tokens, texts)) == expected
+        _, metrics = server.ask("/metrics")
+    answered = [line for line in metrics.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    assert len(answered) == 2 and all(float(line.split()[-1]) > 0 for line in answered)

@@ -46,11 +46,13 @@ def inside_wider(rows: torch.Tensor) -> torch.Tensor:
     standardised=st.booleans(),
     conditioned=st.booleans(),
     picked=st.booleans(),
+    fused=st.booleans(),
     seed=st.integers(0, 999),
 )
 def test_sites_together_add_what_each_adds(
-    name: str, tokens: int, outs: tuple[int, ...], conditioned: bool, picked: bool, seed: int, **shape
+    name: str, tokens: int, outs: tuple[int, ...], conditioned: bool, picked: bool, fused: bool, seed: int, **shape
 ) -> None:
+    """Into outputs of their own, or into parts of one, as those of a fused layer are."""
     assert extension is not None
     before = extension.isa()
     extension.use_isa(name)
@@ -59,6 +61,7 @@ def test_sites_together_add_what_each_adds(
         sites = [NativeSite(case.bank, case.site, case.linear) for case in cases]
         index = torch.arange(tokens)[::2].contiguous() if picked else None
         ys = [case.y.clone() for case in cases]
+        ys = list(torch.cat(ys, dim=1).split(outs, dim=1)) if fused else ys
         NativeGroup.of(sites).route(ys, cases[0].x, cases[0].term, None, index)
         for case, site, y in zip(cases, sites, ys, strict=True):
             x = case.x if index is None else case.x[index]

@@ -70,7 +70,7 @@ def _of_route(config: Any) -> Iterator[Fault]:
         got = "adaptive verification, which counts a request's tokens on the device"
         yield "as many tokens of each request as are scheduled", got, "Leave it out of --speculative-config."
     on_cpu = config.device_config.device_type == "cpu"
-    sizes = ("data", "prefill_context", "decode_context") if on_cpu else _SIZES
+    sizes = ("prefill_context", "decode_context") if on_cpu else _SIZES
     for name in sizes:
         if getattr(parallel, f"{name}_parallel_size", 1) > 1:
             got = f"{name.replace('_', '-')} parallelism on {config.device_config.device_type}"

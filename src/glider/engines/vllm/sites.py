@@ -14,7 +14,9 @@ from glider.layers.bank import Bank, storage
 from glider.layers.context import Segment
 from glider.layers.kernels import gpu
 from glider.layers.kernels.gpu_group import GroupPart, TritonGroup
+from glider.layers.kernels.native import NativeGroup, NativeSite
 from glider.layers.routed_site import RoutedSite
+from glider.layers.shared_input import MOST_LAYERS
 from glider.routing.base import Prepared, Router
 from glider.routing.linear import LinearRouter
 from glider.routing.preparation import name_of
@@ -53,11 +55,13 @@ class GroupedOutputs:
 
 
 class SegmentedOutputs:
-    """On the CPU: segment by segment of the pass."""
+    """On the CPU: segment by segment of the pass; the sites of a layer in one call where the native kernel can."""
 
     def __init__(self, parts: Sequence[tuple[int, int, RoutedSite | CollectedSite]], step: Step):
         self.parts, self.step = tuple(parts), step
         self.calls = 0
+        self._kernels: list[NativeSite] = []
+        self._group: NativeGroup | None = None
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         self.calls += 1
@@ -66,24 +70,43 @@ class SegmentedOutputs:
         if not segments:
             return
         inputs, outputs = x.reshape(tokens, -1)[:count], y.view(tokens, -1)[:count]
-        for start, stop, site in self.parts:
-            if stop - start == outputs.shape[1]:
-                _add(site, outputs, inputs, segments)
-            else:  # a slice of the outputs, whose rows do not follow each other in memory
-                change = outputs.new_zeros(count, stop - start)
-                _add(site, change, inputs, segments)
-                outputs[:, start:stop] += change
+        slices = [outputs[:, start:stop] for start, stop, _ in self.parts]
+        for segment in segments:
+            group = self._together(segment, inputs, outputs)
+            if group is None:
+                for part, (_, _, site) in zip(slices, self.parts, strict=True):
+                    _add(site, part, inputs, segment)
+            elif segment.settled is None:
+                group.route(slices, inputs, segment.term, segment.query_of, segment.index)
+            else:
+                group.apply(slices, inputs, segment.settled, segment.index)
+
+    def _together(self, segment: Segment, inputs: torch.Tensor, outputs: torch.Tensor) -> NativeGroup | None:
+        """The kernels of all sites, where each can answer for the segment by itself."""
+        kernels: list[NativeSite] = []
+        for _, _, site in self.parts:
+            kernel = site.kernel_for(segment) if isinstance(site, RoutedSite) else None
+            if kernel is None:
+                return None
+            kernels.append(kernel)
+        if len(kernels) > MOST_LAYERS or not (inputs.is_contiguous() and kernels[0].serves(inputs, outputs)):
+            return None
+        if self._group is None or kernels != self._kernels:
+            self._kernels, self._group = kernels, NativeGroup.of(kernels)
+        return self._group
 
 
-def _add(site: RoutedSite | CollectedSite, y: torch.Tensor, x: torch.Tensor, segments: Sequence[Segment]) -> None:
-    for segment in segments:
-        if segment.index is None:
-            changed = site.add(y, x, segment)
-            if changed is not y:
-                y.copy_(changed)
-        else:
-            rows = y.index_select(0, segment.index)
-            y.index_copy_(0, segment.index, site.add(rows, x.index_select(0, segment.index), segment))
+def _add(site: RoutedSite | CollectedSite, y: torch.Tensor, x: torch.Tensor, segment: Segment) -> None:
+    """Add what one site says to its part of a layer's outputs, whose rows may lie some distance apart."""
+    if segment.index is not None:
+        rows = y.index_select(0, segment.index)
+        y.index_copy_(0, segment.index, site.add(rows, x.index_select(0, segment.index), segment))
+    elif y.is_contiguous():
+        changed = site.add(y, x, segment)
+        if changed is not y:
+            y.copy_(changed)
+    else:
+        y += site.add(y.new_zeros(y.shape), x, segment)
 
 
 def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, kernel: str | None) -> list[RoutedOutputs]:
