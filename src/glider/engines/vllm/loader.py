@@ -42,7 +42,7 @@ def _loader_class() -> type:
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             for name, weight in super().get_all_weights(model_config, model):
-                if name in self._sampled:
+                if name in self._sampled and weight.is_floating_point() and weight.element_size() > 1:  # not quantised
                     self._seen[name] = weight.detach().clone()
                 yield name, weight
 

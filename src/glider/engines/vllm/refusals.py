@@ -9,6 +9,7 @@ from glider.errors import EngineError
 
 _BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # connectors; that hash has the salt in it
 
+_QUANTISED = ("auto_gptq", "compressed-tensors")  # what has been run, on a CPU
 _SIZES = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
 
 Fault = tuple[str, str, str]
@@ -85,6 +86,7 @@ def _of_route(config: Any) -> Iterator[Fault]:
         yield "every token in every layer", got, "Leave it out."
     if config.model_config.is_multimodal_model:
         yield "a language model", "one of several modalities", select
-    if quantisation := getattr(config.model_config, "quantization", None):
+    quantisation = getattr(config.model_config, "quantization", None)
+    if quantisation and not (on_cpu and quantisation in _QUANTISED):
         got = f"one quantised by {quantisation}, where this mode has never been run"
         yield "a base of plain weights", got, select
