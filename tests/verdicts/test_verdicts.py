@@ -13,6 +13,7 @@ from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec, load
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
+from glider.serve.verdicts import condition_of
 
 from .conftest import BETWEEN, STRANGER, own_query
 
@@ -187,19 +188,30 @@ def test_the_caller_may_override(llama_directory: Path, calibrated) -> None:
         Query(STRANGER, verdict="maybe")
 
 
-def test_a_chat_is_asked_by_its_last_subject(llama_directory: Path, calibrated) -> None:
-    model = load(str(llama_directory), calibrated(llama_directory).path)
+@pytest.mark.parametrize("router", ["glider", "phatgoose-query(abstain=true)"])
+def test_a_chat_is_asked_by_its_last_subject(router: str, llama_directory: Path, calibrated) -> None:
+    model = load(str(llama_directory), calibrated(llama_directory).path, router=router)
 
-    def verdict(*turns: str, system: str = "") -> str:
+    def verdict(*turns: str, system: str = "") -> str | None:
         chat = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(turns)]
         head = [{"role": "system", "content": system}] if system else []
-        return model.condition([Query.chat([*head, *chat])]).verdicts[0]
+        return model.generate([Query.chat([*head, *chat])], max_new_tokens=1)[0].verdict
 
     assert verdict(own_query(0), "yes", STRANGER) == "stranger"
     assert verdict(STRANGER, "no", own_query(1)) == "fits"
     assert verdict(own_query(0), "yes", "Why?") == "fits"
     assert verdict("Say it for me, please, as you know how.", system=own_query(2)) == "fits"
     assert verdict(STRANGER, system="You are a helpful assistant.") == "stranger"
+
+
+def test_the_server_judges_a_chat_as_the_library_does(llama_directory: Path, calibrated) -> None:
+    model = load(str(llama_directory), calibrated(llama_directory).path, router="phatgoose-query(abstain=true)")
+    turns = [("system", own_query(2)), ("user", "Say it for me, please, as you know how.")]
+    query = Query(turns[-1][1])
+    [ids] = model.encoder.rows([query], False, 1)
+    with model.attached.hold() as held:
+        assert condition_of(model, held, query, ids, None, turns)[1] == "fits"
+        assert condition_of(model, held, query, ids, None)[1] == "stranger"
 
 
 def test_a_pool_of_one_expert_is_judged_by_its_margin(llama_directory: Path, calibrated) -> None:

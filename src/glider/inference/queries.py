@@ -170,7 +170,10 @@ class QueryReader:
         none; so is a description, or examples, that nothing reads. Raises `EmbedderError` if the
         installed embedder is not the pool's.
         """
-        queries = [self._with_request(query, router, prepared) for query in queries]
+        queries = [
+            self._with_request(query, prepared, lambda one: self.condition([one], router, prepared))
+            for query in queries
+        ]
         by_description = prepared.described_term is not None
         groups = [
             [i for i, query in enumerate(queries) if (by_description and self._brings_description(query)) is described]
@@ -184,14 +187,14 @@ class QueryReader:
         order = torch.tensor([i for rows in groups for i in rows])
         return Condition.cat(parts).rows(order.argsort()) if len(parts) > 1 else parts[0]
 
-    def _with_request(self, query: Query, router: Router, prepared: Prepared) -> Query:
-        """A chat whose system prompt may name its task, with the text that decides."""
+    def _with_request(self, query: Query, prepared: Prepared, condition: Callable[[Query], Condition]) -> Query:
+        """A chat whose system prompt may name its task, with the text that decides; `condition` judges a text."""
         turns = [(turn["role"], turn["content"]) for turn in query.messages]
         if prepared.judge is None or not any(role == "system" for role, _ in turns):
             return query
 
         def fits(text: str) -> bool:
-            return self.condition([replace(query, text=text, messages=())], router, prepared).verdicts == ("fits",)
+            return condition(replace(query, text=text, messages=())).verdicts == ("fits",)
 
         return replace(query, text=question_text(turns, fits))
 
@@ -247,6 +250,10 @@ class QueryReader:
 
     def judged(self, queries: Sequence[Query], condition: Condition, prepared: Prepared) -> Condition:
         """A condition that the router did not compute from the queries' features, with their verdicts."""
+        first = condition.rows([0]) if queries else condition
+        queries = [
+            self._with_request(query, prepared, lambda one: self.judged([one], first, prepared)) for query in queries
+        ]
         judging = _judging(prepared.judge)
         features, _ = self.features(queries, judging)
         unused = [self._unused(query, None, frozenset(), prepared.judge) for query in queries]

@@ -29,16 +29,17 @@ def condition_of(
     Of a conversation the text that is asked is that of `glider.inference.conversation`.
     """
 
+    observes = isinstance(generation.router, Observer)  # then the verdict alone is that of a text
+
     def of(query: Query) -> Condition:
+        if observes:
+            return model.reader.judged([query], Condition.local(1), generation.prepared)
         return model.reader.condition([query], generation.router, generation.prepared)
 
-    if len(turns) > 1 and not isinstance(generation.router, Observer):
+    if len(turns) > 1:
         judged = generation.prepared.judge is not None
         knows = (lambda text: of(replace(query, text=text)).verdicts == ("fits",)) if judged else None
         query = replace(query, text=question_text(turns, knows))
     query = replace(query, verdict=override)
-    if isinstance(generation.router, Observer):
-        condition = model.condition_of([query], model.encoder.batch([list(ids)]), generation)
-    else:
-        condition = of(query)
+    condition = model.condition_of([query], model.encoder.batch([list(ids)]), generation) if observes else of(query)
     return condition, condition.verdicts[0] if condition.verdicts else None
