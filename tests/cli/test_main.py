@@ -288,3 +288,19 @@ def test_a_directory_in_place_of_a_plan_is_one_line(glider, tmp_path: Path) -> N
 )
 def test_what_is_for_files_of_prompts_is_refused_with_one_prompt(glider, option: tuple[str, str]) -> None:
     assert refused(glider("generate", "Say x.", *option), "--data", "a prompt")
+
+
+def test_a_path_that_the_system_refuses_is_named_by_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter named a base of four million characters, and the line of the error had them all."""
+    settings = {"base_model_name_or_path": "x" * 4_000_000}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings), "utf8")
+    empty = b'{"base_model.model.m.lora_A.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    (tmp_path / "adapter_model.safetensors").write_bytes(len(empty).to_bytes(8, "little") + empty)
+    command = ["glider", "expert", "import", str(tmp_path), "--out", str(tmp_path / "out" / "ex")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and "File name too long" in line and len(line) < 3000

@@ -9,6 +9,7 @@ import typer
 from glider.cli.terminal import experts_text
 from glider.config import EMBEDDED_BASE
 from glider.errors import ConfigError
+from glider.files.opening import from_home
 from glider.printable import dump_json
 from glider.terminal import say
 
@@ -86,7 +87,7 @@ def _adapters(texts: list[str]) -> dict[str, str]:
 
     adapters: dict[str, str] = {}
     for text in texts:
-        place = Path(text).expanduser()
+        place = from_home(text)
         if place.is_file():
             raise ConfigError("the directory of an adapter", f"the file {text}", "Give the directory that PEFT saved.")
         single = not place.is_dir() or (place / ADAPTER_CONFIG_FILE).exists()
@@ -111,7 +112,7 @@ def _files(texts: list[str]) -> dict[str, Path]:
     """Files of rows by the name of their task."""
     files: dict[str, Path] = {}
     for text in texts:
-        place = Path(text).expanduser()
+        place = from_home(text)
         inside = sorted(file for file in place.iterdir() if file.name.endswith(ROWS)) if place.is_dir() else [place]
         for file in inside:
             if not file.is_file():

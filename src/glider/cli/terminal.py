@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from glider.errors import GliderError, GliderWarning
+from glider.errors import LONGEST_PART, GliderError, GliderWarning
 from glider.printable import printable
 from glider.terminal import say
 
@@ -37,7 +37,7 @@ def refused_by_system(fault: OSError) -> str:
     """What was wanted, what the system said and what to do, in a line; `fault` has a text of the system's."""
     if fault.filename is None and str(fault.strerror).startswith("No usable temporary directory"):  # Python's own
         return f"wanted to write temporary files; got: {fault.strerror}. Free space there, or set TMPDIR."
-    place = fault.filename or "a file"
+    place = printable(str(fault.filename), LONGEST_PART) if fault.filename else "a file"
     remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
     return f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place."
 

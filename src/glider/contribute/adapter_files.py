@@ -1,6 +1,7 @@
 """What lies in an adapter's directory, told apart before it becomes an expert: pairs, copies of the base's weights; and
 what a reader should know of it."""
 
+import math
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,15 +14,22 @@ from torch import nn
 
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.expert import Expert
-from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, parse_key, unknown_settings
+from glider.experts.peft_format import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    LoraLayout,
+    parse_key,
+    unknown_settings,
+)
 from glider.experts.site_patterns import BadPattern, endings, named_sites, whole_matches
 from glider.files.disk import read_json, save_tensors
 from glider.files.headers import read_header
 from glider.inference.base_model import BaseModel
-from glider.layers.widths import linear_layers
+from glider.layers.widths import linear_layers, linear_widths
 
 _PREFIX = "base_model.model."
 _LAYERS = "layers_to_transform"
+_LARGE = 64 << 20  # bytes of a tensor that is looked at before it is copied
 _STRANGERS = (  # a part of a tensor's name, what it is, and what to do
     ("lora_embedding_", "LoRA of an embedding, which looks rows up", "Leave the embedding out of target_modules."),
     ("lora_magnitude_vector", "a magnitude of DoRA, which is more than B A x", "Train it with use_dora=False."),
@@ -63,6 +71,32 @@ def without_base_weights(path: Path, source: Path, loaded: BaseModel) -> list[st
     path.unlink()
     save_tensors(remaining, path, {"format": "pt"})
     return copies
+
+
+def require_sizes(path: Path, layout: LoraLayout, loaded: BaseModel) -> None:
+    """Raise `ExpertError` for a large tensor beyond what this base has place for: a file of holes takes no place on its
+    disk, and its copy all of it."""
+    header = read_header(path)
+    rank = max((layout.rank, *layout.rank_pattern.values()))
+    for name, (_, length) in header.places.items():
+        if length < _LARGE:
+            continue
+        values, most = math.prod(header.shapes[name]), _most_values(name, rank, loaded.model)
+        if values > most:
+            expected = (
+                f"at most {most} values in {name} of {path}, as its rank and {loaded.identity.model_id} have them"
+            )
+            raise ExpertError(expected, f"{values}", "The adapter is for another base model, or damaged.")
+
+
+def _most_values(name: str, rank: int, model: nn.Module) -> int:
+    if (parsed := parse_key(name)) is None:
+        return 0 if (owner := _owner(name, model)) is None else owner.numel()
+    try:
+        widths = linear_widths(model.get_submodule(parsed[0]))
+    except AttributeError:
+        widths = None
+    return 0 if widths is None else rank * widths[0 if parsed[1] == "A" else 1]
 
 
 def require_pairs(path: Path, source: Path) -> None:
@@ -170,6 +204,10 @@ def _require_equal(name: str, got: torch.Tensor, expected: Any, file: Path) -> N
             f"{name} of {list(expected.shape)} in {file}, as the base has it",
             f"{list(got.shape)}: the adapter was trained with another number of tokens",
             "New tokens need embeddings of their own, which cannot be weighed per token; train without resizing.",
+        )
+    if not got.dtype.is_floating_point:
+        raise ExpertError(
+            f"floating-point values as {name} in {file}", f"{got.dtype}", "Train LoRA pairs alone, and save them anew."
         )
     base_values = expected.detach().to("cpu", got.dtype).float()
     if not torch.allclose(got.float(), base_values, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-7):

@@ -8,8 +8,9 @@ from glider.contribute.adapter_files import warn
 from glider.errors import QueryError
 from glider.experts.chat_template import bounded
 from glider.experts.prompt_format import LONGEST_TEMPLATE, PromptFormat
+from glider.files.disk import leads_out
 from glider.files.json_text import read_json
-from glider.files.opening import read_beginning, read_text
+from glider.files.opening import UnfitFile, read_beginning, read_text
 from glider.inference.base_model import BaseModel
 
 TEMPLATE_FILE, TOKENIZER_FILE, TOKENS_FILE = "chat_template.jinja", "tokenizer_config.json", "added_tokens.json"
@@ -61,6 +62,7 @@ def _tell_tokens(directory: Path, settings: dict[str, Any], special: dict[str, A
 def _template(directory: Path, settings: dict[str, Any]) -> str | None:
     """The chat template that the adapter brings, in whichever of the forms that transformers has written."""
     try:
+        _require_inside(directory / TEMPLATE_FILE)
         return read_text(directory / TEMPLATE_FILE, 4 * LONGEST_TEMPLATE)  # bytes; their characters are counted later
     except FileNotFoundError:
         pass
@@ -69,9 +71,10 @@ def _template(directory: Path, settings: dict[str, Any]) -> str | None:
     for brought in (_json(directory / OLD_TEMPLATE_FILE).get("chat_template"), settings.get("chat_template")):
         if isinstance(brought, str):
             return brought
-        named = {one.get("name"): one.get("template") for one in _list(brought) if isinstance(one, dict)}
-        if isinstance(named.get("default"), str):
-            return named["default"]
+        named = [one for one in _list(brought) if isinstance(one, dict)]
+        default = next((one.get("template") for one in reversed(named) if one.get("name") == "default"), None)
+        if isinstance(default, str):
+            return default
         if named:
             warn(f"{directory} brings chat templates, none of them the default: they are not used")
     return None
@@ -80,6 +83,7 @@ def _template(directory: Path, settings: dict[str, Any]) -> str | None:
 def _added_of_whole(path: Path) -> list[Any]:
     """The added tokens of a whole tokenizer's file, if they stand in its beginning."""
     try:
+        _require_inside(path)
         text = read_beginning(path, _BEGINNING).decode("utf8", errors="ignore")
         place = text.index('"added_tokens"') + len('"added_tokens"')
         return _list(json.JSONDecoder().raw_decode(text, text.index("[", place))[0])
@@ -93,9 +97,16 @@ def _text(token: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
+def _require_inside(path: Path) -> None:
+    """Raise `UnfitFile` for a link out of the adapter: what it leads to would stand in the card, or in a warning."""
+    if leads_out(path):
+        raise UnfitFile("a link out of the directory")
+
+
 def _json(path: Path) -> dict[str, Any]:
     """What a JSON file beside an adapter says; nothing where there is none that can be read."""
     try:
+        _require_inside(path)
         return _dict(read_json(path))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -11,7 +11,7 @@ import torch
 
 from glider.calibration.threshold import MINIMUM_QUERIES
 from glider.config import EMBEDDED_BASE
-from glider.contribute.adapter_files import named_as, require_pairs, tell_oddities, without_base_weights
+from glider.contribute.adapter_files import named_as, require_pairs, require_sizes, tell_oddities, without_base_weights
 from glider.contribute.adapter_tokenizer import TEXT_FILES, prompt_of
 from glider.contribute.gates import gated
 from glider.contribute.mean_gates import mean_gates
@@ -45,6 +45,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
 from glider.files.disk import copy_file, copy_tree, new_directory, refuse_links_out, save_tensors, sha256, write_json
 from glider.files.headers import read_header
+from glider.files.opening import from_home
 from glider.inference.base_model import BaseModel
 from glider.inference.base_outline import outline_base
 from glider.inference.spec import BaseSpec
@@ -133,13 +134,14 @@ def import_adapter(
     require_new(out)
     directory = _adapter_directory(source)
     loaded = _base_of_import(directory, base)
+    # what is no plain LoRA is told as that
+    require_sizes(directory / ADAPTER_WEIGHTS_FILE, read_layout(directory, linear_layers(loaded.model)), loaded)
     with new_directory(out) as partial, named_as(partial, directory):
         for file in ADAPTER_FILES:
             _copy(directory / file, partial / file)
-        read_layout(partial, linear_layers(loaded.model))  # what is no plain LoRA is told as that
         left_out = without_base_weights(partial / ADAPTER_WEIGHTS_FILE, directory, loaded)
         require_pairs(partial / ADAPTER_WEIGHTS_FILE, directory)
-        origin = {"imported_from": Path(source).name if Path(source).expanduser().exists() else str(source)}
+        origin = {"imported_from": Path(source).name if from_home(source).exists() else str(source)}
         if left_out:
             origin |= {"left_out": left_out, "adapter_sha256": sha256(directory / ADAPTER_WEIGHTS_FILE)}
         card = ExpertCard(
@@ -302,7 +304,7 @@ def _pairs_alone(adapter: Path) -> bool:
 
 
 def _adapter_directory(source: Path | str) -> Path:
-    path = Path(source).expanduser()
+    path = from_home(source)
     if not path.exists():
         snapshot = _download(str(source))  # its files are links within the hub's own cache
         if not (snapshot / ADAPTER_WEIGHTS_FILE).exists():

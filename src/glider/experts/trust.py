@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from glider.errors import ConfigError, MissingDependency, PoolError
 from glider.experts.index import POOL_FILE
-from glider.files.opening import read_bytes
+from glider.files.opening import from_home, read_bytes
 
 SIGNATURE_FILE = f"{POOL_FILE}.sig"
 TRUSTED_KEYS_VARIABLE = "GLIDER_TRUSTED_KEYS"
@@ -31,7 +31,7 @@ def trusted_keys(trust: Trust) -> Path | None:
     """The file of the required keys, or None where no signature is required."""
     if trust is None:
         named = os.environ.get(TRUSTED_KEYS_VARIABLE)
-        return Path(named).expanduser() if named else None
+        return from_home(named) if named else None
     return None if trust == UNSIGNED else Path(trust)
 
 

@@ -31,12 +31,16 @@ if TYPE_CHECKING:
 def refuse_links_out(directory: Path, files: Iterable[str]) -> None:
     """Raise `ExpertError` for a file that is a link out of its directory, or of the hub cache that it lies in."""
     for file in files:
-        place = directory / file
-        if not place.is_symlink():
-            continue
-        target = Path(os.path.realpath(place))
-        if os.path.realpath(place.parent) != str(target.parent) and not within_hub_cache(place.parent, target):
-            raise ExpertError(f"the file {place} itself", "a link out of the directory", "Copy the file.")
+        if leads_out(directory / file):
+            raise ExpertError(f"the file {directory / file} itself", "a link out of the directory", "Copy the file.")
+
+
+def leads_out(place: Path) -> bool:
+    """Whether a file is a link out of its directory, or of the hub cache that it lies in."""
+    if not place.is_symlink():
+        return False
+    target = Path(os.path.realpath(place))
+    return os.path.realpath(place.parent) != str(target.parent) and not within_hub_cache(place.parent, target)
 
 
 def within_hub_cache(directory: Path, target: Path) -> bool:

@@ -70,7 +70,7 @@ def header_at(descriptor: int) -> Header:
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
         raise UnfitFile(f"a header of {length} bytes in a file of {size}")
     header = bytes(read_exactly(descriptor, 8, length))
-    parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse(header)
+    parsed = _parse_known(header) if len(header) <= _LARGEST_CACHED else _parse_large(header)
     if parsed.size != size:
         raise UnfitFile(f"{size} bytes where its header declares {parsed.size}")
     return parsed
@@ -107,6 +107,12 @@ def damaged(path: Path, got: str) -> ExpertError:
 
 @lru_cache(maxsize=1024)
 def _parse_known(header: bytes) -> Header:
+    return _parse(header)
+
+
+@lru_cache(maxsize=1)
+def _parse_large(header: bytes) -> Header:
+    """Of a file that is read several times in a row."""
     return _parse(header)
 
 

@@ -95,6 +95,14 @@ def read_exactly(descriptor: int, begin: int, length: int) -> bytearray:
     return content
 
 
+def from_home(path: Path | str) -> Path:
+    """A path with `~` or `~NAME` at its beginning as a home directory; as it is, where nobody here has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a regular file's content; raises as `open_descriptor`."""
     digest = hashlib.sha256()

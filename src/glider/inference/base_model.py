@@ -12,12 +12,15 @@ from safetensors import SafetensorError
 from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
+from glider.files.opening import from_home
 from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 # of transformers, for a configuration of another form
 MISREAD = (AttributeError, KeyError, TypeError, StrictDataclassError)
+# without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
+NO_FOREIGN_CODE = {"trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ def load_base(
     require_plain_files(Path(source))
     tell_of_download(source)
     try:
-        config = AutoConfig.from_pretrained(source, **_where(arguments))
+        config = AutoConfig.from_pretrained(source, **_where(arguments), **NO_FOREIGN_CODE)
         architecture = architecture_of(config)
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
         try:
-            model, report = architecture.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
+            model, report = architecture.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **{**arguments, **NO_FOREIGN_CODE}
+            )
         finally:
             if shown:
                 logging.enable_progress_bar()
@@ -68,20 +73,20 @@ def load_base(
             named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
-    tokenizer = _tokenizer_beside(source, base, **_where(arguments))
+    tokenizer = tokenizer_beside(source, base, **_where(arguments))
     _require_weights(model, report["missing_keys"], base)
     if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     return _completed(model, tokenizer, model_id, source, local_path(base))
 
 
-def _tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
+def tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
     """The tokenizer of a model's directory or hub id; raises `BaseModelError` where there is none to be read."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, *MISREAD) as fault:
+        return AutoTokenizer.from_pretrained(source, **arguments, **NO_FOREIGN_CODE)
+    except Exception as fault:  # the tokenizers library raises no other kind
         got = " ".join(str(fault).split())[:300] or type(fault).__name__
         named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
         remedy = "Write its files there (anew): tokenizer.save_pretrained(DIRECTORY)."
@@ -153,8 +158,8 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
     source = str(model.name_or_path or "")
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as fault:
+            tokenizer = AutoTokenizer.from_pretrained(source, **NO_FOREIGN_CODE)
+        except Exception as fault:  # the tokenizers library raises no other kind
             expected, got = "a tokenizer for the model", f"none at {source!r}"
             raise BaseModelError(expected, got, "Give tokenizer=.") from fault
     model_id = Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__
@@ -199,7 +204,7 @@ def locate(base: str) -> tuple[str, str]:
 
     if base in (EMBEDDED_BASE, BASE_ID):
         return str(converted_base()), BASE_ID
-    path = Path(base).expanduser()
+    path = from_home(base)
     if path.exists():
         return str(path), path.resolve().name
     return base, base
@@ -210,7 +215,7 @@ def local_path(base: str) -> str | None:
 
     A link is kept as one: it may point to another version some day.
     """
-    path = Path(base).expanduser()
+    path = from_home(base)
     if base == EMBEDDED_BASE or not path.exists():
         return None
     whole = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()

@@ -6,18 +6,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glider.errors import ExpertError
+from glider.errors import BaseModelError, ExpertError
 from glider.experts.base_identity import identify_weights, identifying_weights
 from glider.files.headers import read_header
 from glider.files.json_text import read_json
 from glider.inference.base_model import (
     MISREAD,
+    NO_FOREIGN_CODE,
     BaseModel,
     architecture_of,
     completed_tokenizer,
     local_path,
     locate,
     require_plain_files,
+    tokenizer_beside,
 )
 
 _ONE, _SEVERAL = "model.safetensors", "model.safetensors.index.json"
@@ -29,20 +31,20 @@ def outline_base(base: str) -> BaseModel | None:
     None where the files do not tell enough: no safetensors on this machine, quantised weights, other names in the files
     than in the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     source, model_id = locate(base)
     require_plain_files(Path(source))
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **NO_FOREIGN_CODE)
         if getattr(config, "quantization_config", None) is not None:
             return None
         with torch.device("meta"):
             model = architecture_of(config).from_config(config)
         model.tie_weights()
         weights = _read(source, identifying_weights(model), model.base_model_prefix)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, ExpertError, *MISREAD):
+        tokenizer = tokenizer_beside(source, base)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, BaseModelError, ExpertError, *MISREAD):
         return None  # loading the whole model tells what is wrong, if anything is
     if weights is None:
         return None

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import BaseModelError, MissingDependency
-from glider.files.opening import opened
+from glider.files.opening import from_home, opened
 from glider.instructions.describers import Written, describer
 from glider.progress import Tick
 
@@ -29,7 +29,7 @@ class LocalDescriber(Config):
 
     @property
     def name(self) -> str:
-        path = Path(self.argument).expanduser()
+        path = from_home(self.argument)
         return f"local:{path.resolve().name if path.exists() else self.argument}"  # a path says nothing elsewhere
 
     @property
@@ -75,7 +75,7 @@ class LocalDescriber(Config):
         from glider.inference.base_model import load_base
 
         if self.argument.endswith(".gguf"):
-            return _load_gguf(Path(self.argument).expanduser(), self.device)
+            return _load_gguf(from_home(self.argument), self.device)
         return load_base(self.argument, device=self.device)
 
 
@@ -86,15 +86,17 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from glider.experts.base_identity import identify
-    from glider.inference.base_model import BaseModel
+    from glider.inference.base_model import NO_FOREIGN_CODE, BaseModel
 
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", f"read {path.name}", "pip install 'glider-moe[demo]'")
     try:
         with opened(path):  # transformers would wait for a pipe
             pass
-        model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, **NO_FOREIGN_CODE
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_FOREIGN_CODE)
     except (OSError, ValueError, KeyError) as fault:
         raise BaseModelError(
             f"a GGUF model at {path}", (str(fault).splitlines() or [""])[0], "Give a model that transformers can read."
@@ -105,7 +107,7 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
 
 def _fingerprint(argument: str) -> Any:
     """What tells one state of a model's files from another without reading them: names, sizes and times."""
-    path = Path(argument).expanduser()
+    path = from_home(argument)
     if not path.exists():
         return argument
     files = [path] if path.is_file() else sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))

@@ -25,6 +25,7 @@ from glider.experts.pool import POOL_FILE, Pool
 from glider.experts.router_files import router_path
 from glider.experts.trust import read_signature
 from glider.files.disk import copy_file, new_directory
+from glider.files.opening import from_home
 from glider.sharing.hub_faults import Error, hub_faults_as
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
@@ -109,7 +110,7 @@ def pull_pool(
 
 def folder_of(repo_id: str) -> Path | None:
     """The folder that a target names in place of a repository: a path that begins with `.`, `/` or `~`."""
-    return Path(repo_id).expanduser() if repo_id.startswith((".", "/", "~")) else None
+    return from_home(repo_id) if repo_id.startswith((".", "/", "~")) else None
 
 
 def _title(repo_id: str) -> str:

@@ -15,6 +15,7 @@ from glider.engines.vllm.settings import Mode, Unsure
 from glider.errors import BaseModelError, ConfigError, QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
+from glider.inference.base_model import MISREAD, NO_FOREIGN_CODE, tokenizer_beside
 from glider.inference.generation import merged, new_tokens
 from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Prompt, Query, require_text
@@ -64,15 +65,16 @@ class Requests:
     @classmethod
     def of_spec(cls, spec: ModelSpec, mode: Mode = "route", unsure: Unsure = "nearest") -> "Requests":
         """Those of an engine that another process runs. Raises the `GliderError` of whatever does not fit."""
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         require_no_device(spec)
         source = source_of(spec)
         try:
-            tokenizer, config = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as fault:
+            config = AutoConfig.from_pretrained(source, **NO_FOREIGN_CODE)
+        except (OSError, ValueError, RuntimeError, *MISREAD) as fault:
             got = " ".join(str(fault).split())[:300]
             raise BaseModelError(f"the base model {source}", got, "Check --base.") from fault
+        tokenizer = tokenizer_beside(source, source)
         return cls(Front(plugin_settings(spec, mode, unsure)), tokenizer, config, source)
 
     def condition(self, queries: Sequence[Prompt]) -> Condition:

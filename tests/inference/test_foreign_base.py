@@ -1,0 +1,94 @@
+"""A base model's directory that a stranger wrote: an adapter's settings may name it. None of its code runs."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glider.engines.vllm.offline import Requests
+from glider.errors import BaseModelError
+from glider.inference.base_model import base_of_loaded, load_base
+from glider.inference.base_outline import outline_base
+from glider.inference.spec import ModelSpec
+
+CONFIG, TOKENIZER, WHOLE = "config.json", "tokenizer_config.json", "tokenizer.json"
+
+
+@pytest.fixture
+def base(llama_directory: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(llama_directory, tmp_path / "base")
+
+
+@pytest.fixture
+def yes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A prompt that comes in by a pipe, as of `yes | glider generate`."""
+    reader, writer = os.pipe()
+    os.write(writer, b"y\n" * 20)
+    os.close(writer)
+    with os.fdopen(reader) as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        yield
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text("utf8")) | values), "utf8")
+
+
+def with_code(base: Path, file: str, **values: Any) -> Path:
+    """Let a directory bring code that leaves a mark where it is run; returns the mark's place."""
+    mark = base.parent / "mark"
+    code = f"open({str(mark)!r}, 'w').close()\nfrom transformers import LlamaConfig\nclass C(LlamaConfig):\n    pass\n"
+    (base / "code.py").write_text(code, "utf8")
+    change(base / file, **values)
+    return mark
+
+
+@pytest.mark.usefixtures("yes")
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (CONFIG, {"auto_map": {"AutoConfig": "code.C"}, "model_type": "unheard"}),
+        (TOKENIZER, {"auto_map": {"AutoTokenizer": ["code.C", None]}, "tokenizer_class": "UnheardTokenizer"}),
+    ],
+)
+def test_no_code_of_a_base_runs_whatever_stdin_says(base: Path, file: str, values: dict[str, Any]) -> None:
+    """Transformers asks on stdin whether it is to run: a `y` that was meant as a prompt was the answer."""
+    mark = with_code(base, file, **values)
+    for opening in (load_base, outline_base, lambda place: Requests.of_spec(ModelSpec(base=place, pool="demo"))):
+        try:
+            opening(str(base))
+        except BaseModelError as fault:
+            assert "custom code" in str(fault)
+    assert not mark.exists()
+    with pytest.raises(BaseModelError, match="custom code"):
+        load_base(str(base))
+
+
+def test_a_loaded_model_brings_no_code_by_its_tokenizer(base: Path, yes: None) -> None:
+    model = load_base(str(base)).model
+    mark = with_code(base, TOKENIZER, auto_map={"AutoTokenizer": ["code.C", None]}, tokenizer_class="UnheardTokenizer")
+    with pytest.raises(BaseModelError, match="a tokenizer for the model"):
+        base_of_loaded(model)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": None},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Unheard"}},
+        {"added_tokens": [{"id": -1}]},
+    ],
+)
+def test_a_tokenizer_that_its_library_refuses_is_an_error_of_ours(base: Path, values: dict[str, Any]) -> None:
+    """The library raises `Exception` itself, which was a traceback."""
+    change(base / WHOLE, **values)
+    with pytest.raises(BaseModelError, match="the tokenizer of a transformers model"):
+        load_base(str(base))
+    assert outline_base(str(base)) is None
