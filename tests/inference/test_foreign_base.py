@@ -92,3 +92,18 @@ def test_a_tokenizer_that_its_library_refuses_is_an_error_of_ours(base: Path, va
     with pytest.raises(BaseModelError, match="the tokenizer of a transformers model"):
         load_base(str(base))
     assert outline_base(str(base)) is None
+
+
+@pytest.mark.parametrize("values", [{"num_attention_heads": 0}, {"pad_token_id": 10**9}, {"hidden_act": "unheard"}])
+def test_settings_that_make_no_model_are_an_error_of_ours(base: Path, values: dict[str, Any]) -> None:
+    """A `ZeroDivisionError` and an `AssertionError` were tracebacks."""
+    change(base / CONFIG, **values)
+    with pytest.raises(BaseModelError, match=r"a transformers model at .*Error: "):
+        load_base(str(base))
+    assert outline_base(str(base)) is None
+
+
+def test_settings_without_a_form_are_refused_for_vllm_too(base: Path) -> None:
+    change(base / CONFIG, num_attention_heads=0)
+    with pytest.raises(BaseModelError, match="the base model"):
+        Requests.of_spec(ModelSpec(base=str(base), pool="demo"))

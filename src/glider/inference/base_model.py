@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
@@ -17,8 +16,7 @@ from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
-# of transformers, for a configuration of another form
-MISREAD = (AttributeError, KeyError, TypeError, StrictDataclassError)
+SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
 # without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 
@@ -66,8 +64,8 @@ def load_base(
         finally:
             if shown:
                 logging.enable_progress_bar()
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *MISREAD) as fault:
-        named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
+    except Exception as fault:  # of transformers, for a configuration of another form, anything
+        named = "" if isinstance(fault, SELF_EXPLAINING) else f"{type(fault).__name__}: "
         raise BaseModelError(
             f"a transformers model at {base}",
             named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
@@ -88,7 +86,8 @@ def tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
         return AutoTokenizer.from_pretrained(source, **arguments, **NO_FOREIGN_CODE)
     except Exception as fault:  # the tokenizers library raises no other kind
         got = " ".join(str(fault).split())[:300] or type(fault).__name__
-        named = f"{type(fault).__name__}: " if isinstance(fault, MISREAD) else ""
+        explained = isinstance(fault, SELF_EXPLAINING) or type(fault) is Exception
+        named = "" if explained else f"{type(fault).__name__}: "
         remedy = "Write its files there (anew): tokenizer.save_pretrained(DIRECTORY)."
         raise BaseModelError(f"the tokenizer of a transformers model at {base}", named + got, remedy) from fault
 
