@@ -20,6 +20,8 @@ LARGEST_FILE = 256 << 20  # bytes of a JSON array, which is read at once
 LONGEST_LINE = 16 << 20  # bytes of a row
 MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
+_LEAST_ROWS, _ROW_BYTES = 100_000, 4  # that any compressed file may hold, and of a larger one the bytes for each
+_LEAST_LINES, _LINE_BYTES = 1_000_000, 1  # likewise of a JSON array, which may have a value on each
 _LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
 _PLACE_BYTES = 8  # of an item of a list
@@ -187,14 +189,15 @@ def _kind(path: Path) -> str:
 
 def _begins_array(path: Path) -> bool:
     try:
-        return next((line.lstrip()[:1] for line in _lines(path, LARGEST_FILE) if line.strip()), "") == "["
+        lines = _lines(path, LARGEST_FILE, _most(path, _LEAST_LINES, _LINE_BYTES))
+        return next((line.lstrip()[:1] for line in lines if line.strip()), "") == "["
     except (OSError, UnfitFile, zlib.error, UnicodeDecodeError, EOFError):
         return False  # whoever reads it says what is wrong
 
 
 def _array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    content = bytearray()
-    for line in _lines(path, LARGEST_FILE):
+    content, most = bytearray(), _most(path, _LEAST_ROWS, _ROW_BYTES)
+    for line in _lines(path, LARGEST_FILE, _most(path, _LEAST_LINES, _LINE_BYTES)):
         content += line.encode()
     require_small(content, MOST_MEMBERS)
     text = content.decode()
@@ -211,6 +214,7 @@ def _array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"JSON in {path}", str(fault), "Mend the file.") from fault
         if not isinstance(value, dict):
             raise DataError(f"an object as item {number} of {path}", type(value).__name__, "Mend the file.")
+        _require_few(number, most, "items")
         yield f"{path}, item {number}", value
 
 
@@ -225,6 +229,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         file = ParquetFile(path)
         if twice := repeated(file.schema_arrow.names):
             raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
+        _require_few(file.metadata.num_rows, _most(path, _LEAST_ROWS, _ROW_BYTES), "rows")
         declared = _declared(file)
         for batch in _batches(path, file) if declared <= most else ():
             read += sum(map(_size, batch.columns))
@@ -286,16 +291,28 @@ def _size(array: Any) -> int:
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a file, compressed or not; `UnfitFile` for one without end, and for a small file that becomes
     absurdly large."""
-    return _lines(path, LONGEST_LINE)
+    return _lines(path, LONGEST_LINE, _most(path, _LEAST_ROWS, _ROW_BYTES))
 
 
-def _lines(path: Path, longest: int) -> Iterator[str]:
+def _most(path: Path, least: int, each: int) -> int | None:
+    """How much a compressed file may hold: kilobytes may become gigabytes of equal rows. None of another file."""
+    compressed = path.suffix == ".gz" or _kind(path) == ".parquet"
+    return max(least, path.stat().st_size // each) if compressed else None
+
+
+def _require_few(count: int, most: int | None, what: str) -> None:
+    if most is not None and count > most:
+        raise UnfitFile(f"more than {most} {what} in so small a file; expand it first, if they are meant")
+
+
+def _lines(path: Path, longest: int, most_lines: int | None = None) -> Iterator[str]:
     with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:
         most = max(_LARGEST_EXPANDED, _MOST_EXPANDED * os.fstat(descriptor).st_size)
         file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
-        size = 0
+        size = count = 0
         while line := file.readline(longest + 1):
-            size += len(line)
+            size, count = size + len(line), count + 1
+            _require_few(count, most_lines, "lines")
             if len(line) > longest:
                 raise UnfitFile(f"a line of more than {longest} bytes")
             if size > most:
