@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from matplotlib.image import imread
 
+from glider.errors import ConfigError
 from glider.inference.spec import load
 from glider.report.heatmap import Block, Panel, draw_heatmap, draw_panels, site_blocks
+from glider.report.routing_map import RoutedTask, RoutingMap
 
 SITES = [f"model.layers.{layer}.{part}" for layer in range(3) for part in ("self_attn.q_proj", "mlp.up_proj")]
 
@@ -62,3 +65,17 @@ def test_two_dollars_in_a_title_are_no_formula(tmp_path: Path) -> None:
     drawing = draw_panels([Panel(title, weights) for title in titles], ["e0"], SITES, tmp_path / "a.svg").read_text()
     for text in ("from $5 to $9", "$\\frac{1}$", "ab c$_$"):
         assert f"<!-- {text} -->" in drawing
+
+
+@pytest.mark.parametrize(("experts", "sites"), [(20_000, 1), (400, 1000), (1, 30_000)])
+def test_a_picture_that_would_take_gigabytes_is_refused(tmp_path: Path, experts: int, sites: int) -> None:
+    """A map of three megabytes took 2.7 GB, and did not end within 25 seconds."""
+    routing = RoutingMap(
+        router="r",
+        experts=tuple(f"e{i}" for i in range(experts)),
+        sites=tuple(f"s{i}" for i in range(sites)),
+        tasks=(RoutedTask(task="t", group="g", rows=1, own=None, weights=((0.5,) * experts,) * sites),),
+    )
+    with pytest.raises(ConfigError, match="a picture of at most"):
+        routing.draw(tmp_path / "map.png")
+    assert not (tmp_path / "map.png").exists()

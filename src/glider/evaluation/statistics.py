@@ -17,6 +17,7 @@ except ImportError:
 
 RESAMPLES = 2000
 FLIPS = 9999  # of a test: with Holm's correction over hundred tests the smallest p is still 0.02
+_DRAWN = 4 << 20  # values that are resampled at once
 Tasks = Sequence[Sequence[float]]  # rows' scores by task
 
 
@@ -26,7 +27,12 @@ def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]
     if len(values) < 2 or np.all(values == values[0]):
         return float(values.mean()), float(values.mean())
     result = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=_together(len(values), RESAMPLES),
+        method="percentile",
+        rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
@@ -51,7 +57,7 @@ def two_level_interval(tasks: Tasks, seed: int = 0, *, resample_tasks: bool = Tr
     means = np.empty((RESAMPLES, count))
     for task, values in enumerate(rows):
         here = drawn == task
-        means[here] = values[chance.integers(len(values), size=(int(here.sum()), len(values)))].mean(axis=1)
+        means[here] = _means_of_draws(values, int(here.sum()), chance)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
@@ -96,6 +102,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def _means_of_draws(values: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
+    """Means of rows drawn with replacement, so many times; the numbers are those of one drawing of all."""
+    step = _together(len(values), max(1, count))
+    sizes = (min(step, count - begin) for begin in range(0, count, step))
+    parts = [values[chance.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _together(rows: int, most: int) -> int:
+    """How many resamples of so many rows are held at once."""
+    return max(1, min(most, _DRAWN // rows))
+
+
 def _sign_flips(differences: np.ndarray, seed: int) -> float:
     different = differences[differences != 0]  # a swap of equals changes nothing
     if len(different) < 2:
@@ -105,7 +124,7 @@ def _sign_flips(differences: np.ndarray, seed: int) -> float:
         np.sum,
         permutation_type="samples",
         n_resamples=FLIPS,
-        batch=1000,
+        batch=_together(len(different), 1000),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )

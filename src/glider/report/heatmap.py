@@ -8,7 +8,7 @@ from typing import Any
 from glider.errors import RouterError
 from glider.layers.trace import Trace
 from glider.printable import printable
-from glider.report.style import LIGHT, Dress, dress, save, start
+from glider.report.style import LIGHT, Dress, dress, require_area, save, start
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ def draw_heatmap(
 def draw_panels(
     panels: Sequence[Panel], experts: Sequence[str], sites: Sequence[str], path: Path, colours: Dress = LIGHT
 ) -> Path:
-    """Draw panels side by side, at most four in a line; raises `MissingDependency` without matplotlib."""
+    """Draw panels side by side, at most four in a line; raises `MissingDependency` without matplotlib, and
+    `ConfigError` for a picture too large."""
     pyplot = start("draw the heatmap")
     blocks = site_blocks(sites)
     columns = min(4 if len(experts) <= 12 else 3, len(panels))
     lines = -(-len(panels) // columns)
     wide, high = max(2.6, 0.19 * len(experts) + 0.3), max(3.4, 0.3 * len(blocks) + 1)
     width = wide * columns + 2.4
+    require_area(width, high * lines + 0.9)
     figure, axes = pyplot.subplots(
         lines, columns, figsize=(width, high * lines + 0.9), sharex=True, sharey=True, squeeze=False
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from glider.printable import printable
 from glider.report.global_scores import PoolScores, TaskScores
-from glider.report.style import LIGHT, Dress, dress, save, start
+from glider.report.style import LIGHT, Dress, dress, require_area, save, start
 
 MOST = 28  # columns side by side
 
@@ -23,6 +23,7 @@ def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
     rows = _rows(scores.tasks)
     most = max(map(len, rows))
     width, height = max(6.4, 1.7 + 0.31 * most), 5.0 if len(rows) == 1 else 0.6 + 3.3 * len(rows)
+    require_area(width, height)
     figure, panels = pyplot.subplots(len(rows), figsize=(width, height), sharey=True, squeeze=False)
     for axes, row in zip(panels[:, 0], rows, strict=True):
         _draw_row(axes, row, scores.p, colours)

@@ -8,6 +8,7 @@ from glider.errors import ConfigError, MissingDependency
 from glider.files.disk import write_file
 
 FORMATS = (".png", ".svg", ".pdf")
+LARGEST_AREA = 4000  # square inches: 270 MB of points
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ def start(purpose: str) -> Any:
     matplotlib.rcParams["svg.hashsalt"] = "glider"
     matplotlib.rcParams["text.parse_math"] = False  # two dollars in a prompt or a task's name are no formula
     return pyplot
+
+
+def require_area(width: float, height: float) -> None:
+    """Raise `ConfigError` for a picture of so many inches that nobody looks at it, and gigabytes hold it."""
+    if width * height > LARGEST_AREA:
+        expected = f"a picture of at most {LARGEST_AREA} square inches"
+        raise ConfigError(expected, f"{width:.0f} x {height:.0f}", "Draw fewer tasks, experts or sites.")
 
 
 def dress(figure: Any, colours: Dress) -> None:
