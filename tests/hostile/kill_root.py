@@ -21,7 +21,7 @@ TEMPORARY = "temporary"  # stands for the system's own directory of temporary fi
 def make_root(root: Path) -> None:
     """A base model, a pool of two experts and one beside it, rows, a plan, a run, a key."""
     shutil.copytree(V01 / "base", root / "base")
-    _byte_tokenizer().save_pretrained(root / "base")
+    byte_tokenizer().save_pretrained(root / "base")
     shutil.copytree(V01 / "pool", root / "pool")
     shutil.copytree(V01 / "pool" / "reviews", root / "pool" / "extra")
     card = root / "pool" / "extra" / "card.json"
@@ -59,7 +59,7 @@ def _make_published(root: Path) -> None:
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 259}
     model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
     model.save_pretrained(root / "t5")
-    _byte_tokenizer().save_pretrained(root / "t5")
+    byte_tokenizer().save_pretrained(root / "t5")
     site = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_"
     (root / "published").mkdir()
     for name in ("one", "two"):
@@ -81,7 +81,7 @@ def _make_results(folder: Path) -> None:
     (folder / "routing.json").write_text(json.dumps(routing), "utf8")
 
 
-def _byte_tokenizer() -> Any:
+def byte_tokenizer() -> Any:
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
     vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))

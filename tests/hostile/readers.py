@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 import yaml
+from kill_root import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
+from glider.batch.prompts import read_prompts
+from glider.contribute.adopt import import_adapter
 from glider.contribute.build import PoolPlan
 from glider.contribute.published_format import open_checkpoint, read_embeddings
+from glider.contribute.states import like, read_state, restoring, write_state
 from glider.data.rows import read_rows
 from glider.errors import RouterError
 from glider.evaluation.run_plan import RunPlan, read_descriptions
@@ -27,9 +31,12 @@ from glider.experts.pool import Pool
 from glider.experts.router_files import put_router, read_router
 from glider.files.opening import read_bytes, sha256
 from glider.files.tensor_file import TensorFile
+from glider.inference.base_model import BaseModel, load_base
 from glider.layers.attach import Storage, attach
 from glider.report.cells import Results
+from glider.report.paper import _read
 from glider.report.report_plan import ReportPlan
+from glider.report.routing_map import RoutingMap
 from glider.routing.signals.base import signals
 from glider.routing.specification import router_from
 from glider.serve.keys import Keys
@@ -40,6 +47,8 @@ from glider.verdicts.contest import Contest
 V01 = Path(__file__).parents[1] / "fixtures" / "v0.1"
 _LARGEST = 16 << 20  # bytes
 _ROUTED = 0.1  # of the accepted pools
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer_config.json")
+_ADAPTER += ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,15 @@ class Reader:
 def readers(seeds: Path) -> dict[str, Reader]:
     """All of them by name; what they read is made under `seeds`, if it is not there yet."""
     old, new, signed, trained, files = (seeds / name for name in ("old", "new", "signed", "trained", "files"))
-    if not seeds.exists():
+    if not (seeds / "adapter").exists():
+        shutil.rmtree(seeds, ignore_errors=True)  # of a version that had fewer of them
         partial = seeds.with_name(f"{seeds.name}.making")
         shutil.rmtree(partial, ignore_errors=True)
         _make_seeds(partial)
         partial.rename(seeds)
     expert = ("card.json", "adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
     pool = ("pool.json", *(f"{name}/{file}" for name in ("reviews", "trivia") for file in expert))
+    loaded = load_base(str(seeds / "base"))
     base = AutoModelForCausalLM.from_pretrained(V01 / "base").eval()
 
     def opened(path: Path, chance: random.Random) -> None:
@@ -87,6 +98,11 @@ def readers(seeds: Path) -> dict[str, Reader]:
         "run": Reader(("run.yaml",), lambda path, chance: RunPlan.read(path / "run.yaml"), files),
         "report": Reader(("report.yaml",), lambda path, chance: ReportPlan.read(path / "report.yaml"), files),
         "results": Reader(("results/a.json",), lambda path, chance: Results.read(path / "results"), files),
+        "table": Reader(("rows.csv",), lambda path, chance: read_rows(path / "rows.csv"), files),
+        "prompts": Reader(("rows.jsonl",), lambda path, chance: read_prompts(path / "rows.jsonl", {}), files),
+        "routing map": Reader(("routing.json",), lambda path, chance: _read(RoutingMap, path / "routing.json"), files),
+        "state": Reader(("state.safetensors",), _state, files),
+        "adapter": Reader(_ADAPTER, lambda path, chance: _import(path, loaded), seeds / "adapter"),
         "background": Reader(("background.safetensors",), _background, files),
         "trained router": Reader(("pool.json", "routers/vq.safetensors"), _trained, trained, _resign_router),
         "server's keys": Reader(("keys.json",), lambda path, chance: Keys.read(str(path / "keys.json"), ["p"]), files),
@@ -128,12 +144,45 @@ def _make_seeds(seeds: Path) -> None:
     }
     for name, plan in plans.items():
         (files / f"{name}.yaml").write_text(yaml.safe_dump(plan), "utf8")
+    (files / "rows.csv").write_text("input,output,choices\n" + 'say a,b,"[""a"", ""b""]"\n' * 4, "utf8")
+    task = {"task": "a", "group": "near", "rows": 1, "own": None, "weights": [[0.5, 0.5]]}
+    routing = {"format": 1, "router": "r", "experts": ["a", "b"], "sites": ["s"], "tasks": [task]}
+    (files / "routing.json").write_text(json.dumps(routing), "utf8")
+    write_state(files / "state.safetensors", {"codes": torch.ones(3, 4)}, {"step": 3, "losses": [0.5, 0.25]})
+    _make_adapter(seeds)
     parts = {"format": 1, "key": "k", "router": "r", "set": "s", "task": "t", "config": {}, "hashes": {}}
     (files / "results" / "a.json").write_text(json.dumps({**parts, "results": [{"place": 0, "score": 1.0}]}), "utf8")
     site = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
     tensors = {f"{site}.lora_A.default.weight": torch.ones(2, 4), f"{site}.lora_B.default.weight": torch.ones(4, 2)}
     torch.save(tensors, files / "t_best.pt")
     torch.save({"t": torch.ones(768)}, files / "nomic.pt")
+
+
+def _make_adapter(seeds: Path) -> None:
+    """A base with a tokenizer, and an adapter with all that may lie beside one."""
+    shutil.copytree(V01 / "base", seeds / "base")
+    byte_tokenizer().save_pretrained(seeds / "base")
+    adapter = seeds / "adapter"
+    adapter.mkdir()
+    for name in _ADAPTER[:2]:
+        shutil.copy(V01 / "pool" / "reviews" / name, adapter)
+    shutil.copy(seeds / "base" / "tokenizer.json", adapter)
+    (adapter / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    named = [{"name": "default", "template": "{{ messages[0].content }}"}]
+    tokens = {"added_tokens_decoder": {"5": {"content": "<new>", "special": True}}, "eos_token": {"content": "<eos>"}}
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": named, **tokens}), "utf8")
+    (adapter / "chat_template.json").write_text(json.dumps({"chat_template": named}), "utf8")
+    (adapter / "added_tokens.json").write_text(json.dumps({"<more>": 300}), "utf8")
+    (adapter / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<s>"]}), "utf8")
+
+
+def _import(path: Path, base: BaseModel) -> None:
+    import_adapter(path, base, path / "made")
+
+
+def _state(path: Path, chance: random.Random) -> None:
+    with restoring(path / "state.safetensors"), suppress(OSError):  # whoever goes on from one looks for it first
+        read_state(path / "state.safetensors", {"codes": like(torch.ones(3, 4))}, {})
 
 
 def _resign(path: Path, chance: random.Random) -> None:
