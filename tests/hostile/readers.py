@@ -100,7 +100,7 @@ def readers(seeds: Path) -> dict[str, Reader]:
         "results": Reader(("results/a.json",), lambda path, chance: Results.read(path / "results"), files),
         "table": Reader(("rows.csv",), lambda path, chance: read_rows(path / "rows.csv"), files),
         "prompts": Reader(("rows.jsonl",), lambda path, chance: read_prompts(path / "rows.jsonl", {}), files),
-        "routing map": Reader(("routing.json",), lambda path, chance: _read(RoutingMap, path / "routing.json"), files),
+        "routing map": Reader(("routing.json",), _map, files),
         "state": Reader(("state.safetensors",), _state, files),
         "adapter": Reader(_ADAPTER, lambda path, chance: _import(path, loaded), seeds / "adapter"),
         "background": Reader(("background.safetensors",), _background, files),
@@ -178,6 +178,11 @@ def _make_adapter(seeds: Path) -> None:
 
 def _import(path: Path, base: BaseModel) -> None:
     import_adapter(path, base, path / "made")
+
+
+def _map(path: Path, chance: random.Random) -> None:
+    with suppress(OSError):  # a report looks for the files of its figures first
+        _read(RoutingMap, path / "routing.json")
 
 
 def _state(path: Path, chance: random.Random) -> None:
