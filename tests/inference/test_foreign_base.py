@@ -103,6 +103,28 @@ def test_settings_that_make_no_model_are_an_error_of_ours(base: Path, values: di
     assert outline_base(str(base)) is None
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_attention_heads": 10**12, "num_key_value_heads": 10**12},
+        {"text_config": {"num_local_experts": 10**9}},
+    ],
+)
+def test_settings_of_more_parts_than_any_model_has_are_refused_at_once(base: Path, values: dict[str, Any]) -> None:
+    """A thousand million layers took half a minute and half a gigabyte, and went on."""
+    change(base / CONFIG, **values)
+    for opening in (load_base, outline_base, lambda place: Requests.of_spec(ModelSpec(base=place, pool="demo"))):
+        with pytest.raises(BaseModelError, match="at most 5000"):
+            opening(str(base))
+
+
+def test_settings_that_cannot_be_read_are_told_with_their_file(base: Path) -> None:
+    (base / CONFIG).write_text("[" * 200_000)
+    with pytest.raises(BaseModelError, match=r"config\.json"):
+        load_base(str(base))
+
+
 def test_settings_without_a_form_are_refused_for_vllm_too(base: Path) -> None:
     change(base / CONFIG, num_attention_heads=0)
     with pytest.raises(BaseModelError, match="the base model"):

@@ -1,5 +1,6 @@
 """The base model: found by hub id, local path or the name of the embedded one, and always identified."""
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from safetensors import SafetensorError
 from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError
 from glider.experts.base_identity import BaseIdentity, identify
-from glider.files.opening import from_home
+from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
+from glider.files.opening import from_home, read_bytes
 from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
+_MOST_PARTS, _PARTS = 5000, ("layer", "layers", "head", "heads", "expert", "experts")  # of any model; what counts them
 # without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 
@@ -51,6 +54,7 @@ def load_base(
     _require_place(base, source)
     require_device(device)
     require_plain_files(Path(source))
+    require_buildable(Path(source))
     tell_of_download(source)
     try:
         config = AutoConfig.from_pretrained(source, **_where(arguments), **NO_FOREIGN_CODE)
@@ -138,6 +142,28 @@ def require_plain_files(directory: Path) -> None:
     for entry in sorted(directory.iterdir()):
         if entry.exists() and not entry.is_dir() and not entry.is_file():
             raise BaseModelError(f"files alone in {directory}", f"{entry.name}, a pipe or a device", "Remove it.")
+
+
+def require_buildable(directory: Path) -> None:
+    """Raise `BaseModelError` for settings of more layers, heads or experts than any model has: transformers would make
+    them one by one, without end."""
+    file = directory / "config.json"
+    if not file.is_file():
+        return
+    try:
+        content = read_bytes(file, LARGEST_JSON)
+        require_small(content, MOST_MEMBERS)
+        waiting: list[Any] = [json.loads(content)]  # with whatever else transformers takes
+    except (ValueError, RecursionError, OSError) as fault:
+        got = " ".join(str(fault).split())[:300]
+        raise BaseModelError(f"a readable {file}", got, "Write the base anew: save_pretrained().") from fault
+    while waiting:
+        value = waiting.pop()
+        for name, one in value.items() if isinstance(value, dict) else []:
+            if isinstance(one, dict):
+                waiting.append(one)
+            elif isinstance(one, int) and one > _MOST_PARTS and name.split("_")[-1] in _PARTS:
+                raise BaseModelError(f"{name} of at most {_MOST_PARTS} in {file}", f"{one}"[:40], "Mend the file.")
 
 
 def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:

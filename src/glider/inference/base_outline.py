@@ -16,6 +16,7 @@ from glider.inference.base_model import (
     completed_tokenizer,
     local_path,
     locate,
+    require_buildable,
     require_plain_files,
     tokenizer_beside,
 )
@@ -33,6 +34,7 @@ def outline_base(base: str) -> BaseModel | None:
 
     source, model_id = locate(base)
     require_plain_files(Path(source))
+    require_buildable(Path(source))
     try:
         config = AutoConfig.from_pretrained(source, **NO_FOREIGN_CODE)
         if getattr(config, "quantization_config", None) is not None:

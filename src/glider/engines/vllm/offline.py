@@ -15,7 +15,7 @@ from glider.engines.vllm.settings import Mode, Unsure
 from glider.errors import BaseModelError, ConfigError, QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.answers import Answer, ChoiceScore
-from glider.inference.base_model import NO_FOREIGN_CODE, tokenizer_beside
+from glider.inference.base_model import NO_FOREIGN_CODE, require_buildable, tokenizer_beside
 from glider.inference.generation import merged, new_tokens
 from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Prompt, Query, require_text
@@ -69,6 +69,7 @@ class Requests:
 
         require_no_device(spec)
         source = source_of(spec)
+        require_buildable(Path(source))
         try:
             config = AutoConfig.from_pretrained(source, **NO_FOREIGN_CODE)
         except Exception as fault:  # of transformers, anything
