@@ -48,6 +48,15 @@ def four_bits(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tens
     return tensors, (steps * scales).reshape(-1, weight.shape[0]).T.contiguous()
 
 
+def four_bits_by_columns(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """AWQ's tensors of the same numbers: eight of a row to an int32, in its own order."""
+    tensors, same = four_bits(weight)
+    steps = (same.T.reshape(-1, GROUP, weight.shape[0]) / tensors["scales"].float()[:, None]).round() + 8
+    ordered = steps.reshape(weight.shape[1], -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(weight.shape[1], -1)
+    zeros = torch.full(tensors["qzeros"].shape, 0x88888888 - (1 << 32), dtype=torch.int32)
+    return {"qweight": packed(ordered.T).T.contiguous(), "qzeros": zeros, "scales": tensors["scales"]}, same
+
+
 def eight_bits(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The tensors of compressed-tensors, whose inputs are rounded to eight bits as well, and the weight."""
     scales = weight.float().abs().amax(dim=1, keepdim=True) / 127
@@ -59,6 +68,7 @@ _EIGHT = {"num_bits": 8, "type": "int", "symmetric": True}
 _WEIGHTS, _INPUTS = {"strategy": "channel", "dynamic": False}, {"strategy": "token", "dynamic": True}
 SETTINGS: dict[str, dict[str, Any]] = {
     "auto_gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True},
     "compressed-tensors": {
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
@@ -68,6 +78,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+FORMS = {"auto_gptq": four_bits, "awq": four_bits_by_columns, "compressed-tensors": eight_bits}
 
 
 def bases(name: str, wide_llama: Path, directory: Path) -> tuple[Path, Path]:
@@ -80,7 +93,7 @@ def bases(name: str, wide_llama: Path, directory: Path) -> tuple[Path, Path]:
         stored[key] = same[key] = weight
         if key.endswith("proj.weight"):
             del stored[key]
-            tensors, same[key] = (four_bits if name == "auto_gptq" else eight_bits)(weight)
+            tensors, same[key] = FORMS[name](weight)
             stored |= {f"{key.removesuffix('weight')}{part}": tensor for part, tensor in tensors.items()}
     save_file(stored, quantised / "model.safetensors", {"format": "pt"})
     save_file(same, plain / "model.safetensors", {"format": "pt"})

@@ -98,7 +98,7 @@ def config(**changes: Any) -> Any:
         ({"parallel_config": {"use_ubatching": True}}, "whole batches"),
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "every token"),
         ({"model_config": {"quantization": "compressed-tensors"}}, None),
-        ({"model_config": {"quantization": "auto_awq"}}, "plain weights"),
+        ({"model_config": {"quantization": "fp8"}}, "plain weights"),
         ({"model_config": {"quantization": "auto_gptq"}, "device_config": {"device_type": "cuda"}}, "plain weights"),
         ({"lora_config": {"max_lora_rank": 8}}, None),
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector"}}, "keeps conditions apart"),

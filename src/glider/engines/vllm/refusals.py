@@ -9,7 +9,7 @@ from glider.errors import EngineError
 
 _BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # connectors; that hash has the salt in it
 
-_QUANTISED = ("auto_gptq", "compressed-tensors")  # what has been run, on a CPU
+_QUANTISED = ("awq", "auto_gptq", "compressed-tensors")  # what has been run, on a CPU
 _SIZES = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
 
 Fault = tuple[str, str, str]
