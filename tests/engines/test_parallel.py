@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from glider.inference.model import RoutedModel
 from glider.inference.spec import load
@@ -41,6 +42,22 @@ def test_workers_that_share_a_head_of_keys(router: str, wide_llama: Any, make_wi
         answers = model.generate(prompts, max_new_tokens=12)
     assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
     assert [one.token_ids for one in answers] != [one.token_ids for one in bare]
+
+
+@pytest.mark.parametrize(("parts", "slices"), [(2, [(16, 16, 32), (16, 16, 32)]), (1, [])])
+def test_a_site_of_which_a_worker_has_several_pieces_has_no_place(parts: int, slices: list) -> None:
+    """Of gate and up, each a site, the second of two workers has the second half of each; of one site of both (Phi-3's)
+    no slice, so that an engine with such a site does not start."""
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+
+    from glider.engines.vllm.shards import places_in
+
+    layer: Any = object.__new__(MergedColumnParallelLinear)
+    torch.nn.Module.__init__(layer)
+    layer.tp_size, layer.tp_rank, layer.input_size = 2, 1, 8
+    layer.output_partition_sizes, layer.output_size_per_partition, layer.output_size = [16, 16], 32, 64
+    places = list(places_in("gate_up_proj", layer, parts))
+    assert [(place.outputs.first, place.outputs.count, place.outputs.whole) for place in places] == slices
 
 
 def test_engines_side_by_side(tmp_path: Path) -> None:

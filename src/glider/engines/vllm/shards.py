@@ -64,6 +64,8 @@ def places_in(name: str, layer: Any, parts: int) -> Iterator[Place]:
         return
     inputs, firsts, wholes = Span(0, layer.input_size, layer.input_size), [0] * parts, widths
     if layer.tp_size > 1 and not isinstance(layer, linear.ReplicatedLinear):
+        if parts != len(layer.output_partition_sizes):
+            return  # one site, of which a worker has several pieces: qkv_proj and gate_up_proj of Phi-3
         rank, kind = layer.tp_rank, type(layer)
         if kind is linear.RowParallelLinear:
             count = layer.input_size_per_partition
