@@ -193,7 +193,7 @@ template <typename Work, typename Runs> bool answer(const Site& site, const Call
     return true;
 }
 
-inline void standardise_row(const float* x, int64_t width, float* u) {
+template <typename X> inline void standardise_row(const X* x, int64_t width, float* u) {
 #ifdef GLIDER_X86
     if (chosen_isa() == Isa::avx512) return avx512::standard_form(x, width, u);
     if (chosen_isa() == Isa::avx2) return avx2::standard_form(x, width, u);
@@ -211,14 +211,19 @@ inline bool run(const Site& site, const Call& call) {
 
 // Answer a call for several sites that see its tokens, `call.y` each one's own. Few tokens are brought into standard form
 // once for all sites.
-inline bool run_all(Site* const* sites, float* const* outputs, int64_t count, Call call) {
+inline bool run_all(Site* const* sites, void* const* outputs, int64_t count, Call call) {
     static thread_local Scratch memory;
     bool standardise = count > 1 && !call.experts && call.tokens <= TOKENS_AT_ONCE;
     for (int64_t i = 0; i < count; ++i) standardise &= sites[i]->standardise && sites[i]->rows;
     if (standardise) {
         float* standard = static_cast<float*>(memory.get(call.tokens * sites[0]->width * sizeof(float) + 64));
-        for (int64_t t = 0; t < call.tokens; ++t)
-            standardise_row(call.x_of(*sites[0], t), sites[0]->width, standard + t * sites[0]->width);
+        for (int64_t t = 0; t < call.tokens; ++t) {
+            float* own = standard + t * sites[0]->width;
+            if (call.values == Stored::bfloat16)
+                standardise_row(call.x_of<uint16_t>(*sites[0], t), sites[0]->width, own);
+            else
+                standardise_row(call.x_of<float>(*sites[0], t), sites[0]->width, own);
+        }
         call.standard = standard;
     }
     bool good = true;

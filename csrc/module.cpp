@@ -89,7 +89,7 @@ PyObject* wrong(const char* signature) {
 // Sites that see the same tokens, and where each one's outputs begin. True, or an error is set.
 struct Group {
     Site* sites[MOST_SITES];
-    float* outputs[MOST_SITES];
+    void* outputs[MOST_SITES];
     Py_ssize_t count = 0;
 
     bool read(PyObject* capsules, PyObject* addresses) {
@@ -102,7 +102,7 @@ struct Group {
         for (Py_ssize_t i = 0; i < count; ++i) {
             sites[i] = site_of(PyTuple_GetItem(capsules, i));
             if (!sites[i]) return false;
-            outputs[i] = address<float>(PyTuple_GetItem(addresses, i));
+            outputs[i] = address<void>(PyTuple_GetItem(addresses, i));
             if (sites[i]->width != sites[0]->width) {
                 PyErr_SetString(PyExc_ValueError, "sites of different widths do not see the same tokens");
                 return false;
@@ -123,31 +123,34 @@ struct Group {
     }
 };
 
+Stored type_of(PyObject* bfloat16) { return PyObject_IsTrue(bfloat16) == 1 ? Stored::bfloat16 : Stored::float32; }
+
 void read_rows(PyObject* const* given, Call& call) {
     call.index = address<int64_t>(given[0]);
     call.x_stride = PyLong_AsSsize_t(given[1]), call.y_stride = PyLong_AsSsize_t(given[2]);
+    call.values = type_of(given[3]);
 }
 
-// route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride): each site decides
+// route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride, bfloat16): each site decides
 PyObject* route(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 10) return wrong("route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride)");
+    if (count != 11) return wrong("route(sites, x, ys, T, term, B, query_of, index, x_stride, y_stride, bfloat16)");
     Group group;
     if (!group.read(given[0], given[2])) return nullptr;
     Call call{};
-    call.x = address<float>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
+    call.x = address<void>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
     call.term = address<float>(given[4]), call.queries = PyLong_AsSsize_t(given[5]);
     call.query_of = address<int64_t>(given[6]);
     read_rows(given + 7, call);
     return group.finish(call);
 }
 
-// apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride): the decision is given, the same for all
+// apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride, bfloat16): the decision is given, the same for all
 PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 10) return wrong("apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride)");
+    if (count != 11) return wrong("apply(sites, x, ys, T, experts, weights, K, index, x_stride, y_stride, bfloat16)");
     Group group;
     if (!group.read(given[0], given[2])) return nullptr;
     Call call{};
-    call.x = address<float>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
+    call.x = address<void>(given[1]), call.tokens = PyLong_AsSsize_t(given[3]);
     call.experts = address<int64_t>(given[4]), call.weights = address<float>(given[5]);
     call.kept = PyLong_AsSsize_t(given[6]);
     read_rows(given + 7, call);
@@ -177,17 +180,18 @@ PyObject* same(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return PyBool_FromLong(own.number == number && own.bytes == bytes && !memcmp(own.memory.memory, from, bytes));
 }
 
-// decide(site, x, T, term, B, query_of, experts, weights): the site's decision alone
+// decide(site, x, T, term, B, query_of, experts, weights, bfloat16): the site's decision alone
 PyObject* decide(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != 8) return wrong("decide(site, x, T, term, B, query_of, experts, weights)");
+    if (count != 9) return wrong("decide(site, x, T, term, B, query_of, experts, weights, bfloat16)");
     Site* site = site_of(given[0]);
     if (!site) return nullptr;
     Call call{};
-    call.x = address<float>(given[1]);
+    call.x = address<void>(given[1]);
     call.tokens = PyLong_AsSsize_t(given[2]);
     call.term = address<float>(given[3]), call.queries = PyLong_AsSsize_t(given[4]);
     call.query_of = address<int64_t>(given[5]);
     call.experts_out = address<int64_t>(given[6]), call.weights_out = address<float>(given[7]);
+    call.values = type_of(given[8]);
     if (PyErr_Occurred()) return nullptr;
     Py_BEGIN_ALLOW_THREADS run(*site, call);
     Py_END_ALLOW_THREADS Py_RETURN_NONE;

@@ -7,6 +7,8 @@ namespace glider {
 
 enum class Stored : int { float32 = 0, bfloat16 = 1 };
 
+template <typename T> constexpr bool is_float32() { return sizeof(T) == 4; }
+
 // One routed layer. Tensors belong to the caller, who keeps them alive; the small arrays belong to the site.
 struct Site {
     int64_t experts, rank, width, out;
@@ -28,11 +30,12 @@ struct Site {
     float longest;        // of these
 };
 
-// One call: x (T, D) in, y (T, O) added to. Either the site decides, by its scores and the queries' global term, or the
+// One call: x (T, D) in, y (T, O) added to, both in one type; the arithmetic is float32. Either the site decides, by its scores and the queries' global term, or the
 // decision is given. Rows of x and y may be some of longer ones, and lie further apart than they are wide.
 struct Call {
-    const float* x;
-    float* y;
+    const void* x;
+    void* y;
+    Stored values;               // of `x` and `y`
     int64_t tokens;
     int64_t x_stride, y_stride;  // between rows; 0: they lie side by side
     const int64_t* index;        // (T) each token's row of x and y, or null: in order
@@ -47,10 +50,12 @@ struct Call {
     float* weights_out;          // (T, K)
 
     int64_t row(int64_t token) const { return index ? index[token] : token; }
-    const float* x_of(const Site& site, int64_t token) const {
-        return x + row(token) * (x_stride ? x_stride : site.width);
+    template <typename X> const X* x_of(const Site& site, int64_t token) const {
+        return static_cast<const X*>(x) + row(token) * (x_stride ? x_stride : site.width);
     }
-    float* y_of(const Site& site, int64_t token) const { return y + row(token) * (y_stride ? y_stride : site.out); }
+    template <typename X> X* y_of(const Site& site, int64_t token) const {
+        return static_cast<X*>(y) + row(token) * (y_stride ? y_stride : site.out);
+    }
 };
 
 // Memory of one thread that grows to what is asked of it and is kept for the next call.

@@ -57,7 +57,7 @@ def diagnosis() -> dict[str, Any]:
     elif absent:
         runs, why = "torch", f"no native kernel: {absent}"
     else:
-        runs, why = "native", "on the CPU in float32 without gradients; torch elsewhere"
+        runs, why = "native", "on the CPU in float32 or bfloat16 without gradients; torch elsewhere"
     from glider.engines.vllm.diagnosis import diagnosis as of_vllm
 
     extension = native.extension()

@@ -198,10 +198,10 @@ class RoutedLinear(nn.Module):
         self, layers: tuple["RoutedLinear", ...], segment: Segment, x: torch.Tensor, ys: Sequence[torch.Tensor]
     ) -> NativeGroup | None:
         """The kernel that answers a segment for all of these layers, if there is one for such outputs."""
-        if x.dtype is not torch.float32:
+        if x.dtype not in native.DTYPES:
             return None
         for y in ys:
-            if y.dtype is not torch.float32 or not y.is_contiguous() or y.requires_grad:
+            if y.dtype is not x.dtype or not y.is_contiguous() or y.requires_grad:
                 return None
         known = self._known
         if known is None or not known.serves(layers, segment):

@@ -32,16 +32,18 @@ template <typename T> std::vector<T> values(int64_t count) {
     return made;
 }
 
-template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int64_t out, int64_t tokens, int64_t kept) {
+template <typename W, typename X = float>
+int one(int64_t experts, int64_t rank, int64_t width, int64_t out, int64_t tokens, int64_t kept) {
     auto a = values<W>(experts * rank * width), b = values<W>(experts * rank * out);
-    auto rows = values<float>(experts * width), term = values<float>(experts), x = values<float>(tokens * width);
-    auto y = values<float>(tokens * out), scaling = values<float>(experts);
+    auto rows = values<float>(experts * width), term = values<float>(experts);
+    auto x = values<X>(tokens * width), y = values<X>(tokens * out);
+    auto scaling = values<float>(experts);
     std::vector<uint8_t> absent(experts);
     absent[0] = experts > 1;
     if (experts > 64)
         for (float& value : term) value *= 100;  // most experts are out of reach then
     std::vector<int64_t> query_of(tokens);
-    if (tokens > 2) x[width] = NAN;
+    if (tokens > 2) x[width] = sizeof(X) == 4 ? (X)NAN : (X)0x7fc0;
     int bad = 0;
     for (int flags = 0; flags < 8; ++flags) {
         Site site{};
@@ -53,6 +55,7 @@ template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int6
         site.divisor = 2.0f, site.kept = kept < experts ? kept : experts;
         if (flags & 4) make_codes(site);
         Call call{};
+        call.values = sizeof(X) == 4 ? Stored::float32 : Stored::bfloat16;
         call.x = x.data(), call.y = y.data(), call.tokens = tokens, call.term = term.data(), call.queries = 1;
         bad += !run(site, call);
         call.query_of = query_of.data();
@@ -66,7 +69,7 @@ template <typename W> int one(int64_t experts, int64_t rank, int64_t width, int6
         std::vector<int64_t> index;  // some rows, the last among them
         for (int64_t t = tokens - 1; t >= 0; t -= 2) index.push_back(t);
         Site* sites[] = {&site, &site};
-        float* outputs[] = {y.data(), y.data()};
+        void* outputs[] = {y.data(), y.data()};
         for (int64_t p = 0; p < (int64_t)which.size(); ++p) which[p] = p % site.kept;  // alike for every token
         for (float& weight : weights) weight = 0.5f;
         bad += !run_all(sites, outputs, 2, call);
@@ -94,6 +97,8 @@ int all() {
                         if ((experts > 64 && (rank != 4 || out != 8)) || (rank > 16 && out != 70)) continue;
                         bad += one<float>(experts, rank, width, out, tokens, 2);
                         bad += one<uint16_t>(experts, rank, width, out, tokens, 3);
+                        bad += one<uint16_t, uint16_t>(experts, rank, width, out, tokens, 2);
+                        if (rank == 9) bad += one<float, uint16_t>(experts, rank, width, out, tokens, 3);
                     }
     return bad;
 }

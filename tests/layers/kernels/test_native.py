@@ -230,9 +230,9 @@ def test_wrong_arguments_are_errors() -> None:
     with pytest.raises(TypeError, match="route"):
         extension.route(1, 2)
     with pytest.raises(TypeError, match="tuple of sites"):
-        extension.route(1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        extension.route(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="PyCapsule"):
-        extension.route((1,), 0, (0,), 0, 0, 0, 0, 0, 0, 0)
+        extension.route((1,), 0, (0,), 0, 0, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="instruction set"):
         extension.use_isa("abacus")
 

@@ -118,7 +118,7 @@ class CollectedSite:
         return self._part.add(y, x, segment)
 
     def _decision(self, tokens: Float[Tensor, "T D"], segment: Segment) -> Decision:
-        if self._decider is not None and tokens.dtype == torch.float32:
+        if self._decider is not None and tokens.dtype in native.DTYPES:
             return self._decider.decide(tokens, self._decider.per_token, segment.term, segment.query_of)
         decision = self._router.route(self._site, tokens, segment.term_of(len(tokens)))
         assert isinstance(decision, Decision)

@@ -1,7 +1,7 @@
 """The CPU kernel in C++: score, select and apply in one call, threads and vectors within. Built where it can be.
 
 It takes addresses, so it is bound to no version of PyTorch, and runs its threads in the OpenMP runtime that PyTorch
-has loaded. The arithmetic is float32; experts may be stored in bfloat16.
+has loaded. The arithmetic is float32; experts may be stored in bfloat16, and inputs and outputs be bfloat16.
 """
 
 import os
@@ -16,6 +16,7 @@ from glider.routing.base import Decision, Site
 from glider.routing.linear import LinearTopK
 from glider.shapes import Float, Int, Tensor
 
+DTYPES = (torch.float32, torch.bfloat16)  # of inputs and outputs
 SHORTLIST_FROM = 48  # experts; with fewer, reading all rows in float32 costs less than two passes
 
 
@@ -119,10 +120,10 @@ class NativeSite:
         self.group = NativeGroup((self._site,), width)
 
     def serves(self, x: Tensor, y: Tensor) -> bool:
-        """Float32 on the CPU, and nothing to differentiate."""
+        """Float32 or bfloat16 on the CPU, and nothing to differentiate."""
         return (
-            x.dtype is torch.float32
-            and y.dtype is torch.float32
+            x.dtype in DTYPES
+            and y.dtype is x.dtype
             and x.is_cpu
             and y.is_cpu
             and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
@@ -168,6 +169,7 @@ class NativeSite:
             0 if query_of is None else query_of.data_ptr(),
             experts.data_ptr(),
             weights.data_ptr(),
+            x.dtype is torch.bfloat16,
         )
         return Decision(experts, weights)
 
@@ -175,8 +177,9 @@ class NativeSite:
 class NativeGroup:
     """Sites that see the same tokens, answered by one call.
 
-    Outputs `ys` are float32, one for each site, and so is x. Rows lie side by side, or x and all of `ys` are matrices
-    whose rows are some distance apart, of `ys` the same. With `index` the tokens are these rows of x, of `ys` too.
+    Outputs `ys`, one for each site, are of the dtype of x, float32 or bfloat16. Rows lie side by side, or x and all of
+    `ys` are matrices whose rows are some distance apart, of `ys` the same. With `index` the tokens are these rows of x,
+    of `ys` too.
     """
 
     def __init__(self, sites: tuple[object, ...], width: int):
@@ -210,6 +213,7 @@ class NativeGroup:
             0 if index is None else index.data_ptr(),
             _distance(x),
             _distance(ys[0]),
+            x.dtype is torch.bfloat16,
         )
 
     def apply(
@@ -236,6 +240,7 @@ class NativeGroup:
             0 if index is None else index.data_ptr(),
             _distance(x),
             _distance(ys[0]),
+            x.dtype is torch.bfloat16,
         )
 
 
