@@ -7,16 +7,19 @@ from typing import Any
 import torch
 
 from glider.engines.vllm import contract
+from glider.engines.vllm.layout import WeightSamples
 from glider.engines.vllm.refusals import require_right
 from glider.engines.vllm.requests import wrap
+from glider.engines.vllm.rows import Row
 from glider.engines.vllm.settings import LOAD_FORMAT, PluginSettings
-from glider.engines.vllm.sites import RoutedOutputs, attach
-from glider.engines.vllm.step import add_requests, prepare_batch, prepare_inputs
+from glider.engines.vllm.sites import RoutedOutputs, attach, places_of
+from glider.engines.vllm.step import STEP, add_requests, prepare_batch, prepare_inputs
 from glider.errors import EngineError
 from glider.experts.base_identity import identify_weights, require_same_base
 from glider.routing.preparation import prepare, ungated
 
 _TRIED = 8  # tokens of the pass that every site must be called in
+_TRIAL = "trial"  # the request that they are of
 
 
 def register_loader() -> None:
@@ -39,11 +42,25 @@ def _loader_class() -> type:
             super().__init__(dataclasses.replace(load_config, load_format="auto"))
             self._sampled: frozenset[str] = frozenset()
             self._seen: dict[str, torch.Tensor] = {}
+            self._sites: frozenset[str] = frozenset()  # whose weights must stand as in the files
+            self._samples: WeightSamples | None = None
+
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            if not self._sites:
+                super().load_weights(model, model_config)
+                return
+            layers, places = places_of(model)
+            self._samples = WeightSamples(places, self._sites)
+            super().load_weights(model, model_config)
+            self._samples.require_order(layers)
+            self._samples = None
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             for name, weight in super().get_all_weights(model_config, model):
                 if name in self._sampled and weight.is_floating_point() and weight.element_size() > 1:  # not quantised
                     self._seen[name] = weight.detach().clone()
+                if self._samples is not None:
+                    self._samples.see(name, weight)
                 yield name, weight
 
         def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
@@ -54,6 +71,8 @@ def _loader_class() -> type:
             require_right(vllm_config, settings)
             pool = settings.open_pool()
             self._sampled = frozenset(pool.index.base.weight_hashes)
+            if settings.mode == "route":
+                self._sites = frozenset(site for expert in pool for site in expert.sites)
             model = super().load_model(vllm_config, model_config, prefix)
             _require_base(pool, model_config, self._seen)
             self._seen = {}
@@ -67,9 +86,10 @@ def _loader_class() -> type:
 def route(model: Any, vllm_config: Any, settings: PluginSettings, pool: Any) -> None:
     """Route the tokens of vLLM's model among the experts of a pool."""
     method = settings.model.method
-    outputs = attach(model, vllm_config, ungated(method), prepare(method, pool), settings.model.kernel)
+    prepared = prepare(method, pool)
+    outputs = attach(model, vllm_config, ungated(method), prepared, settings.model.kernel)
     _watch_passes(vllm_config.use_v2_model_runner)
-    _try(model, vllm_config, outputs)
+    _try(model, vllm_config, outputs, 0 if prepared.global_term is None else len(prepared.experts))
 
 
 def _watch_passes(second: bool) -> None:
@@ -100,9 +120,13 @@ def _require_base(pool: Any, model_config: Any, seen: Mapping[str, torch.Tensor]
     require_same_base(pool.index.base, got, f"the pool {pool.path}")
 
 
-def _try(model: Any, vllm_config: Any, outputs: list[RoutedOutputs]) -> None:
-    """Run a few tokens through the model, as vLLM does to measure memory; raises `EngineError` where that passes by a
-    site: a layer that computes otherwise than by its linear method would leave its experts out."""
+def _try(model: Any, vllm_config: Any, outputs: list[RoutedOutputs], terms: int) -> None:
+    """Run a few routed tokens through the model, as vLLM does bare ones to measure memory.
+
+    Raises `EngineError` where that passes by a site: a layer that computes otherwise than by its linear method would
+    leave its experts out; and where a layer is given some of the tokens, whose rows it could not tell. What a router or
+    a kernel cannot do is told here, not by a worker that fails at the first request.
+    """
     from vllm.distributed import get_pp_group  # pyright: ignore[reportMissingImports]
     from vllm.forward_context import set_forward_context  # pyright: ignore[reportMissingImports]
 
@@ -114,9 +138,17 @@ def _try(model: Any, vllm_config: Any, outputs: list[RoutedOutputs]) -> None:
         before = model.make_empty_intermediate_tensors(
             batch_size=tokens, dtype=vllm_config.model_config.dtype, device=torch.device(device)
         )
+    step = vllm_config.compilation_config.static_forward_context[STEP]
+    step.prepare([_TRIAL], [Row((0.0,) * terms).encoded], [tokens])
     with torch.inference_mode(), set_forward_context(None, vllm_config, num_tokens=tokens, skip_compiled=True):
         model(input_ids=ids, positions=positions, intermediate_tensors=before)
-    idle = sum(not one.calls for one in outputs)
+    step.forget([_TRIAL])
+    step.prepare([], [], [])
+    idle = sum(not one.tokens for one in outputs)
     if idle:
         got = f"{idle} of {len(outputs)} that this model's passes go by"
         raise EngineError("every routed layer called", got, "Serve it by --mode select, or by `glider serve`.")
+    partial = [one.tokens for one in outputs if one.tokens != tokens]
+    if partial:
+        got = f"{len(partial)} of {len(outputs)} that are given {partial[0]} where the pass has {tokens}"
+        raise EngineError("every routed layer called with each token of a pass", got, "Serve it by `glider serve`.")

@@ -26,9 +26,9 @@ _NAMESPACE = "glider"
 
 
 class RoutedOutputs(Protocol):
-    """What experts add to the outputs of one layer, and how often it was asked."""
+    """What experts add to the outputs of one layer, and how many tokens it was last asked for; 0 before."""
 
-    calls: int
+    tokens: int
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add to y (..., O), in place, what the requests' conditions say for the tokens x (..., D)."""
@@ -40,11 +40,10 @@ class GroupedOutputs:
 
     def __init__(self, groups: Sequence[TritonGroup], table: RowTable):
         self.groups, self.table = tuple(groups), table
-        self.calls = 0
+        self.tokens = 0
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        self.calls += 1
-        tokens = x.numel() // x.shape[-1]
+        self.tokens = tokens = x.numel() // x.shape[-1]
         inputs, outputs = x.reshape(tokens, -1).contiguous(), y.view(tokens, -1)
         row_of = self.table.row_of[:tokens]
         if len(row_of) < tokens:
@@ -59,13 +58,12 @@ class SegmentedOutputs:
 
     def __init__(self, parts: Sequence[tuple[int, int, RoutedSite | CollectedSite]], step: Step):
         self.parts, self.step = tuple(parts), step
-        self.calls = 0
+        self.tokens = 0
         self._kernels: list[NativeSite] = []
         self._group: NativeGroup | None = None
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        self.calls += 1
-        tokens = x.numel() // x.shape[-1]
+        self.tokens = tokens = x.numel() // x.shape[-1]
         count, segments = self.step.segments(tokens, x.device)
         if not segments:
             return
@@ -114,8 +112,7 @@ def attach(model: Any, vllm_config: Any, router: Router, prepared: Prepared, ker
 
     Of a model that several workers share, the sites are those of the layers that this worker has.
     """
-    layers = dict(_linear_layers(model))
-    places = _places(layers, _packed(model))
+    layers, places = places_of(model)
     here = check(layers, places, prepared, _elsewhere(model))
     device = torch.device(vllm_config.device_config.device_type)
     by_layer: dict[str, list[tuple[int, int, Any]]] = {}
@@ -215,6 +212,12 @@ def check(
     return here
 
 
+def places_of(model: Any) -> tuple[dict[str, Any], dict[str, Place]]:
+    """The linear layers of vLLM's model, and all sites that they could have, by the names that transformers gives."""
+    layers = dict(_linear_layers(model))
+    return layers, _places(layers, _packed(model))
+
+
 def _elsewhere(model: Any) -> Sequence[str]:
     """How the names of layers begin that other workers of a pipeline have."""
     from vllm.model_executor.models.utils import (  # pyright: ignore[reportMissingImports]
@@ -237,7 +240,6 @@ def _packed(model: Any) -> Mapping[str, Sequence[str]]:
 
 
 def _places(layers: Mapping[str, Any], packed: Mapping[str, Sequence[str]]) -> dict[str, Place]:
-    """Every site that the layers could have, by the name that transformers gives it."""
     places: dict[str, Place] = {}
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
