@@ -72,7 +72,7 @@ def test_packed_weights_of_a_fused_layer_are_compared_as_they_are() -> None:
     with pytest.raises(EngineError, match="another order"):
         samples.require_order({site: layer})
     samples = WeightSamples(PARTS, list(PARTS))
-    samples.see("model.q.qweight", packed[:, :8])  # a part of the layer's, whose place among packed numbers is not known
+    samples.see("model.q.qweight", packed[:, :8])  # of a part, whose place in the layer's is not known
     samples.require_order({"model.qkv": layer})
 
 
