@@ -58,6 +58,11 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(spec: dict, mod
         plugin_settings(ModelSpec(**spec), mode)
 
 
+def schemes(kind: str, bits: int) -> dict[str, Any]:
+    """Settings of compressed-tensors' as vLLM keeps them."""
+    return {"target_scheme_map": {"Linear": {"weights": SimpleNamespace(type=kind, num_bits=bits)}}}
+
+
 def config(**changes: Any) -> Any:
     parts: dict[str, Any] = {
         "load_config": {"load_format": "glider"},
@@ -99,6 +104,14 @@ def config(**changes: Any) -> Any:
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "every token"),
         ({"model_config": {"quantization": "compressed-tensors"}}, None),
         ({"model_config": {"quantization": "fp8"}}, "plain weights"),
+        ({"model_config": {"quantization": "auto_gptq"}, "quant_config": {"weight_bits": 4}}, None),
+        ({"model_config": {"quantization": "auto_gptq"}, "quant_config": {"weight_bits": 8}}, "plain weights"),
+        ({"model_config": {"quantization": "compressed-tensors"}, "quant_config": schemes("int", 8)}, None),
+        ({"model_config": {"quantization": "compressed-tensors"}, "quant_config": schemes("int", 4)}, "plain weights"),
+        (
+            {"model_config": {"quantization": "compressed-tensors"}, "quant_config": schemes("float", 8)},
+            "plain weights",
+        ),
         ({"model_config": {"quantization": "auto_gptq"}, "device_config": {"device_type": "cuda"}}, "plain weights"),
         ({"lora_config": {"max_lora_rank": 8}}, None),
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector"}}, "keeps conditions apart"),

@@ -9,7 +9,7 @@ from glider.errors import EngineError
 
 _BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # connectors; that hash has the salt in it
 
-_QUANTISED = ("awq", "auto_gptq", "compressed-tensors")  # what has been run, on a CPU
+_QUANTISED = {"awq": "int4", "auto_gptq": "int4", "compressed-tensors": "int8"}  # what has been run, on a CPU
 _SIZES = ("tensor", "pipeline", "data", "prefill_context", "decode_context")
 
 Fault = tuple[str, str, str]
@@ -87,6 +87,17 @@ def _of_route(config: Any) -> Iterator[Fault]:
     if config.model_config.is_multimodal_model:
         yield "a language model", "one of several modalities", select
     quantisation = getattr(config.model_config, "quantization", None)
-    if quantisation and not (on_cpu and quantisation in _QUANTISED):
-        got = f"one quantised by {quantisation}, where this mode has never been run"
+    bits = _bits(getattr(config, "quant_config", None))
+    if quantisation and not (on_cpu and quantisation in _QUANTISED and bits <= {_QUANTISED[quantisation]}):
+        form = " and ".join(sorted(bits))
+        got = f"one quantised by {quantisation}{form and f' to {form}'}, where this mode has never been run"
         yield "a base of plain weights", got, select
+
+
+def _bits(quantised: Any) -> set[str]:
+    """Types of the numbers that a quantised base's weights are stored in, as far as vLLM's settings of it tell."""
+    if hasattr(quantised, "weight_bits"):
+        return {f"int{quantised.weight_bits}"}
+    schemes = getattr(quantised, "target_scheme_map", {}).values()
+    weights = [scheme["weights"] for scheme in schemes if scheme and scheme.get("weights")]
+    return {f"{getattr(one.type, 'value', one.type)}{one.num_bits}" for one in weights}
