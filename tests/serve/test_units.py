@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,3 +220,50 @@ def test_a_large_body_is_brought_into_its_form_beside_the_loop(last: dict[str, s
     else:
         assert answer.status_code == 422 and len(threads) == 1
         assert answer.json()["detail"][0]["loc"][:2] == ["body", "input"]
+
+
+def test_large_bodies_are_brought_into_their_form_one_at_a_time() -> None:
+    """Beside sixteen of them the event loop had no turn for seconds."""
+    running, most, router = [0], [0], bodies.router()
+
+    class Watched(ResponsesRequest):
+        @model_validator(mode="before")
+        @classmethod
+        def _note(cls, value: Any) -> Any:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            threading.Event().wait(0.05)
+            running[0] -= 1
+            return value
+
+    @router.post("/ask")
+    async def ask(body: Watched) -> dict[str, int]:
+        return {"items": len(body.input)}
+
+    app = FastAPI()
+    app.include_router(router)
+    body = {"model": "tiny", "input": [{"role": "user", "content": "hello"}] * 3000}
+    with TestClient(app) as client, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda key: client.post("/ask", json=body, headers={"authorization": key}), "aabb"))
+    assert [answer.json()["items"] for answer in answers] == [3000] * 4 and most == [1]
+
+
+def test_the_log_has_a_users_name_in_a_line_of_bounded_length(caplog: pytest.LogCaptureFixture) -> None:
+    """A name of four megabytes was a line of four megabytes, at each request."""
+    exchange = SimpleNamespace(
+        request=SimpleNamespace(user="name\x1b[31m " * 400_000),
+        key=SimpleNamespace(name="key"),
+        target=SimpleNamespace(name="pool"),
+        request_id="a",
+        verdict_label="none",
+        prompt_tokens=1,
+        completion_tokens=1,
+        choices=[],
+    )
+    service = SimpleNamespace(
+        metrics=SimpleNamespace(ended=lambda *_: None), settings=SimpleNamespace(log_prompts=False)
+    )
+    with caplog.at_level("INFO", logger="glider.serve.access"):
+        Service.ended(service, exchange, 1.0)  # pyright: ignore[reportArgumentType]
+    assert len(caplog.text) < 1000, "a line of any length"
+    assert "name name" in caplog.text and "[31m" not in caplog.text

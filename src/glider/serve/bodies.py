@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from glider.files.json_text import parse_json
 from glider.serve.errors import ApiError
+from glider.serve.lanes import Lanes
 
 LARGE = 64 * 1024  # bytes, parsed in some milliseconds
 MOST_MEMBERS = 200_000  # values of objects and lists of one body; a prompt in tokens has so many
@@ -25,8 +27,15 @@ class _Request(Request):
     async def json(self) -> Any:
         content = await self.body()
         if len(content) > LARGE:  # other requests' tokens need not wait for it
-            return await asyncio.to_thread(_formed, content, self.body_form)
+            work = partial(_formed, content, self.body_form)
+            return await asyncio.wrap_future(_apart().submit(self.headers.get("authorization", ""), work))
         return _parsed(content)
+
+
+@cache
+def _apart() -> Lanes:
+    """One thread for all large bodies, where the keys take turns: beside sixteen of them the event loop stood still."""
+    return Lanes("glider-bodies")
 
 
 def _parsed(content: bytes) -> Any:

@@ -15,7 +15,7 @@ from glider.experts.card import EmbedderIdentity
 from glider.inference.queries import Query
 from glider.instructions.embedders import load_for
 from glider.instructions.prompts import Pair
-from glider.printable import dump_json
+from glider.printable import dump_json, printable
 from glider.serve.errors import ApiError
 from glider.serve.grammars import Grammars
 from glider.serve.keys import Key, Keys, Right
@@ -154,7 +154,7 @@ class Service:
         line: dict[str, Any] = {
             "request": exchange.request_id,
             "key": exchange.key.name,
-            "user": exchange.request.user,
+            "user": None if exchange.request.user is None else printable(exchange.request.user),
             "model": exchange.target.name,
             "verdict": exchange.verdict_label,
             "prompt_tokens": exchange.prompt_tokens,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from glider.instructions.embedders import load_for
 from glider.serve import bodies
@@ -27,7 +28,7 @@ def routes(service: Service) -> APIRouter:
     router = bodies.router()
 
     @router.post("/tokenize", **described(Tokens))
-    async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(request: Request, body: TokenizeRequest) -> JSONResponse:
         key = service.key(request, "ask")
         service.admit()
         model = _model(service, key, body.model)
@@ -39,18 +40,14 @@ def routes(service: Service) -> APIRouter:
             ids = prompt.ids
         else:
             ids = await service.runner.prepare(_tokenized, model, body.prompt or "", body.add_special_tokens)
-        strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        return {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": strings}
+        return await service.runner.prepare(_answer, model, ids, body.return_token_strs)
 
     @router.post("/detokenize", **described(Text))
-    async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
+    async def detokenize(request: Request, body: DetokenizeRequest) -> JSONResponse:
         key = service.key(request, "ask")
         service.admit()
         model = _model(service, key, body.model)
-        if any(not 0 <= token < len(model.tokenizer) for token in body.tokens):
-            message = f"token ids of 0 to {len(model.tokenizer) - 1}"
-            raise ApiError(400, message, param="tokens", code="invalid_value")
-        return {"prompt": await service.runner.prepare(model.tokenizer.decode, body.tokens)}
+        return await service.runner.prepare(_text, model, body.tokens)
 
     @router.post("/v1/embeddings", **described(Embeddings))
     async def embed(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
@@ -98,6 +95,21 @@ def _require_fitting(body: TokenizeRequest) -> None:
     if field in body.model_fields_set:
         message = f"{field} has no meaning beside {'messages' if chat else 'prompt'}"
         raise ApiError(400, message, param=field, code="unsupported_parameter")
+
+
+def _answer(model: "RoutedModel", ids: list[int], strings: bool) -> JSONResponse:
+    """The reply of hundreds of thousands of tokens, made beside the event loop."""
+    texts = model.tokenizer.convert_ids_to_tokens(ids) if strings else None
+    content = {"count": len(ids), "max_model_len": model.encoder.context, "tokens": ids, "token_strs": texts}
+    return JSONResponse(content)
+
+
+def _text(model: "RoutedModel", tokens: Sequence[int]) -> JSONResponse:
+    """The text of tokens, likewise; raises `ApiError` for what is none."""
+    size = len(model.tokenizer)
+    if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+        raise ApiError(400, f"token ids of 0 to {size - 1}", param="tokens", code="invalid_value")
+    return JSONResponse({"prompt": model.tokenizer.decode(tokens)})
 
 
 def _tokenized(model: "RoutedModel", text: str, special: bool) -> list[int]:
