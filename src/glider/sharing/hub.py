@@ -18,19 +18,24 @@ from huggingface_hub import CommitOperationAdd, HfApi
 import glider
 from glider.errors import ExpertError, GliderWarning, PoolError
 from glider.experts.base_identity import BaseIdentity
+from glider.experts.card import CARD_FILE, LARGEST_CARD
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import BACKGROUND_FILE, PoolIndex
 from glider.experts.membership import read_index
+from glider.experts.peft_format import ADAPTER_CONFIG_FILE, LARGEST_CONFIG
 from glider.experts.pool import POOL_FILE, Pool
 from glider.experts.router_files import router_path
 from glider.experts.trust import read_signature
 from glider.files.disk import copy_file, new_directory
+from glider.files.headers import read_header
+from glider.files.json_text import LARGEST_JSON
 from glider.files.opening import from_home
 from glider.sharing.hub_faults import Error, hub_faults_as
 from glider.sharing.model_card import expert_model_card, pool_model_card
 from glider.sharing.signature import SIGNATURE_FILE
 
 MODEL_CARD_FILE = "README.md"
+_MOST = {POOL_FILE: LARGEST_JSON, CARD_FILE: LARGEST_CARD, ADAPTER_CONFIG_FILE: LARGEST_CONFIG}  # bytes
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -103,7 +108,7 @@ def pull_pool(
         if index.verdicts is not None and index.verdicts.background is not None:
             names.append(BACKGROUND_FILE)
         names += _router_files(index)
-        fetch(names, partial)
+        fetch(names, partial, sizes=_sizes(index))
         Pool.open(partial, require_key).verify()
     return Pool.open(out, require_key)
 
@@ -144,17 +149,42 @@ def _write_folder(files: Mapping[str, Path], readme: str, folder: Path, revision
     return str(folder)
 
 
-def _copy(folder: Path, error: Error, files: Sequence[str], target: Path, optional: Sequence[str] = ()) -> None:
-    """Copy these files and no other out of a folder; raises `error` if one is missing or is no plain file."""
-    for name in (*files, *optional):
+def _copy(
+    folder: Path,
+    error: Error,
+    files: Sequence[str],
+    target: Path,
+    optional: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """Copy these files and no other out of a folder; raises `error` if one is missing, is no plain file, or is larger
+    than its kind or the pool's record (`sizes`) says: all are looked at before any is copied."""
+    names = [name for name in (*files, *optional) if name in files or os.path.lexists(folder / name)]
+    for name in names:
         source = folder / name
-        if name in optional and not os.path.lexists(source):
-            continue
         if not source.is_file() or source.resolve() != folder.resolve() / name:
             got = "a link or a directory" if os.path.lexists(source) else "none"
             raise error(f"the file {name} in {folder}", got, "Ask its author; glider cannot use it.")
+        _require_size(source, (sizes or {}).get(name), error)
+    for name in names:
+        source = folder / name
         (target / name).parent.mkdir(exist_ok=True)
         copy_file(source, target / name)
+
+
+def _sizes(index: PoolIndex) -> dict[str, int]:
+    """Bytes of the files of experts and of trained routers, as their pool has them."""
+    sizes = {f"{record.home}/{file}": one.size for record in index.experts for file, one in record.files.items()}
+    return sizes | {router_path(Path(), kind).as_posix(): one.size for kind, one in (index.routers or {}).items()}
+
+
+def _require_size(source: Path, recorded: int | None, error: Error) -> None:
+    """Raise `error` for a file that is larger than it may be, before it takes the disk: one of holes has any size."""
+    size, most = source.stat().st_size, _MOST.get(source.name) if recorded is None else recorded
+    if most is not None and size > most:
+        raise error(f"{source} of at most {most} bytes", f"{size}", "Ask its author; glider cannot use it.")
+    if source.suffix == ".safetensors":
+        read_header(source)  # which says how long the file is
 
 
 def _tell_of_path(base: BaseIdentity) -> None:
@@ -219,6 +249,7 @@ def _fetch(
     files: Sequence[str],
     target: Path,
     optional: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Download these files and no other into `target`; raises `error` if one is missing or is no plain file."""
     if not files:

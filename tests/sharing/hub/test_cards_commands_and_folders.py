@@ -1,5 +1,6 @@
 """Model cards that are pushed along, the commands, and a folder in the hub's place."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from huggingface_hub import ModelCard
 from glider.errors import ConfigError, ExpertError, PoolError
 from glider.experts.card import ExpertCard
 from glider.experts.pool import Pool
+from glider.files.disk import copy_file
+from glider.sharing import hub
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.model_card import expert_model_card
 from glider.sharing.signature import SIGNATURE_FILE
@@ -83,6 +86,31 @@ def test_a_folder_is_shared_as_a_repository_is(pool: Pool, tmp_path: Path) -> No
     assert content(tmp_path / "thing") == content(pool.path)
     push_expert(pool["e0"], str(tmp_path / "one"))
     assert pull_expert(str(tmp_path / "one"), tmp_path / "e0").name == "e0"
+
+
+@pytest.mark.parametrize(
+    "name", ["pool.json", "e0/card.json", "e0/adapter_config.json", "e0/adapter_model.safetensors"]
+)
+def test_a_file_of_holes_is_refused_before_it_is_copied(
+    pool: Pool, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no place where it lies, and took the disk of whoever pulled it."""
+    folder, copied = tmp_path / "ours", list[int]()
+    push_pool(pool, str(folder))
+    os.truncate(folder / name, 1 << 33)
+
+    def watched(source: Path, target: Path) -> None:
+        copied.append(source.stat().st_size)
+        if copied[-1] < 1 << 30:
+            copy_file(source, target)
+
+    monkeypatch.setattr(hub, "copy_file", watched)
+    with pytest.raises((PoolError, ExpertError), match=str(1 << 33)):
+        pull_pool(str(folder), tmp_path / "thing")
+    if name != "pool.json":
+        with pytest.raises(ExpertError, match=str(1 << 33)):
+            pull_expert(str(folder / "e0"), tmp_path / "thing")
+    assert max(copied, default=0) < 1 << 30 and not (tmp_path / "thing").exists()
 
 
 def test_a_folder_is_distrusted_as_a_repository_is(pool: Pool, tmp_path: Path) -> None:
