@@ -104,6 +104,24 @@ def test_settings_that_make_no_model_are_an_error_of_ours(base: Path, values: di
 
 
 @pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (CONFIG, {"n_positions": 10**9}),
+        (CONFIG, {"max_position_embeddings": 1e12}),
+        (CONFIG, {"relative_attention_num_buckets": 10**11}),
+        ("generation_config.json", {"num_beams": 10**6}),
+        ("generation_config.json", {"num_return_sequences": 10**6}),
+    ],
+)
+def test_tables_and_beams_beyond_any_models_are_refused_at_once(base: Path, file: str, values: dict[str, Any]) -> None:
+    """Tables asked for hundreds of gigabytes, and a million beams did not end."""
+    change(base / file, **values)
+    for opening in (load_base, outline_base):
+        with pytest.raises(BaseModelError, match=f"{next(iter(values))} of at most "):
+            opening(str(base))
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"num_hidden_layers": 10**9},

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pydantic import model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from glider.errors import ConfigError, EndpointError
 from glider.inference import queries
@@ -29,6 +29,7 @@ from glider.serve.pools import Pools
 from glider.serve.prompts import room
 from glider.serve.response_schemas import ResponsesRequest
 from glider.serve.sampling import _bias_ids, _Penalty
+from glider.serve.schemas import ChatRequest, CompletionRequest
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import _client_fault
@@ -267,3 +268,21 @@ def test_the_log_has_a_users_name_in_a_line_of_bounded_length(caplog: pytest.Log
         Service.ended(service, exchange, 1.0)  # pyright: ignore[reportArgumentType]
     assert len(caplog.text) < 1000, "a line of any length"
     assert "name name" in caplog.text and "[31m" not in caplog.text
+
+
+@pytest.mark.parametrize("count", [1024, 1025])
+def test_a_message_has_so_many_parts_and_a_request_so_many_prompts(count: int) -> None:
+    """Forty thousand parts held the event loop for more than a second."""
+    part, item = {"type": "text", "text": "a"}, {"type": "input_text", "text": "a"}
+    bodies: list[tuple[type[BaseModel], dict[str, Any]]] = [
+        (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": [part] * count}]}),
+        (CompletionRequest, {"model": "m", "prompt": ["a"] * count}),
+        (CompletionRequest, {"model": "m", "prompt": [[1]] * count}),
+        (ResponsesRequest, {"model": "m", "input": [{"role": "user", "content": [item] * count}]}),
+    ]
+    for form, body in bodies:
+        if count > 1024:
+            with pytest.raises(ValidationError, match="at most 1024 items"):
+                form.model_validate(body)
+        else:
+            form.model_validate(body)

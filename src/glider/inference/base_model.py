@@ -19,7 +19,12 @@ from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
-_MOST_PARTS, _PARTS = 5000, ("layer", "layers", "head", "heads", "expert", "experts")  # of any model; what counts them
+_MOST_PARTS, _MOST_ROWS, _MOST_BEAMS = 5000, 1 << 24, 1000  # of any model's
+_BOUNDS = {  # by the last word of a setting's name
+    **dict.fromkeys(("layer", "layers", "head", "heads", "expert", "experts"), _MOST_PARTS),
+    **dict.fromkeys(("positions", "embeddings", "buckets", "ctx", "size"), _MOST_ROWS),
+    **dict.fromkeys(("beams", "sequences"), _MOST_BEAMS),
+}
 # without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 
@@ -145,11 +150,14 @@ def require_plain_files(directory: Path) -> None:
 
 
 def require_buildable(directory: Path) -> None:
-    """Raise `BaseModelError` for settings of more layers, heads or experts than any model has: transformers would make
-    them one by one, without end."""
-    file = directory / "config.json"
-    if not file.is_file():
-        return
+    """Raise `BaseModelError` for settings of more layers, heads or experts than any model has, of longer tables or more
+    beams: transformers would make them one by one, without end, or ask for all memory."""
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).is_file():
+            _require_bounded(directory / name)
+
+
+def _require_bounded(file: Path) -> None:
     try:
         content = read_bytes(file, LARGEST_JSON)
         require_small(content, MOST_MEMBERS)
@@ -160,10 +168,11 @@ def require_buildable(directory: Path) -> None:
     while waiting:
         value = waiting.pop()
         for name, one in value.items() if isinstance(value, dict) else []:
+            bound = _BOUNDS.get(name.split("_")[-1])
             if isinstance(one, dict):
                 waiting.append(one)
-            elif isinstance(one, int) and one > _MOST_PARTS and name.split("_")[-1] in _PARTS:
-                raise BaseModelError(f"{name} of at most {_MOST_PARTS} in {file}", f"{one}"[:40], "Mend the file.")
+            elif bound is not None and isinstance(one, int | float) and one > bound:
+                raise BaseModelError(f"{name} of at most {bound} in {file}", f"{one}"[:40], "Mend the file.")
 
 
 def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
 from glider.serve.errors import ApiError
 from glider.serve.schemas import (
+    MAX_PARTS,
     Body,
     CalledFunction,
     ChatRequest,
@@ -46,7 +47,7 @@ class InputText(Body):
     logprobs: Annotated[list[InputLogprob], _FIRST] = []
 
 
-Content = StrictStr | Annotated[list[InputText], _FIRST]
+Content = StrictStr | Annotated[list[InputText], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class InputItem(Body):
@@ -91,7 +92,7 @@ class InputReasoning(InputItem):
 
     type: Literal["reasoning"]
     summary: Annotated[list[Any], Field(max_length=0)] = []
-    content: Annotated[list[ReasoningText], _FIRST] = []
+    content: Annotated[list[ReasoningText], Field(max_length=MAX_PARTS, fail_fast=True)] = []
 
 
 def _kind(item: Any) -> Any:

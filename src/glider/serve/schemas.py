@@ -10,6 +10,9 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MOST_WEIGHT = 10.0  # of an expert: far larger ones give NaN, in the passes and caches that requests share
 Weight = Annotated[float, Field(strict=True, ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]
 _FIRST = Field(fail_fast=True)  # one fault is told; a million of them would be made
+MAX_PARTS = 1024  # of a message, and prompts of a request: the event loop would feel the reading of far more
+_SHORT = Field(max_length=MAX_PARTS, fail_fast=True)
+_SEVERAL = Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)
 Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_STOPS = 16
@@ -63,7 +66,7 @@ class Message(Body):
     """One turn. Of other modalities and names nothing is known here."""
 
     role: ChatRole
-    content: StrictStr | Annotated[list[Part], _FIRST] = ""
+    content: StrictStr | Annotated[list[Part], _SHORT] = ""
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
     tool_call_id: StrictStr | None = None
     reasoning_content: StrictStr | None = None
@@ -212,7 +215,7 @@ class ChatRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
-    prompt: StrictStr | Ids | Annotated[Texts | Annotated[list[Ids], _FIRST], Field(min_length=1)]
+    prompt: StrictStr | Ids | Annotated[list[StrictStr], _SEVERAL] | Annotated[list[Ids], _SEVERAL]
     max_tokens: StrictInt = Field(default=16, ge=0)
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     echo: StrictBool = False
@@ -228,7 +231,7 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(Body):
     model: StrictStr | None = None
     prompt: StrictStr | None = None
-    messages: Annotated[list[Message], _FIRST] | None = None
+    messages: Annotated[list[Message], Field(max_length=4096, fail_fast=True)] | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
     add_special_tokens: StrictBool = True
     add_generation_prompt: StrictBool = True
@@ -252,7 +255,7 @@ class RouteRequest(Body):
 
     model: StrictStr
     prompt: StrictStr | None = None
-    messages: Annotated[list[Message], _FIRST] | None = None
+    messages: Annotated[list[Message], Field(max_length=4096, fail_fast=True)] | None = None
     glider: Steering = Steering()
 
 
