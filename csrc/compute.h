@@ -2,9 +2,13 @@
 #pragma once
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+#include <optional>
+#include <type_traits>
 
 #include "site.h"
 #include "threads.h"
+#include "tiles.h"
 
 #if defined(__x86_64__)
 #define GLIDER_X86 1
@@ -24,7 +28,33 @@ constexpr int64_t TOKENS_AT_ONCE = 64, ROWS_AT_ONCE = 8, SEGMENT = 48, EXPECTED_
 constexpr int64_t DEPTH = 512;                          // columns of x whose products are summed by themselves
 constexpr int64_t PANEL_FROM = 12, PANEL_MOST = 1 << 20;  // tokens that factors are laid out anew for; floats of these
 constexpr int64_t RUN_OF_TOKENS = 16, RUN_EXPERTS = 8;  // tokens with the same experts that are worth a way of their own
+constexpr int64_t MOST_RANKS = 128;  // of what tiles are laid out for
 constexpr int64_t LEADING = 16, RUN = 8;  // experts whose scores tell who is in reach; tokens of a query worth asking for
+
+enum class Isa : int { portable, avx2, avx512, amx };  // the last: avx512, and tiles for bfloat16
+
+inline bool supports(Isa isa) {
+#ifdef GLIDER_X86
+    if (isa == Isa::amx) return supports(Isa::avx512) && may_use_tiles();
+    if (isa == Isa::avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return isa == Isa::portable;
+}
+
+inline Isa best_isa() {
+    for (Isa isa : {Isa::amx, Isa::avx512, Isa::avx2})
+        if (supports(isa)) return isa;
+    return Isa::portable;
+}
+
+inline Isa& chosen_isa() {
+    static Isa isa = best_isa();
+    return isa;
+}
 
 #if defined(GLIDER_X86)
 namespace avx512 {
@@ -79,24 +109,6 @@ namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of t
 #undef PANEL_FEW
 #undef PANEL_WIDE
 }  // namespace portable
-
-enum class Isa : int { portable, avx2, avx512 };
-
-inline bool supports(Isa isa) {
-#ifdef GLIDER_X86
-    if (isa == Isa::avx512)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return isa == Isa::portable;
-}
-
-inline Isa& chosen_isa() {
-    static Isa isa = supports(Isa::avx512) ? Isa::avx512 : supports(Isa::avx2) ? Isa::avx2 : Isa::portable;
-    return isa;
-}
 
 struct Plan {
     int threads;
@@ -195,7 +207,7 @@ template <typename Work, typename Runs> bool answer(const Site& site, const Call
 
 template <typename X> inline void standardise_row(const X* x, int64_t width, float* u) {
 #ifdef GLIDER_X86
-    if (chosen_isa() == Isa::avx512) return avx512::standard_form(x, width, u);
+    if (chosen_isa() >= Isa::avx512) return avx512::standard_form(x, width, u);
     if (chosen_isa() == Isa::avx2) return avx2::standard_form(x, width, u);
 #endif
     portable::standard_form(x, width, u);
@@ -203,7 +215,7 @@ template <typename X> inline void standardise_row(const X* x, int64_t width, flo
 
 inline bool run(const Site& site, const Call& call) {
 #ifdef GLIDER_X86
-    if (chosen_isa() == Isa::avx512) return answer<avx512::Work, avx512::Runs>(site, call);
+    if (chosen_isa() >= Isa::avx512) return answer<avx512::Work, avx512::Runs>(site, call);
     if (chosen_isa() == Isa::avx2) return answer<avx2::Work, avx2::Runs>(site, call);
 #endif
     return answer<portable::Work, portable::Runs>(site, call);

@@ -10,7 +10,7 @@ using namespace glider;
 namespace {
 
 const char* const NAME = "glider.site";
-const char* const ISAS[] = {"portable", "avx2", "avx512"};
+const char* const ISAS[] = {"portable", "avx2", "avx512", "amx"};
 
 constexpr Py_ssize_t MOST_SITES = 8;
 
@@ -199,7 +199,7 @@ PyObject* decide(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 PyObject* isas(PyObject*, PyObject*) {
     PyObject* list = PyList_New(0);
-    for (int i = 2; list && i >= 0; --i) {
+    for (int i = 3; list && i >= 0; --i) {
         if (!supports((Isa)i)) continue;
         PyObject* name = PyUnicode_FromString(ISAS[i]);
         if (!name || PyList_Append(list, name)) Py_CLEAR(list);
@@ -211,7 +211,7 @@ PyObject* isas(PyObject*, PyObject*) {
 PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(ISAS[(int)chosen_isa()]); }
 
 PyObject* use_isa(PyObject*, PyObject* name) {
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 4; ++i)
         if (PyUnicode_CompareWithASCIIString(name, ISAS[i]) == 0 && supports((Isa)i)) {
             chosen_isa() = (Isa)i;
             Py_RETURN_NONE;

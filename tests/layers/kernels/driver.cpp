@@ -107,7 +107,7 @@ int all() {
 
 int main() {
     int bad = 0;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < 4; ++i) {
         if (!supports((Isa)i)) continue;
         chosen_isa() = (Isa)i;
         bad += all();

@@ -59,7 +59,7 @@ def assert_rounded(got: torch.Tensor, before: torch.Tensor, decision: Decision, 
 @given(
     tokens=st.sampled_from([1, 2, 5, 16, 70, 200]),
     experts=st.sampled_from([1, 2, 3, 9, 40, 129]),
-    rank=st.sampled_from([1, 4, 9, 16, 20]),
+    rank=st.sampled_from([1, 4, 9, 16, 20, 40, 130]),
     width=st.sampled_from([2, 16, 37, 64, 600]),
     out=st.sampled_from([1, 16, 70]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -172,6 +172,21 @@ def test_a_broken_token_stays_alone(broken: float, name: str) -> None:
     assert got[3].isnan().all()
     others = [i for i in range(20) if i != 3]
     assert torch.equal(got[others], clean[others])
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_products_of_pytorch_beside_it_are_what_they_were(name: str) -> None:
+    """Both may use the processor's tiles, which each gives a shape of its own."""
+    case = halved(random_case(4, tokens=200, experts=3, rank=16, width=96, out=70, dtype=torch.bfloat16))
+    layer = torch.nn.Linear(96, 64, dtype=torch.bfloat16)
+    with using(name), torch.inference_mode():
+        site, alone, outputs = NativeSite(case.bank, case.site, case.linear), layer(case.x), []
+        for _ in range(3):
+            y = case.y.clone()
+            site.route(y, case.x, None, None)
+            outputs.append(y)
+            assert torch.equal(layer(case.x), alone)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

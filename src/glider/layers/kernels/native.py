@@ -2,6 +2,8 @@
 
 It takes addresses, so it is bound to no version of PyTorch, and runs its threads in the OpenMP runtime that PyTorch
 has loaded. The arithmetic is float32; experts may be stored in bfloat16, and inputs and outputs be bfloat16.
+Where all are bfloat16 and the processor has tiles for it (AMX), experts of many tokens are multiplied there, and a
+token's codes have 16 bits between A and B.
 """
 
 import os
