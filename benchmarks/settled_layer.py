@@ -1,11 +1,12 @@
 """What do settled experts cost a linear layer, beside the layer itself? No model is needed.
 
     OMP_NUM_THREADS=1 python benchmarks/settled_layer.py [--tokens 512] [--experts 36] [--runs 12]
+                                                         [--dtype bfloat16]
 
 For each shape of SmolLM2-135M's layers: processor time of the bare layer, and over it that of one expert for every
 token (a query that fits), of three alike (an unsure one) and of routing by token, least of the runs, which take turns.
 The last line adds up the layers of a block. Experts of rank 16 in bfloat16; they and all else stay in the caches as far
-as these reach, so that for few tokens this is no decoding.
+as these reach, so that for few tokens this is no decoding. `--dtype` is that of the layer, its inputs and outputs.
 """
 
 import argparse
@@ -31,27 +32,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--experts", type=int, default=36)
     parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(0)
     totals: dict[str, float] = {}
     with torch.inference_mode():
         for (width, out), layers in SHAPES.items():
-            least = measure(calls(width, out, arguments.tokens, arguments.experts), arguments.runs)
+            least = measure(calls(width, out, arguments.tokens, arguments.experts, dtype), arguments.runs)
             print_row(f"{width} -> {out}", least)
             for name, seconds in least.items():
                 totals[name] = totals.get(name, 0) + layers * seconds
     print_row("a block", totals)
 
 
-def calls(width: int, out: int, tokens: int, experts: int) -> dict[str, Callable[[], object]]:
+def calls(width: int, out: int, tokens: int, experts: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """A bare layer, and what adds experts to its output."""
-    layer = torch.nn.Linear(width, out, bias=False)
+    layer = torch.nn.Linear(width, out, bias=False, dtype=dtype)
     a = torch.randn(experts, RANK, width).bfloat16() / width**0.5
     bank = Bank(a, 0.1 * torch.randn(experts, out, RANK).bfloat16(), torch.ones(experts))
     gates, absent = standardise(torch.randn(experts, width)), torch.zeros(experts, dtype=torch.bool)
     linear = LinearTopK(LinearScores(gates, width**0.5, True, False), 2, True)
     site = NativeSite(bank, Site("site", absent, {"gates": gates}), linear)
-    x, term = torch.randn(tokens, width), 0.4 * torch.randn(1, experts)
+    x, term = torch.randn(tokens, width).to(dtype), 0.4 * torch.randn(1, experts)
     y = layer(x)
     one = Decision(torch.full((tokens, 1), 5), torch.ones(tokens, 1))
     three = Decision(torch.tensor([[5, 7, 2]]).repeat(tokens, 1), torch.full((tokens, 3), 1 / 3))
