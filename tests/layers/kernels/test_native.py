@@ -167,6 +167,19 @@ def test_the_shortlist_has_the_decision_of_float32_where_scores_are_close(isa: s
     assert torch.equal(got.experts.sort().values, best)
 
 
+def test_tiles_have_the_decision_of_float32_where_scores_are_close(isa: str) -> None:
+    """Many tokens and experts, whose scores differ by less than products of two bfloat16 for each value are off."""
+    chance = torch.Generator().manual_seed(0)
+    case = random_case(12, tokens=96, experts=200, width=256)
+    rows = case.linear.scores.rows
+    assert rows is not None
+    rows[:] = rows[0] + 3e-5 * torch.randn(rows.shape, generator=chance)
+    scores = (case.x.double() - case.x.double().mean(1, keepdim=True)) @ rows.double().T / 16
+    got = NativeSite(case.bank, case.site, case.linear, True).decide(case.x, 2)
+    lost = scores.topk(2).values - scores.gather(1, got.experts).sort(descending=True).values
+    assert lost.max() < 2e-6
+
+
 def test_a_large_mean_costs_no_precision(isa: str) -> None:
     case = random_case(13, tokens=9, experts=30, width=64)
     case.x.add_(100.0)
