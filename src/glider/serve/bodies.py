@@ -34,7 +34,7 @@ class _Request(Request):
 
 @cache
 def _apart() -> Lanes:
-    """One thread for all large bodies, where the keys take turns: beside sixteen of them the event loop stood still."""
+    """One thread for all large bodies, where the keys take turns: the event loop competes with one of them at most."""
     return Lanes("glider-bodies")
 
 

@@ -251,7 +251,10 @@ def _fetch(
     optional: Sequence[str] = (),
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Download these files and no other into `target`; raises `error` if one is missing or is no plain file."""
+    """Download these files and no other into `target`; raises `error` if one is missing or is no plain file.
+
+    `sizes` is for folders alone (`_copy`): what a hub sends is compared with the record once it is here.
+    """
     if not files:
         return
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
