@@ -49,6 +49,7 @@ class HubStandIn:
     objects: dict[str, bytes] = field(default_factory=dict)
     failures: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)  # that it tells in place of the true ones
 
     def files(self, repo_id: str, branch: str = "main") -> dict[str, bytes]:
         return self.repositories[repo_id].branches[branch]
@@ -138,15 +139,17 @@ class _Answers(BaseHTTPRequestHandler):
             url = f"{self.hub.endpoint}/{repository.repo_id}/commit/{oid}"
             return self._answer({"success": True, "commitOid": oid, "commitUrl": url})
         if what == "tree":
-            return self._answer(
-                [{"type": "file", "path": p, "size": len(c), "oid": _sha1(c)} for p, c in files.items()]
-            )
+            return self._answer([self._entry(path, content) for path, content in files.items()])
         if what == "revision":
             return self._answer({"id": "of/the-test", "sha": sha, "siblings": [{"rfilename": path} for path in files]})
         path = "/".join(rest[2:])
         if path not in files:
             return self._answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
         return self._answer(files[path], X_Repo_Commit=sha, ETag=f'"{_sha1(files[path])}"')
+
+    def _entry(self, path: str, content: bytes) -> dict[str, Any]:
+        size = self.hub.sizes.get(path, len(content))
+        return {"type": "file", "path": path, "size": size, "oid": _sha1(content)}
 
     def _changes(self, body: bytes) -> dict[str, bytes]:
         changes = {}

@@ -11,9 +11,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.hf_api import RepoFile
 
 import glider
 from glider.errors import ExpertError, GliderWarning, PoolError
@@ -36,6 +38,7 @@ from glider.sharing.signature import SIGNATURE_FILE
 
 MODEL_CARD_FILE = "README.md"
 _MOST = {POOL_FILE: LARGEST_JSON, CARD_FILE: LARGEST_CARD, ADAPTER_CONFIG_FILE: LARGEST_CONFIG}  # bytes
+_MOST_LISTED = 100_000  # entries of a repository
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -165,7 +168,9 @@ def _copy(
         if not source.is_file() or source.resolve() != folder.resolve() / name:
             got = "a link or a directory" if os.path.lexists(source) else "none"
             raise error(f"the file {name} in {folder}", got, "Ask its author; glider cannot use it.")
-        _require_size(source, (sizes or {}).get(name), error)
+        _require_bytes(name, str(folder), source.stat().st_size, sizes, error)
+        if source.suffix == ".safetensors":
+            read_header(source)  # which says how long the file is
     for name in names:
         source = folder / name
         (target / name).parent.mkdir(exist_ok=True)
@@ -178,13 +183,11 @@ def _sizes(index: PoolIndex) -> dict[str, int]:
     return sizes | {router_path(Path(), kind).as_posix(): one.size for kind, one in (index.routers or {}).items()}
 
 
-def _require_size(source: Path, recorded: int | None, error: Error) -> None:
+def _require_bytes(name: str, home: str, size: int, sizes: Mapping[str, int] | None, error: Error) -> None:
     """Raise `error` for a file that is larger than it may be, before it takes the disk: one of holes has any size."""
-    size, most = source.stat().st_size, _MOST.get(source.name) if recorded is None else recorded
+    most = (sizes or {}).get(name, _MOST.get(name.rsplit("/", 1)[-1]))
     if most is not None and size > most:
-        raise error(f"{source} of at most {most} bytes", f"{size}", "Ask its author; glider cannot use it.")
-    if source.suffix == ".safetensors":
-        read_header(source)  # which says how long the file is
+        raise error(f"{name} in {home} of at most {most} bytes", f"{size}", "Ask its author; glider cannot use it.")
 
 
 def _tell_of_path(base: BaseIdentity) -> None:
@@ -251,12 +254,15 @@ def _fetch(
     optional: Sequence[str] = (),
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Download these files and no other into `target`; raises `error` if one is missing or is no plain file.
-
-    `sizes` is for folders alone (`_copy`): what a hub sends is compared with the record once it is here.
-    """
+    """Download these files and no other into `target`; raises `error` if one is missing, is no plain file, or by the
+    hub's list is larger than its kind or the pool's record (`sizes`) says: all are looked at before any is fetched."""
     if not files:
         return
+    with hub_faults_as(f"to pull {repo_id}", error):
+        listed = islice(api.list_repo_tree(repo_id, recursive=True, revision=commit), _MOST_LISTED)
+        for entry in listed:
+            if isinstance(entry, RepoFile) and entry.path in {*files, *optional}:
+                _require_bytes(entry.path, repo_id, entry.size, sizes, error)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
         arrived = Path(scratch).resolve() / "files"
         with hub_faults_as(f"to pull {repo_id}", error):

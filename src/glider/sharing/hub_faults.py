@@ -20,6 +20,7 @@ from glider.errors import ExpertError, PoolError
 
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 _FAULTS = (HTTPError, EntryNotFoundError, FileMetadataError, ConnectionError, TimeoutError, RuntimeError, ValueError)
+_MISREAD = (KeyError, TypeError)  # of the client, where an answer has another form
 
 Error = type[ExpertError] | type[PoolError]
 
@@ -29,7 +30,7 @@ def hub_faults_as(expected: str, error: Error) -> Iterator[None]:
     """Turn what the hub and the way there can answer into an `error` of ours, which names what was `expected`."""
     try:
         yield
-    except _FAULTS as fault:
+    except (*_FAULTS, *_MISREAD) as fault:
         raise error(expected, *_explain(fault)) from fault
 
 
@@ -43,6 +44,8 @@ def _explain(fault: BaseException) -> tuple[str, str]:
         return _explain_status(fault)
     if isinstance(fault, HFValidationError):
         return "no such directory, and no name that a repository can have", "Check the path, or give owner/name."
+    if isinstance(fault, _MISREAD):
+        return f"an answer of another form ({type(fault).__name__}: {fault})", "Check HF_ENDPOINT; this is no hub."
     if isinstance(fault, ValueError):
         return str(fault), "Mend the name, or what it says of the repository."
     return f"no answer ({type(fault).__name__}: {fault})", "Check the network and HF_ENDPOINT, then try again."

@@ -88,6 +88,16 @@ def test_pool_cannot_record_a_foreign_file(hub, pool: Pool, target: Path) -> Non
     refused(lambda: pull_pool(REPO, target), target, "../../../x", error=PoolError)
 
 
+@pytest.mark.parametrize("name", [POOL_FILE, "e0/card.json", "e0/adapter_config.json", "e0/glider.safetensors"])
+def test_a_file_too_large_is_refused_before_it_is_fetched(hub, pool: Pool, target: Path, name: str) -> None:
+    """What a hub sends was compared with the record once it had taken the disk."""
+    push_pool(pool, REPO)
+    hub.sizes[name] = 1 << 33
+    hub.calls.clear()
+    refused(lambda: pull_pool(REPO, target), target, f"{name} in {REPO}", str(1 << 33), error=PoolError)
+    assert not any("/resolve/" in call and call.endswith(name) for call in hub.calls)
+
+
 def test_links_are_refused(hub, pool: Pool, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No client of today makes links in a local directory; one that did must not let them through."""
     push_expert(pool["e0"], REPO)

@@ -39,6 +39,12 @@ def test_refusals_half_way_leave_nothing_behind(hub, pool: Pool, target: Path, a
     refused(lambda: pull_expert(REPO, target), target, f"wanted to pull {REPO}", str(status))
 
 
+def test_an_answer_of_another_form_is_told(hub, pool: Pool, target: Path) -> None:
+    push_expert(pool["e0"], REPO)
+    hub.sizes["card.json"] = "8 kB"
+    refused(lambda: pull_expert(REPO, target), target, f"wanted to pull {REPO}", "another form")
+
+
 def test_push_without_login_says_how_to_log_in(hub, pool: Pool) -> None:
     with pytest.raises(ExpertError, match=r"wanted to push to someone/thing.*401.*hf auth login"):
         push_expert(pool["e0"], REPO, token="hf_wrong")
