@@ -54,11 +54,12 @@ def two_level_interval(tasks: Tasks, seed: int = 0, *, resample_tasks: bool = Tr
     drawn = (
         chance.integers(count, size=(RESAMPLES, count)) if resample_tasks else np.tile(np.arange(count), (RESAMPLES, 1))
     )
-    means = np.empty((RESAMPLES, count))
-    for task, values in enumerate(rows):
-        here = drawn == task
-        means[here] = _means_of_draws(values, int(here.sum()), chance)
-    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
+    times = np.bincount(drawn.ravel(), minlength=count)
+    places = np.split(np.argsort(drawn, axis=None, kind="stable"), np.cumsum(times)[:-1])  # of each task's draws
+    means = np.empty(RESAMPLES * count)
+    for values, here in zip(rows, places, strict=True):
+        means[here] = _means_of_draws(values, len(here), chance)
+    low, high = np.percentile(means.reshape(RESAMPLES, count).mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
