@@ -127,13 +127,31 @@ def test_tables_and_beams_beyond_any_models_are_refused_at_once(base: Path, file
         {"num_hidden_layers": 10**9},
         {"num_attention_heads": 10**12, "num_key_value_heads": 10**12},
         {"text_config": {"num_local_experts": 10**9}},
+        {"num_hidden_layers": 4_999},
     ],
 )
 def test_settings_of_more_parts_than_any_model_has_are_refused_at_once(base: Path, values: dict[str, Any]) -> None:
     """A thousand million layers took half a minute and half a gigabyte, and went on."""
     change(base / CONFIG, **values)
     for opening in (load_base, outline_base, lambda place: Requests.of_spec(ModelSpec(base=place, pool="demo"))):
-        with pytest.raises(BaseModelError, match="at most 5000"):
+        with pytest.raises(BaseModelError, match=r"at most [15]000"):
+            opening(str(base))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": "gpt_neo", "max_position_embeddings": 200_000},
+        {"model_type": "gpt_bigcode", "n_positions": 2**20},
+        {"model_type": "openai-gpt", "n_positions": 40_000, "n_layer": 12},
+        {"model_type": "gpt_neo", "max_position_embeddings": 8192, "num_layers": 1000},
+    ],
+)
+def test_masks_beyond_any_models_are_refused_at_once(base: Path, values: dict[str, Any]) -> None:
+    """These families make one of positions by positions for each layer: gigabytes, and minutes."""
+    change(base / CONFIG, **values)
+    for opening in (load_base, outline_base):
+        with pytest.raises(BaseModelError, match="masks of at most"):
             opening(str(base))
 
 

@@ -19,12 +19,15 @@ from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
-_MOST_PARTS, _MOST_ROWS, _MOST_BEAMS = 5000, 1 << 24, 1000  # of any model's
+_MOST_LAYERS, _MOST_PARTS, _MOST_ROWS, _MOST_BEAMS = 1000, 5000, 1 << 24, 1000  # of any model's
 _BOUNDS = {  # by the last word of a setting's name
-    **dict.fromkeys(("layer", "layers", "head", "heads", "expert", "experts"), _MOST_PARTS),
+    **dict.fromkeys(("layer", "layers"), _MOST_LAYERS),
+    **dict.fromkeys(("head", "heads", "expert", "experts"), _MOST_PARTS),
     **dict.fromkeys(("positions", "embeddings", "buckets", "ctx", "size"), _MOST_ROWS),
     **dict.fromkeys(("beams", "sequences"), _MOST_BEAMS),
 }
+_SQUARE_MASKS = ("gpt_bigcode", "gpt_neo", "imagegpt", "openai-gpt")  # families that make a mask of each layer's
+_LARGEST_MASKS = 1 << 32  # entries of all layers' masks; the largest known model of these has 2.7e9
 # without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 
@@ -165,6 +168,7 @@ def _require_bounded(file: Path) -> None:
     except (ValueError, RecursionError, OSError) as fault:
         got = " ".join(str(fault).split())[:300]
         raise BaseModelError(f"a readable {file}", got, "Write the base anew: save_pretrained().") from fault
+    _require_masks(waiting[0], file)
     while waiting:
         value = waiting.pop()
         for name, one in value.items() if isinstance(value, dict) else []:
@@ -173,6 +177,23 @@ def _require_bounded(file: Path) -> None:
                 waiting.append(one)
             elif bound is not None and isinstance(one, int | float) and one > bound:
                 raise BaseModelError(f"{name} of at most {bound} in {file}", f"{one}"[:40], "Mend the file.")
+
+
+def _require_masks(settings: Any, file: Path) -> None:
+    """Raise `BaseModelError` where the square of positions, which these families make for each layer, is large."""
+    if not isinstance(settings, dict) or settings.get("model_type") not in _SQUARE_MASKS:
+        return
+    largest: dict[str, float] = {}
+    for name, one in settings.items():
+        if isinstance(one, int | float):
+            word = name.split("_")[-1].removesuffix("s")
+            largest[word] = max(one, largest.get(word, 0))
+    positions = max((largest.get(word, 0) for word in ("position", "embedding", "ctx")), default=0)
+    entries = positions**2 * max(1, largest.get("layer", 1))
+    if entries > _LARGEST_MASKS:
+        expected = f"masks of at most {_LARGEST_MASKS} entries in {file}"
+        got = f"{settings['model_type']} of {positions} positions, which makes {entries:.1e}"
+        raise BaseModelError(expected, got, "Mend the file: give the positions that the model was trained for.")
 
 
 def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
