@@ -36,6 +36,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_timeout,
         server_header=False,
+        ws="none",
         h11_max_incomplete_event_size=64 * 1024,
         http=partial(Connection, patience=settings.body_timeout),  # pyright: ignore[reportArgumentType]
     )
