@@ -38,5 +38,5 @@ def glide(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         main()
     printed = capsys.readouterr()
-    assert ended.value.code in (0, None), f"{line}: {printed.err}"
+    assert ended.value.code in (0, None), f"{line}: {printed.err}{printed.out}"
     return printed.out
