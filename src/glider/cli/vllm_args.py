@@ -36,7 +36,7 @@ def vllm_args(
 ) -> None:
     """Print the arguments: vllm serve BASE $(glider vllm-args POOL). With --base the base comes first among them."""
     from glider.cli.terminal import quiet_libraries
-    from glider.engines.vllm.arguments import command_line, plugin_settings
+    from glider.engines.vllm.arguments import command_line, is_word, plugin_settings
     from glider.errors import ConfigError
     from glider.inference.base_model import located
 
@@ -45,4 +45,8 @@ def vllm_args(
     quiet_libraries()
     settings = plugin_settings(spec.model_copy(update={"pool": pool, "base": None}), mode, unsure, name)
     words = command_line(settings, tuple(also or ()))
-    say(" ".join([*([] if spec.base is None else [located(spec.base)]), *words]))
+    base = [] if spec.base is None else [located(spec.base)]
+    if base and not is_word(base[0]):
+        remedy = "Write it by yourself: vllm serve BASE $(glider vllm-args POOL)."
+        raise ConfigError("a --base that is one word for a shell", repr(base[0])[:200], remedy)
+    say(" ".join([*base, *words]))

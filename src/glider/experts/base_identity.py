@@ -34,7 +34,7 @@ class BaseIdentity(Config):
     is no part of what it is: id and path are left out of every comparison.
     """
 
-    model_id: str
+    model_id: str = Field(max_length=4096)
     config_hash: str
     weight_hashes: dict[str, str]
     samples: dict[str, tuple[float, ...]] = {}  # a few values of the same weights, for what rounding changes

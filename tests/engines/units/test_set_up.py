@@ -18,14 +18,36 @@ from glider.inference.spec import ModelSpec
 
 def test_the_command_line_is_words_that_no_shell_changes(tmp_path: Path, make_wide_pool: Any) -> None:
     pool = make_wide_pool(name="a pool")
-    words = command_line(plugin_settings(ModelSpec(pool=str(pool.path), abstain=False), "route"))
+    words = command_line(plugin_settings(ModelSpec(pool=str(pool.path), abstain=False), "route", name="pool"))
     line = " ".join(words)
     script = f"for word in $(cat {tmp_path}/line); do printf '%s\\n' \"$word\"; done"
     (tmp_path / "line").write_text(line)
     told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [part for word in words for part in word.split()] == told
+    assert words == told
     settings = json.loads(told[told.index("--additional-config") + 1])["glider"]
     assert settings["spec"]["pool"] == str(pool.path) and " " in settings["spec"]["pool"]
+
+
+@pytest.mark.parametrize(
+    "base", ["x --trust-remote-code", "--trust-remote-code", "*", "a\n--host", "[ab]", "a\x1b[31m", "a\\b"]
+)
+def test_a_pools_author_adds_no_argument_to_vllm_serve(make_wide_pool: Any, base: str) -> None:
+    """The base's id stands among the served names: `vllm serve BASE $(glider vllm-args POOL)` splits it at spaces."""
+    pool = make_wide_pool()
+    file = pool.path / "pool.json"
+    index = json.loads(file.read_text("utf8"))
+    index["base"]["model_id"] = base
+    file.write_text(json.dumps(index), "utf8")
+    settings = plugin_settings(ModelSpec(pool=str(pool.path), abstain=False), "route")
+    with pytest.raises(ConfigError, match="one word for a shell"):
+        command_line(settings)
+
+
+def test_a_served_name_is_one_word(make_wide_pool: Any) -> None:
+    pool = make_wide_pool(name="a pool")
+    settings = plugin_settings(ModelSpec(pool=str(pool.path), abstain=False), "route")
+    with pytest.raises(ConfigError, match="Give --name"):
+        command_line(settings)
 
 
 def test_a_pool_that_changed_is_not_served_by_old_arguments(

@@ -66,6 +66,8 @@ def command_line(settings: PluginSettings, routers: tuple[str, ...] = ()) -> lis
     """The words that follow `vllm serve BASE`; none has a character that a shell would change.
 
     `routers` are further methods that differ from the served one in their global term alone, served as POOL:ROUTER.
+    Raises `ConfigError` for a name that a shell would split, or `vllm serve` take for an option: a pool's author writes
+    the base's.
     """
     front = Front(settings)
     for router in routers:
@@ -78,4 +80,14 @@ def command_line(settings: PluginSettings, routers: tuple[str, ...] = ()) -> lis
         else:
             words += [flag, one_word(value) if isinstance(value, dict) else str(value)]
     words += ["--middleware", MIDDLEWARE]
-    return [*words, "--served-model-name", *front.models, *(f"{settings.name}:{router}" for router in routers)]
+    names = [*front.models, *(f"{settings.name}:{router}" for router in routers)]
+    if odd := next((name for name in names if not is_word(name)), None):
+        remedy = "Give --name." if odd.startswith(settings.name) else "Serve the pool by `glider serve`."
+        raise ConfigError("served names that are one word for a shell, and no option", repr(odd)[:200], remedy)
+    return [*words, "--served-model-name", *names]
+
+
+def is_word(text: str) -> bool:
+    """Whether a shell hands a text over as it is, unquoted, and no command takes it for an option."""
+    plain = all(letter.isprintable() and not letter.isspace() and letter not in "*?[\\" for letter in text)
+    return plain and text != "" and not text.startswith("-")
