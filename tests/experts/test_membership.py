@@ -13,12 +13,17 @@ import torch
 from glider.cli.main import main
 from glider.errors import ExpertError, GliderError, GliderWarning, PoolError
 from glider.experts.expert import Expert
+from glider.experts.gains import GAINS_FILE
+from glider.experts.index import BESIDE_EXPERTS
 from glider.experts.membership import add_expert
 from glider.experts.pool import Pool
+from glider.experts.router_files import FOLDER
+from glider.experts.trust import SIGNATURE_FILE
 from glider.inference.base_model import BaseModel, load_base
 from glider.inference.spec import ModelSpec, load
 from glider.layers.attach import attach
 from glider.routing.base import routers
+from glider.sharing.hub import MODEL_CARD_FILE
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
@@ -117,6 +122,31 @@ def test_a_name_that_is_taken_changes_nothing(path: Path, make: Callable[..., Ex
             Pool.open(path).add(directory, name)
     assert (path / "pool.json").read_bytes() == before
     assert {entry.name for entry in path.iterdir() if entry.is_dir()} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("name", [*sorted(BESIDE_EXPERTS), "Routers", "README.md"])
+def test_an_expert_takes_no_place_of_the_pools_own_files(path: Path, make: Callable[..., Expert], name: str):
+    """An expert `routers` was built anew over the trained routers, `pool.json` made a pool that none opens."""
+    before = (path / "pool.json").read_bytes()
+    if not (path / name).exists():
+        make(path / name, seed=3)
+        with pytest.raises(PoolError, match=r"a name of the pool's own files"):
+            add_expert(path, name)
+    outside = make(path.parent / "c", seed=4)
+    with pytest.raises(PoolError, match=r"a name of the pool's own files|which is there"):
+        add_expert(path, outside.directory, name)
+    assert (path / "pool.json").read_bytes() == before
+
+
+def test_names_that_are_one_for_some_file_systems_are_refused(path: Path, make: Callable[..., Expert]):
+    make(path / "A", seed=3)
+    with pytest.raises(PoolError, match="A beside a, which are one name"):
+        add_expert(path, "A")
+    assert Pool.open(path).names == ["a", "b"]
+
+
+def test_the_names_of_a_pools_own_files_are_all_known():
+    assert {SIGNATURE_FILE, GAINS_FILE, FOLDER, MODEL_CARD_FILE.lower()} <= BESIDE_EXPERTS
 
 
 def test_one_name_for_several_experts_is_refused(path: Path, glider: Callable[..., tuple]):

@@ -15,10 +15,12 @@ from glider.config import EMBEDDED_BASE, Config, faults, repeated
 from glider.contribute.settings import TrainConfig
 from glider.data.records import columns_of
 from glider.data.rows import read_rows
-from glider.errors import ConfigError, ExpertError, GliderError
+from glider.errors import ConfigError, ExpertError, GliderError, PoolError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
-from glider.experts.membership import add_expert, is_unchanged
+from glider.experts.index import POOL_FILE, require_home
+from glider.experts.membership import add_expert, is_unchanged, read_index
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from glider.experts.trust import UNSIGNED
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.held import held
 from glider.files.replacing import is_directory, put_directory, remove_entry
@@ -96,6 +98,12 @@ class PoolPlan(Config):
             )
         names = [plan.name for plan in self.experts]
         wrong += [f"{name} twice" for name in repeated(names)]
+        alike = dict(zip(map(str.lower, reversed(names)), reversed(names), strict=True))  # the first of each
+        for name in names:
+            try:
+                require_home(name, [alike[name.lower()]])
+            except PoolError as fault:
+                wrong.append(fault.got)
         if wrong:
             raise ConfigError("a plan without faults", "; ".join(wrong), "Mend the plan.")
         return jobs
@@ -213,7 +221,9 @@ class ExpertJob:
         return min(1.0, (step if stage == "lora" else lora + GATE_STEP * step) / (lora + gates))
 
     def require_place(self) -> None:
-        """Raise `ExpertError` if an expert that no plan made is in place."""
+        """Raise `ExpertError` if an expert that no plan made is in place, `PoolError` if its name is no expert's."""
+        index = read_index(self.out.parent, UNSIGNED) if (self.out.parent / POOL_FILE).exists() else None
+        require_home(self.name, [record.home for record in index.experts] if index else ())
         if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
             raise ExpertError(
                 f"no expert at {self.out}, or one that a plan made",
@@ -307,7 +317,7 @@ class ExpertJob:
     def join(self) -> None:
         """Put the expert, which lies in its place, into the pool; the first one makes the pool."""
         from glider.experts.expert import Expert
-        from glider.experts.pool import POOL_FILE, Pool
+        from glider.experts.pool import Pool
 
         root = self.out.parent
         if not (root / POOL_FILE).exists():

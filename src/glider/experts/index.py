@@ -1,5 +1,6 @@
 """`pool.json`: a pool's experts, records of their files when they joined, and the calibrations."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,9 @@ from glider.verdicts.thresholds import Thresholds
 
 BACKGROUND_FILE = "background.safetensors"  # of a pool that has strangers of its own
 POOL_FILE = "pool.json"
+BESIDE_EXPERTS = frozenset(  # what else lies in a pool's directory, in small letters
+    (POOL_FILE, f"{POOL_FILE}.sig", BACKGROUND_FILE, "gains.json", "routers", "readme.md")
+)
 FORMAT = 2  # since 2 with digests of the single tensors
 _LARGEST_CONSTANT = 1e6
 _LARGEST_ROUTER = 1 << 33  # bytes
@@ -112,6 +116,17 @@ def parsed_index(content: bytes, file: Path) -> PoolIndex:
             got = f"{', '.join(twice[:5])} twice" + (f", and {len(twice) - 5} more" if len(twice) > 5 else "")
             raise PoolError(f"every expert once in {file}", got, "Build the pool again.")
     return index
+
+
+def require_home(home: str, others: Iterable[str] = ()) -> None:
+    """Raise `PoolError` for an expert's new directory that has the name of something else in a pool, or that of another
+    expert but for capital letters: some file systems take these for one."""
+    if home.lower() in BESIDE_EXPERTS:
+        got = f"{home}, which is a name of the pool's own files"
+        raise PoolError("another name of an expert's directory", got, "Choose another name.")
+    if alike := [other for other in others if other != home and other.lower() == home.lower()]:
+        got = f"{home} beside {alike[0]}, which are one name for some file systems"
+        raise PoolError("another name of an expert's directory", got, "Choose another name.")
 
 
 def write_index(path: Path, index: PoolIndex) -> PoolIndex:

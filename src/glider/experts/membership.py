@@ -14,7 +14,15 @@ from glider.errors import GliderError, PoolError
 from glider.experts.base_identity import BaseIdentity, same_base
 from glider.experts.card import CARD_FILE, NAME
 from glider.experts.expert import EXPERT_FILES, Expert
-from glider.experts.index import POOL_FILE, ExpertRecord, PoolIndex, parsed_index, read_pool_file, write_index
+from glider.experts.index import (
+    POOL_FILE,
+    ExpertRecord,
+    PoolIndex,
+    parsed_index,
+    read_pool_file,
+    require_home,
+    write_index,
+)
 from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
 from glider.files.disk import copy_file, new_directory, within_hub_cache, write_json
@@ -80,13 +88,16 @@ def joining(
 
     `directory` is a directory's name inside the pool, or an expert's directory elsewhere, which is copied in under
     `name` (default: its card's); what was copied is removed again where the expert is refused, here or in the block.
-    Raises `PoolError` where a name is taken: by a `fresh` expert also its directory's.
+    Raises `PoolError` where a name is taken, by another expert or by the pool's own files: by a `fresh` expert also its
+    directory's.
     """
     home = _home(path, directory, name)
     known = next((record for record in index.experts if record.home == home), None)
     if known is not None and (fresh or home != str(directory)):
         alias = "" if known.name == home else f" as {known.name}"
         raise PoolError("a new expert", f"{home}, which is in the pool{alias}", "Remove it first, or rename it.")
+    if known is None:
+        require_home(home, [record.home for record in index.experts])
     name = name or (known.name if known is not None else home)
     check_name(name)
     if any(record.name == name and record is not known for record in index.experts):

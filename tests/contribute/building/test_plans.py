@@ -37,6 +37,21 @@ def test_every_fault_of_the_settings_is_named(draft: Draft):
         assert part in told
 
 
+def test_an_expert_has_no_name_of_the_pools_own_files_nor_one_that_differs_in_capitals(draft: Draft):
+    draft.plan["experts"] = [{"name": name, "data": "x"} for name in ("routers", "pool.json", "a", "A")]
+    told = faults(draft)
+    for part in ("routers, which is a name", "pool.json, which is a name", "A beside a"):
+        assert part in told
+
+
+def test_a_plan_takes_no_place_of_an_expert_whose_name_differs_in_capitals(draft: Draft):
+    draft.plan["experts"] = [{"name": "a", "data": draft.rows("a")}]
+    assert draft.build() == {"a": "done"}
+    draft.plan["experts"] = [{"name": "A", "data": draft.rows("b")}]
+    assert "A beside a" in draft.build()["A"]
+    assert Pool.open(draft.pool).names == ["a"]
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", "experts: []", "base: [", "experts: {a: 1}", "\x00", "a: *b"])
 def test_what_is_no_plan_is_named(tmp_path: Path, content: str):
     (tmp_path / "pool.yaml").write_text(content, "utf8")
