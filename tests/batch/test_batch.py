@@ -1,6 +1,7 @@
 """A file of prompts becomes a file of answers: those of `generate`, whole, in order, and none twice."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,37 @@ def test_the_chunks_of_a_process_killed_once_the_answers_were_there_go(
     assert not work.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[", "{}", "[1, 2]", '[{"row": 0}]'])
+ANYHOW = ("nothing", "half", "a pipe", "zeros")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("answers.jsonl", how) for how in (*ANYHOW, "a line less", "a line more", "no text", "a list", "no UTF-8")),
+        *(("answers.parquet", how) for how in ANYHOW),
+    ],
+)
+def test_answers_that_somebody_changed_are_no_answers(glider: Glider, tmp_path: Path, name: str, damage: str):
+    """Cut short they were a traceback, or `unchanged`; a pipe in their place was waited for without end."""
+    write(tmp_path / "rows.jsonl", [{"input": f"say {i}"} for i in range(3)])
+    assert glider("rows.jsonl", name)[0] == 0
+    out = tmp_path / name
+    content = out.read_bytes()
+    rows = content.splitlines(keepends=True)
+    out.unlink()
+    if damage == "a pipe":
+        os.mkfifo(out)
+    elif damage == "zeros":
+        out.symlink_to("/dev/zero")
+    else:
+        texts = {"nothing": b"", "half": content[: len(content) // 2], "a line less": b"".join(rows[:-1])}
+        texts |= {"a line more": content + rows[-1], "no text": content.replace(b'"text"', b'"txet"')}
+        out.write_bytes({**texts, "a list": b"[1]\n" * 3, "no UTF-8": b"\xff\n"}[damage])
+    code, _, err = glider("rows.jsonl", name)
+    assert code == 2 and err.startswith("glider: wanted the answers to 3 rows in") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[", "{}", "[1, 2]", '[{"row": 0}]', "other rows"])
 def test_a_chunk_that_is_no_answers_is_answered_anew(
     glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ):
@@ -170,7 +201,8 @@ def test_a_chunk_that_is_no_answers_is_answered_anew(
         patch.setattr(run_module.BatchRun, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert glider("rows.jsonl", "answers.jsonl")[0] == 130
     chunk = next((tmp_path / ".answers.jsonl.answering").rglob("00000000.json"))
-    chunk.write_text(content)
+    other = chunk.with_name("00000001.json").read_text("utf8").replace("[", "").replace("]", "")
+    chunk.write_text(f"[{other}, {other}]" if content == "other rows" else content)
     assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: done\n")
     assert [answer["row"] for answer in lines(tmp_path / "answers.jsonl")] == [0, 1, 2]
 

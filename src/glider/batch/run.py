@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glider.batch.answer_rows import are_answers, pyarrow_parquet, unanswered
 from glider.batch.answering import Answering, AnswerSettings
 from glider.batch.prompts import PromptRow, chunks_of, read_prompts
-from glider.errors import ConfigError, MissingDependency
+from glider.errors import ConfigError
 from glider.evaluation.run_plan import pool_hash
 from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
 from glider.files.held import empty, held
@@ -37,14 +38,15 @@ class BatchRun:
     def go(self, answer: Callable[[Sequence[list[PromptRow]]], Answered], tick: Callable[[int, int], None]) -> str:
         """Answer the missing chunks by `answer` and write all answers; returns "done" or "unchanged".
 
-        The same call resumes after an interruption. Raises `ConfigError` if `out` holds other answers, or another
-        process is writing it.
+        The same call resumes after an interruption. Raises `ConfigError` if `out` holds other answers or none, or
+        another process is writing it.
         """
         if self.out.suffix == ".parquet":
-            _pyarrow()
+            pyarrow_parquet()
         rows, key = read_prompts(self.data, self.columns), self.key
         if self.out.exists():
             if self._record().get("key") == key:
+                unanswered(self.out, len(rows))  # somebody may have cut it short since
                 sweep(self.out.parent)
                 self._clear_leftovers()
                 return "unchanged"
@@ -53,7 +55,7 @@ class BatchRun:
         chunks = chunks_of(rows, self.settings.batch_size)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with held(work_directory(self.work)) as work, only_writer(work), held(work_directory(work / key[:16])) as place:
-            missing = [number for number, chunk in enumerate(chunks) if not _is_answered(place, number, len(chunk))]
+            missing = [number for number, chunk in enumerate(chunks) if not _is_answered(place, number, chunk)]
             done = len(chunks) - len(missing)
             if missing:
                 with closing(answer([chunks[number] for number in missing])) as answered:  # pyright: ignore
@@ -84,11 +86,8 @@ class BatchRun:
 
     def faults(self) -> int:
         """Rows without an answer."""
-        if self.out.suffix == ".parquet":
-            texts = _pyarrow().read_table(self.out, columns=["text"]).column("text")
-            return texts.null_count
-        with self.out.open(encoding="utf8") as file:
-            return sum(json.loads(line)["text"] is None for line in file)
+        count = self._record().get("rows")
+        return unanswered(self.out, count if isinstance(count, int) else 0)
 
     def _content(self) -> dict[str, Any]:
         if not self.data.is_file():
@@ -157,21 +156,13 @@ def _place(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}.json"
 
 
-def _is_answered(directory: Path, number: int, rows: int) -> bool:
-    """Whether the answers to a chunk of so many rows lie there; a file that holds none is written anew."""
+def _is_answered(directory: Path, number: int, rows: Sequence[PromptRow]) -> bool:
+    """Whether the answers to a chunk of these rows lie there; a file that holds none, or others, is written anew."""
     try:
         answers = read_json(_place(directory, number), LARGEST_RESULT, MOST_OF_RESULT)
     except (OSError, ValueError):
         return False
-    return isinstance(answers, list) and len(answers) == rows and all(isinstance(one, dict) for one in answers)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingDependency("pyarrow", "write Parquet files", "pip install pyarrow") from None
-    return pyarrow.parquet
+    return are_answers(answers, [row.row for row in rows])
 
 
 def _write_parquet(path: Path, answers: Iterator[dict[str, Any]]) -> None:
@@ -180,4 +171,4 @@ def _write_parquet(path: Path, answers: Iterator[dict[str, Any]]) -> None:
     texts = ("id", "text", "finish_reason", "verdict", "expert", "description", "fault")
     columns = [("row", pa.int64()), ("alpha", pa.float64()), *((name, pa.string()) for name in texts)]
     schema = pa.schema(columns)
-    _pyarrow().write_table(pa.Table.from_pylist(list(answers), schema=schema), path)
+    pyarrow_parquet().write_table(pa.Table.from_pylist(list(answers), schema=schema), path)
