@@ -90,6 +90,8 @@ FORGED = [
     (("results", 0, "place"), []),
     (("results", 0, "score"), 1e300),
     (("results", 0, "verdict"), {}),
+    (("results",), [{"place": 0, "score": 1.0}] * 2),
+    (("rows",), 2),
     (("config", "base"), []),
     (("config", "task"), "x"),
     (("hashes", "data"), {}),

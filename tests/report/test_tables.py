@@ -129,6 +129,13 @@ def test_without_a_reference_there_is_no_test(filled: Path, write_cell) -> None:
     assert all(line.values[0].p_value is None for line in made(filled).lines)
 
 
+def test_a_router_without_a_name_is_no_reference(results: Path, write_cell) -> None:
+    """It was compared with itself: a traceback."""
+    for router in ("", "glider"):
+        write_cell(router, "near", "a", [1, 0], folder=f"of {router}")
+    assert all(line.values[0].p_value is None for line in made(results, tables={}, reference=None).lines)
+
+
 def test_other_rows_are_not_paired(filled: Path, write_cell) -> None:
     write_cell("glider", "near", "b", B["glider"], guess=None, data="another file")
     glider = made(filled).lines[1].values[0]

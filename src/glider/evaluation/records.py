@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from glider.config import faults
 
@@ -56,7 +56,16 @@ class _Failed(_Head):
 
 class _Finished(_Head):
     guess: Guess | None
+    rows: int | None = None  # how many there were
     results: Annotated[list[_Row], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_row_once(self) -> "_Finished":
+        if len({row.place for row in self.results}) < len(self.results):
+            raise ValueError("a row twice")
+        if self.rows is not None and self.rows != len(self.results):
+            raise ValueError(f"{len(self.results)} rows, where {self.rows} were")
+        return self
 
 
 def require_cell(record: dict[str, Any]) -> None:

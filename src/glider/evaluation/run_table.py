@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glider.errors import DataError
 from glider.evaluation.harm import Harm, verdict_shares
 from glider.evaluation.runs import Run
 from glider.evaluation.statistics import holm, paired_tasks_p, task_mean, two_level_interval
@@ -27,7 +28,7 @@ class Entry:
 
 
 def table(run: Run) -> list[Entry]:
-    """Entries by router, then set."""
+    """Entries by router, then set; raises `DataError` for results of one task that are of other rows."""
     named = {router if isinstance(router, str) else router.label for router in run.plan.routers}
     listed = [plan for plan in run.routers if plan.label in named]  # not the single experts of an oracle
     results = {
@@ -73,7 +74,7 @@ def _entry(
     verdicts = verdict_shares([row.get("verdict") for result in results.values() for row in result["results"]])
     harm = None
     if common:
-        harm = Harm.of([_scores(base[name]) for name in common], [_scores(results[name]) for name in common])
+        harm = Harm.of(*_pairs(base, results, common))
     return Entry(router, where, len(scores), (), task_mean(scores), rows, tasks, p_value, p_holm, harm, verdicts)
 
 
@@ -83,7 +84,24 @@ def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | Non
     common = [task for task in second if task in first]
     if not common:
         return None
-    return paired_tasks_p([_scores(first[task]) for task in common], [_scores(second[task]) for task in common])
+    return paired_tasks_p(*_pairs(first, second, common))
+
+
+def _pairs(
+    first: Mapping[str, Any], second: Mapping[str, Any], tasks: Sequence[str]
+) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
+    """Both routers' scores on the rows of these tasks: somebody may have changed what lies there."""
+    for task in tasks:
+        one, other = first[task], second[task]
+        if _places(one) != _places(other):
+            expected = f"results of the same rows of {other['set']}/{task}"
+            got = f"other rows by {other['router']} than by {one['router']}"
+            raise DataError(expected, got, "Remove the results of both, and evaluate anew.")
+    return [_scores(first[task]) for task in tasks], [_scores(second[task]) for task in tasks]
+
+
+def _places(result: Mapping[str, Any]) -> list[int]:
+    return [row["place"] for row in result["results"]]
 
 
 def _scores(result: Mapping[str, Any]) -> Sequence[float]:

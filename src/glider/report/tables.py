@@ -107,7 +107,7 @@ def _column_values(column: Column, view: TableView, results: Results, reference:
         for method in view.methods
     }
     values = [_value(by_method[method.label], len(method.cells)) for method in view.methods]
-    compared = by_method.get(reference or "", {})
+    compared = {} if reference is None else by_method.get(reference, {})
     pairs = {
         i: pair
         for i, method in enumerate(view.methods)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from glider.cli.main import main
-from glider.errors import BaseModelError, ConfigError, EndpointError
+from glider.errors import BaseModelError, ConfigError, DataError, EndpointError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
@@ -165,6 +165,25 @@ def test_a_result_that_is_no_object_is_evaluated_anew(make_run) -> None:
     for cell in run.cells.values():
         cell.path.write_text("[]")
     assert statuses(make_run(["base"])) == ["done"] * 3
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+@pytest.mark.parametrize("places", [[0], [0, 0], [7], [1, 0]])
+def test_a_result_of_other_rows_is_evaluated_anew_or_refused(make_run, places: list[int], consistent: bool) -> None:
+    """With the cell's own key it was a traceback of the table, or a test between one row and many."""
+    run = make_run(["base", "phatgoose"])
+    list(run.go())
+    forged = told(run, "phatgoose", "near", "even")
+    results = [{**forged["results"][0], "place": place} for place in places]
+    count = len(results) if consistent else forged["rows"]
+    run.cells["phatgoose", "near", "even"].path.write_text(json.dumps({**forged, "results": results, "rows": count}))
+    again = make_run(["base", "phatgoose"])
+    if statuses(again).count("done"):
+        table(again)
+    else:
+        assert consistent
+        with pytest.raises(DataError, match="the same rows of near/even"):
+            table(again)
 
 
 def test_the_precision_of_products_holds_for_the_run_alone(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
