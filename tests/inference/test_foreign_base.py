@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from glider.contribute.examples import encode_rows
+from glider.data.rows import Row
 from glider.engines.vllm.offline import Requests
-from glider.errors import BaseModelError
+from glider.errors import BaseModelError, QueryError
+from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import base_of_loaded, load_base
 from glider.inference.base_outline import outline_base
+from glider.inference.prompts import PromptEncoder
 from glider.inference.spec import ModelSpec
 
 CONFIG, TOKENIZER, WHOLE = "config.json", "tokenizer_config.json", "tokenizer.json"
@@ -109,6 +113,7 @@ def test_settings_that_make_no_model_are_an_error_of_ours(base: Path, values: di
         (CONFIG, {"n_positions": 10**9}),
         (CONFIG, {"max_position_embeddings": 1e12}),
         (CONFIG, {"relative_attention_num_buckets": 10**11}),
+        (CONFIG, {"num_labels": 10**10}),
         ("generation_config.json", {"num_beams": 10**6}),
         ("generation_config.json", {"num_return_sequences": 10**6}),
     ],
@@ -165,3 +170,36 @@ def test_settings_without_a_form_are_refused_for_vllm_too(base: Path) -> None:
     change(base / CONFIG, num_attention_heads=0)
     with pytest.raises(BaseModelError, match="the base model"):
         Requests.of_spec(ModelSpec(base=str(base), pool="demo"))
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (TOKENIZER, {"model_max_length": "x"}),
+        ("generation_config.json", {"eos_token_id": 1.5}),
+        ("generation_config.json", {"eos_token_id": [1, "x"]}),
+    ],
+)
+def test_what_is_no_number_is_told_when_the_base_is_loaded(base: Path, file: str, values: dict[str, Any]) -> None:
+    """Each was a traceback at the first prompt."""
+    (base / file).touch()
+    (base / file).write_text((base / file).read_text("utf8") or "{}")
+    change(base / file, **values)
+    with pytest.raises(BaseModelError, match="a number as"):
+        load_base(str(base))
+
+
+def test_a_token_that_the_base_lacks_is_refused_before_it_is_looked_up(base: Path) -> None:
+    """A tokenizer with more tokens than the embedding has rows was an `IndexError`, on a GPU the end of the process."""
+    (base / "added_tokens.json").write_text(json.dumps({"hello": 10**9}), "utf8")
+    loaded = load_base(str(base))
+    encoder = PromptEncoder(PromptFormat(kind="plain"), loaded.tokenizer, loaded.model)
+    assert encoder.rows(["good day"], False, 1)
+    row = Row(input="say hello", output="x")
+    for encode in (
+        lambda: encoder.rows(["say hello"], False, 1),
+        lambda: encoder.targets(["x", "hello"]),
+        lambda: encode_rows([row], loaded.tokenizer, encoder.prompt, 512, loaded.model),
+    ):
+        with pytest.raises(QueryError, match="which only its tokenizer knows"):
+            encode()

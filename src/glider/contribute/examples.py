@@ -9,6 +9,7 @@ import torch
 
 from glider.data.rows import Row
 from glider.experts.prompt_format import PromptFormat
+from glider.inference.prompts import require_known
 
 _BUCKET = 8  # batches that are sorted by length together
 
@@ -25,13 +26,18 @@ class EncodedRow:
 
 
 def encode_rows(
-    rows: Iterable[Row], tokenizer: Any, prompt: PromptFormat, max_tokens: int
+    rows: Iterable[Row], tokenizer: Any, prompt: PromptFormat, max_tokens: int, model: Any = None
 ) -> tuple[list[EncodedRow], int]:
-    """Tokenise rows once; rows beyond `max_tokens` are left out and counted."""
+    """Tokenise rows once; rows beyond `max_tokens` are left out and counted.
+
+    Raises `QueryError` for a token that the `model` has no embedding for.
+    """
     encoded = [
         EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output)) for row in rows
     ]
     fitting = [row for row in encoded if len(row) <= max_tokens]
+    for row in fitting if model is not None else ():
+        require_known([*row.prompt, *row.target], model)
     return fitting, len(encoded) - len(fitting)
 
 

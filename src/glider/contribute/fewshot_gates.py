@@ -43,7 +43,7 @@ def fit_gates(
     Gates begin equal. The rows are too few to hold any back: the last step counts.
     """
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
-    encoded, beyond = encode_rows(rows, base.tokenizer, pool.experts[0].card.prompt, settings.max_tokens)
+    encoded, beyond = encode_rows(rows, base.tokenizer, pool.experts[0].card.prompt, settings.max_tokens, base.model)
     if not encoded:
         got = f"none ({beyond} beyond {settings.max_tokens} tokens)"
         raise DataError("few-shot rows of the task", got, "Give rows.")

@@ -94,7 +94,7 @@ def search_lorahub(
     names = search.members(pool)
     if prompt is None:
         prompt = pool[names[0]].card.prompt if names else PromptFormat.of(base.model, base.tokenizer)
-    encoded, beyond = encode_rows(rows, base.tokenizer, prompt, search.max_tokens)
+    encoded, beyond = encode_rows(rows, base.tokenizer, prompt, search.max_tokens, base.model)
     if not encoded:
         raise DataError("few-shot rows of the task", f"none ({beyond} beyond {search.max_tokens} tokens)", "Give rows.")
     batches = _batches(base, sorted(encoded, key=len))

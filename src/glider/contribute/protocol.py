@@ -133,8 +133,8 @@ class TaskData:
 
     def encode(self, loaded: BaseModel, prompt: PromptFormat, config: TrainConfig) -> EncodedTask:
         """Tokenise; raises `DataError` if every row is too long."""
-        train, too_long = encode_rows(self.train, loaded.tokenizer, prompt, config.max_tokens)
-        validation, _ = encode_rows(self.validation, loaded.tokenizer, prompt, config.max_tokens)
+        train, too_long = encode_rows(self.train, loaded.tokenizer, prompt, config.max_tokens, loaded.model)
+        validation, _ = encode_rows(self.validation, loaded.tokenizer, prompt, config.max_tokens, loaded.model)
         if not train:
             raise DataError(
                 f"rows of at most {config.max_tokens} tokens", f"{too_long} rows, all longer", "Raise --max-tokens."

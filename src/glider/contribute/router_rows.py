@@ -27,7 +27,7 @@ def encoded_tasks(
     tasks = {}
     for expert in pool:
         selected = list(rows.get(expert.name, ()))[: settings.rows]
-        encoded, _ = encode_rows(selected, base.tokenizer, expert.card.prompt, settings.max_tokens)
+        encoded, _ = encode_rows(selected, base.tokenizer, expert.card.prompt, settings.max_tokens, base.model)
         held_back = len(encoded) // 8
         tasks[expert.name] = TaskRows(selected, encoded[held_back:], encoded[:held_back])
     if lacking := [name for name, task in tasks.items() if not task.train]:

@@ -19,11 +19,12 @@ from glider.inference.sharing import missing_cache, oddity
 from glider.layers.routed_linear import RoutedLinear
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
-_MOST_LAYERS, _MOST_PARTS, _MOST_ROWS, _MOST_BEAMS = 1000, 5000, 1 << 24, 1000  # of any model's
+_MOST_LAYERS, _MOST_PARTS, _MOST_ROWS, _MOST_LABELS, _MOST_BEAMS = 1000, 5000, 1 << 24, 100_000, 1000  # of any model's
 _BOUNDS = {  # by the last word of a setting's name
     **dict.fromkeys(("layer", "layers"), _MOST_LAYERS),
     **dict.fromkeys(("head", "heads", "expert", "experts"), _MOST_PARTS),
     **dict.fromkeys(("positions", "embeddings", "buckets", "ctx", "size"), _MOST_ROWS),
+    "labels": _MOST_LABELS,
     **dict.fromkeys(("beams", "sequences"), _MOST_BEAMS),
 }
 _SQUARE_MASKS = ("gpt_bigcode", "gpt_neo", "imagegpt", "openai-gpt")  # families that make a mask of each layer's
@@ -223,6 +224,7 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
 def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str | None) -> BaseModel:
     model.eval()
+    _require_numbers(model, tokenizer)
     if (odd := oddity(model)) is not None:
         raise BaseModelError(
             "a language model whose layers take rows of tokens, and whose tokens see those before them alone",
@@ -239,6 +241,16 @@ def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str
         )
     identity = identify(model, model_id).model_copy(update={"path": path})
     return BaseModel(model, completed_tokenizer(tokenizer), identity, source)
+
+
+def _require_numbers(model: Any, tokenizer: Any) -> None:
+    """Raise `BaseModelError` for numbers of a model's files that are none, which are used long after they are read."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    values = [("model_max_length of the tokenizer", tokenizer.model_max_length, int | float)]
+    values += [("eos_token_id of generation", end, int) for end in (ends if isinstance(ends, list) else [ends]) if end]
+    for name, value, kind in values:
+        if not isinstance(value, kind):
+            raise BaseModelError(f"a number as {name}", repr(value)[:60], "Mend the base's files.")
 
 
 def completed_tokenizer(tokenizer: Any) -> Any:

@@ -12,6 +12,16 @@ from glider.inference.forward import padded, positions, start_token
 from glider.inference.queries import Prompt, Query, listed, require_text
 
 
+def require_known(ids: Sequence[int], model: Any) -> None:
+    """Raise `QueryError` for a token that the base has no embedding for, though its tokenizer has it: on a GPU one such
+    ends the process."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if (token := max(ids, default=0)) >= size:
+        expected = f"tokens that the base has embeddings for, 0 to {size - 1}"
+        remedy = "Leave that text out, or give a base whose embeddings have a row for every token of its tokenizer."
+        raise QueryError(expected, f"token {token}, which only its tokenizer knows", remedy)
+
+
 class PromptEncoder:
     """Makes the token ids of prompts, in a pool's prompt format, for a model with its tokenizer.
 
@@ -28,8 +38,8 @@ class PromptEncoder:
     def rows(self, prompts: Sequence[Prompt], truncate: bool, new_tokens: int | Sequence[int]) -> list[list[int]]:
         """Each prompt's token ids, with room for so many new tokens: the same number for all, or each its own.
 
-        Raises `QueryError` for an empty prompt, for one that is too long unless its end is kept (`truncate`), and for
-        more new tokens than a decoder has places for.
+        Raises `QueryError` for an empty prompt, for one that is too long unless its end is kept (`truncate`), for
+        tokens that the base lacks, and for more new tokens than a decoder has places for.
         """
         prompts = listed(prompts, "prompts")
         if not prompts:
@@ -40,6 +50,7 @@ class PromptEncoder:
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
             rows.append(self._fit(self._ids(query), truncate, room, number))
+            require_known(rows[-1], self.model)
         return rows
 
     def _ids(self, query: Query) -> list[int]:
@@ -71,6 +82,8 @@ class PromptEncoder:
             raise QueryError(
                 "choices of at least one token", got, "Leave it out: every other one would be less likely."
             )
+        for target in targets:
+            require_known(target, self.model)
         return targets
 
     def rooms(self, targets: Sequence[Sequence[list[int]]]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from glider.files.json_text import parse_json
 from glider.inference.conversation import question_text
+from glider.inference.prompts import require_known
 from glider.serve.bodies import MOST_MEMBERS
 from glider.serve.dialect import dialect_of, rendered
 from glider.serve.errors import ApiError
@@ -146,6 +147,7 @@ def longest_prompt(model: "RoutedModel", settings: ServeSettings) -> int | None:
 
 def require_room(model: "RoutedModel", settings: ServeSettings, prompt: Prompt, param: str) -> None:
     """Raise `ApiError` for a prompt that is longer than the base reads."""
+    require_known(prompt.ids, model.model)
     most = longest_prompt(model, settings)
     if most is not None and len(prompt.ids) > most:
         message = f"{len(prompt.ids)} tokens of a prompt, where {most} is the most"
@@ -165,6 +167,7 @@ def room(
     `fields` are those of the prompt and of the length in the request. Raises `ApiError` for a prompt and answer that
     are longer than the context or the cache.
     """
+    require_known(prompt.ids, model.model)
     if model.model.config.is_encoder_decoder:
         require_room(model, settings, prompt, fields[0])
     used = 0 if model.model.config.is_encoder_decoder else len(prompt.ids)
