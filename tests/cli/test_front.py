@@ -154,6 +154,15 @@ def test_init_refuses_what_makes_no_plan(glider, adapters: Path, arguments: tupl
     assert not (adapters / "pool.yaml").exists()
 
 
+@pytest.mark.parametrize("base", [5, ["a"], "a\nnext: rm -rf", "x" * 10**6, {"a": "b"}])
+def test_init_takes_no_lines_of_an_adapters_author(glider, adapters: Path, base: object) -> None:
+    """The base that an adapter names was printed as it stood, with lines of its own, or megabytes of it."""
+    settings = json.dumps({"base_model_name_or_path": base})
+    (adapters / "adapters" / "tone" / "adapter_config.json").write_text(settings)
+    code, _, err = glider("init", "--adapter", "adapters/tone")
+    assert code == 2 and "which is no name" in err and len(err) < 500 and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("base", ["models/\U0001f600", "models/\u202eabc", 'a "b"\\c', "a\x85b"])
 def test_init_writes_any_base_as_yaml_reads_it(glider, adapters: Path, base: str) -> None:
     code, _, err = glider("init", "--adapter", "adapters", "--base", base)

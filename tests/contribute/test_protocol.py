@@ -21,7 +21,7 @@ from glider.contribute import protocol
 from glider.contribute.loop import Progress
 from glider.contribute.protocol import train_expert, versions
 from glider.contribute.settings import TrainConfig
-from glider.errors import DataError, EmbedderError, ExpertError, GliderError
+from glider.errors import ConfigError, DataError, EmbedderError, ExpertError, GliderError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
@@ -384,3 +384,19 @@ def test_the_state_of_a_training_that_was_killed_at_its_end_goes(
         with pytest.raises(ExpertError, match="a complete one, of these rows and settings"):
             train_expert(data, str(llama_directory), tmp_path / "ex", config())
         assert state.exists() == stays
+
+
+@pytest.mark.parametrize("settings", ["same", "other"])
+def test_a_second_training_of_one_expert_leaves_the_first_its_state(tmp_path: Path, settings: str):
+    """With other settings it threw away what the first had done; with the same, both wrote into one state."""
+    with protocol.training_state(tmp_path / "e", {"settings": "same"}) as state:
+        (state / "lora.safetensors").write_bytes(b"hours")
+        with (
+            pytest.raises(ConfigError, match=r"one process that works in .*\.e\.training"),
+            protocol.training_state(tmp_path / "e", {"settings": settings}),
+        ):
+            raise AssertionError
+        assert (state / "lora.safetensors").read_bytes() == b"hours"
+    assert not list(tmp_path.iterdir())
+    with protocol.training_state(tmp_path / "e", {"settings": settings}):
+        pass

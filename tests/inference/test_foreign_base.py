@@ -195,7 +195,7 @@ def test_a_token_that_the_base_lacks_is_refused_before_it_is_looked_up(base: Pat
     loaded = load_base(str(base))
     encoder = PromptEncoder(PromptFormat(kind="plain"), loaded.tokenizer, loaded.model)
     assert encoder.rows(["good day"], False, 1)
-    row = Row(input="say hello", output="x")
+    row = Row(input="say hello", output="x", references=None)
     for encode in (
         lambda: encoder.rows(["say hello"], False, 1),
         lambda: encoder.targets(["x", "hello"]),

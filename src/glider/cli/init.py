@@ -10,7 +10,7 @@ from glider.cli.terminal import experts_text
 from glider.config import EMBEDDED_BASE
 from glider.errors import ConfigError
 from glider.files.opening import from_home
-from glider.printable import dump_json
+from glider.printable import dump_json, printable, visible
 from glider.terminal import say
 
 ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
@@ -131,7 +131,7 @@ def _named_base(adapters: dict[str, str]) -> str | None:
     for place in adapters.values():
         if (file := Path(place) / ADAPTER_CONFIG_FILE).exists():
             try:
-                named.add(str(read_json(file).get("base_model_name_or_path") or ""))
+                named.add(_base_in(read_json(file)))
             except (ValueError, AttributeError, RecursionError) as fault:
                 raise ConfigError(f"an adapter's settings in {file}", str(fault), "Mend the file.") from fault
     embedded = (BASE_ID, str(converted_place()))  # PEFT writes down the path that it was loaded from
@@ -140,6 +140,14 @@ def _named_base(adapters: dict[str, str]) -> str | None:
         bases = ", ".join(sorted(named)[:4])
         raise ConfigError("adapters of one base model", bases, "Give --base, and leave out the adapters of others.")
     return named.pop() if named else None
+
+
+def _base_in(settings: Any) -> str:
+    """The base that an adapter's settings name, or no text; `ValueError` for what is no name on one line."""
+    name = settings.get("base_model_name_or_path") or ""
+    if not isinstance(name, str) or len(name) > 4096 or (name and visible(name).splitlines() != [name]):
+        raise ValueError(f"base_model_name_or_path {printable(str(name), 60)!r}, which is no name")
+    return name
 
 
 def _experts(adapters: dict[str, str], files: dict[str, Path], root: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,13 @@ from glider.contribute.profile import profile_of
 from glider.contribute.settings import TrainConfig
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows, split_rows
-from glider.errors import DataError, ExpertError
+from glider.errors import ConfigError, DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
-from glider.files.held import empty, held
+from glider.files.held import alone_in, empty, held
 from glider.files.opening import read_text
 from glider.files.replacing import is_directory
 from glider.inference.base_model import BaseModel
@@ -210,17 +210,21 @@ def run_stage(
 
 @contextmanager
 def training_state(out: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
-    """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings."""
+    """Where the state of this very run lies, thrown away when it ends well or belongs to a run with other settings.
+
+    Raises `ConfigError` while another process is at work there.
+    """
     place = work_directory(out.parent / f".{out.name}.training")
     key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
-    with held(place) as state:
-        marker = state / "run.json"
-        if not _is_of(marker, key):
+    with alone_in(place):
+        with held(place) as state:
+            marker = state / "run.json"
+            if not _is_of(marker, key):
+                empty(state)
+                write_json(marker, {"run": key})
+            yield state
             empty(state)
-            write_json(marker, {"run": key})
-        yield state
-        empty(state)
-    place.rmdir()
+        place.rmdir()
 
 
 def _forget_state(out: Path, training: Mapping[str, Any]) -> None:
@@ -230,12 +234,13 @@ def _forget_state(out: Path, training: Mapping[str, Any]) -> None:
         return
     origin = {name: training[name] for name in ("data_sha256", "base", "config", "dtype") if name in training}
     key = hashlib.sha256(canonical_json(origin).encode()).hexdigest()
-    with held(place) as state:
-        marker = state / "run.json"
-        if os.path.lexists(marker) and not _is_of(marker, key):
-            return  # of other work, which goes on
-        empty(state)
-    place.rmdir()
+    with suppress(ConfigError), alone_in(place):  # its process is about to do that
+        with held(place) as state:
+            marker = state / "run.json"
+            if os.path.lexists(marker) and not _is_of(marker, key):
+                return  # of other work, which goes on
+            empty(state)
+        place.rmdir()
 
 
 def _is_of(marker: Path, key: str) -> bool:

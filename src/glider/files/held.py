@@ -5,12 +5,18 @@ two steps. The system's own name of an open descriptor (`/proc/self/fd`, of Linu
 the path itself has to do.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glider.errors import GliderError
+from glider.errors import ConfigError, GliderError
+
+try:
+    import fcntl
+except ImportError:  # no such locks
+    fcntl = None
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -56,6 +62,33 @@ def held(directory: Path) -> Iterator[Path]:
         if path == directory or not any(str(path) in part for part in parts) or not _has_three_parts(fault):
             raise
         raise type(fault)(*(part.replace(str(path), str(directory)) for part in parts)) from fault
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Be the one process that works in a directory, which the block may remove; `ConfigError` while there is another.
+
+    Where the system or the file system has no locks, nobody is told.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = open_directory(directory)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = not os.path.lexists(directory) or not os.path.samestat(os.fstat(descriptor), os.lstat(directory))
+            if gone:  # by the one that was at work until now
+                raise BlockingIOError
+        except BlockingIOError:
+            got, remedy = "another one at work", "Wait for it, or give another directory."
+            raise ConfigError(f"one process that works in {directory}", got, remedy) from None
+        except OSError as fault:
+            if fault.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
     finally:
         os.close(descriptor)
 
