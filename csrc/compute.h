@@ -146,7 +146,6 @@ template <typename Work> struct Errand {
         Errand& errand = *static_cast<Errand*>(data);
         Team team{runtime().threads(), runtime().number()};
         Work own = errand.work;
-        own.shared = &errand.work;
         own.run(team, errand.plan.together, errand.plan.coded);
     }
 };
@@ -193,11 +192,11 @@ template <typename Work, typename Runs> bool answer(const Site& site, const Call
         for (int64_t p = 0; p < all; ++p) chosen[p] = (int32_t)call.experts[p];
         memcpy(weights, call.weights, all * sizeof(float));
     }
-    Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, 0, nullptr}, made};
+    int64_t found = 0;
+    Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, &found, 0}, made};
     if (made.threads > 1) {
         runtime().parallel(Errand<Work>::member, &errand, made.threads, 0);
     } else {
-        errand.work.shared = &errand.work;
         errand.work.run(Team{}, false, made.coded);
     }
     if (call.experts_out)
