@@ -6,7 +6,10 @@
 
 namespace glider {
 
-// False, and no codes, if a row is not finite or memory is short.
+// Lengths that bounds of scores are made of: float32 loses the squares of small values, and what is large may overflow.
+constexpr float LEAST_LENGTH = 1e-12f, MOST_LENGTH = 1e12f;
+
+// False, and no codes, if a row is not finite or too long, or memory is short.
 inline bool make_codes(Site& site) {
     int64_t count = site.experts, width = site.width;
     site.codes = static_cast<int8_t*>(malloc(count * width));
@@ -33,7 +36,9 @@ inline bool make_codes(Site& site) {
         }
         site.step[e] = step;
         site.residual[e] = (float)(sqrt(rests) * 1.0001);
-        site.length[e] = (float)sqrt(squares);
+        float length = (float)sqrt(squares);
+        good &= length < MOST_LENGTH;
+        site.length[e] = length > LEAST_LENGTH ? length : LEAST_LENGTH;
         site.longest = site.length[e] > site.longest ? site.length[e] : site.longest;
     }
     if (good) return true;
