@@ -23,7 +23,7 @@ extension = native.extension()
 pytestmark = pytest.mark.skipif(extension is None, reason=f"no native kernel: {native.why_absent()}")
 ISAS = extension.isas() if extension is not None else []
 often = settings(deadline=None, derandomize=True, max_examples=60)
-STEP = 2.0**-8  # a bfloat16 is at most half of this, relative to itself, from what was rounded
+STEP = 2.0**-8  # a bfloat16 is at most this, relative to itself, from what was rounded
 
 
 @contextmanager
