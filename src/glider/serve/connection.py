@@ -1,7 +1,8 @@
 """Connections whose requests arrive in time, and whose bodies leave others their turn.
 
-uvicorn waits for the head of a request as long as its client likes, and takes whatever has arrived in one step: a
-quarter of a megabyte, in chunks of a byte three seconds long.
+uvicorn waits for the head of a request as long as its client likes, and so for the rest of a body that was answered
+before its end (a refusal reads none), and takes whatever has arrived in one step: a quarter of a megabyte, in chunks of
+a byte three seconds long.
 """
 
 import asyncio
@@ -15,12 +16,14 @@ _STEP = 4096  # bytes taken at once
 
 
 class Connection(H11Protocol):
-    """uvicorn's, closed where the head of a request takes longer than `patience` seconds."""
+    """uvicorn's, closed where the head of a request, or the rest of a body that nobody reads, takes longer than
+    `patience` seconds."""
 
     def __init__(self, *arguments: Any, patience: float, **named: Any):
         super().__init__(*arguments, **named)
         self._patience = patience
         self._late: asyncio.TimerHandle | None = None
+        self._awaited: str | None = None  # what that is the limit of
         self._arrived: deque[bytes] = deque()
         self._next: asyncio.Handle | None = None
         self._watch()
@@ -52,18 +55,28 @@ class Connection(H11Protocol):
             self.transport.resume_reading()
 
     def _watch(self) -> None:
-        """Between requests uvicorn has a limit of its own, which ends with the first byte of the next one."""
-        if self.conn.their_state is not h11.IDLE:
+        """Between requests uvicorn has a limit of its own, which ends with the next byte that comes."""
+        if self._awaits != self._awaited:
             self._forget()
-        elif self._late is None:
-            self._late = self.loop.call_later(self._patience, self._close)
+            self._awaited = self._awaits
+            if self._awaited is not None:
+                self._late = self.loop.call_later(self._patience, self._close)
+
+    @property
+    def _awaits(self) -> str | None:
+        """What the client has to send that no application waits for."""
+        if self.conn.their_state is h11.IDLE:
+            return "head"
+        rest = self.conn.their_state is h11.SEND_BODY and self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+        return "rest" if rest else None
 
     def _forget(self) -> None:
+        self._awaited = None
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
     def _close(self) -> None:
         self._late = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+        if self._awaits is not None and not self.transport.is_closing():
             self.transport.close()
