@@ -61,7 +61,7 @@ class Metrics:
         self.generation_tokens.labels(name).inc(exchange.completion_tokens)
         for choice in exchange.choices:
             self.success.labels(name, choice.finish_reason or "abort").inc()
-        self.requests.labels(exchange.target.pool.name, exchange.verdict_label).inc()
+        self.requests.labels(exchange.target.pool_label, exchange.verdict_label).inc()
 
     def text(self, running: int, waiting: int, cache: PrefixCache, names: Collection[str] | None = None) -> bytes:
         """All of them, in Prometheus' format; with `names` those of these pools and models, and nothing that

@@ -65,6 +65,7 @@ class Target:
     name: str
     pool: ServedPool
     way: Way
+    shared: bool = False  # the base of several pools, whose requests are no single pool's
 
     def take(self) -> "Generation":
         """The generation that answers now, for one more request; `give_back` of the attached pool ends that.
@@ -84,6 +85,11 @@ class Target:
     def label(self) -> str:
         """Its name for metrics: one of those that are listed."""
         return self.pool.name if self.way.router is not None else self.name
+
+    @property
+    def pool_label(self) -> str:
+        """The pool that its requests are counted for: those of a shared base for none, under the base's name."""
+        return self.name if self.shared else self.pool.name
 
 
 class Pools:
@@ -136,7 +142,7 @@ class Pools:
             if name.startswith(f"{pool.name}:"):
                 return Target(name, pool, Way("routed", router=name[len(pool.name) + 1 :]))
         if name == self.base_name and visible:
-            return Target(name, visible[0], Way("base"))
+            return Target(name, visible[0], Way("base"), shared=len(self.pools) > 1)
         raise _unknown(name)
 
     def names_of(self, allowed: Collection[str] | None) -> Collection[str] | None:
