@@ -180,6 +180,16 @@ def test_stops(client: openai.OpenAI) -> None:
     assert [token for chunk in chunks for token in getattr(chunk, "token_ids", [])] == by_id.token_ids
 
 
+def test_a_stop_string_that_ends_with_half_a_character_is_a_stop(client: openai.OpenAI) -> None:
+    """The last token may be the beginning of a character, which is shown at the end alone: then too it stops there."""
+    texts = (ask(client, TEXTS[0], max_tokens=length).choices[0].message.content for length in range(2, 40))
+    length, text = next((n, text) for n, text in enumerate(texts, 2) if text.endswith("\ufffd"))
+    for streams in (False, True):
+        answer = ask(client, TEXTS[0], max_tokens=length, stop=text[-2:], stream=streams)
+        last = list(answer)[-1].choices[0] if streams else answer.choices[0]
+        assert last.finish_reason == "stop"
+
+
 def test_the_end_token_can_be_ignored(client: openai.OpenAI) -> None:
     settings: dict[str, Any] = {"logit_bias": {"1": 100}, "max_tokens": 5}
     ended = ask(client, TEXTS[0], **settings).choices[0]

@@ -190,7 +190,7 @@ class Exchange:
             query = self.service.query(prompt.text, steering)
             way = self.target.way
             self.guided.append(guided(pool.model, self.generation, way, query, prompt.ids, steering, prompt.turns))
-        self.service.metrics.routing.labels(pool.name).observe(time.monotonic() - began)
+        self.service.metrics.routing.labels(self.target.pool_label).observe(time.monotonic() - began)
         return draw
 
     def _begin(self, tokens: Sequence[int], draw: Draw) -> None:
@@ -264,7 +264,8 @@ class Exchange:
     def _end(self, choice: Choice, event: Ended) -> Delta:
         if event.reason == "cancelled":
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
-        return self._delta(choice, choice.decoder.rest(), event.reason)
+        text = choice.decoder.rest()  # which may have the last character of a stop string
+        return self._delta(choice, text, "stop" if choice.decoder.stopped else event.reason)
 
     def _delta(
         self,
