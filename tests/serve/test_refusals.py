@@ -86,6 +86,8 @@ def test_a_field_that_does_not_fit_is_named(server: Served, field: str, value: A
         ("prompt", "/v1/completions", {"prompt": ["a"] * 17}),
         ("prompt", "/v1/completions", {"prompt": "a" * 600, "max_tokens": 0, "echo": True, "logprobs": 1}),
         ("input.0", "/v1/embeddings", {"input": [1, 2]}),
+        ("prompt", "/v1/route", {"prompt": "a" * 600}),
+        ("messages", "/v1/route", {"messages": [{"role": "user", "content": "a" * 600}]}),
     ],
 )  # fmt: skip
 def test_the_field_has_its_own_name(server: Served, param: str, path: str, fields: dict[str, Any]) -> None:
@@ -93,6 +95,15 @@ def test_the_field_has_its_own_name(server: Served, param: str, path: str, field
     asked = {name: value for name, value in ASK.items() if path.endswith("chat/completions") or name == "model"}
     answer = post(server, {**asked, **fields}, path)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'"text"'])
+def test_a_body_that_is_no_object_has_no_field(server: Served, content: bytes) -> None:
+    """Of one that was empty the field None was missing."""
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/completions", content=content, headers=headers, timeout=120)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, None, "invalid_json"), answer.text
 
 
 def test_null_is_as_good_as_absent(server: Served) -> None:

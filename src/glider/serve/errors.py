@@ -66,17 +66,19 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     param = printable(".".join(place)) or None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"the field {param} is not supported here", param=param, code="unsupported_parameter")
-    if first["type"] == "missing":
-        return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
     if not place:
         return ApiError(400, f"the body is no JSON object of this request: {first['msg']}", code="invalid_json")
+    if first["type"] == "missing":
+        return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
     message = first["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
 
 
 def _place(error: Any, body: Any) -> list[str]:
     """The field of an error. Pydantic's place has the branches of unions too, which no client knows."""
-    *above, last = error["loc"] or (None,)
+    if not error["loc"]:  # the body as a whole
+        return []
+    *above, last = error["loc"]
     place = []
     for part in above:
         if _has(body, part):

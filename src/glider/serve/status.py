@@ -113,7 +113,7 @@ def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, An
         prompt = chat_prompt(model, body.messages)
     else:
         (prompt,) = plain_prompts(model, [body.prompt])
-    require_room(model, service.settings, prompt, "prompt")
+    require_room(model, service.settings, prompt, "prompt" if body.messages is None else "messages")
     generation = target.take()
     try:
         query = service.query(prompt.text, steering)
