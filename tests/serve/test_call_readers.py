@@ -24,6 +24,7 @@ from .test_tools import RAIN, TEMPLATE
 CALL = '<tool_call>\n{"name": "rain", "arguments": {"at": "Rome </b>", "n": [1, 2.5]}}\n</tool_call>'
 OTHER = CALL.replace('"rain"', '"snow"')
 BROKEN = CALL.replace("}}", "}")
+NAMELESS = [CALL.replace('"rain"', name) for name in ('["rain"]', '{"rain": 1}', "null", "1", "[[]]")]
 VALUE = {"at": "Rome </b>", "n": [1, 2.5]}
 RESPONSE_TEMPLATE: dict[str, Any] = {
     "defaults": {"role": "assistant"},
@@ -63,6 +64,7 @@ TEXTS = {
     f"{CALL} and so": ("and so", [("rain", VALUE)]),
     f"see {OTHER}": (f"see {OTHER}", []),
     f"see {BROKEN}.": (f"see {BROKEN}.", []),
+    **{text: (text, []) for text in NAMELESS},  # of a name that is a list or an object the request failed
     f"see {CALL[:-3]}": (f"see {CALL[:-3]}", []),
 }
 

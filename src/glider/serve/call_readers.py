@@ -34,17 +34,17 @@ class Call:
     @classmethod
     def of(cls, value: Any, names: Collection[str]) -> "Call | None":
         """From `{"name": ..., "arguments": {...}}`; None for what is no call of these tools."""
-        if not isinstance(value, dict) or value.get("name") not in names:
+        if not isinstance(value, dict):
             return None
-        arguments = value.get("arguments")
-        if not isinstance(arguments, dict):
+        name, arguments = value.get("name"), value.get("arguments")
+        if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
             return None
-        name = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LENGTH))
+        call_id = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LENGTH))
         try:
             text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         except ValueError:  # numbers beyond floating point
             return None
-        return cls(name, value["name"], text)
+        return cls(call_id, name, text)
 
     @property
     def message(self) -> dict[str, Any]:
