@@ -25,6 +25,12 @@ def say(text: str = "", *, error: bool = False) -> None:
     _write(visible(text) + "\n", error)
 
 
+def note(text: str) -> None:
+    """Print what is going on, on a line of stderr; nothing with `--quiet`."""
+    if not _quiet:
+        say(text, error=True)
+
+
 def say_json(value: Any, indent: int | None = 2) -> None:
     """Print a value as JSON: the same value to whoever parses it, with invisible characters escaped."""
     _write(dump_json(value, indent) + "\n")

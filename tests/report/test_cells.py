@@ -49,6 +49,17 @@ def test_faults_are_told(results: Path, write_cell) -> None:
         Results.read(results)
 
 
+def test_two_files_of_one_result_agree_or_are_refused(results: Path, write_cell) -> None:
+    """The first in the alphabet was taken, whatever the other one said."""
+    write_cell("base", "near", "a", fault="a full disk", folder="one", key="k")
+    write_cell("base", "near", "a", [1, 0], folder="two", key="k")
+    found = Results.read(results).of(["base"], ("near", "a"))
+    assert found is not None and found.score == 0.5
+    write_cell("base", "near", "a", [1, 1], folder="three", key="k")
+    with pytest.raises(DataError, match=r"other scores in .*three.* than in .*two"):
+        Results.read(results)
+
+
 def test_a_broken_cell_is_not_taken_for_none(results: Path, write_cell) -> None:
     write_cell("base", "near", "a", [1])
     broken = write_cell("base", "near", "b", [1])

@@ -70,7 +70,7 @@ class Results:
 
         Raises `DataError` without any, for a file that is no JSON (a broken cell must not pass for none), a cell of
         another format or an earlier version, or without what `require_cell` requires, and two cells of one router and
-        task that differ in what decides the result.
+        task that differ in what decides the result, or in their scores.
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
@@ -92,11 +92,12 @@ class Results:
                 raise DataError(
                     f"a result in {path}", str(fault), "Evaluate that cell anew, or move it away."
                 ) from fault
-            name = (record["router"], record["set"], record["task"])
+            cell = CellFile(path, record)
+            name = _name(cell)
             if name in cells and cells[name].record["key"] != record["key"]:
                 two = f"{cells[name].path} and {path}"
                 raise DataError(f"one result of {' / '.join(name)}", two, "Give the routers of the runs other names.")
-            cells.setdefault(name, CellFile(path, record))
+            cells[name] = _one_of(cells[name], cell) if name in cells else cell
         if not cells:
             raise DataError(f"results of `glider evaluate` in {directory}", "none", "Give the directory of its --out.")
         return cls(cells)
@@ -140,6 +141,18 @@ class Results:
             if cell.fault is not None:
                 return f"{router} failed: {cell.fault}"
         return "no router"
+
+
+def _one_of(first: CellFile, second: CellFile) -> CellFile:
+    """Of two files of one result that which has scores; raises `DataError` where they have others."""
+    if first.fault is None and second.fault is None and first.rows != second.rows:
+        two = f"other scores in {first.path} than in {second.path}"
+        raise DataError(f"one result of {' / '.join(_name(first))}", two, "Move one of them away.")
+    return second if first.fault is not None else first
+
+
+def _name(cell: CellFile) -> tuple[str, str, str]:
+    return cell.record["router"], cell.record["set"], cell.record["task"]
 
 
 def _record(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from glider.errors import ConfigError
 from glider.printable import visible
 from glider.serve.settings import ServeSettings
-from glider.terminal import say
+from glider.terminal import note, say
 
 if TYPE_CHECKING:
     from glider.inference.spec import ModelSpec
@@ -28,6 +28,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
 
     _log_to_stderr()
     listener = _listen(settings)  # an address that is taken shows before models are loaded
+    note(f"glider: loading {', '.join(settings.pools)}")
     service = Service(Pools.load(spec, settings), settings)
     service.warm()
     config = uvicorn.Config(

@@ -81,7 +81,7 @@ class Tracing:
         if not span.is_recording():  # it ends with the last byte that is sent
             return
         attributes: dict[str, Any] = {
-            "glider.pool": exchange.target.pool.name,
+            "glider.pool": exchange.target.pool_label,
             "glider.verdict": exchange.verdict_label,
             "glider.request_id": exchange.request_id,
             "gen_ai.request.model": exchange.target.name,
