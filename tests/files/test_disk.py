@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glider.errors import DataError
-from glider.files.disk import canonical_json, new_directory, sha256, write_file, write_json
+from glider.files.disk import canonical_json, new_directory, sha256, work_directory, write_file, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -246,3 +247,16 @@ def test_canonical_json_says_the_same_thing(value: object):
 @given(st.dictionaries(st.text(), JSON, max_size=6))
 def test_canonical_json_does_not_depend_on_order(value: dict[str, object]):
     assert canonical_json(value) == canonical_json(dict(reversed(value.items())))
+
+
+def test_a_directory_to_work_in_is_made_by_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a build begin together: each saw none, and all but one failed to make it."""
+    seen = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: seen(path) and Path(path).name != "work")
+    (tmp_path / "work").mkdir()  # by another one, since it was looked for
+    assert work_directory(tmp_path / "work") == tmp_path / "work"
+    monkeypatch.undo()
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(50):
+            place = tmp_path / str(number) / "work"
+            assert set(threads.map(work_directory, [place] * 8)) == {place}

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,7 @@ def work_directory(path: Path) -> Path:
     """A directory to work in that lies where it says, made if there is none; raises `ExpertError` for a link."""
     with naming_target(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(path):
+        with suppress(FileExistsError):  # be it by another process, this moment
             path.mkdir()
     if not is_directory(path):
         raise ExpertError(f"a directory {path} to work in", "a link or a file", "Remove it; it is not glider's.")
