@@ -15,7 +15,8 @@ from glider.inference.queries import Prompt, Query, listed, require_text
 def require_known(ids: Sequence[int], model: Any) -> None:
     """Raise `QueryError` for a token that the base has no embedding for, though its tokenizer has it: on a GPU one such
     ends the process."""
-    size = model.get_input_embeddings().weight.shape[0]
+    here = hasattr(model, "get_input_embeddings")  # else another process has it, and its settings are known
+    size = model.get_input_embeddings().weight.shape[0] if here else model.config.get_text_config().vocab_size
     if (token := max(ids, default=0)) >= size:
         expected = f"tokens that the base has embeddings for, 0 to {size - 1}"
         remedy = "Leave that text out, or give a base whose embeddings have a row for every token of its tokenizer."

@@ -10,9 +10,10 @@ import pytest
 
 from glider.engines.vllm import contract
 from glider.engines.vllm.arguments import command_line, engine_arguments, plugin_settings
+from glider.engines.vllm.offline import Requests
 from glider.engines.vllm.refusals import faults
 from glider.engines.vllm.settings import PluginSettings
-from glider.errors import ConfigError, EngineError, MissingDependency, RouterError
+from glider.errors import ConfigError, EngineError, MissingDependency, QueryError, RouterError
 from glider.inference.spec import ModelSpec
 
 
@@ -219,3 +220,13 @@ def test_the_doctor_says_what_would_be_refused(
         assert told["modes"] == {"select": None, "route": None}
     else:
         assert route in told["modes"]["route"]
+
+
+def test_prompts_for_an_engine_elsewhere_are_held_to_the_bases_tokens(make_wide_pool: Any, wide_llama: Path) -> None:
+    """No model is here: how many tokens it knows stands in its settings."""
+    requests = Requests.of_spec(ModelSpec(base=str(wide_llama), pool=str(make_wide_pool().path), abstain=False))
+    (row,) = requests.encoder.rows(["hello"], False, 4)
+    assert row and max(row) < requests.encoder.model.config.vocab_size
+    requests.encoder.model.config.vocab_size = max(row)
+    with pytest.raises(QueryError, match="which only its tokenizer knows"):
+        requests.encoder.rows(["hello"], False, 4)
