@@ -246,7 +246,7 @@ def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str
 def _require_numbers(model: Any, tokenizer: Any) -> None:
     """Raise `BaseModelError` for numbers of a model's files that are none, which are used long after they are read."""
     ends = getattr(model.generation_config, "eos_token_id", None)
-    values = [("model_max_length of the tokenizer", tokenizer.model_max_length, int | float)]
+    values = [("model_max_length of the tokenizer", getattr(tokenizer, "model_max_length", 0), int | float)]
     values += [("eos_token_id of generation", end, int) for end in (ends if isinstance(ends, list) else [ends]) if end]
     for name, value, kind in values:
         if not isinstance(value, kind):

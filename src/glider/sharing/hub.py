@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -259,8 +258,10 @@ def _fetch(
     if not files:
         return
     with hub_faults_as(f"to pull {repo_id}", error):
-        listed = islice(api.list_repo_tree(repo_id, recursive=True, revision=commit), _MOST_LISTED)
-        for entry in listed:
+        for number, entry in enumerate(api.list_repo_tree(repo_id, recursive=True, revision=commit)):
+            if number == _MOST_LISTED:
+                got = f"more in {repo_id}"
+                raise error(f"at most {_MOST_LISTED} entries", got, "Ask its author; glider cannot use it.")
             if isinstance(entry, RepoFile) and entry.path in {*files, *optional}:
                 _require_bytes(entry.path, repo_id, entry.size, sizes, error)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
