@@ -1,7 +1,6 @@
 """The native kernel: its decisions are the routers', on every instruction set of this machine, alone or in threads."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,15 +20,6 @@ extension = native.extension()
 pytestmark = pytest.mark.skipif(extension is None, reason=f"no native kernel: {native.why_absent()}")
 ISAS = extension.isas() if extension is not None else []
 often = settings(deadline=None, derandomize=True, max_examples=100)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert extension is not None
-    before = extension.isa()
-    extension.use_isa(request.param)
-    yield request.param
-    extension.use_isa(before)
 
 
 def check(case: Case, shortlist: bool) -> None:

@@ -4,8 +4,6 @@ A decision by shortlist is compared with that of one token by itself without any
 order as those of what a shortlist scores again: the experts are the same, whatever float32 makes of the scores.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,15 +20,6 @@ from .cases import random_case
 extension = native.extension()
 pytestmark = pytest.mark.skipif(extension is None, reason=f"no native kernel: {native.why_absent()}")
 ISAS = extension.isas() if extension is not None else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert extension is not None
-    before = extension.isa()
-    extension.use_isa(request.param)
-    yield request.param
-    extension.use_isa(before)
 
 
 def decide(
