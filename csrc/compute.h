@@ -31,6 +31,7 @@ constexpr int64_t PANEL_FROM = 12, PANEL_MOST = 1 << 20;  // tokens that factors
 constexpr int64_t RUN_OF_TOKENS = 16, RUN_EXPERTS = 8;  // tokens with the same experts that are worth a way of their own
 constexpr int64_t MOST_RANKS = 128;  // of what tiles are laid out for
 constexpr float SCORES_OFF = 4e-7f;  // what adding a global term may round away, of the sum
+constexpr int64_t FEW_KEPT = 4;  // experts of a token that whole vectors are compared for, once each
 constexpr int64_t LEADING = 16, RUN = 8;  // experts whose scores tell who is in reach; tokens of a query worth asking for
 
 enum class Isa : int { portable, avx2, avx512, amx };  // the last: avx512, and tiles for bfloat16

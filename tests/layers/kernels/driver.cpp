@@ -136,9 +136,15 @@ int all() {
                         bad += one<uint16_t, uint16_t>(experts, rank, width, out, tokens, 2);
                         if (rank == 9) bad += one<float, uint16_t>(experts, rank, width, out, tokens, 3);
                     }
-    for (int64_t experts : {96, 97, 113})  // what tiles score
+    for (int64_t experts : {192, 193, 209})  // what tiles score
         for (int64_t width : {1, 31, 32, 33, 70})
             for (int64_t tokens : {31, 32, 47, 65}) bad += one<uint16_t, uint16_t>(experts, 16, width, 33, tokens, 2);
+    for (int64_t experts : {16, 17, 40, 70})  // in float32, of more tokens
+        for (int64_t width : {1, 31, 32, 33, 70})
+            for (int64_t tokens : {128, 131}) {
+                bad += one<uint16_t>(experts, 16, width, 33, tokens, 2);
+                bad += one<uint16_t>(experts, 40, width, 130, tokens, 2);
+            }
     return bad;
 }
 
