@@ -146,6 +146,7 @@ def nested(depth: int) -> dict[str, Any]:
         {"type": "thing"},
         {"type": "integer", "minimum": 5, "maximum": 3},
         {"type": "object", "x-guidance": {"lenient": True}, "not": {}},
+        {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]},  # wrote until it was cut
     ],
     ids=lambda schema: json.dumps(schema)[:30],
 )
@@ -154,6 +155,18 @@ def test_a_schema_that_cannot_be_kept_is_refused(server: Served, schema: Any) ->
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == ("response_format", "invalid_json_schema")
+
+
+def test_a_list_of_linked_nodes_ends(client: openai.OpenAI) -> None:
+    """A schema that comes back to itself where it need not is taken."""
+    following = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}
+    properties = {"label": {"enum": ["a", "b"]}, "next": following}
+    linked = {"type": "object", "properties": properties, "required": ["label", "next"], "additionalProperties": False}
+    schema = {"$defs": {"node": linked}, "$ref": "#/$defs/node"}
+    finished = [
+        asked(client, response_format=in_format(schema), temperature=1.0, seed=seed).choices[0] for seed in range(3)
+    ]
+    assert any(fits(one.message.content, schema) for one in finished if one.finish_reason == "stop")
 
 
 def test_a_schema_with_a_number_of_hundreds_of_digits_is_refused(server: Served) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from glider.printable import printable
 from glider.serve import grammar_child
 from glider.serve.errors import ApiError
+from glider.serve.finite_schemas import endless_places
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
@@ -160,6 +161,9 @@ def check(schemas: Sequence[Schema], param: str) -> None:
         name = signal.Signals(-done.returncode).name if done.returncode else "no answer"
         limit = f"{grammar_child.CPU_SECONDS} s, {grammar_child.MEMORY >> 20} MiB"
         raise _unfit(f"it takes more time, memory or depth than it may ({limit}; {name})", schemas[len(lines)].param)
+    for schema in schemas:
+        if (places := endless_places(json.loads(schema.text))) is not None:
+            raise _unfit("no finite JSON fits it: {} needs another of itself, by {}".format(*places), schema.param)
 
 
 def _read(model: "RoutedModel", param: str) -> Any:
