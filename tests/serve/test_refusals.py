@@ -97,6 +97,26 @@ def test_the_field_has_its_own_name(server: Served, param: str, path: str, field
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
+@pytest.mark.parametrize(
+    ("prompt", "param", "message"),
+    [
+        ([], "prompt", "at least 1 item"),
+        ([[]], "prompt.0", "at least 1 item"),
+        (5, "prompt", "valid string or a valid list"),
+        (["a", 5], "prompt.1", "valid string"),
+        ([[1], "a"], "prompt.1", "valid list"),
+        (["a"] * 2000, "prompt", "at most 1024 items"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_of_several_forms_the_nearest_is_told(server: Served, prompt: Any, param: str, message: str) -> None:
+    """No prompt at all should have been a valid string, two thousand texts a valid integer."""
+    answer = post(server, {"model": "tiny", "prompt": prompt}, "/v1/completions")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), answer.text
+    assert message in error["message"] and "after validation" not in error["message"]
+
+
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b'"text"'])
 def test_a_body_that_is_no_object_has_no_field(server: Served, content: bytes) -> None:
     """Of one that was empty the field None was missing."""

@@ -1,6 +1,7 @@
 """Faults in the form that OpenAI's clients read: {"error": {message, type, param, code}}."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from glider.printable import printable
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+_PYTHON = re.compile(r"^Value error, | or instance of \w+| or object to extract fields from| after validation")
 log = logging.getLogger("glider.serve")
 LONGEST = 1000  # characters of a message
 
@@ -61,7 +63,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     """One error for what pydantic found in a body, naming the field: of a union's branches the furthest."""
     places = [_place(error, body) for error in errors]
     alike = [number for number, place in enumerate(places) if place[:1] == places[0][:1]]
-    deepest = max(alike, key=lambda number: (len(places[number]), errors[number]["type"] == "literal_error"))
+    deepest = max(alike, key=lambda number: _progress(errors[number], places[number]))
     first, place = errors[deepest], places[deepest]
     param = printable(".".join(place)) or None
     if first["type"] == "extra_forbidden":
@@ -70,8 +72,26 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
         return ApiError(400, f"the body is no JSON object of this request: {first['msg']}", code="invalid_json")
     if first["type"] == "missing":
         return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
+    alternatives = [one for one, other in zip(errors, places, strict=True) if other == place]
+    message = _message(alternatives if first["type"].endswith("_type") else [first])
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
+
+
+def _progress(error: Any, place: list[str]) -> Any:
+    """How far a union's branch came before this fault: past the type of what stands there, then the deepest, then the
+    furthest in a list."""
+    kind = error["type"]
+    numbers = [int(part) for part in place if part.isdecimal()]
+    return not kind.endswith("_type"), len(place), kind == "literal_error", numbers
+
+
+def _message(errors: Sequence[Any]) -> str:
+    """What a field should be: of several types, any."""
+    messages = []
+    for error in errors:
+        message = _PYTHON.sub("", error["msg"]).replace("dictionary", "object")
+        messages.append(message.removeprefix("Input should be ") if messages else message)
+    return " or ".join(dict.fromkeys(messages))
 
 
 def _place(error: Any, body: Any) -> list[str]:
