@@ -62,6 +62,11 @@ class Connection(H11Protocol):
             if self._awaited is not None:
                 self._late = self.loop.call_later(self._patience, self._close)
 
+    def _should_upgrade(self) -> bool:
+        """Never: a request to speak another protocol (websocket, h2c) is answered in this one, as HTTP allows. uvicorn
+        advised in the log, for each of them, to install a package."""
+        return False
+
     @property
     def _awaits(self) -> str | None:
         """What the client has to send that no application waits for."""

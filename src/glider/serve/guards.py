@@ -11,6 +11,7 @@ from anyio import fail_after
 from starlette.exceptions import HTTPException
 
 from glider.serve.errors import ApiError
+from glider.serve.paths import as_route
 from glider.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Guards:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = as_route(scope)
         headers = dict(scope["headers"])
         header = headers.get(b"x-request-id", b"")
         scope.setdefault("state", {})["request_id"] = header.decode() if _REQUEST_ID.fullmatch(header) else _new_id()
