@@ -118,6 +118,30 @@ def test_a_signal_drains(serve: Serve) -> None:
     assert asking.outcome.usage.completion_tokens == 200
 
 
+def test_whoever_asks_while_it_drains_is_told_so(serve: Serve) -> None:
+    """Nobody could connect any more: probes and clients saw a server that had gone."""
+    served = serve()
+    with served.client().chat.completions.create(**LONG, n=16, stream=True) as stream:
+        next(iter(stream))
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{served.url}/ready").status_code == 503)
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=ASK)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["retry-after"]
+        assert next(iter(stream)).choices[0].finish_reason is None  # the one in flight goes on
+    assert served.process.wait(600) == 0
+
+
+def test_what_takes_longer_than_draining_may_is_cut(serve: Serve) -> None:
+    served = serve("--shutdown-timeout", "1")
+    asking = Asking(served, n=16)
+    until(lambda: load(served) == 16)
+    assert served.stop() == 0
+    asking.join()
+    assert isinstance(asking.outcome, openai.OpenAIError)
+
+
 def test_a_second_signal_stops(serve: Serve) -> None:
     served = serve("--shutdown-timeout", "300")
     asking = Asking(served, n=16)

@@ -32,6 +32,11 @@ class Places:
         """Requests in the queue."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def taken(self) -> bool:
+        """Whether any request has a place or waits for one."""
+        return bool(self._by_key)
+
     def check(self, key: str, streams: int | None) -> None:
         """Raise `ApiError` where a request of this key would be refused: 503 while draining, 429 for limits."""
         if self.closed:

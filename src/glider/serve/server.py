@@ -1,9 +1,11 @@
 """Running it: uvicorn, signals, what is said at the start."""
 
+import asyncio
 import logging
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from glider.terminal import note, say
 if TYPE_CHECKING:
     from glider.inference.spec import ModelSpec
     from glider.serve.service import Service
+
+_LOOK = 0.1  # seconds between looks at whether requests in flight have ended
 
 
 def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
@@ -43,7 +47,7 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
     )
 
     class Server(uvicorn.Server):
-        """Says where it listens; a second signal of either kind stops it at once."""
+        """Says where it listens, also while it drains; a second signal of either kind stops it at once."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             _begin(listener, settings)
@@ -56,6 +60,14 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
                 self.force_exit = True
             service.drain()
             super().handle_exit(sig, frame)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """uvicorn closes its address first: whoever asks meanwhile would be told nothing."""
+            end = time.monotonic() + settings.shutdown_timeout
+            while service.places.taken and not self.force_exit and time.monotonic() < end:
+                await asyncio.sleep(_LOOK)
+            self.config.timeout_graceful_shutdown = max(0, round(end - time.monotonic()))
+            await super().shutdown(sockets)
 
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: None)  # uvicorn raises what it caught once more when it has drained
