@@ -361,3 +361,30 @@ def test_folding_twice_is_folding_once_and_a_folded_model_takes_no_second_pool(
 
 def test_folding_the_base_router_does_nothing(make_pool, llama_directory: Path) -> None:
     load(str(llama_directory), make_pool(llama_directory).path, router="base").fold()
+
+
+def test_generations_of_the_same_experts_hold_them_once(base_directory: Path, make_pool, grow_pool) -> None:
+    """Each reload of a served pool took as much memory as the pool again, for as long as any earlier query lasted."""
+    pool, model = make_pool(base_directory, 2), load_base(str(base_directory)).model
+    attached = attach(model, pool, Phatgoose())
+    routed, first = logits(model), attached.take()
+
+    def banks(number: int) -> list[Any]:
+        layers = [module for module in model.modules() if isinstance(module, RoutedLinear)]
+        return [layer._served[number].bank for layer in layers]
+
+    def serve(other: Pool, storage: Storage | None = None) -> list[Any]:
+        generation = attached.replace(Phatgoose(), Phatgoose().prepare(other), storage or Storage())
+        return banks(generation.number)
+
+    before = banks(first.number)
+    assert all(one is other for one, other in zip(serve(pool.reload()), before, strict=True))
+    assert torch.equal(logits(model), routed)
+    unlike = serve(pool, Storage(expert_dtype=torch.float64))
+    assert not any(one is other for one, other in zip(unlike, before, strict=True))
+    larger = grow_pool(pool, base_directory, "late", seed=77)
+    grown = serve(larger)
+    assert not any(one is other for one, other in zip(grown, before, strict=True))
+    assert all(one is other for one, other in zip(serve(pool), before, strict=True))
+    attached.give_back(first)  # with the generation that had them first they do not go
+    assert torch.equal(logits(model), routed)

@@ -12,7 +12,7 @@ from torch import nn
 from glider.errors import PoolError, RouterError
 from glider.experts.base_identity import identify, require_same_base
 from glider.experts.pool import Pool
-from glider.layers.bank import Bank, storage
+from glider.layers.banks import banks_of, device_of, stored_dtype
 from glider.layers.blocks import Blocks
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.folding import fold_into, require_every_row, require_foldable, require_unfolded, unfold_from
@@ -63,7 +63,8 @@ class Attached:
     """A pool installed on a model, which remains the same transformers model.
 
     Queries keep the generation of the pool that they began with: `replace` makes a new one for new queries, and the
-    experts of an older one stay in memory until its last query has ended.
+    experts of an older one stay in memory until its last query has ended. A site whose stacked experts are those of an
+    older generation shares them with it.
     """
 
     def __init__(self, model: nn.Module):
@@ -285,13 +286,13 @@ class Attached:
         """What serves each site, made before anything is changed."""
         prepared = generation.prepared
         originals = {name: self._original(name, prepared) for name in prepared.sites}
-        dtypes = {name: _stored(originals[name], name, prepared, storage.expert_dtype) for name in prepared.sites}
+        dtypes = {name: stored_dtype(originals[name], name, prepared, storage.expert_dtype) for name in prepared.sites}
         limit = storage.expert_memory
         places = None if limit is None else places_within(limit, prepared, dtypes)
-        banks = _banks(originals, prepared, dtypes, places)
+        banks = banks_of(originals, prepared, dtypes, places, self._layers)
         sites = {}
         for name, site in prepared.sites.items():
-            moved = site.to(_device(originals[name]))
+            moved = site.to(device_of(originals[name]))
             sites[name] = RoutedSite(moved, banks[name], generation.router, storage.kernel)
         return sites
 
@@ -366,32 +367,6 @@ def attach(
     attached = Attached(model)
     attached.replace(require_router(router), prepared or prepare(router, pool), storage or Storage())
     return attached
-
-
-def _banks(
-    originals: dict[str, nn.Module], prepared: Prepared, dtypes: dict[str, torch.dtype], places: int | None
-) -> dict[str, Bank | HotBank]:
-    """The bank of every site."""
-    banks: dict[str, Bank | HotBank] = {}
-    for name in prepared.sites:
-        if places is None:
-            bank = Bank.of(name, prepared.experts, dtypes[name])
-        else:
-            bank = HotBank(name, prepared.experts, places, dtypes[name])
-        banks[name] = bank.to(_device(originals[name]))
-    return banks
-
-
-def _device(original: nn.Module) -> torch.device:
-    weight = next(original.parameters(), None)
-    return torch.device("cpu") if weight is None else weight.device
-
-
-def _stored(original: nn.Module, site: str, prepared: Prepared, requested: torch.dtype | None) -> torch.dtype:
-    """The dtype in which a site's experts are stored."""
-    weight = next(original.parameters(), None)
-    usual = weight.dtype if weight is not None and weight.is_floating_point() else torch.float32
-    return storage(site, prepared.experts, requested or usual, requested is None and _device(original).type == "cpu")
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

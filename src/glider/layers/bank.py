@@ -39,6 +39,11 @@ class Bank(nn.Module):
         """Decisions by place in `stack` that add up to this one, each computed before the next is asked for."""
         return (decision,)
 
+    def equals(self, other: "Bank") -> bool:
+        """Whether both hold the same experts' pairs, in the same places, dtype and device, to the bit."""
+        pairs = ((self.A, other.A), (self.B.mT, other.B.mT), (self.scaling, other.scaling))
+        return all(_alike(mine, theirs) for mine, theirs in pairs)
+
     @classmethod
     def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype) -> "Bank":
         """Stack the experts' factors at a site, stored in `dtype`."""
@@ -75,3 +80,9 @@ def storage(site: str, experts: Sequence[ExpertLike], dtype: torch.dtype, narrow
     """
     stored = {expert.sites[site].dtype for expert in experts if site in expert.sites}
     return torch.bfloat16 if narrow and dtype == torch.float32 and stored == {torch.bfloat16} else dtype
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))

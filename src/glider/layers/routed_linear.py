@@ -100,6 +100,11 @@ class RoutedLinear(nn.Module):
         return self._served[self.context.current]
 
     @property
+    def served(self) -> list[RoutedSite]:
+        """The site as each generation serves it, in the order that they came."""
+        return list(self._served.values())
+
+    @property
     def weight(self) -> torch.Tensor:
         """The base's weight: T5 asks its output layer for its dtype."""
         return self.base.weight  # pyright: ignore[reportReturnType]
