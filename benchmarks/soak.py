@@ -1,7 +1,7 @@
 """Does a server at saturation stay right, for as long as one likes?
 
     python benchmarks/soak.py [--minutes 30] [--base DIRECTORY --pool DIRECTORY] [--router ROUTER] [--workers 24]
-                              [--most-growth 64] [--json out.json]
+                              [--most-growth 64] [--reload-every 2] [--json out.json]
 
 Starts `glider serve` over a copy of the pool (the demo's by default) with fewer places than there are workers, so that
 some always wait. First every request of a set is asked by itself: prompts and answers of mixed lengths, conversations,
@@ -100,7 +100,12 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=12, help="requests that share the server's passes")
     parser.add_argument("--tie", type=float, default=1e-3)
     parser.add_argument("--most-growth", type=float, default=64.0, help="megabytes")
-    parser.add_argument("--reload-every", type=float, default=2.0, help="seconds between reloads of the pool")
+    parser.add_argument(
+        "--reload-every",
+        type=float,
+        default=2.0,
+        help="seconds between reloads of the pool; more than all minutes: none",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -256,7 +261,7 @@ class Soak:
         self.tally.counts["refused"] += 1
 
     async def _reload(self) -> None:
-        while time.monotonic() < self.end:
+        while time.monotonic() + self.arguments.reload_every < self.end:
             await asyncio.sleep(self.arguments.reload_every)
             answer = await self.client.post("pool/reload", json={})
             if answer.status_code != 200:

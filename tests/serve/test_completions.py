@@ -140,6 +140,17 @@ def test_a_route_is_told_without_generating(server: Served, model: RoutedModel) 
     assert (base["experts"], base["alpha"]) == ({}, None)
 
 
+def test_a_pool_under_another_router_can_be_looked_up(client: openai.OpenAI) -> None:
+    """It was no model there, though it answered."""
+    card = client.models.retrieve("tiny:phatgoose")
+    assert (card.id, card.model_extra["parent"], card.model_extra["kind"]) == ("tiny:phatgoose", "tiny", "router")
+    with pytest.raises(openai.BadRequestError, match="another process"):
+        client.models.retrieve("tiny:arrow")
+    for name in ("tiny:nonsense", "tiny:", "e0:phatgoose"):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
+
+
 def test_the_pool_is_told(server: Served, model: RoutedModel) -> None:
     (pool,) = httpx.get(f"{server.url}/v1/pool").json()["data"]
     assert (pool["id"], pool["router"], pool["signal"]) == ("tiny", "Glider", "examples")

@@ -192,6 +192,11 @@ class Pools:
             cards.append(_card(self.base_name, seen[0].since, None, self.base_name, kind="base", **context))
         return cards
 
+    def router_card(self, pool: ServedPool, name: str) -> dict[str, Any]:
+        """The card of a pool under another router, by a name that no list has."""
+        context = {"max_model_len": pool.model.encoder.context, "generation": pool.number(pool.generation)}
+        return _card(name, pool.since, pool.name, self.base_name, kind="router", **context)
+
     def _check_names(self) -> None:
         names = [self.base_name, *self.pools]
         names += [model for pool in self.pools.values() for model in self.expert_names(pool)]

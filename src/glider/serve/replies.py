@@ -248,7 +248,7 @@ class ModelCard(Reply):
     owned_by: str
     root: str
     parent: str | None
-    kind: Literal["pool", "expert", "adapter", "base"]
+    kind: Literal["pool", "expert", "adapter", "base", "router"]
     max_model_len: int | None
     generation: int = 0
 

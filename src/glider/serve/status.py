@@ -15,7 +15,7 @@ from glider.serve.pools import ServedPool, Target
 from glider.serve.prompts import chat_prompt, plain_prompts, require_room
 from glider.serve.schemas import RouteRequest
 from glider.serve.service import Service
-from glider.serve.steering import guided
+from glider.serve.steering import guided, other_router
 from glider.serve.token_trace import TokenWeights
 
 _LEAST = 5e-5  # smaller weights are left out
@@ -57,9 +57,7 @@ def routes(service: Service) -> APIRouter:
     async def model(request: Request, name: str) -> dict[str, Any]:
         cards = service.pools.cards(service.key(request, "ask").pools)
         match = next((card for card in cards if card["id"] == name), None)
-        if match is None:
-            raise ApiError(404, f"no model {name[:200]!r} here", param="model", code="model_not_found")
-        return match
+        return match or await _other_router(service, request, name)
 
     @router.get("/v1/pool", **replies.described(replies.PoolCards))
     async def pool(request: Request) -> dict[str, Any]:
@@ -75,6 +73,16 @@ def routes(service: Service) -> APIRouter:
         return await service.runner.prepare(_route, service, target, body)
 
     return router
+
+
+async def _other_router(service: Service, request: Request, name: str) -> dict[str, Any]:
+    """The card of a pool under another router, which is in no list; raises `ApiError` where that does not answer."""
+    _, target = service.target(request, name)
+    if target.way.router is None:  # it came since the list was made
+        raise ApiError(404, f"no model {name[:200]!r} here; see /v1/models", param="model", code="model_not_found")
+    pool = target.pool
+    await service.runner.prepare(other_router, pool.model.pool, pool.generation, target.way.router)
+    return service.pools.router_card(pool, name)
 
 
 def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:

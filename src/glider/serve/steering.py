@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -75,7 +75,7 @@ def guided(
         _refuse("description", "examples", "exclude", steering=steering, what="weights of experts")
         return Guided(_fixed_condition(generation.names, steering.experts), None, None, {})
     if way.router is not None:
-        generation = replace(generation, **_other(model.pool, generation, way.router))
+        generation = replace(generation, **other_router(model.pool, generation, way.router))
     override = "route" if isinstance(steering.experts, list) else steering.verdict
     condition, verdict = condition_of(model, generation, query, ids, override, turns)
     left_out = _left_out(generation.names, steering)
@@ -200,8 +200,9 @@ def _judge(router: Router, generation: "Generation", text: str) -> "Judge | None
     return replace(judge, settles=by_itself)
 
 
-def _other(pool: "Pool", generation: "Generation", text: str) -> dict:
-    """Router and prepared pool of another method that differs from the served one in its condition alone."""
+def other_router(pool: "Pool", generation: "Generation", text: str) -> dict[str, Any]:
+    """Router and prepared pool of another method that differs from the served one in its condition alone; raises
+    `ApiError` for any other."""
     try:
         name, settings = parsed(text)
         gated = router_from(name, settings)
