@@ -154,6 +154,7 @@ def test_what_does_not_fit_changes_nothing(
         answer = post(served, PATHS[1], lora_name="new", lora_path=path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), (path, answer.text)
         assert str(outside) not in answer.text and "glider-adapter-" not in answer.text
+        assert code != "no_such_directory" or "no directory 'nothing'" in answer.json()["error"]["message"]
     for name in ("e1", "tiny", "tiny-llama", "../x", "<img onerror>"):
         assert post(served, PATHS[1], lora_name=name, lora_path="e9").status_code == 400
     stale = post(served, PATHS[1], lora_name="e9", lora_path="e9", expected_generation=7)

@@ -172,5 +172,6 @@ def _confined(service: Service, pool: ServedPool, path: str) -> Path:
         message = "a directory inside the one that adapters may be loaded from (--changes-from)"
         raise ApiError(400, message, param="lora_path", code="path_not_allowed")
     if not place.is_dir():
-        raise ApiError(400, "no such directory", param="lora_path", code="no_such_directory")
+        message = f"no directory {path[:200]!r} in the one that adapters may be loaded from (--changes-from)"
+        raise ApiError(400, message, param="lora_path", code="no_such_directory")
     return place
