@@ -218,7 +218,8 @@ def other_router(pool: "Pool", generation: "Generation", text: str) -> dict[str,
         and other.selection() == served.selection()
     )
     if not same:
-        message = f"the router {text} decides tokens by other numbers than the one served; serve it by another process"
+        remedy = f"serve it by another process (glider serve POOL --router {text})"
+        message = f"the router {text} decides tokens by other numbers than the one served; {remedy}"
         raise ApiError(400, message, param="model", code="unsupported_router")
     assert isinstance(other, Composed)
     part = other.global_part()
