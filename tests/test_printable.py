@@ -154,7 +154,7 @@ def test_a_description_of_several_lines_is_one_in_a_list(tmp_path: Path, capsys,
 FULL = """
 import resource, tempfile
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-from glider.cli.terminal import refused_by_system
+from glider.errors import refused_by_system
 try:
     tempfile.gettempdir()
 except OSError as fault:

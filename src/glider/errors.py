@@ -5,6 +5,8 @@ Every mistake a user can make is a `GliderError`. The command line prints its on
 stranger's: it is made printable and cut here, for all of them.
 """
 
+import errno
+
 from glider.printable import printable
 
 LONGEST_PART = 2000  # characters of what was wanted, what was got and what to do
@@ -108,3 +110,18 @@ class MissingDependency(GliderError):
 
     def __init__(self, package: str, purpose: str, command: str):
         super().__init__(f"the package {package} to {purpose}", "no such package", f"Install it: {command}")
+
+
+def system_refusal(fault: OSError) -> tuple[str, str, str]:
+    """What was wanted, what the system said and what to do; `fault` has a text of the system's."""
+    if fault.filename is None and str(fault.strerror).startswith("No usable temporary directory"):  # Python's own
+        return "to write temporary files", str(fault.strerror), "Free space there, or set TMPDIR."
+    place = printable(str(fault.filename), LONGEST_PART) if fault.filename else "a file"
+    remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
+    return f"to use {place}", str(fault.strerror), f"{remedy}, or choose another place."
+
+
+def refused_by_system(fault: OSError) -> str:
+    """The same in a line."""
+    wanted, got, remedy = system_refusal(fault)
+    return f"wanted {wanted}; got: {got}. {remedy}"

@@ -1,5 +1,6 @@
 """A file of prompts becomes a file of answers: those of `generate`, whole, in order, and none twice."""
 
+import errno
 import json
 import os
 import sys
@@ -326,3 +327,20 @@ def test_a_cell_is_a_chat_or_a_text(tmp_path: Path):
     (tmp_path / "rows.csv").write_text('prompt\n"[3, 1]"\n"[{""role"": ""user"", ""content"": ""Hi""}]"\n')
     asked = [row.prompt for row in read_prompts(tmp_path / "rows.csv", {})]
     assert asked == ["[3, 1]", [{"role": "user", "content": "Hi"}]]
+
+
+def test_a_full_disk_leaves_no_record_of_answers_that_are_not_there(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`answers.jsonl.run.json` stayed behind."""
+    write(tmp_path / "rows.jsonl", [{"input": "hello there"}])
+
+    def write_nothing(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_file", write_nothing)
+        code, _, err = glider("rows.jsonl", "answers.jsonl")
+    assert code == 2 and "wanted to use answers.jsonl; got: No space left" in err
+    assert not (tmp_path / "answers.jsonl.run.json").exists()
+    assert glider("rows.jsonl", "answers.jsonl") == (0, "answers.jsonl: done\n", "")

@@ -304,3 +304,14 @@ def test_a_path_that_the_system_refuses_is_named_by_its_beginning(
         main()
     line = capsys.readouterr().err
     assert ended.value.code == 2 and "File name too long" in line and len(line) < 3000
+
+
+@pytest.mark.parametrize("number", ["x", "", None])
+def test_a_shell_that_asks_for_completions_in_a_wrong_way_gets_a_line(glider, monkeypatch, number: str | None) -> None:
+    """`COMP_CWORD` that is no number was a traceback at every press of the tabulator."""
+    monkeypatch.setenv("_GLIDER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "glider pool")
+    monkeypatch.delenv("COMP_CWORD", raising=False)
+    if number is not None:
+        monkeypatch.setenv("COMP_CWORD", number)
+    assert refused(glider(), "asks for completions", "Unset _GLIDER_COMPLETE")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glider.errors import DataError
-from glider.files.disk import canonical_json, new_directory, sha256, work_directory, write_file, write_json
+from glider.files.disk import canonical_json, held_within, new_directory, sha256, work_directory, write_file, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -260,3 +260,24 @@ def test_a_directory_to_work_in_is_made_by_several_at_once(tmp_path: Path, monke
         for number in range(50):
             place = tmp_path / str(number) / "work"
             assert set(threads.map(work_directory, [place] * 8)) == {place}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "held"])
+def test_no_empty_directory_is_left_where_nothing_could_be_written(tmp_path: Path, kind: str) -> None:
+    """`glider report paper --out NEW` on a full disk left an empty directory, `glider pool pull` its parents."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "shared").mkdir()
+    for place in (tmp_path / "there" / "new" / "a", tmp_path / "there" / "a"):
+        with pytest.raises(RuntimeError):
+            if kind == "file":
+                write_file(place, fill_half_and_fail)
+            elif kind == "directory":
+                with new_directory(place) as partial:
+                    fill_half_and_fail(partial / "x")
+            else:
+                with held_within(place, "b"):
+                    raise RuntimeError
+    assert names(tmp_path) == ["shared", "there"] and names(tmp_path / "there") == []
+    with pytest.raises(RuntimeError), held_within(tmp_path / "new", "b") as folder:
+        fill_half_and_fail(folder / "x")
+    assert names(tmp_path / "new" / "b") == ["x"]  # of what has something in it nothing goes

@@ -13,7 +13,7 @@ from glider.batch.answering import Answering, AnswerSettings
 from glider.batch.prompts import PromptRow, chunks_of, read_prompts
 from glider.errors import ConfigError
 from glider.evaluation.run_plan import pool_hash
-from glider.files.disk import canonical_json, sha256, work_directory, write_file, write_json
+from glider.files.disk import canonical_json, existing, sha256, work_directory, write_file, write_json
 from glider.files.held import empty, held
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.files.replacing import is_directory, sweep
@@ -53,8 +53,12 @@ class BatchRun:
             expected = f"a new file at {self.out}, or the answers of this very command"
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with held(work_directory(self.work)) as work, only_writer(work), held(work_directory(work / key[:16])) as place:
+        with (
+            existing(self.out.parent),
+            held(work_directory(self.work)) as work,
+            only_writer(work),
+            held(work_directory(work / key[:16])) as place,
+        ):
             missing = [number for number, chunk in enumerate(chunks) if not _is_answered(place, number, chunk)]
             done = len(chunks) - len(missing)
             if missing:
@@ -64,7 +68,12 @@ class BatchRun:
                         done += 1
                         tick(done, len(chunks))
             write_json(self.record, {"key": key, "rows": len(rows), **self._content()})  # answers without it are others
-            self._write(place, len(chunks))
+            try:
+                self._write(place, len(chunks))
+            except BaseException:
+                if not self.out.exists():
+                    self.record.unlink()  # it would speak of answers that are not there
+                raise
             empty(work)
         self.work.rmdir()
         return "done"

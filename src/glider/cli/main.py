@@ -28,6 +28,8 @@ COMMANDS = {
     "expert": ("glider.cli.expert", "Make and inspect experts."),
 }
 
+COMPLETING = "_GLIDER_COMPLETE"  # set by a shell that asks what may follow a word
+
 
 def build(noun: str | None) -> typer.Typer:
     """The application with the commands of one noun in full, all others by name and help line only."""
@@ -60,8 +62,8 @@ def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--quiet")]
     noun = next((argument for argument in _words(arguments) if not argument.startswith("-")), None)
-    from glider.cli.terminal import plain_warnings, refused_by_system
-    from glider.errors import GliderError
+    from glider.cli.terminal import plain_warnings
+    from glider.errors import GliderError, refused_by_system
     from glider.terminal import be_quiet
 
     be_quiet("--quiet" in sys.argv)
@@ -80,6 +82,11 @@ def _run() -> None:
         if debug or fault.strerror is None:
             raise
         _fail(refused_by_system(fault), 2)
+    except Exception as fault:
+        if debug or COMPLETING not in os.environ:
+            raise
+        got = f"what gives {type(fault).__name__}: {fault}"
+        _fail(f"wanted the variables by which a shell asks for completions; got {got}. Unset {COMPLETING}.", 2)
 
 
 def _require_characters(arguments: list[str]) -> None:
@@ -96,7 +103,7 @@ def _require_characters(arguments: list[str]) -> None:
 
 def _words(arguments: list[str]) -> list[str]:
     """The words of the command: a shell that asks for completions puts them into a variable."""
-    if "_GLIDER_COMPLETE" not in os.environ:
+    if COMPLETING not in os.environ:
         return arguments
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
     return typed.split()[1:]

@@ -1,12 +1,11 @@
 """What every command shares on the terminal."""
 
-import errno
 import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from glider.errors import LONGEST_PART, GliderError, GliderWarning
+from glider.errors import GliderError, GliderWarning, refused_by_system
 from glider.printable import printable
 from glider.terminal import say
 
@@ -31,15 +30,6 @@ def quiet_libraries() -> None:
 def plain_warnings() -> None:
     """Print our own warnings as a line that begins with `glider:`, in every command."""
     warnings.formatwarning = _one_line
-
-
-def refused_by_system(fault: OSError) -> str:
-    """What was wanted, what the system said and what to do, in a line; `fault` has a text of the system's."""
-    if fault.filename is None and str(fault.strerror).startswith("No usable temporary directory"):  # Python's own
-        return f"wanted to write temporary files; got: {fault.strerror}. Free space there, or set TMPDIR."
-    place = printable(str(fault.filename), LONGEST_PART) if fault.filename else "a file"
-    remedy = "Free space" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Check the path"
-    return f"wanted to use {place}; got: {fault.strerror}. {remedy}, or choose another place."
 
 
 def exit_code(run: Callable[[], int | None]) -> int:

@@ -18,9 +18,8 @@ from glider.data.rows import read_rows
 from glider.errors import ConfigError, ExpertError, GliderError, PoolError
 from glider.experts.card import CARD_FILE, NAME, ExpertCard
 from glider.experts.index import POOL_FILE, require_home
-from glider.experts.membership import add_expert, is_unchanged, read_index
+from glider.experts.membership import add_expert, is_unchanged, require_future
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from glider.experts.trust import UNSIGNED
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.held import held
 from glider.files.replacing import is_directory, put_directory, remove_entry
@@ -222,8 +221,7 @@ class ExpertJob:
 
     def require_place(self) -> None:
         """Raise `ExpertError` if an expert that no plan made is in place, `PoolError` if its name is no expert's."""
-        index = read_index(self.out.parent, UNSIGNED) if (self.out.parent / POOL_FILE).exists() else None
-        require_home(self.name, [record.home for record in index.experts] if index else ())
+        require_future(self.out)
         if self.out.exists() and "job" not in ExpertCard.read(self.out).training:
             raise ExpertError(
                 f"no expert at {self.out}, or one that a plan made",

@@ -25,6 +25,7 @@ from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import ConfigError, DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.expert import Expert, write_expert
+from glider.experts.membership import require_future
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
@@ -160,11 +161,12 @@ def arithmetic_of(base: BaseModel) -> dict[str, str]:
 
 
 def require_new(out: Path) -> None:
-    """Raise `ExpertError` unless `out` can become an expert's directory."""
+    """Raise `ExpertError` unless `out` can become an expert's directory, `PoolError` if no pool could."""
     if out.exists():
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
     if re.fullmatch(NAME, out.name) is None:
         raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")
+    require_future(out)
 
 
 def _require_incomplete(out: Path, data_sha256: str, config: TrainConfig) -> None:

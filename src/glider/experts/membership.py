@@ -72,6 +72,12 @@ def is_unchanged(path: Path, name: str) -> bool:
     )
 
 
+def require_future(place: Path) -> None:
+    """Raise `PoolError` for an expert's new directory that no pool takes up by its name, or not the one around it."""
+    index = read_index(place.parent, UNSIGNED) if (place.parent / POOL_FILE).exists() else None
+    require_home(place.name, [record.home for record in index.experts] if index else ())
+
+
 def is_to_be_added(path: Path, name: str) -> bool:
     """Whether `path` is a pool that lacks the expert in `path/name`, or has it with files of another content."""
     if not (path / POOL_FILE).exists():

@@ -75,8 +75,7 @@ def write_file(path: Path, write: Callable[[Path], Any], mode: int = 0o644, fres
     """
     with naming_target(path):
         _refuse_devices(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, naming_target(path, work / path.name):
+        with existing(path.parent), work_beside(path) as work, naming_target(path, work / path.name):
             partial = work / path.name
             try:
                 write(partial)
@@ -111,8 +110,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         _refuse_devices(path)
         if path.is_file() and not path.is_symlink():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with work_beside(path) as work, naming_target(path, work / path.name):
+        with existing(path.parent), work_beside(path) as work, naming_target(path, work / path.name):
             partial = work / path.name
             partial.mkdir()
             yield partial
@@ -136,17 +134,32 @@ def work_directory(path: Path) -> Path:
 
 
 @contextmanager
+def existing(directory: Path, make: Callable[[Path], Any] | None = None) -> Iterator[None]:
+    """Let a directory be there, with its parents; what was made for a block that fails, and is empty, goes again."""
+    missing = list(itertools.takewhile(lambda place: not os.path.lexists(place), (directory, *directory.parents)))
+    try:
+        directory.mkdir(parents=True, exist_ok=True) if make is None else make(directory)
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):  # not made, or not empty
+                place.rmdir()
+        raise
+
+
+@contextmanager
 def held_within(root: Path, *names: str) -> Iterator[Path]:
     """A path that leads to `root/NAME/...`, made where there is none, whatever is put in the way until the block ends.
 
     `root` itself may be a link; raises `ExpertError` for one below it.
     """
-    with naming_target(root):
-        root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        with naming_target(root):
+            stack.enter_context(existing(root))
         place = stack.enter_context(held(root.resolve() if root.is_symlink() else root))
         for name in names:
-            place = stack.enter_context(held(work_directory(place / name)))
+            stack.enter_context(existing(place := place / name, work_directory))
+            place = stack.enter_context(held(place))
         yield place
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from glider.config import Config
-from glider.errors import GliderError
+from glider.errors import GliderError, refused_by_system, system_refusal
 
 Status = Literal["unchanged", "done", "failed", "absent"]
 JobTick = Callable[[str, str, float], None]
@@ -55,7 +55,8 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors.
+    """Why a job failed: the error's class and its text on one line; `parts` are those of one of our own errors, or of
+    what the system refused.
 
     On another machine, `node` names it, and `log` is the end of the job's output there.
     """
@@ -69,12 +70,14 @@ class Fault:
     @classmethod
     def of(cls, error: BaseException) -> "Fault":
         """An error as a fault."""
+        if isinstance(error, OSError) and error.strerror is not None:
+            return cls(type(error).__name__, refused_by_system(error), system_refusal(error))
         parts = (error.wanted, error.got, error.remedy) if isinstance(error, GliderError) else ()
         return cls(type(error).__name__, " ".join(str(error).split()), parts)
 
     @property
     def message(self) -> str:
-        """The text for a user; our own errors need no class name."""
+        """The text for a user; an error with parts needs no class name."""
         text = self.text if self.parts else f"{self.type}: {self.text}"
         return f"{text} (on {self.node})" if self.node else text
 

@@ -51,7 +51,7 @@ def run_jobs(
                 todo.append(job)
                 continue
             unchanged(job)
-        except GliderError as error:
+        except (GliderError, OSError) as error:
             yield JobResult(job, "failed", Fault.of(error))
         else:
             yield JobResult(job, "unchanged")
@@ -61,7 +61,7 @@ def run_jobs(
             continue
         try:
             result.job.store(result.result)
-        except GliderError as error:
+        except (GliderError, OSError) as error:
             yield JobResult(result.job, "failed", Fault.of(error))
         else:
             yield JobResult(result.job, "done")

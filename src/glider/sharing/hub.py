@@ -22,7 +22,7 @@ from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import CARD_FILE, LARGEST_CARD
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import BACKGROUND_FILE, PoolIndex
-from glider.experts.membership import read_index
+from glider.experts.membership import read_index, require_future
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, LARGEST_CONFIG
 from glider.experts.pool import POOL_FILE, Pool
 from glider.experts.router_files import router_path
@@ -63,6 +63,7 @@ def pull_expert(repo_id: str, out: Path | str, revision: str | None = None, toke
     `revision` is a branch, a tag or, to be sure of the content, a commit. Raises `ExpertError`.
     """
     out = _vacant(out, ExpertError)
+    require_future(out)
     fetch = _fetching(repo_id, revision, token, ExpertError)
     with new_directory(out) as partial, _named_after(repo_id, partial):
         fetch(EXPERT_FILES, partial)

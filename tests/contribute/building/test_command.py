@@ -1,8 +1,12 @@
 """`glider pool build`."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -81,3 +85,30 @@ def test_a_faulty_plan_is_one_line_with_exit_code_2(draft: Draft, glider: Callab
     assert code == 2
     assert err.count("\n") == 1 and "three: neither data nor adapter" in err
     assert not draft.pool.exists()
+
+
+@pytest.mark.parametrize("step", ["glider.contribute.protocol.write_expert", "glider.contribute.build.put_directory"])
+def test_a_full_disk_fails_one_expert_in_our_own_words(
+    draft: Draft, glider: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """It was `OSError: [Errno 28] ...`; where the finished expert was put into place, it ended the whole build."""
+    module, _, function = step.rpartition(".")
+    proceed = getattr(import_module(module), function)
+
+    def write(*arguments: Any, **settings: Any) -> Any:
+        if any(getattr(argument, "name", None) == "one" for argument in arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft.pool / "one" / "file"))
+        return proceed(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, write)
+        code, out, err = glider("pool", "build", draft.write(), "--out", draft.pool, "--json")
+    assert code == 1 and "one: failed" in err
+    text = f"wanted to use {draft.pool}/one/file; got: No space left on device. Free space, or choose another place."
+    assert json.loads(out) == [
+        {"name": "one", "status": "failed", "message": text},
+        {"name": "two", "status": "done", "message": ""},
+    ]
+    assert Pool.open(draft.pool).names == ["two"] and not (draft.pool / "one").exists()
+    assert glider("pool", "build", draft.write(), "--out", draft.pool)[0] == 0
+    assert Pool.open(draft.pool).names == ["two", "one"]
