@@ -16,6 +16,7 @@ from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
 from glider.files.opening import from_home, read_bytes
 from glider.inference.downloads import tell_of_download
 from glider.inference.sharing import missing_cache, oddity
+from glider.inference.text_growth import require_bounded_files, require_bounded_tokenizer
 from glider.layers.routed_linear import RoutedLinear
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # by their texts alone
@@ -96,7 +97,10 @@ def tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        require_bounded_files(source, **arguments)
         return AutoTokenizer.from_pretrained(source, **arguments, **NO_FOREIGN_CODE)
+    except BaseModelError:
+        raise
     except Exception as fault:  # the tokenizers library raises no other kind
         got = " ".join(str(fault).split())[:300] or type(fault).__name__
         explained = isinstance(fault, SELF_EXPLAINING) or type(fault) is Exception
@@ -214,7 +218,10 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
     source = str(model.name_or_path or "")
     if tokenizer is None:
         try:
+            require_bounded_files(source)
             tokenizer = AutoTokenizer.from_pretrained(source, **NO_FOREIGN_CODE)
+        except BaseModelError:
+            raise
         except Exception as fault:  # the tokenizers library raises no other kind
             expected, got = "a tokenizer for the model", f"none at {source!r}"
             raise BaseModelError(expected, got, "Give tokenizer=.") from fault
@@ -254,7 +261,9 @@ def _require_numbers(model: Any, tokenizer: Any) -> None:
 
 
 def completed_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer, which pads by its end token where it has no other."""
+    """The tokenizer, which pads by its end token where it has no other; raises `BaseModelError` for one that makes
+    texts longer without bound."""
+    require_bounded_tokenizer(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

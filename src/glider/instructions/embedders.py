@@ -1,6 +1,7 @@
 """From text to instruction embedding. A pool names its embedder, and only that one may embed queries for it."""
 
 import os
+from pathlib import Path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,6 +116,10 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
     except ImportError:
         purpose = f"embed texts by {name}"
         raise MissingDependency("sentence-transformers", purpose, "pip install 'glider-moe[embed]'") from None
+    from glider.inference.text_growth import require_bounded_files, require_bounded_tokenizer
+
+    if Path(source).is_dir():
+        require_bounded_files(source)
     try:
         model = SentenceTransformer(source, device="cpu")
     except (OSError, ValueError) as fault:
@@ -124,6 +129,7 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
 
+    require_bounded_tokenizer(model.tokenizer)
     known = isinstance(model.tokenizer, PreTrainedTokenizerBase)
     measure = Measure(model.tokenizer, model.max_seq_length) if known else None
     if (encoder := encoder_of(model)) is not None:
