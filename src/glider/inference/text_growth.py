@@ -1,8 +1,8 @@
 """How much longer a tokenizer makes a text, by its settings, before it is given one.
 
-A base's `tokenizer.json` may write ten thousand characters for one, and do so again and again: a prompt of one letter is
-then more than any memory holds. What each step may make of a text is told by its settings: at most `times` its length
-and so many characters more. How long a step's expressions take is not (`docs/security.md`).
+A base's `tokenizer.json` may write ten thousand characters for one, and do so again and again: a prompt of one letter
+is then more than any memory holds. What each step may make of a text is told by its settings: at most `times` its
+length and so many characters more. How long a step's expressions take is not (`docs/security.md`).
 """
 
 import base64
@@ -55,7 +55,7 @@ def _files(source: str, **arguments: Any) -> list[Path]:
     if (directory := Path(source, arguments.get("subfolder") or "")).is_dir():
         files = directory.glob("tokenizer*.json")
         return sorted(file for file in files if file.name != "tokenizer_config.json" and file.is_file())
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     reasons = ("gated_repo", "missing_entries", "connection_errors")  # which the tokenizer's own opening tells
     silent: Any = {f"_raise_exceptions_for_{reason}": False for reason in reasons}
@@ -68,8 +68,8 @@ def require_bounded_tokenizer(tokenizer: Any) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings = {}
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        part = getattr(backend, name, None)
-        if hasattr(part, "__getstate__") and isinstance(state := part.__getstate__(), bytes):
+        part: Any = getattr(backend, name, None)
+        if part is not None and isinstance(state := part.__getstate__(), bytes):
             settings[name] = json.loads(state)
     _require_bounded(settings, "an open tokenizer")
 

@@ -1,10 +1,10 @@
 """From text to instruction embedding. A pool names its embedder, and only that one may embed queries for it."""
 
 import os
-from pathlib import Path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
