@@ -40,9 +40,9 @@ def test_what_is_no_array_has_no_items(text: str) -> None:
             list(items_of(text))
 
 
-@pytest.mark.parametrize("text", ['["\\ud800"]', "[1, NaN]", '[{"a": 1, "a": 2}]'])
+@pytest.mark.parametrize("text", ['["\\ud800"]', "[1, NaN]", "[1e400]", '[{"a": 1, "a": 2}]'])
 def test_an_item_that_is_wrong_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"half a character|NaN|twice"):
+    with pytest.raises(ValueError, match=r"half a character|NaN|twice|too large"):
         list(items_of(text))
 
 
@@ -65,6 +65,8 @@ def test_an_item_that_is_wrong_is_refused(text: str) -> None:
         (b'{"a": [{"b": "x\\uDFFFy"}]}', "half a character"),
         (b"[NaN]", "NaN"),
         (b"[-Infinity]", "Infinity"),
+        (b"[1e400]", "too large"),  # was infinity
+        (b"[" + b"9" * 250 + b"e+99]", "too large"),
         (b"[" + b"1" * 5000 + b"]", "digits"),
         (b"[" + b"1" * 400 + b"]", "digits"),  # `OverflowError` wherever it met a float
         (b"\xff", "decode"),

@@ -27,6 +27,7 @@ Calibrate = Annotated[
     bool,
     typer.Option("--calibrate/--no-calibrate", help="Choose what the pool decides by where it has not been chosen."),
 ]
+_MOST_NAMES = 20  # of experts that failed, in a line
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -256,7 +257,9 @@ def _built(
             say(f"{row['name']:>24}  {row['status']:<9}  {row['message']}".rstrip())
     failed = names_of(results, "failed")
     if failed:
-        say(f"glider: {len(failed)} of {len(results)} experts failed: {', '.join(failed)}", error=True)
+        more = f" and {len(failed) - _MOST_NAMES} more" if len(failed) > _MOST_NAMES else ""
+        names = ", ".join(failed[:_MOST_NAMES]) + more
+        say(f"glider: {len(failed)} of {len(results)} experts failed: {names}", error=True)
     return results
 
 

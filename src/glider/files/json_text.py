@@ -5,6 +5,7 @@ and the number of its members are counted first, on the text, in one pass each.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ MOST_OF_RESULT = 5_000_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{300}")  # beyond it an integer is larger than any float
+_LONG_EXPONENT = re.compile(rb"[0-9][eE]\+?[0-9]{2}")  # with one digit, and digits below that bound, all are finite
 _SPACE: Any = re.compile(r"[ \t\n\r]*")  # matches at every place
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -31,9 +33,9 @@ def read_json(path: Path, longest: int = LARGEST_JSON, most: int = MOST_MEMBERS)
 
 def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
     """Parse JSON in UTF-8. `ValueError` says what is wrong with it: too many members, too deep, a name twice, half a
-    character, numbers of hundreds of digits, NaN."""
+    character, numbers of hundreds of digits or beyond floats, NaN."""
     require_small(content, most)
-    value = json.loads(content.decode("utf8"), object_pairs_hook=unique_names, parse_constant=_refuse)
+    value = json.loads(content.decode("utf8"), **_hooks(content))
     if _HALF.search(content):
         _refuse_halves(value)
     return value
@@ -42,7 +44,7 @@ def parse_json(content: bytes, most: int = MOST_MEMBERS) -> Any:
 def items_of(text: str) -> Iterator[Any]:
     """The items of a JSON array whose text is small enough (`require_small`), one after the other: the parsed items are
     not held beside the text. Raises `ValueError` and `RecursionError` as `parse_json`."""
-    decoder = json.JSONDecoder(object_pairs_hook=unique_names, parse_constant=_refuse)
+    decoder = json.JSONDecoder(**_hooks(text.encode("utf8", "surrogatepass")))
     halves = "\\u" in text
     place = _SPACE.match(text).end()
     if text[place : place + 1] != "[":
@@ -99,6 +101,20 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise UnfitFile(f"the name {name[:60]!r} twice")
             names.add(name)
     return seen
+
+
+def _hooks(content: bytes) -> dict[str, Any]:
+    """What of a text is looked at while it is parsed; numbers only where one may be beyond floats."""
+    hooks: dict[str, Any] = {"object_pairs_hook": unique_names, "parse_constant": _refuse}
+    return hooks | ({"parse_float": _finite} if _LONG_EXPONENT.search(content) else {})
+
+
+def _finite(text: str) -> float:
+    """A number with a fraction or an exponent; Python reads one that is too large as infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise UnfitFile(f"the number {text[:60]}, which is too large")
+    return value
 
 
 def _refuse(constant: str) -> Any:
