@@ -9,7 +9,8 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import BaseModelError, MissingDependency
-from glider.files.opening import from_home, opened
+from glider.files.gguf_header import require_gguf
+from glider.files.opening import from_home
 from glider.instructions.describers import Written, describer
 from glider.progress import Tick
 
@@ -91,13 +92,12 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependency("gguf", f"read {path.name}", "pip install 'glider-moe[demo]'")
     try:
-        with opened(path):  # transformers would wait for a pipe
-            pass
+        require_gguf(path)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, **NO_FOREIGN_CODE
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_FOREIGN_CODE)
-    except (OSError, ValueError, KeyError) as fault:
+    except Exception as fault:  # of transformers, for a header of another form, anything
         raise BaseModelError(
             f"a GGUF model at {path}", (str(fault).splitlines() or [""])[0], "Give a model that transformers can read."
         ) from fault
