@@ -196,3 +196,24 @@ def test_a_sequence_that_does_not_end_takes_nothing_of_what_comes_after_it() -> 
     for name in ("x\x1b]0;", "x\x90", "x\x9d", "x\x1bP", "x\x1b", "x\x1b,", "x\x1b["):
         assert printable(f"the name {name} is not signed").endswith(" is not signed")
     assert printable("a\x1b]0;title\x07b\x1b(Bc\x1b[31md") == "abcd"
+
+
+_NOTES = """
+from glider.terminal import named_streams, note, say
+with named_streams():
+    note("going on")
+    say("done")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["-c", _NOTES], 0), (["-m", "glider", "pool", "ls", "no-such-pool"], 2)],
+    ids=["notes", "error"],
+)
+def test_a_full_disk_behind_standard_error_ends_no_work(words: list[str], code: int) -> None:
+    """`glider serve 2>LOG` did not start where the log's disk was full, and errors had another exit code."""
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, stderr=full, check=False, text=True)
+    assert (ran.returncode, ran.stdout) == (code, "" if code else "done\n")

@@ -4,6 +4,7 @@ Lines, JSON and tables alike: no escape sequence, control character or mark of w
 brackets are square brackets, not styles.
 """
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def named_streams() -> Iterator[None]:
     for stream in before:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    streams: Any = (_Named(sys.stdout, "standard output"), _Named(sys.stderr, "standard error"))
+    streams: Any = (_Named(sys.stdout, "standard output"), _Log(sys.stderr, "standard error"))
     sys.stdout, sys.stderr = streams
     try:
         yield
@@ -88,7 +89,8 @@ class _Named:
     def write(self, text: str) -> int:
         """Write, by that name."""
         with self._naming():
-            return self._stream.write(text)
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush, by that name."""
@@ -104,3 +106,16 @@ class _Named:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Log(_Named):
+    """Standard error, which tells how the work goes: where its disk is full nobody can be told, and it goes on."""
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            with super()._naming():
+                yield
+        except OSError as fault:
+            if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
