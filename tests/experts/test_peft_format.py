@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from glider.errors import ExpertError
-from glider.experts.peft_format import LoraLayout, parse_key, read_layout
+from glider.experts.peft_format import LoraLayout, base_name, parse_key, read_layout
 from glider.inference.base_model import load_base
 
 PATTERNS: list[tuple[dict[str, int], dict[str, float]]] = [
@@ -164,3 +164,13 @@ def test_a_tensor_name_gives_back_its_site(site: str, factor: str):
 )
 def test_other_tensor_names_are_no_factors(key: str):
     assert parse_key(key) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [('{"r": 1e400}', "the number 1e400"), ("{}", "got none"), ("[]", "got none")]
+)
+def test_settings_that_name_no_base_say_why(tmp_path: Path, content: str, why: str) -> None:
+    """It was `got UnfitFile`."""
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ExpertError, match=f"base model's name in .*{why}"):
+        base_name(tmp_path)

@@ -98,7 +98,8 @@ def base_name(directory: Path) -> str:
     try:
         name = parse_json(read_bytes(path, LARGEST_CONFIG), MOST_MEMBERS)["base_model_name_or_path"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as fault:
-        raise ExpertError(f"the base model's name in {path}", f"{type(fault).__name__}", "Give --base.") from fault
+        got = "none" if isinstance(fault, KeyError | TypeError) else str(fault)
+        raise ExpertError(f"the base model's name in {path}", got, "Mend the file, or give --base.") from fault
     if not isinstance(name, str) or not name:
         raise ExpertError(f"the base model's name in {path}", repr(name)[:60], "Give --base.")
     return name
