@@ -70,7 +70,7 @@ def test_a_small_model_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_what_promises_more_than_lies_there_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
-    """To transformers a file without numbers is a model of its default sizes; counts of 2**62 were errors of its reader."""
+    """Without numbers a file is a model of transformers' default sizes; counts of 2**62 were errors of its reader."""
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(UnfitFile, match=why):
         require_gguf(tmp_path / "model.gguf")

@@ -71,7 +71,7 @@ def test_outputs_keep_the_bits_of_float32(one: bool, rank: int, width: int, out:
 
 @pytest.mark.parametrize("experts", [36, 70])
 def test_scores_keep_the_bits_of_float32(experts: int, isa: str) -> None:
-    """One row is longer than all others by 2^-20 of its values: who rounds values to seventeen bits takes them for equal."""
+    """One row is longer than all others by 2^-20 of its values, which seventeen bits of each do not show."""
     rows = torch.full((experts, 64), LONG)
     rows[11] *= 1 + 2**-20
     site = Site("s", torch.zeros(experts, dtype=torch.bool), {})

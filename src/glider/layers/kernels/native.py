@@ -2,9 +2,9 @@
 
 It takes addresses, so it is bound to no version of PyTorch, and runs its threads in the OpenMP runtime that PyTorch
 has loaded. The arithmetic is float32; experts may be stored in bfloat16, and inputs and outputs be bfloat16.
-Where the processor has tiles for bfloat16 (AMX), experts in bfloat16 are multiplied there if they have several tokens:
-float32 inputs as sums of three bfloat16, which keeps all of them; bfloat16 ones as they are, and a token's codes then have
-16 bits between A and B. So are the scores of many tokens by the rows of a router.
+Where the processor has tiles for bfloat16 (AMX), experts in bfloat16 are multiplied there if they have several
+tokens: float32 inputs as sums of three bfloat16, which keeps all of them; bfloat16 ones as they are, and a token's
+codes then have 16 bits between A and B. So are the scores of many tokens by the rows of a router.
 """
 
 import os
