@@ -180,3 +180,66 @@ def test_no_token_waits_for_the_next_one() -> None:
 
     asyncio.run(replies.ReplyField(app)({"type": "http", "path": CHAT}, None, send))  # pyright: ignore
     assert b"".join(sent) == events([piece("a"), piece("b")], done=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "steering"),
+    [
+        (b'{"glider": {"verdict": "base"}, "messages": []}', {"verdict": "base"}),
+        (b'{"messages": [{"content": "glider"}]}', None),
+        (b'{"\\u0067lider": 7}', 7),
+        (b'["glider"]', None),
+        (b'{"glider": ', None),
+        (b"[" * 100_000, None),
+        (b"\xff", None),
+        (b"", None),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 40, 10_000_000])
+def test_the_field_of_a_request_is_kept_where_vllm_drops_it(body: bytes, steering: Any, size: int) -> None:
+    """Of `/v1/messages` and others it was dropped without a word; the request is passed on as it came."""
+    if len(body) > 100 and size < 100:
+        pytest.skip("as the whole of it")
+    import asyncio
+
+    parts = [body[i : i + size] for i in range(0, len(body), size)] or [b""]
+    coming = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
+    coming += [{"type": "http.request", "body": parts[-1], "more_body": False}, {"type": "http.disconnect"}]
+    got: list[Any] = []
+
+    async def receive() -> Any:
+        return coming.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        got.append(await asyncio.create_task(steered()))  # in a task of its own, as vLLM looks a name up
+        message = await receive()
+        received = [message]
+        while message["type"] == "http.request":
+            message = await receive()
+            received.append(message)
+        got.append(received)
+
+    async def steered() -> Any:
+        return replies.steering_beside()
+
+    expected = list(coming)
+    for path in (replies.MESSAGES, "/inference/v1/generate"):
+        coming[:], got[:] = expected, []
+        asyncio.run(replies.ReplyField(app)({"type": "http", "path": path}, receive, None))  # pyright: ignore
+        assert got == [steering, expected]
+        assert replies.steering_beside() is None
+
+
+def test_that_a_client_left_is_passed_on() -> None:
+    import asyncio
+
+    coming = [{"type": "http.request", "body": b'{"glider": 1}', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return coming.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert [(await receive())["type"] for _ in range(2)] == ["http.request", "http.disconnect"]
+
+    asyncio.run(replies.ReplyField(app)({"type": "http", "path": replies.MESSAGES}, receive, None))  # pyright: ignore
+    assert not coming

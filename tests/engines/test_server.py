@@ -128,6 +128,51 @@ def test_a_clients_salt_separates_its_requests_and_opens_nobody_elses(server: Se
         assert server.tokens(text, cache_salt="mine") == answer(library, text)
 
 
+def test_the_field_glider_steers_routes_that_know_no_other_fields(server: Server) -> None:
+    """vLLM drops what it does not know of a message's fields: the pool answered as if nothing had been asked."""
+    message = {"role": "user", "content": FITS}
+    bodies = {
+        "/v1/responses": {"input": FITS, "max_output_tokens": 4},
+        "/v1/messages": {"messages": [message], "max_tokens": 4},
+    }
+    for path, body in bodies.items():
+        status, reply = server.ask(path, {**body, "model": "demo", "glider": {"verdict": "base"}})
+        assert (status, reply["glider"]["experts"]) == (200, {}), path
+        _, reply = server.ask(path, {**body, "model": "demo"})
+        assert reply["glider"]["experts"] == {"common_gen": 1.0}, path
+        for told in ({"verdict": "maybe"}, {"trace": True}, 7):
+            status, reply = server.ask(path, {**body, "model": "demo", "glider": told})
+            assert status == 400, (path, told, reply)
+
+
+def test_several_answers_and_beams_are_answered_as_one(server: Server, library: RoutedModel) -> None:
+    for text in (FITS, STRANGER):
+        status, reply = server.chat(text, use_beam_search=True)
+        assert status == 200, reply
+        got = tuple(reply["choices"][0]["token_ids"])
+        assert got and got == answer(library, text)[: len(got)]
+        status, reply = server.chat(text, n=2, temperature=1.0, seed=3)
+        assert status == 200, reply
+        several = [tuple(choice["token_ids"]) for choice in sorted(reply["choices"], key=lambda one: one["index"])]
+        assert several == [server.tokens(text, temperature=1.0, seed=seed) for seed in (3, 4)]
+
+
+def test_what_a_pool_cannot_answer_is_refused_and_the_server_goes_on(server: Server, library: RoutedModel) -> None:
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]
+    refused = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": image}]},
+        "/v1/completions": {"prompt_embeds": "AAAA", "prompt": ""},
+        "/v1/embeddings": {"input": FITS},
+        "/pooling": {"input": FITS},
+        "/score": {"text_1": FITS, "text_2": STRANGER},
+        "/classify": {"input": FITS},
+    }
+    for path, body in refused.items():
+        status, reply = server.ask(path, {"model": "demo", "max_tokens": 4, **body})
+        assert status in (400, 404), (path, status, reply)
+    assert server.tokens(FITS) == answer(library, FITS)
+
+
 def test_metrics_and_the_pools_own_routes(server: Server) -> None:
     server.chat(FITS)
     _, metrics = server.ask("/metrics")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from glider.engines.vllm import replies
+
 from .conftest import needs_vllm
 
 pytestmark = needs_vllm
@@ -25,5 +27,11 @@ def test_nothing_steers_an_adapter_of_the_servers_own() -> None:
     adapter, front = object(), SimpleNamespace()
     with pytest.raises(VLLMValidationError, match="decides nothing beside an adapter"):
         looked_up(adapter, front, glider={"verdict": "base"})
+    token = replies._steering.set({"verdict": "base"})  # of a request whose own fields vLLM drops
+    try:
+        with pytest.raises(VLLMValidationError, match="decides nothing beside an adapter"):
+            looked_up(adapter, front)
+    finally:
+        replies._steering.reset(token)
     assert looked_up(adapter, front) is adapter
     assert looked_up(adapter, None, glider={"verdict": "base"}) is adapter  # no pool is served

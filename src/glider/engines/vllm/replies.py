@@ -5,6 +5,9 @@ condition is made, the resolution of each of its prompts is put there; the reply
 what the first prompt's came to: of `/v1/responses` the response in its last event, of `/v1/messages` the event that
 tells why it stopped, of `/v1/chat/completions/batch` each choice its own conversation's. Replies of other routes, and
 errors, pass as they are.
+
+Some routes' requests vLLM reads without the fields that it does not know. Their field `glider` is read here, and kept
+for the place where a model's name is looked up.
 """
 
 import json
@@ -22,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 MIDDLEWARE = "glider.engines.vllm.replies.ReplyField"
 RESPONSES, MESSAGES, BATCH = "/v1/responses", "/v1/messages", "/v1/chat/completions/batch"
 ROUTES = ("/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES, BATCH)
+_BLIND = (MESSAGES, "/inference/v1/generate", "/cohere/v2/chat")  # where vLLM drops fields that it does not know
 _ENDS = {  # of streams whose events have names: the event that has the field, and in which part of it
     RESPONSES: (b"event: response.completed", b"event: response.incomplete", b"event: response.failed"),
     MESSAGES: (b"event: message_delta",),
@@ -29,6 +33,7 @@ _ENDS = {  # of streams whose events have names: the event that has the field, a
 _PARTS = {RESPONSES: "response"}
 _DATA, _DONE, _BREAK = b"data: ", b"data: [DONE]", b"\n\n"
 _resolutions: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("glider_resolutions", default=None)
+_steering: ContextVar[Any] = ContextVar("glider_steering", default=None)
 
 
 def note(front: Front, resolution: Resolution, request: str) -> None:
@@ -37,6 +42,11 @@ def note(front: Front, resolution: Resolution, request: str) -> None:
     resolutions = _resolutions.get()
     if resolutions is not None:
         resolutions.setdefault(request, routing_of(front, resolution))
+
+
+def steering_beside() -> Any:
+    """The field `glider` of the request that is being taken, where vLLM drops it; else None."""
+    return _steering.get()
 
 
 def routing_of(front: Front, resolution: Resolution) -> dict[str, Any]:
@@ -74,15 +84,35 @@ class ReplyField:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))  # as a proxy that strips nothing sends it
-        if scope["type"] != "http" or path not in ROUTES:
+        if scope["type"] != "http" or path not in (*ROUTES, *_BLIND):
             await self.app(scope, receive, send)
             return
+        steering = None
+        if path in _BLIND:
+            steering, receive = await _read(receive)
         resolutions: dict[str, dict[str, Any]] = {}
-        token = _resolutions.set(resolutions)
+        tokens = _resolutions.set(resolutions), _steering.set(steering)
         try:
-            await self.app(scope, receive, _Reply(send, resolutions, path).send)
+            await self.app(scope, receive, _Reply(send, resolutions, path).send if path in ROUTES else send)
         finally:
-            _resolutions.reset(token)
+            _resolutions.reset(tokens[0])
+            _steering.reset(tokens[1])
+
+
+async def _read(receive: Receive) -> tuple[Any, Receive]:
+    """The field `glider` of a request's body, None without one, and the same request to be received again."""
+    messages = [await receive()]
+    while messages[-1].get("more_body", False):
+        messages.append(await receive())
+    try:
+        content = json.loads(b"".join(message.get("body", b"") for message in messages))
+    except (ValueError, RecursionError):  # what is no request, vLLM refuses
+        content = None
+
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return content.get("glider") if isinstance(content, dict) else None, again
 
 
 class _Reply:

@@ -13,7 +13,7 @@ from typing import Any
 
 from glider.engines.vllm.front import Front, FrontRequest, Resolution, chat_text, turns_in
 from glider.engines.vllm.metrics import metrics
-from glider.engines.vllm.replies import note
+from glider.engines.vllm.replies import note, steering_beside
 from glider.engines.vllm.rows import ARGUMENT, Row
 from glider.engines.vllm.settings import PluginSettings
 from glider.errors import GliderError
@@ -219,6 +219,8 @@ def _maybe_get_adapters(before: Callable) -> Callable:
         from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
         steering = (getattr(request, "model_extra", None) or {}).get("glider")
+        if steering is None:
+            steering = steering_beside()
         if adapter is not None:
             if steering is not None:
                 message = "glider steers the pool, which decides nothing beside an adapter of the server's own"
