@@ -31,17 +31,63 @@ def test_several_workers_answer_as_one(workers: dict[str, Any], library: RoutedM
         assert tokens_of(ask(model, rows_of(library))) == wanted  # now of the cache
 
 
-@pytest.mark.parametrize("router", ["glider", "spectr", "merge"])
+ROUTERS: dict[str, dict[str, Any]] = {
+    "glider": {},
+    "spectr": {},
+    "merge": {},
+    "lag": {"candidates": 2},  # fewer than there are experts
+    "glider+seqr": {},
+    "token-choice": {"renormalise": False},
+    "mor-lora": {"p": 0.05, "gamma": 2.0, "beta": 1.0},  # some of the prompts are above p, some below
+    "hilora": {"global_": "examples", "parts": 5},  # experts of rank one, several for a token
+    "arrow": {},
+    "retrieval": {"by": "examples"},  # settled before
+}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
 def test_workers_that_share_a_head_of_keys(router: str, wide_llama: Any, make_wide_pool: Any) -> None:
     """Two workers, one head of keys and values, which both have."""
     pool, prompts = make_wide_pool(), ["sort 3 1 2", "What is the capital of France?", "a film " * 20, "ok"]
-    expected = load(str(wide_llama), pool.path, router=router, abstain=False).generate(prompts, max_new_tokens=12)
+    settings: dict[str, Any] = {"router": router, "settings": ROUTERS[router], "abstain": False}
+    expected = load(str(wide_llama), pool.path, **settings).generate(prompts, max_new_tokens=12)
     bare = load(str(wide_llama), pool.path, router="base").generate(prompts, max_new_tokens=12)
-    settings: dict[str, Any] = {"router": router, "abstain": False, "base": str(wide_llama)}
-    with opened(str(pool.path), engine={"tensor_parallel_size": 2}, **settings) as model:
+    with opened(str(pool.path), base=str(wide_llama), engine={"tensor_parallel_size": 2}, **settings) as model:
         answers = model.generate(prompts, max_new_tokens=12)
     assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
     assert [one.token_ids for one in answers] != [one.token_ids for one in bare]
+
+
+def test_a_pipeline_of_pairs_of_workers(wide_llama: Any, make_wide_pool: Any) -> None:
+    """Two stages of a layer each, and two workers for each of these."""
+    pool, prompts = make_wide_pool(), ["sort 3 1 2", "What is the capital of France?", "a film " * 20, "ok"]
+    expected = load(str(wide_llama), pool.path, router="glider", abstain=False).generate(prompts, max_new_tokens=12)
+    workers = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "enforce_eager": False}
+    settings: dict[str, Any] = {"base": str(wide_llama), "router": "glider", "abstain": False}
+    with opened(str(pool.path), engine=workers, **settings) as model:
+        answers = model.generate(prompts, max_new_tokens=12)
+    assert [one.token_ids for one in answers] == [one.token_ids for one in expected]
+
+
+def test_adapters_beside_a_pool_that_two_workers_share(wide_llama: Any, make_wide_pool: Any) -> None:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    pool, prompts = make_wide_pool(), ["sort 3 1 2", "What is the capital of France?"]
+    settings: dict[str, Any] = {"router": "glider", "abstain": False}
+    expected = load(str(wide_llama), pool.path, **settings).generate(prompts, max_new_tokens=12)
+    alone = load(str(wide_llama), pool.path, router="single:e0").generate(prompts, max_new_tokens=12)
+    workers = {"tensor_parallel_size": 2, "enable_lora": True, "max_lora_rank": 8}
+    with opened(str(pool.path), base=str(wide_llama), engine=workers, **settings) as model:
+        rows = [{"prompt_token_ids": model.prompt.prompt_ids(model.tokenizer, text)} for text in prompts]
+        adapter = LoRARequest("mine", 1, str(pool["e0"].directory))
+        greedy = SamplingParams(temperature=0, max_tokens=12, stop_token_ids=sorted(model.requests.encoder.ends()))
+        for _ in range(2):
+            assert [one.token_ids for one in model.generate(prompts, max_new_tokens=12)] == [
+                one.token_ids for one in expected
+            ]
+            outputs = model.llm.generate(rows, greedy, lora_request=adapter, use_tqdm=False)
+            assert tokens_of(outputs) == [one.token_ids for one in alone]
 
 
 @pytest.mark.parametrize(("parts", "slices"), [(2, [(16, 16, 32), (16, 16, 32)]), (1, [])])
