@@ -39,7 +39,7 @@ FRONT = (
     Touched(
         "vllm.v1.engine.input_processor",
         "InputProcessor.process_inputs",
-        ("request_id", "prompt", "params", "lora_request"),
+        ("request_id", "prompt", "params", "lora_request", "resumable"),
     ),
     Touched("vllm.renderers.base", "BaseRenderer.render_chat", ("conversations",)),
     Touched("vllm.renderers.base", "BaseRenderer.render_chat_async", ("conversations",)),

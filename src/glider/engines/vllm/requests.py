@@ -25,6 +25,7 @@ TURNS = "glider_turns"  # of a rendered chat
 DECIDED = "glider_decided"  # of the prompts of one beam search: an empty list, or the resolution of all
 FRONT = "glider_front"  # of an input processor
 _WRAPPED = "__glider_wrapped__"
+_BESIDE_TEXT = ("prompt_embeds", "multi_modal_data", "multi_modal_uuids")  # of a prompt that vLLM has not read yet
 _FIRST_NUMBER = 1 << 30  # of the experts as adapters, in an int32: the server's own have 1, 2, ...
 
 
@@ -75,6 +76,8 @@ def _decided(front: Front, tokenizer: Any, arguments: dict[str, Any]) -> dict[st
     prompt, params, adapter = _as_dict(arguments["prompt"]), arguments["params"], arguments.get("lora_request")
     if not isinstance(params, SamplingParams):
         raise VLLMValidationError("a pool answers by text; pooling and embeddings are not served")
+    if arguments.get("resumable"):  # each piece would be treated by itself, and cached as the first one is
+        raise VLLMValidationError("a pool is asked whole texts; one that comes in pieces is not served")
     extra = dict(params.extra_args or {})
     preset = extra.pop(ARGUMENT, None)
     if preset is not None and not isinstance(preset, Preset):
@@ -127,6 +130,8 @@ def _as_dict(prompt: Any) -> dict[str, Any]:
     if isinstance(prompt, list) and all(isinstance(one, int) for one in prompt):
         return {"prompt_token_ids": prompt}
     known = isinstance(prompt, dict) and prompt.get("type", "token") == "token"
+    if isinstance(prompt, dict) and any(prompt.get(name) is not None for name in _BESIDE_TEXT):
+        known = False
     if not known or not {"prompt", "prompt_token_ids"} & set(prompt):
         raise VLLMValidationError("a routed pool answers text: a prompt, token ids or the turns of a chat")
     return dict(prompt)
