@@ -135,3 +135,18 @@ def test_long_chains_are_followed_to_their_end() -> None:
     assert endless_places({"$defs": {**links, "d3000": NULL}, "$ref": "#/$defs/d0"}) is None
     endless = {"$defs": {**links, "d3000": {"$ref": "#/$defs/d9"}}, "$ref": "#/$defs/d0"}
     assert endless_places(endless) == ("#/$defs/d9", "#/$defs/d3000")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": []},
+        {"anyOf": []},
+        {"type": []},
+        {"type": [[]]},
+        {"type": [{}, "object"]},
+        {"type": "object", "required": [[]]},
+    ],
+)
+def test_what_is_no_schema_is_left_to_the_compiler(schema: dict[str, Any]) -> None:
+    assert endless_places(schema) is None

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 
 Place = tuple[str, ...]  # keys from the root of the document
 Needs = list[list[list[Place]]]  # of each list one, and of that all
-_WITHIN = frozenset({"object", "array"})  # types whose instances have others within
 _PLAIN = frozenset({"const", "enum", "nullable"})  # what names an instance itself
 
 
@@ -80,13 +79,13 @@ def _needs(document: dict[str, Any], place: Place) -> Needs:
     branches = {
         key: [(*place, key, str(number)) for number in range(len(value))]
         for key in ("allOf", "anyOf", "oneOf")
-        if isinstance(value := schema.get(key), list)
+        if isinstance(value := schema.get(key), list) and value
     }
     needs: Needs = [[[branch]] for branch in branches.pop("allOf", [])]
     needs += [[[branch] for branch in several] for several in branches.values()]
     kinds = schema.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    if isinstance(kinds, list) and _WITHIN.issuperset(kinds) and not _PLAIN & schema.keys():
+    if isinstance(kinds, list) and kinds and all(kind in ("object", "array") for kind in kinds) and not _PLAIN & schema.keys():
         alternatives = [(_properties if kind == "object" else _items)(schema, place) for kind in kinds]
         needs += [alternatives] if all(alternatives) else []  # one that needs nothing is met
     return needs
@@ -97,6 +96,7 @@ def _properties(schema: dict[str, Any], place: Place) -> list[Place]:
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         return []
+    required = [name for name in required if isinstance(name, str)]
     others = isinstance(schema.get("additionalProperties"), dict) and "patternProperties" not in schema
     places = [(*place, "properties", name) for name in required if name in properties]
     return [*places, *[(*place, "additionalProperties")] * (others and not properties.keys() >= set(required))]
