@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 Place = tuple[str, ...]  # keys from the root of the document
 Needs = list[list[list[Place]]]  # of each list one, and of that all
+_WITHIN = ("object", "array")  # types whose instances have others within
 _PLAIN = frozenset({"const", "enum", "nullable"})  # what names an instance itself
 
 
@@ -84,8 +85,8 @@ def _needs(document: dict[str, Any], place: Place) -> Needs:
     needs: Needs = [[[branch]] for branch in branches.pop("allOf", [])]
     needs += [[[branch] for branch in several] for several in branches.values()]
     kinds = schema.get("type")
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if isinstance(kinds, list) and kinds and all(kind in ("object", "array") for kind in kinds) and not _PLAIN & schema.keys():
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if kinds and all(kind in _WITHIN for kind in kinds) and not _PLAIN & schema.keys():
         alternatives = [(_properties if kind == "object" else _items)(schema, place) for kind in kinds]
         needs += [alternatives] if all(alternatives) else []  # one that needs nothing is met
     return needs
