@@ -117,6 +117,12 @@ def test_of_several_forms_the_nearest_is_told(server: Served, prompt: Any, param
     assert message in error["message"] and "after validation" not in error["message"]
 
 
+def test_a_name_of_digits_is_no_number(server: Served) -> None:
+    """Python reads no number of more than 4,300 digits: a 500."""
+    answer = post(server, {**ASK, "9" * 5000: 1})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b'"text"'])
 def test_a_body_that_is_no_object_has_no_field(server: Served, content: bytes) -> None:
     """Of one that was empty the field None was missing."""

@@ -81,7 +81,7 @@ def _progress(error: Any, place: list[str]) -> Any:
     """How far a union's branch came before this fault: past the type of what stands there, then the deepest, then the
     furthest in a list."""
     kind = error["type"]
-    numbers = [int(part) for part in place if part.isdecimal()]
+    numbers = [(len(part), part) for part in place if part.isdecimal()]  # in their order, however long names are
     return not kind.endswith("_type"), len(place), kind == "literal_error", numbers
 
 
