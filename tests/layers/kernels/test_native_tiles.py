@@ -16,6 +16,7 @@ from glider.routing.linear import LinearScores, LinearTopK
 
 from .cases import random_case
 from .test_native import check
+from .test_native_bfloat16 import using
 
 extension = native.extension()
 pytestmark = pytest.mark.skipif(extension is None, reason=f"no native kernel: {native.why_absent()}")
@@ -42,13 +43,8 @@ LONG = 1 + 2**-8 - 2**-17 - 2**-23  # what two bfloat16 lack of it is as much as
     seed=st.integers(0, 999),
 )
 def test_many_tokens_of_bfloat16_experts(name: str, conditioned: bool, shortlist: bool, **given) -> None:
-    assert extension is not None
-    before = extension.isa()
-    extension.use_isa(name)
-    try:
+    with using(name):
         check(random_case(queries=1 if conditioned else None, dtype=torch.bfloat16, **given), shortlist)
-    finally:
-        extension.use_isa(before)
 
 
 def bank_of(experts: int, rank: int, width: int, out: int) -> Bank:
@@ -118,18 +114,13 @@ def test_the_largest_scores_in_order(
     name: str, experts: int, k: int, kinds: int, absent: float, tokens: int, seed: int
 ) -> None:
     """Whole numbers, many of them alike: the first of equals first, and none that is absent while others are there."""
-    assert extension is not None
     chance = torch.Generator().manual_seed(seed)
     scores = torch.randint(-kinds, kinds, (experts,), generator=chance) / kinds
     missing = torch.rand(experts, generator=chance) < absent
     site = Site("s", missing, {})
-    before = extension.isa()
-    extension.use_isa(name)
-    try:
+    with using(name):
         decider = NativeSite.deciding(1, site, LinearTopK(LinearScores(scores[:, None]), k, True), shortlist=False)
         got = decider.decide(torch.ones(tokens, 1), min(k, experts))
-    finally:
-        extension.use_isa(before)
     there = scores.masked_fill(missing, -torch.inf).sort(descending=True, stable=True).indices
     there = there[: min(k, experts, int((~missing).sum()))]
     for row, weights in zip(got.experts, got.weights, strict=True):
