@@ -45,7 +45,7 @@ often = settings(deadline=None, derandomize=True, max_examples=60)
 @often
 @given(
     tokens=st.sampled_from([0, 1, 2, 3, 7, 40, 130]),
-    experts=st.integers(1, 7),
+    experts=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 31]),
     rank=st.sampled_from([1, 2, 4, 8, 9, 16, 17]),
     width=st.sampled_from([1, 3, 16, 33, 64]),
     out=st.sampled_from([1, 5, 16, 35, 80]),
@@ -74,7 +74,7 @@ def test_an_expert_named_twice_counts_twice(add: Add) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("tokens", [2, 40, 140])
 def test_a_broken_token_stays_alone(add: Add, tokens: int) -> None:
     case = random_case(2, tokens=tokens)
     decision = case.decision()
@@ -89,7 +89,7 @@ def test_a_broken_token_stays_alone(add: Add, tokens: int) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("tokens", [2, 40, 140])
 def test_an_expert_without_weight_cannot_break_a_token(add: Add, tokens: int) -> None:
     case = random_case(3, tokens=tokens)
     case.bank.A[1] = torch.inf
@@ -97,6 +97,31 @@ def test_an_expert_without_weight_cannot_break_a_token(add: Add, tokens: int) ->
     got = case.y.clone()
     add(got, case.x, decision, case.bank, case)
     assert torch.isfinite(got).all()
+
+
+@kernels
+@pytest.mark.parametrize("tokens", [2, 140])
+def test_an_expert_that_no_token_has_cannot_break_one(add: Add, tokens: int) -> None:
+    case = random_case(6, tokens=tokens)
+    case.bank.B[1] = torch.inf
+    decision = Decision(torch.tensor([[0, 2]]).expand(tokens, 2), torch.tensor([[0.5, 0.5]]).expand(tokens, 2))
+    got = case.y.clone()
+    add(got, case.x, decision, case.bank, case)
+    assert torch.isfinite(got).all()
+
+
+@kernels
+@pytest.mark.parametrize("used", [1, 2, 23])
+def test_experts_may_have_as_many_tokens_as_they_like(add: Add, used: int) -> None:
+    """More pairs than the torch kernel takes at once, of experts with many tokens, few, one and none."""
+    case = random_case(7, tokens=1300, experts=40, rank=5)
+    chance = torch.Generator().manual_seed(8)
+    experts = (torch.rand(1300, 2, generator=chance) ** 3 * used).long() * 40 // used
+    experts[17] = 39
+    decision = Decision(experts, torch.rand(1300, 2, generator=chance) - 0.3)
+    got = case.y.clone()
+    add(got, case.x, decision, case.bank, case)
+    torch.testing.assert_close(got, case.y + apply_experts(case.x, decision, case.bank), atol=2e-5, rtol=2e-5)
 
 
 @kernels

@@ -3,12 +3,14 @@
 import torch
 
 from glider.layers.bank import Bank
+from glider.layers.kernels.padded import add_padded
 from glider.layers.kernels.reference import apply_experts
 from glider.routing.base import Decision, SlotDecision
 from glider.shapes import Float, Int, Tensor
 
 _FEW = 64  # (token, expert) pairs that are computed one by one on the CPU, if they are no more than ...
 _PAIRS = 4  # ... so many for each expert: a product for an expert costs about five of a pair
+_MANY = 128  # pairs from which on the CPU multiplies experts together
 _DENSE = 4096  # ranks of all experts together, up to which a GPU multiplies tokens by all of them
 _GATHERED = 16  # tokens for which factors are gathered elsewhere: no count has to reach the host
 
@@ -22,18 +24,13 @@ def add_experts(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Deci
         z = _weighed(x @ bank.A[0].to(x.dtype).T, weights.sum(dim=1, keepdim=True))
         y.addmm_(z, bank.B[0].to(x.dtype).T)
     elif x.device.type == "cpu":
-        few = weights.numel() <= min(_FEW, _PAIRS * bank.A.shape[0])
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, weights, bank.A, bank.B))
-        if few and not learns:
-            _by_pair(y, x, decision.experts, weights, bank)
-        else:
-            _by_expert(y, x, decision.experts, weights, bank, learns)
+        _on_cpu(y, x, decision.experts, weights, bank)
     elif x.shape[0] <= _GATHERED and weights.numel() < bank.A.shape[0]:
         _gathered(y, x, decision.experts, weights, bank)
     elif x.shape[0] <= _GATHERED or bank.A.shape[0] * bank.A.shape[1] <= _DENSE:
         y.add_(apply_experts(x, decision, bank))  # all experts: fewer bytes than a copy for each pair, fewer launches
     else:
-        _by_expert(y, x, decision.experts, weights, bank, True)
+        _by_expert(y, x, decision.experts, weights, bank)
 
 
 def add_slots(x: Float[Tensor, "T D"], decision: SlotDecision, bank: Bank) -> Float[Tensor, "T O"]:
@@ -47,6 +44,22 @@ def add_slots(x: Float[Tensor, "T D"], decision: SlotDecision, bank: Bank) -> Fl
             z = mixed.index_select(0, slots) @ bank.A[expert].to(x.dtype).T * bank.scaling[expert].to(x.dtype)
             outputs = outputs.index_copy(0, slots, z @ bank.B[expert].to(x.dtype).T)
     return decision.combine.to(x.dtype) @ outputs
+
+
+def _on_cpu(
+    y: Float[Tensor, "T O"],
+    x: Float[Tensor, "T D"],
+    experts: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+    bank: Bank,
+) -> None:
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, weights, bank.A, bank.B))
+    if not learns and weights.numel() <= min(_FEW, _PAIRS * bank.A.shape[0]):
+        _by_pair(y, x, experts, weights, bank)
+    elif learns or weights.numel() < _MANY:
+        _by_expert(y, x, experts, weights, bank)
+    else:
+        add_padded(y, x, experts, weights, bank)
 
 
 def _by_pair(
@@ -69,27 +82,16 @@ def _by_expert(
     experts: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
     bank: Bank,
-    learns: bool,
 ) -> None:
     flat = experts.flatten()
     order = flat.argsort(stable=True)  # (T * K) pairs by expert
     counts = flat.bincount(minlength=bank.A.shape[0]).tolist()
     tokens, scales = order // experts.shape[1], weights.flatten()[order][:, None]
-    # on the CPU index_add_ takes longer than the products, but it alone knows an expert that a token names twice
-    alone = x.device.type == "cpu" and not learns and not _named_twice(tokens, flat[order])
     parts = zip(tokens.split(counts), scales.split(counts), strict=True)
     for expert, (members, scale) in enumerate(parts):
         if counts[expert]:  # one expert's tokens at a time: memory that is small enough to be used again is fast
             z = _weighed(x.index_select(0, members) @ bank.A[expert].to(x.dtype).T, scale)
-            b = bank.B[expert].to(x.dtype).T
-            if alone:
-                y.index_copy_(0, members, y.index_select(0, members).addmm_(z, b))
-            else:
-                y.index_add_(0, members, z @ b)
-
-
-def _named_twice(tokens: Int[Tensor, " P"], experts: Int[Tensor, " P"]) -> bool:
-    return bool(((tokens[1:] == tokens[:-1]) & (experts[1:] == experts[:-1])).any())
+            y.index_add_(0, members, z @ bank.B[expert].to(x.dtype).T)
 
 
 def _gathered(
