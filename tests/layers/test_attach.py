@@ -17,7 +17,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.inference.base_model import load_base
 from glider.inference.queries import Query
 from glider.inference.spec import load
-from glider.layers.attach import Storage, attach
+from glider.layers.attach import Generation, Storage, attach
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Router
 from glider.routing.methods.merge import Merge
@@ -387,4 +387,24 @@ def test_generations_of_the_same_experts_hold_them_once(base_directory: Path, ma
     assert not any(one is other for one, other in zip(grown, before, strict=True))
     assert all(one is other for one, other in zip(serve(pool), before, strict=True))
     attached.give_back(first)  # with the generation that had them first they do not go
+    assert torch.equal(logits(model), routed)
+
+
+def test_generations_of_the_same_gates_hold_them_once(base_directory: Path, make_pool, grow_pool) -> None:
+    pool, model = make_pool(base_directory, 2), load_base(str(base_directory)).model
+    attached = attach(model, pool, Phatgoose())
+    routed, first = logits(model), attached.take()
+
+    def gates(generation: Generation) -> list[int]:
+        return [site["gates"].data_ptr() for site in generation.prepared.sites.values()]
+
+    def serve(other: Pool) -> Generation:
+        return attached.replace(Phatgoose(), Phatgoose().prepare(other), Storage())
+
+    assert gates(serve(pool.reload())) == gates(first)
+    served = [module.current.site["gates"].data_ptr() for module in model.modules() if isinstance(module, RoutedLinear)]
+    assert sorted(served) == sorted(gates(first))
+    assert not set(gates(serve(grow_pool(pool, base_directory, "late", seed=77)))) & set(gates(first))
+    assert gates(serve(pool)) == gates(first)
+    attached.give_back(first)
     assert torch.equal(logits(model), routed)

@@ -12,7 +12,7 @@ from torch import nn
 from glider.errors import PoolError, RouterError
 from glider.experts.base_identity import identify, require_same_base
 from glider.experts.pool import Pool
-from glider.layers.banks import banks_of, device_of, stored_dtype
+from glider.layers.banks import banks_of, device_of, stored_dtype, with_shared_tensors
 from glider.layers.blocks import Blocks
 from glider.layers.context import Batch, RoutingContext
 from glider.layers.folding import fold_into, require_every_row, require_foldable, require_unfolded, unfold_from
@@ -63,8 +63,8 @@ class Attached:
     """A pool installed on a model, which remains the same transformers model.
 
     Queries keep the generation of the pool that they began with: `replace` makes a new one for new queries, and the
-    experts of an older one stay in memory until its last query has ended. A site whose stacked experts are those of an
-    older generation shares them with it.
+    experts of an older one stay in memory until its last query has ended. Stacked experts and gates that are those of
+    an older generation are shared with it.
     """
 
     def __init__(self, model: nn.Module):
@@ -195,7 +195,7 @@ class Attached:
                 raise RouterError("experts beside the base's weights", "folded ones", "Call unfold() first.")
             before = self.context.current if self._generations else None
             number = 1 + self._last
-            generation = Generation(number, ungated(router), prepared)
+            generation = Generation(number, ungated(router), with_shared_tensors(prepared, self._layers))
             self._blocks.require(prepared)
             sites = self._sites(generation, storage)
             for name, site in sites.items():

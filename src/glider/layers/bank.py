@@ -42,7 +42,7 @@ class Bank(nn.Module):
     def equals(self, other: "Bank") -> bool:
         """Whether both hold the same experts' pairs, in the same places, dtype and device, to the bit."""
         pairs = ((self.A, other.A), (self.B.mT, other.B.mT), (self.scaling, other.scaling))
-        return all(_alike(mine, theirs) for mine, theirs in pairs)
+        return all(alike(mine, theirs) for mine, theirs in pairs)
 
     @classmethod
     def of(cls, site: str, experts: Sequence[ExpertLike], dtype: torch.dtype) -> "Bank":
@@ -82,7 +82,8 @@ def storage(site: str, experts: Sequence[ExpertLike], dtype: torch.dtype, narrow
     return torch.bfloat16 if narrow and dtype == torch.float32 and stored == {torch.bfloat16} else dtype
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether both have the same values, dtype and device, to the bit."""
     if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
         return False
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

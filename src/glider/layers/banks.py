@@ -1,14 +1,16 @@
-"""The stacked experts of all sites of a generation."""
+"""What the sites of a generation hold: stacked experts, and a router's tensors. Generations share what is equal."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from glider.layers.bank import Bank, storage
+from glider.layers.bank import Bank, alike, storage
 from glider.layers.hot_bank import HotBank
 from glider.layers.routed_linear import RoutedLinear
-from glider.routing.base import Prepared
+from glider.routing.base import Prepared, Site
+from glider.shapes import Tensor
 
 
 def banks_of(
@@ -34,6 +36,12 @@ def banks_of(
     return banks
 
 
+def with_shared_tensors(prepared: Prepared, layers: Mapping[str, RoutedLinear]) -> Prepared:
+    """The same preparation, its sites' tensors (gates) being those of an older generation where these are equal."""
+    sites = {name: _shared_tensors(site, layers.get(name)) for name, site in prepared.sites.items()}
+    return replace(prepared, sites=sites)
+
+
 def device_of(original: nn.Module) -> torch.device:
     """Where a module of the base lies."""
     weight = next(original.parameters(), None)
@@ -52,3 +60,13 @@ def _shared(bank: Bank, layer: RoutedLinear | None) -> Bank:
     """The latest bank of a layer that holds the same as this one, or this one."""
     served = [] if layer is None else [site.bank for site in layer.served]
     return next((one for one in reversed(served) if isinstance(one, Bank) and one.equals(bank)), bank)
+
+
+def _shared_tensors(site: Site, layer: RoutedLinear | None) -> Site:
+    served = [] if layer is None else [one.site for one in reversed(layer.served)]
+
+    def shared(name: str, tensor: Tensor) -> Tensor:
+        olders = (older.tensors[name] for older in served if name in older.tensors)
+        return next((older for older in olders if alike(older, tensor)), tensor)
+
+    return replace(site, tensors={name: shared(name, tensor) for name, tensor in site.tensors.items()})
