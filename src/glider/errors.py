@@ -112,6 +112,11 @@ class MissingDependency(GliderError):
         super().__init__(f"the package {package} to {purpose}", "no such package", f"Install it: {command}")
 
 
+def first_line(fault: BaseException) -> str:
+    """The first line of what another library's error says; its type's name where it says nothing."""
+    return next(iter(str(fault).splitlines()), type(fault).__name__)
+
+
 def system_refusal(fault: OSError) -> tuple[str, str, str]:
     """What was wanted, what the system said and what to do; `fault` has a text of the system's."""
     if fault.filename is None and str(fault.strerror).startswith("No usable temporary directory"):  # Python's own

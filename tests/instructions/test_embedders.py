@@ -1,5 +1,6 @@
 """A pool's embedder is known by what it computes; another one under its name is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +98,14 @@ def test_a_prefix_goes_before_every_text_and_makes_another_identity(embedder: Em
     torch.testing.assert_close(prefixed.embed(["Hi"]), embedder.embed(["query: Hi"]))
     assert prefixed.identity.prefix == "query: "
     assert not prefixed.identity.matches(embedder.identity)
+
+
+def test_a_library_that_refuses_a_model_without_a_word_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The first line of a text that has none was an IndexError."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", refuse)
+    with pytest.raises(EmbedderError, match="got OSError"):
+        load_embedder(f"sentence-transformers:{tmp_path}")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glider.config import faults
 from glider.data.records import LONGEST_LINE, parsed_line
-from glider.errors import ConfigError, MissingDependency
+from glider.errors import ConfigError, MissingDependency, first_line
 from glider.files.opening import UnfitFile, opened
 
 
@@ -92,7 +92,7 @@ def _in_parquet(file: Any, count: int) -> int:
             raise UnfitFile(f"no column {min(missing)}")
         columns = table.read(columns=["row", "text"])
     except (ArrowException, OSError) as fault:  # a ValueError as well, or not
-        raise UnfitFile((str(fault).splitlines() or [type(fault).__name__])[0]) from fault
+        raise UnfitFile(first_line(fault)) from fault
     if columns.column("row").to_pylist() != list(range(count)):
         raise UnfitFile("rows in another order")
     return columns.column("text").null_count

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glider.config import repeated
-from glider.errors import DataError, MissingDependency
+from glider.errors import DataError, MissingDependency, first_line
 from glider.files.json_text import items_of, parse_json, require_small, unique_names
 from glider.files.opening import UnfitFile, opened
 
@@ -239,7 +239,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 number += 1
                 yield f"{path}, row {number}", {name: one for name, one in value.items() if one is not None}
     except (ArrowException, OSError) as fault:
-        raise DataError(f"Parquet in {path}", str(fault).splitlines()[0], "Get the file anew.") from fault
+        raise DataError(f"Parquet in {path}", first_line(fault), "Get the file anew.") from fault
     if max(declared, read) > most:
         raise UnfitFile(f"more than {most} bytes, once expanded")
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
-from glider.errors import BaseModelError, ConfigError
+from glider.errors import BaseModelError, ConfigError, first_line
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
 from glider.files.opening import from_home, read_bytes
@@ -82,7 +82,7 @@ def load_base(
         named = "" if isinstance(fault, SELF_EXPLAINING) else f"{type(fault).__name__}: "
         raise BaseModelError(
             f"a transformers model at {base}",
-            named + (str(fault).splitlines() or [type(fault).__name__])[0][:300],
+            named + first_line(fault)[:300],
             f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
         ) from fault
     tokenizer = tokenizer_beside(source, base, **_where(arguments))
@@ -131,9 +131,8 @@ def require_device(device: str | int | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as fault:  # AssertionError: a build of PyTorch without the device
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         remedy = "Give cpu, or install a PyTorch with the device's support (`glider doctor` shows what is here)."
-        raise ConfigError("a device that PyTorch can use here", f"{device}: {reason}", remedy) from fault
+        raise ConfigError("a device that PyTorch can use here", f"{device}: {first_line(fault)}", remedy) from fault
 
 
 def _require_weights(model: Any, missing: Collection[str], base: str) -> None:

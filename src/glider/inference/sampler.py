@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from glider.errors import QueryError
+from glider.errors import QueryError, first_line
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Changes the logits (1, V) of the next token, given the tokens so far (1, S), as transformers' processors do.
@@ -117,5 +117,5 @@ def try_processors(model: Any, settings: Any) -> None:
         try:
             scores = process(ids.to(model.device), scores.to(model.device))
         except (TypeError, ValueError, IndexError, RuntimeError) as fault:
-            got = f"{str(fault).splitlines()[0]}"[:200]
+            got = first_line(fault)[:200]
             raise QueryError("settings of transformers' generation", got, "Mend the settings.") from fault

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from glider.config import EMBEDDED_EMBEDDER
-from glider.errors import EmbedderError, MissingDependency
+from glider.errors import EmbedderError, MissingDependency, first_line
 from glider.experts.card import EmbedderIdentity
 from glider.instructions.encoder import encoder_of
 from glider.registry import Registry
@@ -125,7 +125,7 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
     except (OSError, ValueError) as fault:
         raise EmbedderError(
             f"a sentence-transformers model {name}",
-            str(fault).splitlines()[0],
+            first_line(fault),
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
 

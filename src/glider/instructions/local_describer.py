@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from glider.config import Config
-from glider.errors import BaseModelError, MissingDependency
+from glider.errors import BaseModelError, MissingDependency, first_line
 from glider.files.gguf_header import require_gguf
 from glider.files.opening import from_home
 from glider.instructions.describers import Written, describer
@@ -43,7 +43,7 @@ class LocalDescriber(Config):
             try:
                 written.append(self._answer(prompt))
             except Exception as fault:  # no model, no memory, a template that refuses: this query goes on without
-                written.append(Written(fault=f"{self.name}: {(str(fault).splitlines() or [type(fault).__name__])[0]}"))
+                written.append(Written(fault=f"{self.name}: {first_line(fault)}"))
             tick(done)
         return written
 
@@ -99,7 +99,7 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_FOREIGN_CODE)
     except Exception as fault:  # of transformers, for a header of another form, anything
         raise BaseModelError(
-            f"a GGUF model at {path}", (str(fault).splitlines() or [""])[0], "Give a model that transformers can read."
+            f"a GGUF model at {path}", first_line(fault), "Give a model that transformers can read."
         ) from fault
     model.eval().to(device)
     return BaseModel(model, tokenizer, identify(model, path.name))
