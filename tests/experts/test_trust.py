@@ -22,12 +22,12 @@ from glider.experts.expert import EXPERT_FILES
 from glider.experts.index import BACKGROUND_FILE
 from glider.experts.membership import add_expert, remove_expert
 from glider.experts.pool import Pool
+from glider.experts.thresholds import Thresholds
 from glider.experts.trust import SIGNATURE_FILE, TRUSTED_KEYS_VARIABLE, UNSIGNED
 from glider.inference.spec import ModelSpec, open_pool
 from glider.routing.methods.multitask import Multitask
 from glider.sharing.signature import generate_keys, sign_pool
 from glider.verdicts.background import Background
-from glider.verdicts.thresholds import Thresholds
 
 pytest.importorskip("cryptography")
 

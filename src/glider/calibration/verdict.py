@@ -8,11 +8,11 @@ import torch
 from glider.calibration.threshold import sample, still_stands
 from glider.errors import GliderWarning, PoolError
 from glider.experts.pool import Pool
+from glider.experts.thresholds import MIXED, SHARE, Nearness, Thresholds
 from glider.routing.base import QueryFeatures
 from glider.shapes import Float, Tensor
 from glider.verdicts.background import Background, shipped
 from glider.verdicts.contest import Contest
-from glider.verdicts.thresholds import MIXED, SHARE, Nearness, Thresholds
 
 ABSTENTION = 0.02  # most of the experts' own queries that may be called nobody's
 ACCEPTANCE = 0.02  # of everyday requests of a kind that the background has not seen, wanted

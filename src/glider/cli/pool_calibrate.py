@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from glider.data.rows import Row
     from glider.experts.pool import Calibration, Pool
+    from glider.experts.thresholds import Nearness, Thresholds
     from glider.verdicts.background import Background
-    from glider.verdicts.thresholds import Nearness, Thresholds
 
 
 def calibrate(
@@ -127,7 +127,7 @@ def _background_with(path: Path) -> "Background":
 
 def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | Literal['tokens'] | None") -> dict[str, Any]:
     """What an unsure query gets, as it is stored, but for what is given."""
-    from glider.verdicts.thresholds import MIXED
+    from glider.experts.thresholds import MIXED
 
     stored = pool.index.verdicts
     settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})

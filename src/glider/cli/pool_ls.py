@@ -14,8 +14,8 @@ from glider.terminal import console, say, say_json
 if TYPE_CHECKING:
     from glider.experts.gains import Gain
     from glider.experts.index import ExpertRecord, PoolIndex
+    from glider.experts.thresholds import Thresholds
     from glider.experts.trust import Trust
-    from glider.verdicts.thresholds import Thresholds
 
 
 def ls(

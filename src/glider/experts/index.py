@@ -10,10 +10,10 @@ from glider.config import Config, faults, repeated
 from glider.errors import PoolError
 from glider.experts.base_identity import BaseIdentity
 from glider.experts.card import NAME, EmbedderIdentity, require_format
+from glider.experts.thresholds import Thresholds
 from glider.files.disk import write_json
 from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, parse_json
 from glider.files.opening import read_bytes
-from glider.verdicts.thresholds import Thresholds
 
 BACKGROUND_FILE = "background.safetensors"  # of a pool that has strangers of its own
 POOL_FILE = "pool.json"

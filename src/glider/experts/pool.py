@@ -29,11 +29,11 @@ from glider.experts.membership import (
     read_index,
     record_of,
 )
+from glider.experts.thresholds import Thresholds
 from glider.experts.trust import UNSIGNED, Trust, trusted_keys
 from glider.files.disk import refuse_links_out
 from glider.files.opening import sha256
 from glider.files.replacing import recover
-from glider.verdicts.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from glider.verdicts.background import Background

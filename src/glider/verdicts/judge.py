@@ -7,13 +7,13 @@ from typing import Literal, get_args
 import torch
 
 from glider.errors import QueryError
+from glider.experts.thresholds import Thresholds
 from glider.routing.base import GlobalTerm, QueryFeatures
 from glider.routing.condition import Condition, Settled
 from glider.routing.global_part import DESCRIPTIONS
 from glider.shapes import Bool, Float, Int, Tensor
 from glider.verdicts.contest import Contest
 from glider.verdicts.kinship import Kinship
-from glider.verdicts.thresholds import Thresholds
 
 Verdict = Literal["fits", "unsure", "stranger"]
 Override = Literal["route", "base"]

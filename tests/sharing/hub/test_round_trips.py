@@ -12,11 +12,11 @@ from glider.errors import ExpertError, PoolError
 from glider.experts.expert import EXPERT_FILES, Expert
 from glider.experts.index import BACKGROUND_FILE
 from glider.experts.pool import POOL_FILE, Pool
+from glider.experts.thresholds import Thresholds
 from glider.inference.base_model import load_base
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.signature import SIGNATURE_FILE, generate_keys, sign_pool
 from glider.verdicts.background import Background, shipped
-from glider.verdicts.thresholds import Thresholds
 
 from .repositories import REPO, content, refused
 

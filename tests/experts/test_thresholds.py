@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from glider.verdicts.thresholds import Thresholds
+from glider.experts.thresholds import Thresholds
 
 RIGHT = {"stranger": -0.5, "fits": 1.5, "false_abstention": 0.1, "false_acceptance": 0.05}
 
