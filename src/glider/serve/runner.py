@@ -91,11 +91,6 @@ class Runner:
         share = most // max(1, self._worker.busy)
         return self.preparing < most or self._worker.unfinished(lane) < share
 
-    @property
-    def in_flight(self) -> int:
-        """Answers that are being written."""
-        return len(self._queues)
-
     def close(self) -> None:
         """Stop the engine and the threads."""
         self._stop.set()
