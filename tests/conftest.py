@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from glider.experts.prompt_format import PromptFormat
 from glider.experts.trust import UNSIGNED
 from glider.inference.base_model import BaseModel, load_base
 from glider.instructions.inputs import ngrams
+from glider.terminal import be_quiet
+
+from .commands import CommandResult, run_command
 
 SHARED = Path(__file__).parents[2] / "shared"
 CHAT_TEMPLATE = (
@@ -41,6 +44,15 @@ CHAT_TEMPLATE = (
 )
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def glider(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., CommandResult]]:
+    """`glider("pool", "ls", path)` runs the command in this process: its exit code, standard output and error."""
+    yield lambda *arguments: run_command(arguments, monkeypatch, capsys)
+    be_quiet(False)  # as it was before a command with --quiet
 
 
 @pytest.fixture(scope="session")

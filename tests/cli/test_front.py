@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glider.cli.main import build, main
+from glider.cli.main import build
 from glider.contribute.build import PoolPlan
 from glider.demo.base import BASE_ID, converted_place
 from glider.experts.gains import Gain, read_gains, store_gains
@@ -17,21 +17,6 @@ from glider.experts.pool import Pool
 from glider.inference.base_model import locate
 from glider.progress import RESUMES, Bars
 from glider.terminal import be_quiet
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`glider("pool", "ls", path)` runs the command; returns its exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return (ended.value.code if isinstance(ended.value.code, int) else 0), told.out, told.err
-
-    yield run
-    be_quiet(False)
 
 
 @pytest.fixture

@@ -5,23 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glider.cli.main import main
 from glider.experts.pool import Pool
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`glider("pool", "ls", path)` runs the command line; returns exit code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), out, err
-
-    return run
 
 
 @pytest.fixture

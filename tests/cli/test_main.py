@@ -14,26 +14,7 @@ from safetensors.torch import load_file, save_file
 from glider.cli.main import COMMANDS, main
 from glider.experts.pool import Pool
 
-
-class Ran:
-    """What a command printed and how it ended."""
-
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`glider("pool", "ls", path)` runs the command in this process."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Ran(ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err)
-
-    return run
+from ..commands import CommandResult
 
 
 @pytest.fixture
@@ -41,7 +22,7 @@ def pool(make_pool, llama_directory: Path) -> Pool:
     return make_pool(llama_directory)
 
 
-def refused(ran: Ran, *parts: str) -> bool:
+def refused(ran: CommandResult, *parts: str) -> bool:
     """Exit code 2, one line on stderr, with these parts in it."""
     assert ran.code == 2, ran.err
     assert ran.err.startswith("glider: wanted ") and ran.err.count("\n") == 1, ran.err

@@ -7,7 +7,6 @@ import pytest
 
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
-from glider.cli.main import main
 from glider.data.rows import Row
 from glider.errors import DataError
 from glider.evaluation.pool_check import check_pool
@@ -21,20 +20,6 @@ def pool(pool_with_profiles) -> Pool:
     pool: Pool = pool_with_profiles()
     pool = pool.calibrate("examples", calibrate(pool, "examples").model_copy(update={"p": 0.5}))
     return pool.set_verdicts(choose_thresholds(pool))
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`glider("pool", "check", path)` runs the command line; returns exit code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return (ended.value.code if isinstance(ended.value.code, int) else 0), out, err
-
-    return run
 
 
 def rows_of(word: str, count: int = 6) -> list[Row]:

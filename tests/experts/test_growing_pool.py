@@ -22,6 +22,8 @@ from glider.inference.base_model import BaseModel, load_base
 from glider.layers.attach import attach
 from glider.routing.base import Router, routers
 
+from ..commands import run_command
+
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])
 MakeExpert = Callable[..., Expert]
@@ -56,12 +58,9 @@ def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Ca
     """`glider("pool", "rename", ...)` runs the command in this process, which must end well; returns its stdout."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert ended.value.code in (0, None), captured.err
-        return captured.out
+        result = run_command(arguments, monkeypatch, capsys)
+        assert result.code == 0, result.err
+        return result.out
 
     return run
 

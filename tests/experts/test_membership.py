@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.cli.main import main
 from glider.errors import ExpertError, GliderError, GliderWarning, PoolError
 from glider.experts.expert import Expert
 from glider.experts.gains import GAINS_FILE
@@ -47,20 +46,6 @@ def path(tmp_path: Path, llama: BaseModel, make: Callable[..., Expert]) -> Path:
         make(pool.path / name, seed=seed)
         pool = pool.add(name)
     return pool.path
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command in this process; returns its exit code and what it wrote."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def grow(path: Path, content: bytes = b" ") -> None:

@@ -9,24 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from glider.cli.main import main
 from glider.experts.card import DescriptionOrigin, ExpertCard
 from glider.experts.expert import Expert
 from glider.experts.pool import Pool
+
+from ..commands import run_command
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     """`run("pool", "ls", path)` runs the command here: exit code, output, errors."""
 
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return ended.value.code if isinstance(ended.value.code, int) else 0, out, err
-
-    return command
+    return lambda *arguments: run_command(arguments, monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from glider.batch.answering import AnswerSettings
 from glider.batch.ray_data import on_ray
 from glider.batch.run import BatchRun
 from glider.batch.run import here as answered_here
-from glider.cli.main import main
 from glider.contribute.build import PoolPlan, build_pool
 from glider.errors import ConfigError
 from glider.evaluation.run_plan import RunPlan
@@ -44,20 +43,6 @@ LOCKS = (".pool.lock", ".writer.lock")
 TENSORS = ("adapter_config.json", "adapter_model.safetensors", "glider.safetensors")
 QUICK = {"rank": 2, "steps": 3, "gate_steps": 2, "batch_size": 4, "validation": 4, "learning_rate": 0.02}
 NAMES = ("one", "two", "three", "four", "five", "six")
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """`glider("pool", "build", ...)` runs the command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
-
-    return run
 
 
 class Draft:

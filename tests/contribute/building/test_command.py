@@ -3,31 +3,15 @@
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from glider.cli.main import main
 from glider.experts.pool import Pool
 
 from .drafts import Draft
-
-
-@pytest.fixture
-def glider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """`glider("pool", "build", ...)` runs the command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
-
-    return run
 
 
 def test_the_command_tells_what_it_did(draft: Draft, glider: Callable[..., tuple[int, str, str]]):
