@@ -391,3 +391,10 @@ def test_rows_of_which_each_takes_some_bytes_may_be_many(tmp_path: Path) -> None
     lines = "".join(json.dumps({"input": f"{i} + {i * i % 7919}", "output": str(i + i)}) + "\n" for i in range(110_000))
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert len(read_rows(tmp_path / "rows.jsonl.gz")) == 110_000
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl"])
+def test_a_file_that_is_not_there_is_called_rows(tmp_path: Path, name: str) -> None:
+    """A CSV file was missed as JSON Lines."""
+    with pytest.raises(DataError, match=rf"a file of rows at .*{name}; got no such file"):
+        read_rows(tmp_path / name)

@@ -31,7 +31,7 @@ DescriptionOption = Annotated[
 ]
 ExamplesOption = Annotated[
     Path | None,
-    typer.Option("--examples", help="Rows (JSON Lines of input and output) of the same task, for the global term."),
+    typer.Option("--examples", help="Rows of input and output of the same task, for the global term."),
 ]
 DescriberOption = Annotated[
     str | None,

@@ -42,7 +42,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def compare(
-    data: Annotated[Path, typer.Option("--data", help="JSON Lines with input, output, and choices or references.")],
+    data: Annotated[Path, typer.Option("--data", help="Rows with input, output, and choices or references.")],
     spec: BaseSpec,
     config: CompareConfig,
     pool: PoolOption = "demo",

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from glider.contribute.loop import Progress
     from glider.contribute.protocol import StageTick
 
+RowsArgument = Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")]
+OutOption = Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")]
+TaskDescriptionOption = Annotated[
+    str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
+]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")]
+LicenceOption = Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")]
+
 
 def register(app: typer.Typer, name: str, text: str) -> None:
     nouns = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
@@ -40,15 +48,13 @@ def _with_both(command: Callable) -> Callable:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
-    out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
+    data: RowsArgument,
+    out: OutOption,
     config: TrainConfig,
     spec: BaseSpec,
-    description: Annotated[
-        str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
-    ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
+    description: TaskDescriptionOption = None,
+    task: TaskOption = None,
+    licence: LicenceOption = None,
 ) -> None:
     """Train an expert: LoRA, gates, profile, description.
 
@@ -70,17 +76,15 @@ def train(
 
 def import_(
     adapter: Annotated[str, typer.Argument(help="Directory of a PEFT LoRA adapter, or its hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="The expert's new directory; its name is the expert's name.")],
+    out: OutOption,
     config: TrainConfig,
     spec: BaseSpec,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Rows of its task (JSON Lines), for its gates and its profile.")
+        Path | None, typer.Option("--data", help="Rows of its task, for its gates and its profile.")
     ] = None,
-    description: Annotated[
-        str | None, typer.Option("--description", help="One sentence: the task. Default: the rows' definition.")
-    ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Name of the task. Default: the expert's name.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence of the expert (SPDX).")] = None,
+    description: TaskDescriptionOption = None,
+    task: TaskOption = None,
+    licence: LicenceOption = None,
 ) -> None:
     """Make an expert of a PEFT LoRA adapter.
 
@@ -105,7 +109,7 @@ def import_(
 
 def gates(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
-    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
+    data: RowsArgument,
     config: TrainConfig,
     spec: BaseSpec,
     how: Annotated[
@@ -186,7 +190,7 @@ def describe(
 
 def profile(
     expert: Annotated[Path, typer.Argument(help="Directory of an expert.")],
-    data: Annotated[Path, typer.Argument(help="Rows with input and output: JSON Lines, JSON, CSV, TSV, Parquet.")],
+    data: RowsArgument,
     config: TrainConfig,
     spec: BaseSpec,
 ) -> None:

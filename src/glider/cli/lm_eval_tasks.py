@@ -14,7 +14,7 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 
 
 def lm_eval_tasks(
-    files: Annotated[list[Path], typer.Argument(help="JSON Lines with input, output, and choices or references.")],
+    files: Annotated[list[Path], typer.Argument(help="Rows with input, output, and choices or references.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the configs, for --include_path.")],
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split only.")] = "test",
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Use so many rows, drawn by --seed.")] = None,

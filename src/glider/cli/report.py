@@ -13,7 +13,7 @@ from glider.inference.spec import ModelSpec
 from glider.terminal import say, say_json
 
 DataOption = Annotated[
-    list[str] | None, typer.Option("--data", help="Rows of a task (JSON Lines), or several by a wildcard; repeatable.")
+    list[str] | None, typer.Option("--data", help="Rows of a task, or of several by a wildcard; repeatable.")
 ]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Of the files of --data.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="For --rows.")]

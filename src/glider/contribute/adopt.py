@@ -77,7 +77,7 @@ def adopt(
         base: The base model; by default (None, or a spec that names none) the one that the adapter's settings name.
         out: The expert's directory. Called again with the same arguments after an interruption, it goes on there.
         config: How gates are trained, rows split and texts embedded.
-        data: Rows of the adapter's task (JSON Lines), for its gates and its profile; None: it gets neither.
+        data: Rows of the adapter's task, for its gates and its profile; None: it gets neither.
         description: One sentence naming the task; None: the rows' own definition, where they have one.
         task, licence: For the card.
         report: Receives each step of training.

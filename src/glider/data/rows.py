@@ -55,12 +55,12 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
             if line.strip():
                 rows.append(_parse_row(line, columns, f"{path}:{number}"))
     except FileNotFoundError:
-        raise DataError(f"a JSON Lines file at {path}", "no such file", "Check the path.") from None
+        raise DataError(f"a file of rows at {path}", "no such file", "Check the path.") from None
     except (OSError, UnfitFile) as fault:
         got = fault.strerror or str(fault) if isinstance(fault, OSError) else str(fault)
-        raise DataError(f"JSON Lines in {path}", got, "Give a text file, or one compressed by gzip.") from fault
+        raise DataError(f"rows in {path}", got, "Give a text file, or one compressed by gzip.") from fault
     except (zlib.error, EOFError, UnicodeDecodeError) as fault:
-        raise DataError(f"JSON Lines in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
+        raise DataError(f"rows in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
     return _of_split(rows, split, path)
 
 

@@ -19,7 +19,7 @@ class ServeSettings(Config):
         description="Directory of a pool, or demo; NAME=DIRECTORY names it. Several pools share one base model.",
     )
     examples: str | None = Field(
-        default=None, description="Rows (JSON Lines of input and output) for requests that bring no examples."
+        default=None, description="Rows of input and output for requests that bring no examples."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen at; 0.0.0.0 for every interface.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
