@@ -160,9 +160,9 @@ def test_which_models(pool: None, here: Path, llama_directory: Path) -> None:
     exec(program(page("models.md"), llama_directory), {"model": model, "Query": glider.Query, "inputs": inputs})
 
 
-def test_what_routing_costs(pool: None, here: Path, llama_directory: Path) -> None:
+def test_measurements(pool: None, here: Path, llama_directory: Path) -> None:
     names: dict = {"model": glider.load(str(llama_directory), "my-pool"), "prompts": ["thank you", "go away"]}
-    exec(program(page("performance.md"), llama_directory), names)
+    exec(program(page("measurements.md"), llama_directory), names)
     assert len(names["answers"]) == 2
 
 
