@@ -232,11 +232,24 @@ class Dispatch:
         except self.ray.exceptions.RayError as error:
             yield from self._lose(running, error)
             return
+        if isinstance(message, Checkpoint):
+            yield from self._save(running, message)
+            return
         self._heed(running, message)
         if running.ended is not None:
             yield from self._finish(running)
-        elif isinstance(message, Checkpoint):
-            self._give_way(running)
+
+    def _save(self, running: Running, checkpoint: Checkpoint) -> Iterator[Attempt]:
+        """Put a checkpoint in place; where that cannot be done, as on a full disk, this job fails and no other."""
+        try:
+            running.job.take(checkpoint.content)
+        except (GliderError, OSError) as error:
+            self.running.remove(running)
+            running.stop(self.ray)
+            yield Attempt(running.job, fault=Fault.of(error))
+            return
+        self.losses.pop(id(running.job), None)
+        self._give_way(running)
 
     def _heed(self, running: Running, message: Any) -> None:
         match message:
@@ -247,9 +260,6 @@ class Dispatch:
                 self.report(message.name, message.text, message.share)
             case Warned():
                 warnings.warn(f"{running.job.name}: {message.text}", GliderWarning, stacklevel=2)
-            case Checkpoint():
-                running.job.take(message.content)
-                self.losses.pop(id(running.job), None)
             case Ended():
                 running.ended = message
 
@@ -287,7 +297,7 @@ class Dispatch:
             if ended.content is not None:
                 running.job.take(ended.content)
             result = running.job.arrived(ended.result)
-        except GliderError as error:
+        except (GliderError, OSError) as error:
             yield Attempt(running.job, fault=Fault.of(error))
         else:
             yield Attempt(running.job, result=result)
