@@ -72,6 +72,8 @@ def test_a_generation_config_is_honoured(llama: RoutedModel) -> None:
         ({"token_healing": True}, "token_healing"),
         ({"stop_strings": [1]}, "stop_strings"),
         ({"stop_strings": ["x", ""]}, "stop_strings"),
+        ({"penalty_alpha": [1]}, "penalty_alpha"),
+        ({"eos_token_id": 1 << 70}, "settings"),
         ({"logits_processor": [None]}, "logits_processor"),
         ({"stopping_criteria": [1]}, "stopping_criteria"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive_search"),

@@ -10,11 +10,12 @@ import torch
 from safetensors import SafetensorError
 
 from glider.config import EMBEDDED_BASE
-from glider.errors import BaseModelError, ConfigError, first_line
+from glider.errors import BaseModelError, ConfigError, QueryError, first_line
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
 from glider.files.opening import from_home, read_bytes
 from glider.inference.downloads import tell_of_download
+from glider.inference.setting_values import checked_values
 from glider.inference.sharing import missing_cache, oddity
 from glider.inference.text_growth import require_bounded_files, require_bounded_tokenizer
 from glider.layers.routed_linear import RoutedLinear
@@ -32,6 +33,7 @@ _SQUARE_MASKS = ("gpt_bigcode", "gpt_neo", "imagegpt", "openai-gpt")  # families
 _LARGEST_MASKS = 1 << 32  # entries of all layers' masks; the largest known model of these has 2.7e9
 # without it transformers asks on stdin whether a model's own code is to run, and a `y` in a piped prompt is a yes
 NO_FOREIGN_CODE = {"trust_remote_code": False}
+_MEND = "Mend the base's files."
 
 
 @dataclass(frozen=True)
@@ -251,12 +253,15 @@ def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str
 
 def _require_numbers(model: Any, tokenizer: Any) -> None:
     """Raise `BaseModelError` for numbers of a model's files that are none, which are used long after they are read."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    values = [("model_max_length of the tokenizer", getattr(tokenizer, "model_max_length", 0), int | float)]
-    values += [("eos_token_id of generation", end, int) for end in (ends if isinstance(ends, list) else [ends]) if end]
-    for name, value, kind in values:
-        if not isinstance(value, kind):
-            raise BaseModelError(f"a number as {name}", repr(value)[:60], "Mend the base's files.")
+    length = getattr(tokenizer, "model_max_length", 0)
+    if not isinstance(length, int | float):
+        raise BaseModelError("a number as model_max_length of the tokenizer", repr(length)[:60], _MEND)
+    if model.generation_config is None:
+        return
+    try:
+        checked_values(model.generation_config.to_diff_dict(), bounded=False)
+    except QueryError as fault:
+        raise BaseModelError(f"{fault.wanted} of generation", fault.got, _MEND) from fault
 
 
 def completed_tokenizer(tokenizer: Any) -> Any:

@@ -55,10 +55,6 @@ def merged(generation: Mapping[str, Any]) -> dict[str, Any]:
         names = [name for name in config.to_diff_dict() if name != "transformers_version"]
         rest = {**{name: getattr(config, name) for name in names}, **rest}
     rest = checked_values(rest)
-    stops = rest.get("stop_strings")
-    stops = [stops] if isinstance(stops, str) else list(stops or ())
-    if strange := [stop for stop in stops if not isinstance(stop, str) or not stop]:
-        raise QueryError("stop_strings of some letters each", repr(strange[0]), "Leave it out.")
     for name in ("logits_processor", "stopping_criteria"):
         if strange := [one for one in rest.get(name) or () if not callable(one)]:
             raise QueryError(f"a list of functions as {name}", f"{strange[0]!r} in it"[:100], "Leave it out.")
@@ -150,10 +146,10 @@ def _checked(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, str | None]
     try:
         config, _ = model._prepare_generation_config(None, **plain)
         model._prepare_special_tokens(config, True, device=model.device)
-    except (TypeError, ValueError) as fault:
-        raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
+        mode = config.get_generation_mode(arguments.get("assistant_model")).value
+    except (TypeError, ValueError, RuntimeError, AttributeError) as fault:  # RuntimeError: a token beyond int64
+        raise QueryError("settings of transformers' generation", str(fault)[:300], "Mend the settings.") from fault
     try_processors(model, config)
-    mode = config.get_generation_mode(arguments.get("assistant_model")).value
     code = arguments.get("custom_generate")
     if mode not in _MODES or isinstance(code, str):
         expected, got = "a search that transformers has itself", mode if code is None else f"custom_generate={code!r}"

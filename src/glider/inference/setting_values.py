@@ -13,13 +13,13 @@ _FLAGS = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values
 _WHOLE = {  # and the least that each may be
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "min_new_tokens": 0, "min_length": 0, "prefill_chunk_size": 1, "prompt_lookup_num_tokens": 1,
-    "max_matching_ngram_size": 1, "forced_bos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0,
+    "max_matching_ngram_size": 1, "num_beam_groups": 1, "assistant_early_exit": 1, "forced_bos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0,
     "decoder_start_token_id": 0, "seed": -(1 << 63),
 }  # fmt: skip
 _NUMBERS = {
     "temperature": 0.0, "top_p": 0.0, "min_p": 0.0, "typical_p": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "repetition_penalty": 0.0, "encoder_repetition_penalty": 0.0, "length_penalty": -math.inf,
-    "guidance_scale": -math.inf, "max_time": 0.0, "diversity_penalty": 0.0,
+    "guidance_scale": -math.inf, "max_time": 0.0, "diversity_penalty": 0.0, "penalty_alpha": 0.0,
 }  # fmt: skip
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "encoder_repetition_penalty")
 _TOKENS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
@@ -38,8 +38,9 @@ def plain_value(value: Any) -> Any:
     return value
 
 
-def checked_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `generate` with values of the right types; raises `QueryError` for others."""
+def checked_values(settings: Mapping[str, Any], bounded: bool = True) -> dict[str, Any]:
+    """Settings of `generate` with values of the right types, and within their bounds unless `bounded` is false; raises
+    `QueryError` for others."""
     checked = {name: plain_value(value) for name, value in settings.items()}
     for name, value in checked.items():
         if value is None:
@@ -47,13 +48,17 @@ def checked_values(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in _FLAGS:
             _require(isinstance(value, bool), name, "True or False", value)
         elif name in _WHOLE:
-            _require(_is_whole(value) and value >= _WHOLE[name], name, _bounded("a whole number", _WHOLE[name]), value)
+            fits = _is_whole(value) and (value >= _WHOLE[name] or not bounded)
+            _require(fits, name, _bounded("a whole number", _WHOLE[name]), value)
         elif name in _NUMBERS:
-            fits = _is_number(value) and value >= _NUMBERS[name]
+            fits = _is_number(value) and (value >= _NUMBERS[name] or not bounded)
             _require(fits, name, _bounded("a number", _NUMBERS[name]), value)
         elif name in _TOKENS:
             tokens = value if isinstance(value, list | tuple) else [value]
             _require(all(map(_is_whole, tokens)), name, "token ids", value)
+        elif name == "stop_strings":
+            stops = value if isinstance(value, list | tuple) else [value]
+            _require(all(isinstance(stop, str) and stop for stop in stops), name, "texts of some letters each", value)
         elif name in _FUNCTIONS:
             _require(callable(value), name, "a function", value)
         elif name in _PARTS:
