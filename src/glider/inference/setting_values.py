@@ -13,8 +13,8 @@ _FLAGS = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values
 _WHOLE = {  # and the least that each may be
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "min_new_tokens": 0, "min_length": 0, "prefill_chunk_size": 1, "prompt_lookup_num_tokens": 1,
-    "max_matching_ngram_size": 1, "num_beam_groups": 1, "assistant_early_exit": 1, "forced_bos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0,
-    "decoder_start_token_id": 0, "seed": -(1 << 63),
+    "max_matching_ngram_size": 1, "num_beam_groups": 1, "assistant_early_exit": 1,
+    "forced_bos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0, "decoder_start_token_id": 0, "seed": -(1 << 63),
 }  # fmt: skip
 _NUMBERS = {
     "temperature": 0.0, "top_p": 0.0, "min_p": 0.0, "typical_p": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
