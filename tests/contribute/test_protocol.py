@@ -301,6 +301,14 @@ def test_an_existing_directory_is_not_touched(llama_directory: Path, data: Path,
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data.jsonl", "e"]
 
 
+def test_rows_that_are_no_file_are_told_before_an_existing_expert_is(llama_directory: Path, tmp_path: Path):
+    """A directory or a device in place of rows was a traceback where the expert was there already."""
+    (tmp_path / "e").mkdir()
+    for data in (tmp_path, Path("/dev/null")):
+        with pytest.raises(DataError, match="no regular file"):
+            train_expert(data, str(llama_directory), tmp_path / "e", config())
+
+
 def test_rows_that_are_all_too_long_are_an_error(llama_directory: Path, data: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"max-tokens") as raised:
         train_expert(data, str(llama_directory), tmp_path / "e", config(max_tokens=5))

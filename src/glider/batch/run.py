@@ -11,9 +11,10 @@ from typing import Any
 from glider.batch.answer_rows import are_answers, pyarrow_parquet, unanswered
 from glider.batch.answering import Answering, AnswerSettings
 from glider.batch.prompts import PromptRow, chunks_of, read_prompts
+from glider.data.rows import rows_digest
 from glider.errors import ConfigError
 from glider.evaluation.run_plan import pool_hash
-from glider.files.disk import canonical_json, existing, sha256, work_directory, write_file, write_json
+from glider.files.disk import canonical_json, existing, work_directory, write_file, write_json
 from glider.files.held import empty, held
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.files.replacing import is_directory, sweep
@@ -102,7 +103,7 @@ class BatchRun:
         if not self.data.is_file():
             raise ConfigError(f"a file of prompts at {self.data}", "no such file", "Check the path.")
         spec = self.spec.model_dump(mode="json", exclude={"device", "pool", "require_key", "arguments"})
-        hashes = {"data": sha256(self.data), "pool": pool_hash(self.spec.open_pool())}
+        hashes = {"data": rows_digest(self.data), "pool": pool_hash(self.spec.open_pool())}
         settings = self.settings.content
         return {"spec": spec, "settings": settings, "columns": dict(self.columns), "hashes": hashes}
 

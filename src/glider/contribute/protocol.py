@@ -21,14 +21,14 @@ from glider.contribute.lora import add_lora, lora_parameters
 from glider.contribute.profile import profile_of
 from glider.contribute.settings import TrainConfig
 from glider.data.records import columns_of
-from glider.data.rows import Row, read_rows, split_rows
+from glider.data.rows import Row, read_rows, rows_digest, split_rows
 from glider.errors import ConfigError, DataError, ExpertError
 from glider.experts.card import NAME, Example, ExpertCard
 from glider.experts.expert import Expert, write_expert
 from glider.experts.membership import require_future
 from glider.experts.profile import Profile
 from glider.experts.prompt_format import PromptFormat
-from glider.files.disk import canonical_json, sha256, work_directory, write_json
+from glider.files.disk import canonical_json, work_directory, write_json
 from glider.files.held import alone_in, empty, held
 from glider.files.opening import read_text
 from glider.files.replacing import is_directory
@@ -77,7 +77,7 @@ def train_expert(
     if description is not None:
         require_text(description)
     if out.exists():
-        _require_incomplete(out, sha256(Path(data)), config)
+        _require_incomplete(out, rows_digest(data), config)
     require_new(out)
     task_data = read_task(data, config)
     description = description or task_data.definition
@@ -151,7 +151,7 @@ class TaskData:
 def read_task(data: Path | str, config: TrainConfig) -> TaskData:
     """Read and split a task's rows."""
     train, validation = split_rows(read_rows(data, columns=columns_of(config.columns)), config.validation, config.seed)
-    return TaskData(sha256(Path(data)), train, validation)
+    return TaskData(rows_digest(data), train, validation)
 
 
 def arithmetic_of(base: BaseModel) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from glider.config import faults
 from glider.data.records import FORMS, from_cells, is_table, lines_of, parsed_line, parts_of, records
 from glider.errors import DataError
-from glider.files.opening import UnfitFile
+from glider.files.opening import UnfitFile, sha256
 
 
 class Row(BaseModel):
@@ -54,19 +54,29 @@ def read_rows(path: Path | str, split: str | None = None, columns: Mapping[str, 
         for number, line in enumerate(lines_of(path), start=1):
             if line.strip():
                 rows.append(_parse_row(line, columns, f"{path}:{number}"))
-    except FileNotFoundError:
-        raise DataError(f"a file of rows at {path}", "no such file", "Check the path.") from None
-    except (OSError, UnfitFile) as fault:
-        got = fault.strerror or str(fault) if isinstance(fault, OSError) else str(fault)
-        raise DataError(f"rows in {path}", got, "Give a text file, or one compressed by gzip.") from fault
-    except (zlib.error, EOFError, UnicodeDecodeError) as fault:
-        raise DataError(f"rows in {path}", str(fault), "Give a text file, or one compressed by gzip.") from fault
+    except (OSError, UnfitFile, zlib.error, EOFError, UnicodeDecodeError) as fault:
+        raise _unreadable(path, fault) from fault
     return _of_split(rows, split, path)
 
 
 def read_pairs(path: Path | str) -> tuple[tuple[str, str], ...]:
     """Rows of a file as pairs of input and output: the examples that a query brings of its task."""
     return tuple((row.input, row.output) for row in read_rows(path))
+
+
+def rows_digest(path: Path | str) -> str:
+    """Hex digest of a file of rows; raises `DataError` as `read_rows` for what is no regular file."""
+    try:
+        return sha256(Path(path))
+    except (OSError, UnfitFile) as fault:
+        raise _unreadable(Path(path), fault) from fault
+
+
+def _unreadable(path: Path, fault: Exception) -> DataError:
+    if isinstance(fault, FileNotFoundError):
+        return DataError(f"a file of rows at {path}", "no such file", "Check the path.")
+    got = fault.strerror or str(fault) if isinstance(fault, OSError) else str(fault)
+    return DataError(f"rows in {path}", got, "Give a text file, or one compressed by gzip.")
 
 
 def _of_split(rows: list[Row], split: str | None, path: Path) -> list[Row]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glider.config import repeated
+from glider.data.rows import rows_digest
 from glider.errors import BaseModelError, ConfigError
 from glider.evaluation.cells import Bench, BenchSpec, BestOf, Cell, require_by_vllm
 from glider.evaluation.run_plan import RouterPlan, RunPlan, Task, pool_hash, router_hashes, without_place
 from glider.experts.pool import Pool
-from glider.files.disk import held_within, sha256
+from glider.files.disk import held_within
 from glider.files.replacing import sweep
 from glider.inference.base_model import BaseModel
 from glider.inference.spec import BaseSpec, base_of, device_of, dtype_of, open_pool
@@ -61,7 +62,7 @@ class Run:
         )
         if plan.engine == "vllm":
             require_by_vllm(self.bench, self.routers)
-        files = {task.path: sha256(task.path) for task in self.tasks}
+        files = {task.path: rows_digest(task.path) for task in self.tasks}
         self.cells: dict[tuple[str, str, str], Cell] = {}
         for router in sorted(self.routers, key=lambda router: router.of_results):  # of the others' results
             for task in self.tasks:
