@@ -12,6 +12,7 @@ import torch
 from glider.config import EMBEDDED_EMBEDDER
 from glider.errors import EmbedderError, MissingDependency, first_line
 from glider.experts.card import EmbedderIdentity
+from glider.files.json_text import read_json
 from glider.instructions.encoder import encoder_of
 from glider.registry import Registry
 from glider.shapes import Float, Tensor
@@ -116,16 +117,21 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
     except ImportError:
         purpose = f"embed texts by {name}"
         raise MissingDependency("sentence-transformers", purpose, "pip install 'glider-moe[embed]'") from None
+    from glider.inference.base_model import require_plain_files
     from glider.inference.text_growth import require_bounded_files, require_bounded_tokenizer
 
+    for folder in (Path(folder) for folder, _, _ in os.walk(source)):
+        require_plain_files(folder)
     if Path(source).is_dir():
         require_bounded_files(source)
+    _require_known_modules(source)
     try:
         model = SentenceTransformer(source, device="cpu")
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # of files of another form, anything
+        named = "" if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: "
         raise EmbedderError(
             f"a sentence-transformers model {name}",
-            first_line(fault),
+            named + first_line(fault)[:300],
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
 
@@ -139,3 +145,23 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
         return model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
 
     return encode, measure
+
+
+def _require_known_modules(source: str) -> None:
+    """Raise `EmbedderError` for modules that are not of sentence-transformers: before its version 6 it imports whatever
+    class a model names, from the model's own directory too. A card names an embedder, so it may be a stranger's."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        place = cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False)
+        modules = [] if place is None else read_json(Path(place))
+    except OSError:
+        return  # no such model, as whoever loads it says
+    except (ValueError, RecursionError) as fault:
+        raise EmbedderError(f"modules.json of {source}", str(fault)[:200], "Get the model anew.") from fault
+    modules = modules if isinstance(modules, list) else [modules]
+    kinds = [module.get("type") if isinstance(module, dict) else module for module in modules]
+    strange = [kind for kind in kinds if not isinstance(kind, str) or not kind.startswith("sentence_transformers.")]
+    if strange:
+        expected = f"modules of sentence-transformers alone in {source}"
+        raise EmbedderError(expected, repr(strange[0])[:80], "Give another embedder: no foreign code runs.")
