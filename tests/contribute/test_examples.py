@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,19 @@ def test_rows_that_are_too_long_are_left_out_and_counted(llama: BaseModel):
     kept, too_long = encode_rows(rows, llama.tokenizer, plain, max_tokens=8)
     assert too_long == 2
     assert [len(row) for row in kept] == [4, 8]
+
+
+def test_a_row_of_megabytes_is_too_long_before_it_is_tokenized_to_its_end(llama: BaseModel):
+    """Its tokens took hundreds of times its size, and half a minute."""
+    began = time.perf_counter()
+    rows = [
+        Row(input="a", output="b"),
+        Row(input="xy " * 3_000_000, output="b"),
+        Row(input="a", output="b" * 9_000_000),
+    ]
+    kept, too_long = encode_rows(rows, llama.tokenizer, PromptFormat(kind="plain"), max_tokens=8)
+    assert (len(kept), too_long) == (1, 2)
+    assert time.perf_counter() - began < 2
 
 
 def test_encoded_rows_are_those_of_the_prompt_format(llama: BaseModel):

@@ -1,5 +1,6 @@
 """Settings of `generate` are honoured or refused, and each row of a batch is answered as it is alone."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def test_packed_prompts_keep_a_cache(llama: RoutedModel) -> None:
 def test_one_prompt_may_be_answered_by_assisted_generation(llama: RoutedModel) -> None:
     [wanted] = llama.generate(PROMPTS[:1], max_new_tokens=6)
     assert llama.generate(PROMPTS[:1], max_new_tokens=6, prompt_lookup_num_tokens=3)[0].token_ids == wanted.token_ids
+
+
+def test_a_text_of_megabytes_is_not_tokenized_to_its_end(llama: RoutedModel) -> None:
+    """It took gigabytes, and half a minute."""
+    text, end = "xy " * 4_000_000, "Which words are there?"
+    began = time.perf_counter()
+    with pytest.raises(QueryError, match="prompt of at most"):
+        llama.generate([text], max_new_tokens=4)
+    with pytest.raises(QueryError, match="choices of at most"):
+        llama.score("What?", [text, "b"])
+    (short, long) = (
+        llama.generate([f"{'xy ' * count}{end}"], max_new_tokens=4, truncate=True)[0] for count in (2000, 4_000_000)
+    )
+    assert short.text == long.text
+    assert time.perf_counter() - began < 4
 
 
 def test_stop_strings_of_the_bases_own_settings_are_honoured(llama: RoutedModel) -> None:

@@ -10,6 +10,7 @@ import torch
 from glider.data.rows import Row
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.prompts import require_known
+from glider.inference.text_length import exceeds, most_tokens
 
 _BUCKET = 8  # batches that are sorted by length together
 
@@ -32,13 +33,21 @@ def encode_rows(
 
     Raises `QueryError` for a token that the `model` has no embedding for.
     """
-    encoded = [
-        EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output)) for row in rows
-    ]
-    fitting = [row for row in encoded if len(row) <= max_tokens]
-    for row in fitting if model is not None else ():
-        require_known([*row.prompt, *row.target], model)
-    return fitting, len(encoded) - len(fitting)
+    fitting, beyond, most = [], 0, most_tokens(max_tokens)
+    for row in rows:
+        long = exceeds(tokenizer, row.input, most) or exceeds(tokenizer, row.output, most)
+        encoded = None if long else _encoded(row, tokenizer, prompt)
+        if encoded is None or len(encoded) > max_tokens:
+            beyond += 1
+            continue
+        if model is not None:
+            require_known([*encoded.prompt, *encoded.target], model)
+        fitting.append(encoded)
+    return fitting, beyond
+
+
+def _encoded(row: Row, tokenizer: Any, prompt: PromptFormat) -> EncodedRow:
+    return EncodedRow(prompt.prompt_ids(tokenizer, row.input), prompt.target_ids(tokenizer, row.output))
 
 
 class Batches:

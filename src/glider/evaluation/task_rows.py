@@ -50,7 +50,7 @@ def score_rows_of(
     `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
     metrics: of the greedy answer. Prompts beyond the model's context keep their end.
     """
-    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in selected.rows]
+    lengths = [model.encoder.length(row.input) for row in selected.rows]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     results: dict[int, RowResult] = {}
     by_choice = selected.metric == "accuracy"
@@ -79,7 +79,7 @@ def measured_budget(model: RoutedModel, selected: EvaluatedRows, query: Query, m
 
     `query` has the description and the examples that come with each of them.
     """
-    lengths = [len(model.prompt.prompt_ids(model.tokenizer, row.input)) for row in selected.rows]
+    lengths = [model.encoder.length(row.input) for row in selected.rows]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     by_choice = selected.metric == "accuracy"
 

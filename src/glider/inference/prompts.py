@@ -1,6 +1,7 @@
 """Prompts as tokens: formatted, their length checked, padded to a batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from glider.errors import QueryError
 from glider.experts.prompt_format import PromptFormat
 from glider.inference.forward import padded, positions, start_token
 from glider.inference.queries import Prompt, Query, listed, require_text
+from glider.inference.text_length import end_of, exceeds, most_tokens
 
 
 def require_known(ids: Sequence[int], model: Any) -> None:
@@ -50,9 +52,24 @@ class PromptEncoder:
         for number, (query, room) in enumerate(zip(map(Query.of, prompts), rooms, strict=True), start=1):
             if not query.text.strip():
                 raise QueryError("a prompt with text", f"an empty one (prompt {number})", "Write a question.")
-            rows.append(self._fit(self._ids(query), truncate, room, number))
+            rows.append(self._fit(self._ids(self._bounded(query, truncate, number)), truncate, room, number))
             require_known(rows[-1], self.model)
         return rows
+
+    def length(self, text: str) -> int:
+        """Tokens of a prompt whose end is kept where it is too long."""
+        return len(self._ids(self._bounded(Query(text), True, 1)))
+
+    def _bounded(self, query: Query, truncate: bool, number: int) -> Query:
+        """The query, without the beginning of a text that is far beyond the context; `QueryError` where none may go."""
+        most = most_tokens(self.context)
+        text = "".join(turn["content"] for turn in query.messages) if query.messages else query.text
+        if not exceeds(self.tokenizer, text, most):
+            return query
+        if not truncate or query.messages:
+            expected, got = f"a prompt of at most {most} tokens", f"more (prompt {number})"
+            raise QueryError(expected, got, "Shorten it, or give --truncate to keep the end of a text.")
+        return replace(query, text=end_of(self.tokenizer, query.text, most))
 
     def _ids(self, query: Query) -> list[int]:
         """A prompt's tokens: a chat by its template, a text in the pool's form."""
@@ -76,7 +93,11 @@ class PromptEncoder:
         """
         if not choices:
             raise QueryError("at least one choice", "none", "Give the answers to choose from.")
-        targets = [self.prompt.target_ids(self.tokenizer, require_text(one, "a choice")) for one in choices]
+        most = most_tokens(self.context)
+        for choice in choices:
+            if exceeds(self.tokenizer, require_text(choice, "a choice"), most):
+                raise QueryError(f"choices of at most {most} tokens", f"more: {choice[:60]!r}...", "Shorten them.")
+        targets = [self.prompt.target_ids(self.tokenizer, one) for one in choices]
         if not all(targets):
             empty = choices[targets.index([])]
             got = f"{empty!r}, for a tokenizer without an end token"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from glider.files.json_text import parse_json
 from glider.inference.conversation import question_text
 from glider.inference.prompts import require_known
+from glider.inference.text_length import FEW_TOKENS, exceeds
 from glider.serve.bodies import MOST_MEMBERS
 from glider.serve.dialect import dialect_of, rendered
 from glider.serve.errors import ApiError
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
 
 
-FEW_TOKENS = 20_000  # of a text, counted in some hundredths of a second
 LONGEST_PROMPT = 2048  # tokens, where neither the base nor its tokenizer says
 _NO_LENGTH = 1_000_000  # tokens: what tokenizers name that were given none
-_PIECE = 1 << 14  # characters
 
 
 def require_short(tokenizer: Any, text: str, most: int, param: str) -> None:
@@ -29,13 +28,8 @@ def require_short(tokenizer: Any, text: str, most: int, param: str) -> None:
 
     The tokens of megabytes take seconds, and meanwhile no other request is prepared.
     """
-    if len(text) <= most:
-        return
-    count = 0
-    for begin in range(0, len(text), _PIECE):
-        count += len(tokenizer(text[begin : begin + _PIECE], add_special_tokens=False)["input_ids"])
-        if count > most:
-            raise ApiError(400, f"a text of more than {most} tokens", param=param, code="context_length_exceeded")
+    if exceeds(tokenizer, text, most):
+        raise ApiError(400, f"a text of more than {most} tokens", param=param, code="context_length_exceeded")
 
 
 def _require_fitting(model: "RoutedModel", text: str, param: str) -> None:
