@@ -83,6 +83,23 @@ def test_a_router_that_differs_in_its_condition(
         ask(client, TEXTS[0], "tiny:nonsense")
 
 
+def test_a_router_that_is_not_served_is_told_with_a_command_that_runs(client: openai.OpenAI) -> None:
+    """The advice was `glider serve POOL --router ...`, which the command refuses, its parentheses unquoted; and for the
+    base or one expert, a process that nobody needs."""
+    with pytest.raises(openai.BadRequestError, match=r"glider serve --pool POOL --router 'arrow\(top_k=1\)'"):
+        ask(client, TEXTS[0], "tiny:arrow(top_k=1)")
+    for router in ("base", "single:e2"):
+        with pytest.raises(openai.BadRequestError, match=r"/v1/models") as refusal:
+            ask(client, TEXTS[0], f"tiny:{router}")
+        assert "another process" not in refusal.value.message
+
+
+def test_two_limits_of_an_answer_are_told(client: openai.OpenAI) -> None:
+    """The message was the two names with an "or" between them."""
+    with pytest.raises(openai.BadRequestError, match=r"wanted one of .*; got both"):
+        ask(client, TEXTS[0], extra_body={"max_completion_tokens": 8, "max_tokens": 4})
+
+
 def test_a_description_steers(client: openai.OpenAI, model: RoutedModel) -> None:
     query = Query("good day", examples=(("the e3 e31 and e33", "yes"),))
     (wanted,) = model.generate([query], max_new_tokens=16)

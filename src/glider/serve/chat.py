@@ -46,7 +46,8 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise ApiError(400, "max_tokens or max_completion_tokens", param="max_tokens", code="invalid_value")
+        message = "wanted one of max_tokens and max_completion_tokens, which mean the same; got both"
+        raise ApiError(400, message, param="max_tokens", code="invalid_value")
     model = target.pool.model
     prompt, form = await service.runner.prepare(_read, model, body)
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"

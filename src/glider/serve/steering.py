@@ -1,6 +1,7 @@
 """From a model's name and the field `glider` to a condition: routed, the base, one expert, or some of them."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,9 @@ def other_router(pool: "Pool", generation: "Generation", text: str) -> dict[str,
         and other.selection() == served.selection()
     )
     if not same:
-        remedy = f"serve it by another process (glider serve POOL --router {text})"
+        remedy = f"serve it by another process (glider serve --pool POOL --router {shlex.quote(text)})"
+        if name == "base" or name.startswith("single:"):
+            remedy = "/v1/models names the base and each expert, which answer alone where `model` is that name"
         message = f"the router {text} decides tokens by other numbers than the one served; {remedy}"
         raise ApiError(400, message, param="model", code="unsupported_router")
     assert isinstance(other, Composed)
