@@ -135,8 +135,8 @@ class RoutedModel:
     def reload(self) -> None:
         """Serve the pool as it is on disk now; queries in flight keep the experts that they began with.
 
-        Until the last of them has ended, both states lie in memory; layers whose experts are the same share them. Raises
-        a `GliderError` for whatever does not fit, and then changes nothing.
+        Until the last of them has ended, both states lie in memory; layers whose experts are the same share them.
+        Raises a `GliderError` for whatever does not fit, and then changes nothing.
         """
         self._serve(self.pool.reload(), self.router)
 
