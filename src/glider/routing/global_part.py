@@ -34,6 +34,8 @@ class GlobalPart:
                 raise RouterError(f"{name} as {expected}", f"{value:g}", "Mend the router's setting.")
 
     def prepare(self, pool: Pool) -> GlobalTerm:
+        if self.signal is None and pool.index.signal is None:
+            _require_descriptions(pool)
         return self._term(pool, self.signal or pool.index.signal or DESCRIPTIONS, self.p)
 
     def prepare_described(self, pool: Pool) -> GlobalTerm | None:
@@ -67,3 +69,14 @@ class GlobalPart:
         gamma = self.gamma if self.gamma is not None else stored.gamma if stored else GAMMA
         beta = self.beta if self.beta is not None else stored.beta if stored else BETA
         return GlobalTerm(scores, p, gamma, beta, name)
+
+
+def _require_descriptions(pool: Pool) -> None:
+    """Raise `RouterError` where the pool has neither a signal of its own nor what the paper's signal compares."""
+    if lacking := [expert.name for expert in pool if expert.instruction is None]:
+        raise RouterError(
+            "a pool calibrated for a signal, or an instruction embedding for every expert",
+            f"neither: none in {', '.join(lacking)}",
+            "Give each expert a profile with 16 held-back rows or more (`glider expert profile`) and run `glider pool "
+            "calibrate`; or describe them (`glider expert describe`); or take a router without either, such as arrow.",
+        )

@@ -64,7 +64,10 @@ def test_a_router_that_cannot_be_made_is_refused_before_the_base_is_loaded(
 
 @pytest.mark.parametrize(
     ("lacking", "reason"),
-    [({"gates": False}, "gate at every site .*e0, e1"), ({"embedder": None}, "instruction embedding .*e0, e1")],
+    [
+        ({"gates": False}, "gate at every site .*e0, e1"),
+        ({"embedder": None}, "instruction embedding .*e0, e1.*`glider pool calibrate`"),
+    ],
     ids=["gates", "instructions"],
 )
 def test_a_pool_that_cannot_serve_glider_is_refused_before_the_base_is_loaded(
