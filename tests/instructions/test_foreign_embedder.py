@@ -60,3 +60,14 @@ def test_a_pipe_in_an_embedders_directory_is_told_and_not_waited_for(directory: 
     os.mkfifo(directory / "1_Pooling" / "config.json")
     with pytest.raises(BaseModelError, match="a pipe or a device"):
         load_embedder(str(directory))
+
+
+def test_a_directory_of_many_more_is_not_walked_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card may name any directory, the root of the file system too."""
+    for number in range(200):
+        (tmp_path / str(number)).mkdir()
+    seen: list[Path] = []
+    monkeypatch.setattr("glider.inference.base_model.require_plain_files", seen.append)
+    with pytest.raises(EmbedderError):
+        load_embedder(f"sentence-transformers:{tmp_path}")
+    assert 0 < len(seen) <= 64

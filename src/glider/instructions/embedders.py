@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from glider.shapes import Float, Tensor
 ENDPOINT_VARIABLE = "GLIDER_EMBEDDING_URL"
 _PROBE_SENTENCE = "Decide which expert answers this question."
 _PROBE_VALUES = 8
+_MOST_FOLDERS = 64  # of a model that are looked at: a card may name any directory, the root of the file system too
 
 Encode = Callable[[list[str]], Tensor]  # texts -> (B, G)
 
@@ -120,8 +122,8 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
     from glider.inference.base_model import require_plain_files
     from glider.inference.text_growth import require_bounded_files, require_bounded_tokenizer
 
-    for folder in (Path(folder) for folder, _, _ in os.walk(source)):
-        require_plain_files(folder)
+    for folder, _, _ in islice(os.walk(source), _MOST_FOLDERS):
+        require_plain_files(Path(folder))
     if Path(source).is_dir():
         require_bounded_files(source)
     _require_known_modules(source)
