@@ -142,23 +142,24 @@ inline Plan plan(const Site& site, const Call& call, int64_t kept) {
     return made;
 }
 
+// What the threads of a call have in common.
 template <typename Work> struct Errand {
+    static constexpr int MOST_STAGES = 4;  // scores, decisions, products with A and with B
     Work work;
     Plan plan;
+    Stage stages[MOST_STAGES]{};
+
     static void member(void* data) {
         Errand& errand = *static_cast<Errand*>(data);
-        Team team{runtime().threads(), runtime().number()};
+        Team team{errand.plan.threads, errand.plan.threads > 1 ? runtime().number() : 0, errand.stages};
         Work own = errand.work;
         own.run(team, errand.plan.together, errand.plan.coded);
     }
-};
-
-// The same for work that no thread waits in.
-template <typename Runs> struct RunsErrand {
-    Runs work;
-    static void member(void* data) {
-        Runs own = static_cast<RunsErrand*>(data)->work;
-        own.run(Team{runtime().threads(), runtime().number()});
+    void run() {
+        if (plan.threads > 1)
+            runtime().parallel(member, this, plan.threads, 0);
+        else
+            member(this);
     }
 };
 
@@ -172,11 +173,8 @@ template <typename Work, typename Runs> bool answer(const Site& site, const Call
         for (int64_t p = 0; p < all; ++p)
             if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
         if (Runs::serves(site, call)) {
-            RunsErrand<Runs> errand{Runs{site, call, kept}};
-            if (made.threads > 1)
-                runtime().parallel(RunsErrand<Runs>::member, &errand, made.threads, 0);
-            else
-                errand.work.run(Team{});
+            Errand<Runs> errand{Runs{site, call, kept}, made};
+            errand.run();
             return true;
         }
     }
@@ -197,11 +195,8 @@ template <typename Work, typename Runs> bool answer(const Site& site, const Call
     }
     int64_t found = 0;
     Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, &found, 0}, made};
-    if (made.threads > 1) {
-        runtime().parallel(Errand<Work>::member, &errand, made.threads, 0);
-    } else {
-        errand.work.run(Team{}, false, made.coded);
-    }
+    if (call.experts) found = errand.work.sort();
+    errand.run();
     if (call.experts_out)
         for (int64_t p = 0; p < all; ++p) call.experts_out[p] = chosen[p], call.weights_out[p] = weights[p];
     return true;
