@@ -113,92 +113,126 @@ namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of t
 #undef PANEL_WIDE
 }  // namespace portable
 
-struct Plan {
-    int threads;
-    bool together, coded;  // the team shares the scores of each token; 8-bit rows make a shortlist
-};
-
 // What a call takes in one thread, in microseconds: products that are in the caches, and bytes that are not.
 constexpr double PRODUCTS = 3e4, BYTES = 2e4;
 constexpr int64_t FEW_TOKENS = 16;
 
-inline double estimate(const Site& site, const Call& call, int64_t kept, bool coded) {
+inline double estimate(const Site& site, const Call& call, bool coded) {
     double rows = call.experts || !site.rows ? 0.0 : double(site.experts) * site.width;
-    double pairs = call.experts_out ? 0.0 : double(call.tokens) * kept;
+    double pairs = call.experts_out ? 0.0 : double(call.tokens) * (call.experts ? call.kept : site.kept);
     double pair = double(site.rank) * (site.width + site.out), size = site.stored == Stored::bfloat16 ? 2 : 4;
     double used = pairs < site.experts ? pairs : site.experts;
     return (call.tokens * rows + pairs * pair) / PRODUCTS + (rows * (coded ? 1 : 4) + used * pair * size) / BYTES;
 }
 
-// As many threads as have a share each that is worth waking them.
-inline Plan plan(const Site& site, const Call& call, int64_t kept) {
-    Plan made{1, false, site.codes && call.tokens <= FEW_TOKENS};
-    double shares = estimate(site, call, kept, made.coded) / runtime().waking;
-    if (shares >= 2) {
+constexpr int MOST_SITES = 8, MOST_STAGES = 4;  // of a call; of a site: scores, decisions, products with A and with B
+
+// Several sites' part of a call, and the threads that answer it: as many as have a share each that is worth waking them.
+struct Plan {
+    int64_t count;
+    const Site* const* sites;
+    void* const* outputs;
+    int threads = 1;
+
+    Plan(const Site* const* sites, void* const* outputs, int64_t count, const Call& call)
+        : count(count), sites(sites), outputs(outputs) {
+        double work = 0;
+        for (int64_t i = 0; i < count; ++i) work += estimate(*sites[i], call, coded(i, call));
+        double shares = work / runtime().waking;
+        if (shares < 2) return;
         int64_t available = runtime().available();
-        made.threads = (int)(shares < available ? shares : available);
+        threads = (int)(shares < available ? shares : available);
     }
-    made.together = made.threads > 1 && call.tokens < FEW_TOKENS;
-    return made;
-}
+    // Whether 8-bit rows make a shortlist.
+    bool coded(int64_t i, const Call& call) const { return sites[i]->codes && call.tokens <= FEW_TOKENS; }
+    // Whether the team shares the scores of each token.
+    bool together(const Call& call) const { return threads > 1 && call.tokens < FEW_TOKENS; }
+};
 
-// What the threads of a call have in common.
-template <typename Work> struct Errand {
-    static constexpr int MOST_STAGES = 4;  // scores, decisions, products with A and with B
-    Work work;
-    Plan plan;
+// One site's part of a call, in memory that the threads have in common.
+template <typename Work, typename Runs> struct Job {
+    Site site;
+    Call call;
+    bool in_runs, together, coded;
+    int64_t kept, found = 0;
     Stage stages[MOST_STAGES]{};
+    int32_t* chosen = nullptr;
+    float* weights = nullptr;
+    std::optional<Work> work;
 
-    static void member(void* data) {
-        Errand& errand = *static_cast<Errand*>(data);
-        Team team{errand.plan.threads, errand.plan.threads > 1 ? runtime().number() : 0, errand.stages};
-        Work own = errand.work;
-        own.run(team, errand.plan.together, errand.plan.coded);
+    Job(const Plan& plan, int64_t i, const Call& of_all)
+        : site(*plan.sites[i]), call(of_all), together(plan.together(of_all)), coded(plan.coded(i, of_all)) {
+        call.y = plan.outputs[i];
+        kept = call.experts ? call.kept : site.kept;
+        in_runs = Runs::serves(site, call);
     }
-    void run() {
-        if (plan.threads > 1)
-            runtime().parallel(member, this, plan.threads, 0);
-        else
-            member(this);
+
+    // Whether a given decision names experts that exist.
+    bool valid() const {
+        for (int64_t p = 0; call.experts && p < call.tokens * kept; ++p)
+            if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
+        return true;
+    }
+    size_t bytes() const {
+        int64_t all = call.tokens * kept;
+        if (in_runs) return 0;
+        return Carver::padded(together ? call.tokens * site.experts * 4 : 0) + 3 * Carver::padded(all * 4) +
+               Carver::padded(all * 8) + Carver::padded((site.experts + 1) * 4) + Carver::padded(all * site.rank * 4);
+    }
+    void begin(Carver& carver) {
+        int64_t all = call.tokens * kept;
+        if (in_runs) return;
+        float* scores = carver.take<float>(together ? call.tokens * site.experts : 0);
+        chosen = carver.take<int32_t>(all);
+        weights = carver.take<float>(all);
+        int32_t* order = carver.take<int32_t>(all);
+        int64_t* token = carver.take<int64_t>(all);
+        int32_t* starts = carver.take<int32_t>(site.experts + 1);
+        float* z = carver.take<float>(all * site.rank);
+        work.emplace(Work{site, call, kept, scores, chosen, weights, order, token, starts, z, &found, 0});
+        if (!call.experts) return;
+        for (int64_t p = 0; p < all; ++p) chosen[p] = (int32_t)call.experts[p];
+        memcpy(weights, call.weights, all * sizeof(float));
+        found = work->sort();
+    }
+    void run(Team team) {
+        team.stages = stages;
+        if (in_runs) return Runs{site, call, kept}.run(team);
+        Work own = *work;
+        own.run(team, together, coded);
+    }
+    void end() const {
+        for (int64_t p = 0; call.experts_out && p < call.tokens * kept; ++p)
+            call.experts_out[p] = chosen[p], call.weights_out[p] = weights[p];
     }
 };
 
-// Answer a call. False if a given decision names an expert that does not exist; then y is as it was.
-template <typename Work, typename Runs> bool answer(const Site& site, const Call& call) {
-    static thread_local Scratch memory;
-    int64_t kept = call.experts ? call.kept : site.kept, all = call.tokens * kept;
-    if (!all) return true;
-    Plan made = plan(site, call, kept);
-    if (call.experts) {
-        for (int64_t p = 0; p < all; ++p)
-            if (call.experts[p] < 0 || call.experts[p] >= site.experts) return false;
-        if (Runs::serves(site, call)) {
-            Errand<Runs> errand{Runs{site, call, kept}, made};
-            errand.run();
-            return true;
+template <typename Work, typename Runs> bool answer(const Plan& plan, const Call& call) {
+    struct Errand {
+        std::optional<Job<Work, Runs>> jobs[MOST_SITES];
+        int64_t count;
+        int threads;
+        static void member(void* data) {
+            Errand& errand = *static_cast<Errand*>(data);
+            Team team{errand.threads, errand.threads > 1 ? runtime().number() : 0};
+            for (int64_t i = 0; i < errand.count; ++i) errand.jobs[i]->run(team);
         }
+    } errand;
+    static thread_local Scratch memory;
+    size_t bytes = 0;
+    errand.count = plan.count, errand.threads = plan.threads;
+    for (int64_t i = 0; i < plan.count; ++i) {
+        errand.jobs[i].emplace(plan, i, call);
+        if (!errand.jobs[i]->valid()) return false;
+        bytes += errand.jobs[i]->bytes();
     }
-    size_t bytes = Carver::padded(made.together ? call.tokens * site.experts * 4 : 0) + 3 * Carver::padded(all * 4) +
-                   Carver::padded(all * 8) + Carver::padded((site.experts + 1) * 4) +
-                   Carver::padded(all * site.rank * 4);
     Carver carver{static_cast<char*>(memory.get(bytes))};
-    float* scores = carver.take<float>(made.together ? call.tokens * site.experts : 0);
-    int32_t* chosen = carver.take<int32_t>(all);
-    float* weights = carver.take<float>(all);
-    int32_t* order = carver.take<int32_t>(all);
-    int64_t* token = carver.take<int64_t>(all);
-    int32_t* starts = carver.take<int32_t>(site.experts + 1);
-    float* z = carver.take<float>(all * site.rank);
-    if (call.experts) {
-        for (int64_t p = 0; p < all; ++p) chosen[p] = (int32_t)call.experts[p];
-        memcpy(weights, call.weights, all * sizeof(float));
-    }
-    int64_t found = 0;
-    Errand<Work> errand{Work{site, call, kept, scores, chosen, weights, order, token, starts, z, &found, 0}, made};
-    if (call.experts) found = errand.work.sort();
-    errand.run();
-    if (call.experts_out)
-        for (int64_t p = 0; p < all; ++p) call.experts_out[p] = chosen[p], call.weights_out[p] = weights[p];
+    for (int64_t i = 0; i < plan.count; ++i) errand.jobs[i]->begin(carver);
+    if (plan.threads > 1)
+        runtime().parallel(Errand::member, &errand, plan.threads, 0);
+    else
+        Errand::member(&errand);
+    for (int64_t i = 0; i < plan.count; ++i) errand.jobs[i]->end();
     return true;
 }
 
@@ -210,18 +244,11 @@ template <typename X> inline void standardise_row(const X* x, int64_t width, flo
     portable::standard_form(x, width, u);
 }
 
-inline bool run(const Site& site, const Call& call) {
-#ifdef GLIDER_X86
-    if (chosen_isa() >= Isa::avx512) return answer<avx512::Work, avx512::Runs>(site, call);
-    if (chosen_isa() == Isa::avx2) return answer<avx2::Work, avx2::Runs>(site, call);
-#endif
-    return answer<portable::Work, portable::Runs>(site, call);
-}
-
-// Answer a call for several sites that see its tokens, `call.y` each one's own. Few tokens are brought into standard form
-// once for all sites.
-inline bool run_all(Site* const* sites, void* const* outputs, int64_t count, Call call) {
+// Answer a call for several sites that see its tokens, each with outputs of its own. Few tokens are brought into standard
+// form once for all sites. False if a given decision names an expert that does not exist; then no output has changed.
+inline bool run_all(const Site* const* sites, void* const* outputs, int64_t count, Call call) {
     static thread_local Scratch memory;
+    if (!call.tokens || !count) return true;
     bool standardise = count > 1 && !call.experts && call.tokens <= TOKENS_AT_ONCE;
     for (int64_t i = 0; i < count; ++i) standardise &= sites[i]->standardise && sites[i]->rows;
     if (standardise) {
@@ -235,12 +262,19 @@ inline bool run_all(Site* const* sites, void* const* outputs, int64_t count, Cal
         }
         call.standard = standard;
     }
-    bool good = true;
-    for (int64_t i = 0; good && i < count; ++i) {
-        call.y = outputs[i];
-        good = run(*sites[i], call);
-    }
-    return good;
+    Plan plan(sites, outputs, count, call);
+#ifdef GLIDER_X86
+    if (chosen_isa() >= Isa::avx512) return answer<avx512::Work, avx512::Runs>(plan, call);
+    if (chosen_isa() == Isa::avx2) return answer<avx2::Work, avx2::Runs>(plan, call);
+#endif
+    return answer<portable::Work, portable::Runs>(plan, call);
+}
+
+// The same for one site; its outputs are the call's own.
+inline bool run(const Site& site, const Call& call) {
+    const Site* sites[] = {&site};
+    void* outputs[] = {call.y};
+    return run_all(sites, outputs, 1, call);
 }
 
 }  // namespace glider
