@@ -22,6 +22,7 @@ the base's linear layers in 8 bits.
 import argparse
 import copy
 import json
+import re
 import resource
 import statistics
 import sys
@@ -72,7 +73,7 @@ COSINES = 0.27, 0.13  # mean and deviation, 166 GPT-4 descriptions against 525 o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 36, 166])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", type=case_of, default=list(CASES), help="also prefill-1x40 and the like")
     parser.add_argument("--kernel", choices=("native", "triton", "torch", "reference"))
     parser.add_argument("--peft", choices=("lora", "arrow"))
     parser.add_argument("--share", action="store_true", help="all layers use one layer's experts")
@@ -120,6 +121,18 @@ def main() -> None:
         if model.device.type == "cuda":
             machine["device"] = torch.cuda.get_device_name()
         write_json(arguments.json, {"settings": settings, "machine": machine, "rows": rows})
+
+
+def case_of(name: str) -> str:
+    """The name of a case; those of other sizes than CASES join it."""
+    found = re.fullmatch(r"(prefill|decode)-(\d+)(?:x(\d+))?", name)
+    if found is None or (found[1] == "prefill") is not bool(found[3]):
+        raise argparse.ArgumentTypeError(f"{name!r} is no prefill-ROWSxTOKENS and no decode-ROWS")
+    rows, tokens = int(found[2]), int(found[3] or 1)
+    if not 1 <= rows <= MOST_ROWS or tokens < 1 + bool(found[3]):
+        raise argparse.ArgumentTypeError(f"{name!r}: 1 to {MOST_ROWS} rows, and of a prompt at least two tokens")
+    CASES.setdefault(name, (rows, tokens))
+    return name
 
 
 def random_base(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
