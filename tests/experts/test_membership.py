@@ -22,7 +22,7 @@ from glider.inference.base_model import BaseModel, load_base
 from glider.inference.spec import ModelSpec, load
 from glider.layers.attach import attach
 from glider.routing.base import routers
-from glider.sharing.hub import MODEL_CARD_FILE
+from glider.sharing.places import MODEL_CARD_FILE
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 IDS = torch.tensor([[40, 71, 99, 5, 200, 13]])

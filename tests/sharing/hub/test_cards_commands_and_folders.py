@@ -11,7 +11,7 @@ from glider.errors import ConfigError, ExpertError, PoolError
 from glider.experts.card import ExpertCard
 from glider.experts.pool import Pool
 from glider.files.disk import copy_file
-from glider.sharing import hub
+from glider.sharing import places
 from glider.sharing.hub import pull_expert, pull_pool, push_expert, push_pool
 from glider.sharing.model_card import expert_model_card
 from glider.sharing.signature import SIGNATURE_FILE
@@ -104,7 +104,7 @@ def test_a_file_of_holes_is_refused_before_it_is_copied(
         if copied[-1] < 1 << 30:
             copy_file(source, target)
 
-    monkeypatch.setattr(hub, "copy_file", watched)
+    monkeypatch.setattr(places, "copy_file", watched)
     with pytest.raises((PoolError, ExpertError), match=str(1 << 33)):
         pull_pool(str(folder), tmp_path / "thing")
     if name != "pool.json":
