@@ -184,6 +184,13 @@ def test_settings_without_a_form_are_refused_for_vllm_too(base: Path) -> None:
         ("generation_config.json", {"penalty_alpha": [1, 2]}),
         ("generation_config.json", {"decoder_start_token_id": 1e308}),
         ("generation_config.json", {"assistant_early_exit": [None]}),
+        ("generation_config.json", {"output_hidden_states": "no"}),
+        ("generation_config.json", {"num_beams": 0}),
+        ("generation_config.json", {"num_beams": -1}),
+        ("generation_config.json", {"prefill_chunk_size": 0}),
+        ("generation_config.json", {"exponential_decay_length_penalty": [1]}),
+        ("generation_config.json", {"exponential_decay_length_penalty": {"a": 1}}),
+        ("generation_config.json", {"encoder_no_repeat_ngram_size": 10**6}),
     ],
 )
 def test_what_is_no_number_is_told_when_the_base_is_loaded(base: Path, file: str, values: dict[str, Any]) -> None:
@@ -192,6 +199,26 @@ def test_what_is_no_number_is_told_when_the_base_is_loaded(base: Path, file: str
     (base / file).write_text((base / file).read_text("utf8") or "{}")
     change(base / file, **values)
     with pytest.raises(BaseModelError, match=" as "):
+        load_base(str(base))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"output_hidden_states": "None"},
+        {"output_hidden_states": {"a": 1}},
+        {"output_hidden_states": 1.5},
+        {"return_dict": False},
+        {"sliding_window": "None"},
+        {"sliding_window": [4]},
+        {"sliding_window": 1.5},
+        {"num_hidden_layers": -1},
+    ],
+)
+def test_a_setting_that_each_pass_looks_at_is_told_when_the_base_is_loaded(base: Path, values: dict[str, Any]) -> None:
+    """Each was a traceback at the first prompt, or of the trials before it."""
+    change(base / CONFIG, **values)
+    with pytest.raises(BaseModelError, match=f" as {next(iter(values))} of the base"):
         load_base(str(base))
 
 

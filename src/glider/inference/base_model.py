@@ -14,6 +14,7 @@ from glider.errors import BaseModelError, ConfigError, QueryError, first_line
 from glider.experts.base_identity import BaseIdentity, identify
 from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
 from glider.files.opening import from_home, read_bytes
+from glider.inference.base_settings import require_settings
 from glider.inference.downloads import tell_of_download
 from glider.inference.setting_values import checked_values
 from glider.inference.sharing import missing_cache, oddity
@@ -232,6 +233,7 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
 
 def _completed(model: Any, tokenizer: Any, model_id: str, source: str, path: str | None) -> BaseModel:
     model.eval()
+    require_settings(model)
     _require_numbers(model, tokenizer)
     if (odd := oddity(model)) is not None:
         raise BaseModelError(
@@ -279,11 +281,17 @@ def located(base: str) -> str:
 
 
 def locate(base: str) -> tuple[str, str]:
-    """Where transformers finds a base model, and its id. The embedded one has a short name beside its id."""
+    """Where transformers finds a base model, and its id; the embedded one has a short name beside its id.
+
+    Raises `BaseModelError` for an empty name.
+    """
     from glider.demo.base import BASE_ID, converted_base
 
     if base in (EMBEDDED_BASE, BASE_ID):
         return str(converted_base()), BASE_ID
+    if not base:  # which the system would take as the directory it works in
+        remedy = f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model."
+        raise BaseModelError("the name of a base model", "an empty one", remedy)
     path = from_home(base)
     if path.exists():
         return str(path), path.resolve().name

@@ -9,13 +9,18 @@ from typing import Any
 
 from glider.errors import QueryError
 
-_FLAGS = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
+_FLAGS = (
+    *("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "return_dict_in_generate"),
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+)
 _WHOLE = {  # and the least that each may be
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "min_new_tokens": 0, "min_length": 0, "prefill_chunk_size": 1, "prompt_lookup_num_tokens": 1,
     "max_matching_ngram_size": 1, "num_beam_groups": 1, "assistant_early_exit": 1,
     "forced_bos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0, "decoder_start_token_id": 0, "seed": -(1 << 63),
 }  # fmt: skip
+_COUNTS = ("num_beams", "num_return_sequences", "prefill_chunk_size")  # what is parted among them ends in an error
+_LONGEST_NGRAM = 10_000  # tokens; transformers makes so many lists for each row and step
 _NUMBERS = {
     "temperature": 0.0, "top_p": 0.0, "min_p": 0.0, "typical_p": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "repetition_penalty": 0.0, "encoder_repetition_penalty": 0.0, "length_penalty": -math.inf,
@@ -48,8 +53,11 @@ def checked_values(settings: Mapping[str, Any], bounded: bool = True) -> dict[st
         if name in _FLAGS:
             _require(isinstance(value, bool), name, "True or False", value)
         elif name in _WHOLE:
-            fits = _is_whole(value) and (value >= _WHOLE[name] or not bounded)
-            _require(fits, name, _bounded("a whole number", _WHOLE[name]), value)
+            least = _WHOLE[name]
+            fits = _is_whole(value) and (value >= least or not (bounded or name in _COUNTS))
+            _require(fits, name, _bounded("a whole number", least), value)
+            if name.endswith("ngram_size"):
+                _require(value <= _LONGEST_NGRAM, name, f"at most {_LONGEST_NGRAM} tokens", value)
         elif name in _NUMBERS:
             fits = _is_number(value) and (value >= _NUMBERS[name] or not bounded)
             _require(fits, name, _bounded("a number", _NUMBERS[name]), value)
@@ -59,6 +67,8 @@ def checked_values(settings: Mapping[str, Any], bounded: bool = True) -> dict[st
         elif name == "stop_strings":
             stops = value if isinstance(value, list | tuple) else [value]
             _require(all(isinstance(stop, str) and stop for stop in stops), name, "texts of some letters each", value)
+        elif name == "exponential_decay_length_penalty":
+            _require(_is_decay(value), name, "a whole number and a number", value)
         elif name in _FUNCTIONS:
             _require(callable(value), name, "a function", value)
         elif name in _PARTS:
@@ -91,6 +101,11 @@ def _bounded(what: str, least: float) -> str:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_decay(value: Any) -> bool:
+    """Whether a value is where a penalty begins, and how it grows."""
+    return isinstance(value, list | tuple) and len(value) == 2 and _is_whole(value[0]) and _is_number(value[1])
 
 
 def _is_number(value: Any) -> bool:
