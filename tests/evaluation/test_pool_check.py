@@ -74,3 +74,14 @@ def test_the_command_names_who_hurts(glider, pool: Pool, llama_directory: Path, 
     )
     code, _, err = glider("pool", "check", pool.path, "--data", "rows.jsonl", "--base", llama_directory)
     assert code == 2 and "{name}" in err
+
+
+@pytest.mark.parametrize("command", ["check", "calibrate", "train-router"])
+def test_all_experts_without_rows_are_told_at_once(glider, pool: Pool, tmp_path: Path, command: str) -> None:
+    """It stopped at the first, and whoever had added its rows was told of the next."""
+    (tmp_path / "e0.jsonl").write_text(json.dumps(rows_of("e0")[0].model_dump(exclude_none=True)) + "\n", "utf8")
+    (tmp_path / "e2.jsonl").touch()
+    router = ("--router", "vq") if command == "train-router" else ()
+    split = () if command == "train-router" else ("--split", "val")
+    code, _, err = glider("pool", command, pool.path, "--data", tmp_path / "{name}.jsonl", *router, *split)
+    assert code == 2 and "2 experts without them (e1: no such file; e2: none)" in err and "e0" not in err

@@ -11,6 +11,7 @@ from glider.cli.options import with_settings
 from glider.cli.pool_calibrate import calibrate, expected_lines
 from glider.cli.pool_ls import ls
 from glider.cli.signature import keygen, sign, telling_signature
+from glider.cli.task_rows import rows_of_tasks
 from glider.cli.terminal import experts_text, note_log
 from glider.cli.train_router import train_router_command
 from glider.errors import ConfigError
@@ -199,19 +200,13 @@ def check(
     from dataclasses import asdict
 
     from glider.cli.terminal import quiet_libraries
-    from glider.data.rows import read_rows
-    from glider.errors import ConfigError
     from glider.evaluation.pool_check import check_pool
     from glider.experts.pool import Pool
     from glider.progress import Bars
 
-    if "{name}" not in data:
-        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     pool = Pool.open(path, key)
-    drawn = {}
-    for name in pool.names:
-        every = read_rows(data.replace("{name}", name), split)
-        drawn[name] = random.Random(seed).sample(every, min(rows, len(every)))
+    every = rows_of_tasks(data, pool.names, split)
+    drawn = {name: random.Random(seed).sample(task, min(rows, len(task))) for name, task in every.items()}
     quiet_libraries()
     pool.verify()
     base, total = spec.load_base_of(pool), sum(map(len, drawn.values()))

@@ -8,6 +8,7 @@ import typer
 from glider.cli.arguments import JsonOption, KeyOption, PoolPath
 from glider.cli.pool_ls import unsure_lines
 from glider.cli.signature import telling_signature
+from glider.cli.task_rows import rows_of_tasks
 from glider.errors import ConfigError
 from glider.inference.spec import BaseSpec, ModelSpec
 from glider.terminal import say, say_json
@@ -60,7 +61,7 @@ def calibrate(
 
     pool = Pool.open(path, key)
     strangers = pool.background if background is None else _background_with(background)
-    rows = None if data is None else _rows_of_each(pool, data, split)
+    rows = None if data is None else rows_of_tasks(data, pool.names, split)
     thresholds = choose_thresholds(pool, strangers, **_of_the_unsure(pool, unsure_by))
     stored = _threshold(pool, signal)
     if rows is not None:
@@ -153,14 +154,6 @@ def expected_lines(verdicts: "Thresholds") -> list[str]:
             f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
         )
     return lines
-
-
-def _rows_of_each(pool: "Pool", data: str, split: str | None) -> "Mapping[str, Sequence[Row]]":
-    from glider.data.rows import read_rows
-
-    if "{name}" not in data:
-        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
-    return {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
 
 
 def _constants(pool: "Pool", signal: str, rows: "Mapping[str, Sequence[Row]]", spec: BaseSpec) -> "Calibration":

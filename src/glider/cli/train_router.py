@@ -9,6 +9,7 @@ import typer
 from glider.cli.arguments import KeyOption
 from glider.cli.options import with_settings
 from glider.cli.signature import telling_signature
+from glider.cli.task_rows import rows_of_tasks
 from glider.contribute.settings import RouterTraining
 from glider.inference.spec import BaseSpec
 from glider.terminal import say
@@ -39,18 +40,15 @@ def train_router(
     from glider.cli.terminal import quiet_libraries
     from glider.contribute.train_router import train_router as train
     from glider.contribute.train_router import trainable
-    from glider.data.rows import read_rows
     from glider.errors import ConfigError
     from glider.experts.pool import Pool
     from glider.experts.router_files import router_path
     from glider.progress import Bars
 
-    if "{name}" not in data:
-        raise ConfigError("a path with {name} in --data", data, "Write, for example, --data 'tasks/{name}.jsonl'.")
     if router not in trainable():
         raise ConfigError(f"a router of {', '.join(sorted(trainable()))}", repr(router), "Check the spelling.")
     pool = Pool.open(path, key)
-    rows = {name: read_rows(data.replace("{name}", name), split) for name in pool.names}
+    rows = rows_of_tasks(data, pool.names, split)
     quiet_libraries()
     pool.verify()
     base = spec.load_base_of(pool)
