@@ -311,3 +311,39 @@ def test_the_first_run_says_what_it_converts_and_how_large(tmp_path: Path) -> No
     assert "it/s" not in told  # no second bar
     size = sum(file.stat().st_size for file in Path(ran.stdout.strip()).iterdir())
     assert round(size / 1e6) == 542
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--base", "", "hello"),
+        ("generate", "--global", "", "hello"),
+        ("generate", "--kernel", "", "hello"),
+        ("compare", "--base", "", "--data", "rows.jsonl"),
+        ("pool", "build", "plan.yaml", "--base", "", "--out", "pool"),
+        ("init", "--base", "", "--data", "rows.jsonl"),
+        ("expert", "import-official", "published", "--base", "", "--pool", "pool"),
+    ],
+)
+def test_an_empty_name_is_not_the_default(
+    glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """`--base "$BASE"` with a variable that is not set went on with the embedded model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"input": "a", "output": "b"}\n', "utf8")
+    (tmp_path / "plan.yaml").write_text("experts: [{name: one, data: rows.jsonl}]", "utf8")
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "one_best.pt").touch()
+    code, _, err = glider(*arguments)
+    assert code == 2 and ("base" in err or "signal" in err or "kernel" in err) and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "pool").exists() and not (tmp_path / "pool.yaml").exists()
+
+
+@pytest.mark.parametrize("command", [("pool", "build"), ("evaluate",)])
+def test_a_file_that_names_an_empty_base_is_refused(glider, tmp_path: Path, command: tuple[str, ...]) -> None:
+    plan = 'base: ""\nrouters: [base]\nsets: {s: {tasks: [rows.jsonl]}}\n'
+    if command == ("pool", "build"):
+        plan = 'base: ""\nexperts: [{name: one, data: rows.jsonl}]\n'
+    (tmp_path / "file.yaml").write_text(plan, "utf8")
+    code, _, err = glider(*command, tmp_path / "file.yaml", "--out", tmp_path / "out")
+    assert code == 2 and "base: String should have at least 1 character" in err

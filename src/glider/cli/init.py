@@ -55,6 +55,8 @@ def init(
     """
     if out.exists() and not force:
         raise ConfigError(f"a new file at {out}", "one that is there", "Give another --out, or --force.")
+    if base == "":
+        raise ConfigError("the base model's hub id or path (--base)", "none", "Write it, or leave the option out.")
     asks = sys.stdin.isatty() and not adapter and not data
     if asks:
         adapter = _ask("PEFT adapters (directories or hub ids, with spaces between; none: train from rows)")

@@ -49,7 +49,7 @@ class ExpertPlan(Config):
 class PoolPlan(Config):
     """`pool.yaml`: the base, settings for all experts, and the experts. Paths are relative to the file."""
 
-    base: str = EMBEDDED_BASE
+    base: str = Field(default=EMBEDDED_BASE, min_length=1)
     defaults: dict[str, Any] = {}
     experts: tuple[ExpertPlan, ...] = Field(min_length=1)
 

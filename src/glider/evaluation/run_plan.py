@@ -95,7 +95,7 @@ class RunPlan(Config):
     sets: dict[str, SetPlan] = Field(min_length=1)
     pool: str = "demo"
     require_key: Path | None = None  # public keys (PEM), one of which must have signed the pool
-    base: str | None = None
+    base: str | None = Field(default=None, min_length=1)
     dtype: str = "float32"
     matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
     engine: Literal["transformers", "vllm"] = "transformers"

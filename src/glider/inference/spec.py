@@ -35,7 +35,9 @@ MEMORY_VARIABLE = "GLIDER_EXPERT_MEMORY"
 class BaseSpec(Config):
     """Which base model, in which arithmetic, where."""
 
-    base: str | None = Field(default=None, description="Hub id or path of the base model. Default: the one that fits.")
+    base: str | None = Field(
+        default=None, min_length=1, description="Hub id or path of the base model. Default: the one that fits."
+    )
     dtype: str = Field(default="float32", description="Storage and arithmetic of the base: float32, bfloat16, float16.")
     device: str = Field(default="cpu", description="Where the model runs: cpu, cuda, cuda:1, ...")
 
@@ -49,7 +51,7 @@ class BaseSpec(Config):
     @classmethod
     def of(cls, base: "str | BaseSpec | None") -> "BaseSpec":
         """A base by its id or path alone, in float32 on the CPU, or the spec as it is."""
-        return base if isinstance(base, BaseSpec) else BaseSpec(base=base)
+        return base if isinstance(base, BaseSpec) else BaseSpec.parse(base=base)
 
     def with_absolute_path(self) -> "BaseSpec":
         """The spec for a process that works elsewhere: a directory that is the base, by its whole path."""
@@ -90,6 +92,7 @@ class ModelSpec(BaseSpec):
     settings: dict[str, Any] = Field(default={}, description="Settings of the router.")
     signal: str | None = Field(
         default=None,
+        min_length=1,
         description="Global signal: instruction, examples, ... Default: the pool's, or instruction for a description.",
     )
     abstain: bool | None = Field(
@@ -108,7 +111,9 @@ class ModelSpec(BaseSpec):
         default=False, description="Stop if a description fails, instead of routing by the local term."
     )
     kernel: str | None = Field(
-        default=None, description="What computes the experts: native, triton, torch, reference. Default: the best."
+        default=None,
+        min_length=1,
+        description="What computes the experts: native, triton, torch, reference. Default: the best.",
     )
     expert_memory: str | int | None = Field(
         default=None,
