@@ -1,9 +1,13 @@
 """What is read in a query's own text."""
 
+import re
+import tracemalloc
+import zlib
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glider.instructions.inputs import EDGE, EDGE_CHARACTERS, edges, ngrams
+from glider.instructions.inputs import EDGE, EDGE_CHARACTERS, ORDER, edges, ngrams
 
 
 def test_ngrams_are_the_words_and_their_neighbours_once() -> None:
@@ -35,3 +39,27 @@ def test_of_a_long_text_both_ends_count() -> None:
     assert edges(text).startswith(text[:EDGE_CHARACTERS]) and edges(text).endswith(text[-EDGE_CHARACTERS:])
     assert len(edges(text)) < 2 * EDGE_CHARACTERS + 10
     assert edges("short") == "short"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "Σ", "İ", "\u0301", "日", "it's", " ", "  ", "\n", ".", "\x00", "x" * 90]), max_size=40
+    )
+)
+def test_hashes_are_those_of_the_words_written_together(parts: list[str]) -> None:
+    for text in ("".join(parts), "".join(parts) * 60):
+        words = re.findall(r"\w+|[^\w\s]|\n", text.lower())
+        words = [*words[:EDGE], *words[-EDGE:]] if len(words) > 2 * EDGE else words
+        grams = {" ".join(words[i : i + n]) for n in range(1, ORDER + 1) for i in range(len(words) - n + 1)}
+        assert ngrams(text).tolist() == sorted({zlib.crc32(gram.encode()) or 1 for gram in grams})
+
+
+def test_a_long_text_takes_little_more_memory_than_it_has() -> None:
+    """All its words were listed before those of its ends were taken: a row of 15 MB took 415."""
+    for text in ("a b " * 500_000, ".\n" * 1_000_000, "x" * 1_000_000 + " y" * 500_000):
+        tracemalloc.start()
+        try:
+            ngrams(text)
+            assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+        finally:
+            tracemalloc.stop()
