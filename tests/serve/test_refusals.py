@@ -98,6 +98,38 @@ def test_the_field_has_its_own_name(server: Served, param: str, path: str, field
 
 
 @pytest.mark.parametrize(
+    ("path", "fields", "param", "message"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": None}]}, "messages.0.content", "is null"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "is missing"),
+        ("/v1/chat/completions", {"messages": [{"role": None, "content": "a"}]}, "messages.0.role", "is null"),
+        ("/v1/chat/completions", {"messages": None}, "messages", "is null"),
+        ("/v1/chat/completions", {"messages": [None]}, "messages.0", "valid object, not null"),
+        ("/v1/chat/completions", {"stop": ["a", None]}, "stop.1", "valid string, not null"),
+        ("/v1/chat/completions", {"glider": {"examples": [None]}}, "glider.examples.0", "valid list, not null"),
+        ("/v1/chat/completions", {"response_format": {"type": None}}, "response_format.type", "a', not null"),
+        ("/v1/chat/completions", {"response_format": {}}, "response_format.type", "is missing"),
+        ("/v1/chat/completions", {"response_format": {"type": "xml"}}, "response_format.type", "one of 'text', 'js"),
+        ("/v1/chat/completions", {"response_format": {"type": "json_schema", "json_schema": None}},
+         "response_format.json_schema", "is null"),
+        ("/v1/completions", {"prompt": None}, "prompt", "is null"),
+        ("/v1/completions", {}, "prompt", "is missing"),
+        ("/v1/route", {}, "prompt", "one of the fields prompt or messages is wanted, and none is there"),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt", "more than one"),
+    ],
+)  # fmt: skip
+def test_null_and_nothing_are_told_apart(
+    server: Served, path: str, fields: dict[str, Any], param: str, message: str
+) -> None:
+    """Null was "missing", of the content of a turn without a name of its own, and its branch stood in the name."""
+    asked = ASK if path.endswith("chat/completions") else {"model": "tiny"}
+    answer = post(server, {**asked, **fields}, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), answer.text
+    assert message in error["message"], error["message"]
+
+
+@pytest.mark.parametrize(
     ("prompt", "param", "message"),
     [
         ([], "prompt", "at least 1 item"),

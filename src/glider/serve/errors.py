@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from glider.errors import BatchingError, EndpointError, GliderError, MissingDependency, QueryError, RouterError
@@ -15,6 +16,7 @@ from glider.printable import printable
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
 _PYTHON = re.compile(r"^Value error, | or instance of \w+| or object to extract fields from| after validation")
+_ABSENT = ("missing", "field_absent", "union_tag_not_found")
 log = logging.getLogger("glider.serve")
 LONGEST = 1000  # characters of a message
 
@@ -66,15 +68,32 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     deepest = max(alike, key=lambda number: _progress(errors[number], places[number]))
     first, place = errors[deepest], places[deepest]
     param = printable(".".join(place)) or None
-    if first["type"] == "extra_forbidden":
+    kind = first["type"]
+    if kind == "extra_forbidden":
         return ApiError(400, f"the field {param} is not supported here", param=param, code="unsupported_parameter")
     if not place:
-        return ApiError(400, f"the body is no JSON object of this request: {first['msg']}", code="invalid_json")
-    if first["type"] == "missing":
-        return ApiError(400, f"the field {param} is missing", param=param, code="missing_required_parameter")
+        reason = "it is empty" if kind == "missing" else first["msg"]
+        return ApiError(400, f"the body is no JSON object of this request: {reason}", code="invalid_json")
+    if kind in _ABSENT:
+        state = "null, where a value is wanted" if _is_null(body, place) else "missing"
+        return ApiError(400, f"the field {param} is {state}", param=param, code="missing_required_parameter")
     alternatives = [one for one, other in zip(errors, places, strict=True) if other == place]
-    message = _message(alternatives if first["type"].endswith("_type") else [first])
+    message = _message(alternatives if kind.endswith("_type") else [first])
     return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
+
+
+def absent(field: str) -> PydanticCustomError:
+    """The fault of a model that lacks a field which only some of its kind need; `invalid` names the field."""
+    return PydanticCustomError("field_absent", "{field} is missing", {"field": field})
+
+
+def require_one(**fields: Any) -> None:
+    """Raise `ApiError` unless exactly one of these fields has a value."""
+    count = sum(value is not None for value in fields.values())
+    if count != 1:
+        names, first = " or ".join(fields), next(iter(fields))
+        state = "none is there" if count == 0 else "more than one is there"
+        raise ApiError(400, f"one of the fields {names} is wanted, and {state}", param=first, code="invalid_value")
 
 
 def _progress(error: Any, place: list[str]) -> Any:
@@ -87,24 +106,47 @@ def _progress(error: Any, place: list[str]) -> Any:
 
 def _message(errors: Sequence[Any]) -> str:
     """What a field should be: of several types, any."""
-    messages = []
+    value, messages = errors[0]["input"], []
     for error in errors:
-        message = _PYTHON.sub("", error["msg"]).replace("dictionary", "object")
+        message = _PYTHON.sub("", error["msg"]).replace("dictionary", "object").replace("tuple", "list")
+        if error["type"] == "union_tag_invalid":
+            value = value.get(*_field_within(error))
+            message = f"Input should be one of {error['ctx']['expected_tags']}"
         messages.append(message.removeprefix("Input should be ") if messages else message)
-    return " or ".join(dict.fromkeys(messages))
+    return " or ".join(dict.fromkeys(messages)) + (", not null" if value is None else "")
 
 
 def _place(error: Any, body: Any) -> list[str]:
     """The field of an error. Pydantic's place has the branches of unions too, which no client knows."""
-    if not error["loc"]:  # the body as a whole
+    kind, parts = error["type"], [*error["loc"], *_field_within(error)]
+    if not parts:  # the body as a whole
         return []
-    *above, last = error["loc"]
+    *above, last = parts
     place = []
     for part in above:
         if _has(body, part):
             place.append(str(part))
             body = body[part]
-    return [*place, str(last)] if _has(body, last) or error["type"] == "missing" else place
+    if body is None and place[-1:] == [str(last)]:  # a branch that has the name of its field, which is null
+        return place
+    return [*place, str(last)] if _has(body, last) or kind in _ABSENT else place
+
+
+def _field_within(error: Any) -> list[str]:
+    """The field that an error tells of beside its place: the one that a model lacks, or that chooses a branch."""
+    if error["type"] == "field_absent":
+        return [error["ctx"]["field"]]
+    return [error["ctx"]["discriminator"].strip("'")] if error["type"].startswith("union_tag_") else []
+
+
+def _is_null(body: Any, place: list[str]) -> bool:
+    """Whether null stands at a place, rather than nothing."""
+    for part in place:
+        key = int(part) if isinstance(body, list) and part.isdecimal() else part
+        if not _has(body, key):
+            return False
+        body = body[key]
+    return body is None
 
 
 def _has(value: Any, part: Any) -> bool:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from glider.serve.errors import absent
+
 Role = Literal["system", "developer", "user", "assistant"]
 ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -78,7 +80,7 @@ class Message(Body):
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("the role tool, and no other, has a tool_call_id")
         if "content" not in self.model_fields_set and self.tool_calls is None:
-            raise ValueError("content is missing")
+            raise absent("content")
         return self
 
     @property

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from glider import __version__
 from glider.layers.trace import Trace
 from glider.serve import bodies, replies
-from glider.serve.errors import ApiError
+from glider.serve.errors import ApiError, require_one
 from glider.serve.exchange import Prompt
 from glider.serve.pools import ServedPool, Target
 from glider.serve.prompts import chat_prompt, plain_prompts, require_room
@@ -113,8 +113,7 @@ def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
 
 def _route(service: Service, target: Target, body: RouteRequest) -> dict[str, Any]:
     """What a prompt would use: its condition, and the experts by a pass over the prompt."""
-    if (body.prompt is None) == (body.messages is None):
-        raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+    require_one(prompt=body.prompt, messages=body.messages)
     model, way, steering = target.pool.model, target.way, body.glider
     prompt: Prompt
     if body.messages is not None:

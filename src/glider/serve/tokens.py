@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from glider.instructions.embedders import load_for
 from glider.serve import bodies
 from glider.serve.bodies import MOST_MEMBERS
-from glider.serve.errors import ApiError
+from glider.serve.errors import ApiError, require_one
 from glider.serve.prompts import chat_prompt, require_short
 from glider.serve.replies import Embeddings, Text, Tokens, described
 from glider.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
@@ -87,8 +87,7 @@ def _model(service: Service, key: "Key", name: str | None) -> "RoutedModel":
 def _require_fitting(body: TokenizeRequest) -> None:
     """Raise `ApiError` for fields that have no meaning together."""
     chat = body.messages is not None
-    if (body.prompt is not None) == chat:
-        raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+    require_one(prompt=body.prompt, messages=body.messages)
     if body.tools is not None and not chat:
         raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
     field = "add_special_tokens" if chat else "add_generation_prompt"

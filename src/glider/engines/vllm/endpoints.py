@@ -9,7 +9,7 @@ from glider.engines.vllm.replies import experts_of
 from glider.engines.vllm.requests import FRONT
 from glider.errors import GliderError
 from glider.inference.conversation import question_text
-from glider.serve.errors import ApiError, invalid
+from glider.serve.errors import ApiError, invalid, require_one
 from glider.serve.schemas import RouteRequest
 
 
@@ -80,8 +80,7 @@ def pool_card(front: Front) -> dict[str, Any]:
 def route_reply(front: Front, request: RouteRequest) -> dict[str, Any]:
     """What a prompt would use, without an answer; raises `ApiError` for one that is none."""
     turns = tuple((one.role, one.text) for one in request.messages or ())
-    if (request.prompt is None) == (request.messages is None):
-        raise ApiError(400, "prompt or messages", param="prompt", code="invalid_value")
+    require_one(prompt=request.prompt, messages=request.messages)
     text = request.prompt if request.prompt is not None else question_text(turns)
     steering = front.steering(request.glider.model_dump(exclude_defaults=True))
     resolution = front.choose(FrontRequest(front.way(request.model), text, (), turns, steering))
