@@ -321,6 +321,8 @@ class Cell:
             return None
         if not isinstance(content, dict) or content.get("key") != self.key or "fault" in content:
             return None
+        if content.get("score") is None:
+            return None  # which the best of several is chosen by
         try:
             require_cell(content)
         except ValueError:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from glider.config import faults
 
 Score = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+_ROUNDING = 1e-6  # of a mean
 Guess = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -57,6 +58,7 @@ class _Failed(_Head):
 class _Finished(_Head):
     guess: Guess | None
     rows: int | None = None  # how many there were
+    score: Score | None = None  # their mean
     results: Annotated[list[_Row], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -65,6 +67,9 @@ class _Finished(_Head):
             raise ValueError("a row twice")
         if self.rows is not None and self.rows != len(self.results):
             raise ValueError(f"{len(self.results)} rows, where {self.rows} were")
+        mean = sum(row.score for row in self.results) / len(self.results)
+        if self.score is not None and abs(self.score - mean) > _ROUNDING:
+            raise ValueError(f"a score of {self.score:g}, where the mean of its rows is {mean:g}")
         return self
 
 

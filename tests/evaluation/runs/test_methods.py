@@ -24,6 +24,20 @@ def test_the_oracle_is_the_best_single_expert_of_each_task(make_run, pool: Pool)
     assert [row["choices"] for row in own["results"]] == [row["choices"] for row in single["results"]]
 
 
+def test_the_oracle_takes_no_score_that_is_not_of_the_rows(make_run) -> None:
+    """Without a score, or with a word, the oracle failed for good; another number decided which is the best."""
+    run = make_run(["oracle"])
+    statuses(run)
+    single, oracle = run.cells["single:e0", "far", "say"].path, run.cells["oracle", "far", "say"].path
+    right, best = json.loads(single.read_text()), json.loads(oracle.read_text())
+    for score in ("high", None, 0.987, float("nan")):
+        single.write_text(json.dumps({**right, "score": score}))
+        oracle.unlink()
+        assert set(statuses(run)) <= {"done", "unchanged"}
+        assert json.loads(single.read_text())["score"] == right["score"]
+        assert json.loads(oracle.read_text())["oracle"] == best["oracle"]
+
+
 def test_lorahub_searches_on_rows_that_are_not_evaluated(make_run, tmp_path: Path, pool: Pool) -> None:
     train = [{**row, "input": f"train {row['input']}", "split": "train"} for row in EVEN[:4]]
     (tmp_path / "even.jsonl").write_text("\n".join(json.dumps({"split": "test", **row}) for row in [*EVEN, *train]))
