@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -89,6 +90,36 @@ def test_two_sides_answer_one_prompt(page: Any) -> None:
     assert second.locator(".answer").inner_text().strip()
 
 
+def test_two_routers_answer_one_prompt(page: Any) -> None:
+    """Only listed models could be chosen, and no router is listed; Enter broke the line."""
+    page.fill("#tokens", "4")
+    page.click("#tab-compare")
+    second = page.locator("[data-side='1']")
+    assert second.locator("select").first.input_value() in second.locator("option", has_text="base: ").inner_text()
+    assert second.locator("input").is_disabled()
+    second.locator("select").first.select_option("tiny")
+    second.locator("input").fill("phatgoose")
+    page.fill("#compare-text", "the e1 e13 and")
+    page.press("#compare-text", "Enter")
+    playwright.expect(page.locator(".side canvas")).to_have_count(2)
+    assert page.locator("[data-side='0'] .quiet", has_text="alpha").count() == 1
+    assert second.locator(".badge").inner_text() == "no global term"
+
+
+def test_a_new_conversation_begins_with_nothing(page: Any) -> None:
+    """The answer that was still being written brought the old turns back."""
+    page.fill("#tokens", "400")
+    page.fill("#text", "the e1 e13 and")
+    page.press("#text", "Enter")
+    playwright.expect(page.locator(".token").first).to_be_visible()
+    page.click("#clear")
+    playwright.expect(page.locator("#send")).to_be_enabled()
+    with page.expect_request("**/v1/chat/completions") as request:
+        ask(page, "and more")
+    assert [turn["content"] for turn in request.value.post_data_json["messages"]] == ["and more"]
+    playwright.expect(page.locator(".facts")).to_have_count(1)
+
+
 def test_experts_and_metrics_without_markup_of_others(page: Any) -> None:
     page.click("#tab-experts")
     playwright.expect(page.locator(".card")).to_have_count(4)
@@ -97,6 +128,7 @@ def test_experts_and_metrics_without_markup_of_others(page: Any) -> None:
     page.locator("#tab-experts").press("ArrowRight")
     playwright.expect(page.locator(".tile")).to_have_count(9)
     assert page.title() == "glider"
+    assert not [text for text in page.locator("#metrics .value").all_text_contents() if "." in text]  # of one: 1.00
 
 
 def test_errors_are_said(page: Any, server: Served) -> None:
@@ -117,6 +149,53 @@ def test_a_key_is_asked_for(browser: Any, serve: Serve, tmp_path: Any) -> None:
     page.click("#key-save")
     playwright.expect(page.locator("#model option")).to_have_count(6)
     assert page.locator("#alert").is_hidden()
+    context.close()
+
+
+def test_a_key_that_may_only_ask_asks(browser: Any, serve: Serve, tmp_path: Any) -> None:
+    """The page wanted weights, and all that such a key got was a refusal. Of a wrong key nothing was said beside it."""
+    from .test_limits import key_file
+
+    served = serve("--api-key-file", key_file(tmp_path / "keys", {"name": "ann", "rights": ["ask"]}))
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    page.fill("#key", "wrong")
+    page.click("#key-save")
+    playwright.expect(page.locator("#key-fault")).to_contain_text("does not know this key")
+    page.fill("#key", "ann")
+    page.click("#key-save")
+    playwright.expect(page.locator("#model option")).to_have_count(6)
+    ask(page, "the e1 e13 and")
+    playwright.expect(page.locator(".facts")).to_have_count(1)
+    playwright.expect(page.locator("#chat-view")).to_contain_text("lacks the right to see weights")
+    page.locator(".token").first.hover()
+    assert "no expert" not in page.locator("#tip").inner_text()
+    page.click("#tab-experts")
+    playwright.expect(page.locator(".card")).to_have_count(4)
+    context.close()
+
+
+def test_an_adapter_comes_and_goes(browser: Any, serve: Serve, pool_directory: Path, tmp_path: Path) -> None:
+    """One without gates stood nowhere on the page: not among the experts, and not among the models to ask."""
+    (tmp_path / "bare").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(pool_directory / "e1" / file, tmp_path / "bare" / file)
+    served = serve("--allow-changes", "--changes-from", str(tmp_path))
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    page.click("#tab-experts")
+    page.get_by_label("Name of the expert").fill("mine")
+    page.get_by_label("Its directory").fill("bare")
+    page.get_by_role("button", name="Add an expert").click()
+    playwright.expect(page.locator("#status")).to_contain_text("by its name alone")
+    playwright.expect(page.locator(".card")).to_have_count(5)
+    assert page.locator("#model option").all_text_contents().count("mine alone") == 1
+    page.get_by_role("button", name="Remove mine").click()
+    playwright.expect(page.locator(".card")).to_have_count(4)
+    assert page.locator("#alert").is_hidden()
+    playwright.expect(page.locator("#model option")).to_have_count(6)
     context.close()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,8 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError, model_validator
 
 from glider.errors import ConfigError, EndpointError
+from glider.experts.gains import GAINS_FILE, Gain, store_gains
+from glider.experts.pool import Pool
 from glider.inference import queries
 from glider.inference.spec import ModelSpec
 from glider.instructions.cache import Cache
@@ -32,6 +35,7 @@ from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.schemas import ChatRequest, CompletionRequest
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
+from glider.serve.status import _gains
 from glider.serve.steering import _client_fault
 from glider.serve.streaming import _event
 
@@ -42,6 +46,16 @@ def test_penalties_look_at_the_answer_alone() -> None:
     changed = _Penalty(presence=0.5, frequency=0.25, start=2)(ids, logits)
     assert changed.tolist() == [[0, 0, 0, -0.75, -1.0, 0]]
     assert logits.tolist() == [[0] * 6]
+
+
+def test_gains_are_told_and_a_bad_file_of_them_is_not(pool_directory: Path, tmp_path: Path) -> None:
+    """`/v1/pool` had none, so that the page could not tell whether an expert is worth its place."""
+    pool = Pool.open(shutil.copytree(pool_directory, tmp_path / "tiny"))
+    served: Any = SimpleNamespace(name="tiny", model=SimpleNamespace(pool=pool))
+    store_gains(pool, {"e1": Gain(metric="accuracy", rows=8, base=0.25, alone=0.5)})
+    assert _gains(served) == {"e1": {"gain": {"metric": "accuracy", "rows": 8, "base": 0.25, "alone": 0.5}}}
+    (pool.path / GAINS_FILE).write_text("{")
+    assert _gains(served) == {}
 
 
 def test_places_are_given_in_the_order_of_asking() -> None:

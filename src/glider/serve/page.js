@@ -2,6 +2,7 @@
 // What comes from the server or a user goes into the page as text, never as markup.
 const $ = (id) => document.getElementById(id);
 const HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8a6fd1", "#a3a500"];
+const VERDICTS = { fits: "#2e7d32", unsure: "#b26a00", stranger: "var(--line)" };
 const state = { pools: [], models: [], turns: [], running: null, colours: new Map(), metrics: null };
 
 function make(tag, properties = {}, ...children) {
@@ -23,7 +24,10 @@ function colour(expert) {
   return state.colours.get(expert);
 }
 
-function complain(text) { $("alert").textContent = text; $("alert").hidden = !text; }
+/* Say a fault, or with the role `status` what went well; no text takes both away. */
+function complain(text, role = "alert") {
+  for (const id of ["alert", "status"]) { $(id).textContent = id === role ? text : ""; $(id).hidden = !$(id).textContent; }
+}
 
 async function call(path, options = {}) {
   const key = sessionStorage.getItem("glider-key");
@@ -32,13 +36,24 @@ async function call(path, options = {}) {
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
   if (answer.status === 401) $("key-dialog").open || $("key-dialog").showModal();
-  throw new Error(body.error?.message ?? `${answer.status} ${answer.statusText}`);
+  const fault = new Error(body.error?.message ?? `${answer.status} ${answer.statusText}`);
+  fault.code = body.error?.code;
+  if (answer.status === 401) $("key-fault").textContent = key ? "The server does not know this key." : "";
+  throw fault;
 }
 
 /* Streams: tokens as they come, and what the last chunk tells. */
 async function ask(body, onPiece, signal) {
-  const sent = { ...body, stream: true, stream_options: { include_usage: true } };
-  const answer = await call("/v1/chat/completions", { method: "POST", body: JSON.stringify(sent), signal });
+  const glider = { ...body.glider, trace: body.glider.trace && !state.untraced };
+  const sent = { ...body, glider, stream: true, stream_options: { include_usage: true } };
+  let answer;
+  try {
+    answer = await call("/v1/chat/completions", { method: "POST", body: JSON.stringify(sent), signal });
+  } catch (fault) {
+    if (fault.code !== "missing_right" || !glider.trace) throw fault;
+    state.untraced = true; // this key may ask, and see no weights
+    return ask(body, onPiece, signal);
+  }
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", told = {}, waiting = [], count = 0;
   for (;;) {
@@ -72,7 +87,7 @@ function mixture(tokens) {
 }
 
 function writeToken(place, text, tokens) {
-  const experts = mixture(tokens), main = largest(experts);
+  const experts = state.untraced ? null : mixture(tokens), main = experts && largest(experts);
   const span = make("span", { class: "token", ...(main ? { colour: colour(main[0]) } : {}) }, text);
   span.told = { text, experts, numbers: tokens.map((one) => one.number) };
   place.append(span);
@@ -96,6 +111,7 @@ function walkable(place, trace) {
     if (!step) return;
     const spans = [...place.querySelectorAll(".token")];
     at = Math.max(0, Math.min(spans.length - 1, at + step));
+    spans[at]?.scrollIntoView({ block: "nearest" });
     show(spans[at]);
     event.preventDefault();
   });
@@ -106,9 +122,9 @@ function walkable(place, trace) {
 
 function tip(span, trace) {
   const box = $("tip"), { text, experts, numbers } = span.told;
-  const rows = Object.entries(experts).sort((a, b) => b[1] - a[1]).slice(0, 5);
+  const rows = Object.entries(experts ?? {}).sort((a, b) => b[1] - a[1]).slice(0, 5);
   box.replaceChildren(make("b", {}, JSON.stringify(text)));
-  if (!rows.length) box.append(make("div", {}, "no expert: the base model"));
+  if (!rows.length) box.append(make("div", {}, experts ? "no expert: the base model" : "this key may not see weights"));
   for (const [name, weight] of rows) {
     box.append(make("div", {}, `${name} ${weight.toFixed(2)}`));
     if (!trace) continue;
@@ -135,14 +151,14 @@ function poolOf(model) { return state.pools.find((pool) => model === pool.id || 
 
 function number(value) { return Number.isInteger(value) && Math.abs(value) > 1 ? String(value) : value.toFixed(2); }
 
-function bars(values, threshold, label) {
+function bars(values, threshold, label, hue = colour, write = number) {
   const entries = Object.entries(values).sort((a, b) => b[1] - a[1]);
   const numbers = entries.map((one) => one[1]).concat(threshold ?? 0, 0);
   const low = Math.min(...numbers), width = Math.max(...numbers, low + 1e-9) - low;
   const at = (value) => `${(100 * (value - low)) / width}%`;
-  const box = make("div", { class: "bars", role: "img", "aria-label": `${label}: ${entries.map(([name, value]) => `${name} ${number(value)}`).join(", ")}` });
+  const box = make("div", { class: "bars", role: "img", "aria-label": `${label}: ${entries.map(([name, value]) => `${name} ${write(value)}`).join(", ")}` });
   for (const [name, value] of entries) {
-    const track = make("span", { class: "track" }), fill = make("span", { class: "fill", colour: colour(name) });
+    const track = make("span", { class: "track" }), fill = make("span", { class: "fill", colour: hue(name) });
     fill.style.left = at(Math.min(0, value));
     fill.style.width = `${(100 * Math.abs(value)) / width}%`;
     track.append(fill);
@@ -151,7 +167,7 @@ function bars(values, threshold, label) {
       mark.style.left = at(threshold);
       track.append(mark);
     }
-    box.append(make("span", { class: "name", colour: colour(name), title: name }, name), track, make("span", { class: "value" }, number(value)));
+    box.append(make("span", { class: "name", colour: hue(name), title: name }, name), track, make("span", { class: "value" }, write(value)));
   }
   return box;
 }
@@ -194,8 +210,10 @@ function view(place, told, model) {
   if (told.scores && Object.keys(told.scores).length) {
     parts.push(make("h2", {}, `Global scores of the query${pool?.threshold === null || !pool ? "" : " (line: threshold)"}`), bars(told.scores, pool?.threshold, "Global scores"));
   }
+  if (told.verdict === "stranger" && told.experts && !Object.keys(told.experts).length) parts.push(make("p", { class: "quiet" }, "No expert suits: the base model answered alone."));
+  if (state.untraced) parts.push(make("p", { class: "quiet" }, "This key lacks the right to see weights (trace)."));
   if (told.experts && Object.keys(told.experts).length) parts.push(make("h2", {}, "Weight in this answer"), bars(told.experts, null, "Weights"));
-  if (told.trace?.heatmap.length) parts.push(make("h2", {}, "Sites by experts"), heatmap(told.trace, place.clientWidth));
+  if (told.trace?.heatmap.some((weights) => weights.some(Boolean))) parts.push(make("h2", {}, "Sites by experts"), heatmap(told.trace, place.clientWidth));
   place.replaceChildren(...parts);
 }
 
@@ -221,11 +239,11 @@ async function send(event) {
     trace = told.trace ?? null;
     const end = told.reason === "length" ? ", cut at the limit" : "";
     place.append(make("span", { class: "facts" }, `${model}, ${told.usage?.completion_tokens ?? "?"} tokens${end}`));
-    view($("chat-view"), told, model);
-    state.turns = [...messages, { role: "assistant", content: answer }];
+    if (place.isConnected) view($("chat-view"), told, model);
+    if (place.isConnected) state.turns = [...messages, { role: "assistant", content: answer }];
   } catch (fault) {
     if (fault.name !== "AbortError") complain(fault.message);
-    if (answer) state.turns = [...messages, { role: "assistant", content: answer }];
+    if (answer && place.isConnected) state.turns = [...messages, { role: "assistant", content: answer }];
   } finally {
     state.running = null;
     $("send").disabled = false; $("stop").disabled = true;
@@ -239,32 +257,34 @@ function mayTrace(model) { return state.models.some((one) => one.id === model &&
 function side(number) {
   const place = document.querySelector(`[data-side="${number}"]`);
   const model = make("select", { "aria-label": `Model of side ${number + 1}` }, ...options());
+  const router = make("input", { "aria-label": `Router of side ${number + 1}`, placeholder: "the pool's router", list: "routers" });
   const without = make("select", { "aria-label": `Expert that side ${number + 1} leaves out` });
   const answer = make("div", { class: "answer", "aria-live": "polite" }), told = make("div");
   const refill = () => {
     const pool = poolOf(model.value);
-    without.replaceChildren(make("option", { value: "" }, "every expert"), ...(pool?.experts ?? []).map((one) => make("option", { value: one.name }, `without ${one.name}`)));
-    without.disabled = !pool;
+    fill(without, [make("option", { value: "" }, "every expert"), ...(pool?.experts ?? []).map((one) => make("option", { value: one.name }, `without ${one.name}`))]);
+    without.disabled = router.disabled = !pool;
   };
   model.addEventListener("change", refill);
   if (number === 1) model.value = state.models.find((one) => one.kind === "base")?.id ?? model.value;
   refill();
-  place.replaceChildren(make("div", { class: "row" }, model, without), answer, told);
-  return { model, without, answer, told };
+  place.replaceChildren(make("div", { class: "row" }, model, router, without), answer, told);
+  return { model, router, without, answer, told, refill };
 }
 
-async function runSide({ model, without, answer, told }, text) {
+async function runSide({ model, router, without, answer, told }, text) {
   answer.replaceChildren(); told.replaceChildren();
   const fresh = answer.cloneNode(false);
   answer.replaceWith(fresh);
   let trace = null;
   walkable(fresh, () => trace);
-  const glider = { trace: mayTrace(model.value), ...(without.value ? { exclude: [without.value] } : {}) };
-  const body = { model: model.value, messages: [{ role: "user", content: text }], max_tokens: Number($("tokens").value), temperature: 0, glider };
+  const own = router.disabled || !router.value.trim(), name = own ? model.value : `${model.value}:${router.value.trim()}`;
+  const glider = { trace: mayTrace(name), ...(without.value ? { exclude: [without.value] } : {}) };
+  const body = { model: name, messages: [{ role: "user", content: text }], max_tokens: Number($("tokens").value), temperature: 0, glider };
   try {
     const last = await ask(body, (piece, tokens) => writeToken(fresh, piece, tokens));
     trace = last.trace ?? null;
-    view(told, last, model.value);
+    view(told, last, name);
   } catch (fault) { complain(fault.message); }
   return fresh;
 }
@@ -272,7 +292,7 @@ async function runSide({ model, without, answer, told }, text) {
 async function compare(event) {
   event.preventDefault();
   const text = $("compare-text").value.trim();
-  if (!text) return;
+  if (!text || $("compare-run").disabled) return;
   complain("");
   $("compare-run").disabled = true;
   await Promise.all(state.sides.map(async (one) => { one.answer = await runSide(one, text); }));
@@ -285,7 +305,7 @@ async function showExperts() {
   const served = await metrics().catch(() => null), parts = [];
   for (const pool of state.pools) {
     parts.push(make("h2", {}, `${pool.id}: ${pool.experts.length} experts on ${pool.base}`), make("p", { class: "quiet" }, `router ${pool.router}, signal ${pool.signal ?? "none"}, generation ${pool.generation}`));
-    parts.push(make("div", { class: "cards" }, ...pool.experts.map((expert) => card(pool, expert, served))));
+    parts.push(make("div", { class: "cards" }, ...pool.experts.map((expert) => card(pool, expert, served)), ...pool.adapters.map((one) => adapterCard(pool, one))));
     if (pool.allow_changes) parts.push(changing(pool));
   }
   $("experts").replaceChildren(...parts);
@@ -298,14 +318,25 @@ function card(pool, expert, served) {
   fact("licence", expert.licence ?? "not told");
   for (const [name, value] of Object.entries(expert.metrics ?? {})) fact(name, Number(value).toFixed(3));
   const count = served?.find((one) => one.name === "glider:expert_tokens_total" && one.labels.pool === pool.id && one.labels.expert === expert.name);
-  fact("tokens served", count ? count.value : 0);
-  const box = make("article", { class: "card", colour: colour(expert.name) }, make("h3", {}, expert.name), make("p", {}, expert.description ?? "no description"), facts);
-  if (pool.allow_changes) {
-    const remove = make("button", {}, "Remove");
-    remove.addEventListener("click", () => change("/v1/unload_lora_adapter", { lora_name: expert.name, model: pool.id, expected_generation: pool.generation }));
-    box.append(make("div", { class: "row" }, remove));
+  if (expert.gain) {
+    const { base, alone, metric, rows } = expert.gain, percent = (value) => (100 * value).toFixed(1);
+    fact("own task", `${percent(base)} by the base, ${percent(alone)} with it (${metric}, ${rows} rows)`);
   }
-  return box;
+  if (served) fact("traced tokens", count ? count.value : 0);
+  return make("article", { class: "card", colour: colour(expert.name) }, make("h3", {}, expert.name), make("p", {}, expert.description ?? "no description"), facts, ...removal(pool, expert.name));
+}
+
+/* An adapter without gates or profile answers by its name alone. */
+function adapterCard(pool, { name, model }) {
+  const facts = make("dl", {}, make("dt", {}, "model"), make("dd", {}, model));
+  return make("article", { class: "card" }, make("h3", {}, name), make("p", {}, "An adapter that no query is sent to: it answers by its name alone."), facts, ...removal(pool, name));
+}
+
+function removal(pool, name) {
+  if (!pool.allow_changes) return [];
+  const remove = make("button", { "aria-label": `Remove ${name}` }, "Remove");
+  remove.addEventListener("click", () => change("/v1/unload_lora_adapter", { lora_name: name, model: pool.id, expected_generation: pool.generation }));
+  return [make("div", { class: "row" }, remove)];
 }
 
 function changing(pool) {
@@ -323,7 +354,10 @@ function changing(pool) {
 
 async function change(path, body) {
   complain("");
-  try { await call(path, { method: "POST", body: JSON.stringify(body) }); } catch (fault) { complain(fault.message); }
+  try {
+    const told = await (await call(path, { method: "POST", body: JSON.stringify(body) })).json();
+    complain(`${told.id}: ${told.message ?? `done, generation ${told.generation}`}`, "status");
+  } catch (fault) { complain(fault.message); }
   await showExperts();
 }
 
@@ -351,20 +385,33 @@ async function showMetrics() {
     ["refused", sum("glider:refused_requests_total")], ["tokens written", tokens], ["tokens a second", rate.toFixed(1)],
     ["to the first token", time(mean("vllm:time_to_first_token_seconds"))], ["between tokens", time(mean("vllm:inter_token_latency_seconds"))], ["routing", time(mean("glider:routing_seconds"))]];
   const parts = [make("div", { class: "tiles" }, ...tiles.map(([name, value]) => make("div", { class: "tile" }, name, make("b", {}, String(value)))))];
-  const experts = Object.fromEntries(found.filter((one) => one.name === "glider:expert_tokens_total").map((one) => [one.labels.expert, one.value]));
-  if (Object.keys(experts).length) parts.push(make("h2", {}, "Tokens by their main expert, of traced answers"), bars(experts, null, "Tokens"));
+  const prefix = (labels) => (state.pools.length > 1 ? `${labels.pool}/` : ""), experts = {}, hues = {};
+  for (const { labels, value } of found.filter((one) => one.name === "glider:expert_tokens_total")) {
+    const name = prefix(labels) + labels.expert;
+    experts[name] = value; hues[name] = colour(labels.expert);
+  }
+  if (Object.keys(experts).length) parts.push(make("h2", {}, "Tokens by their main expert, of traced answers"), bars(experts, null, "Tokens", (name) => hues[name], String));
   const verdicts = found.filter((one) => one.name === "glider:requests_total");
-  if (verdicts.length) parts.push(make("h2", {}, "Requests by pool and verdict"), bars(Object.fromEntries(verdicts.map((one) => [`${one.labels.pool} ${one.labels.verdict}`, one.value])), null, "Requests"));
+  if (verdicts.length) parts.push(make("h2", {}, "Requests by pool and verdict"), bars(Object.fromEntries(verdicts.map((one) => [`${one.labels.pool} ${one.labels.verdict}`, one.value])), null, "Requests", (name) => VERDICTS[name.split(" ").at(-1)] ?? "var(--quiet)", String));
   $("metrics").replaceChildren(...parts);
 }
 
 /* The frame */
-function options() { return state.models.map((one) => make("option", { value: one.id }, one.kind === "expert" ? `${one.id} alone` : one.kind === "base" ? `${one.id} (base)` : one.id)); }
+function options() { return state.models.map((one) => make("option", { value: one.id }, ["expert", "adapter"].includes(one.kind) ? `${one.id} alone` : one.kind === "base" ? `base: ${one.id}` : one.id)); }
+
+/* Give a list its options; what was chosen stays where it is still there. */
+function fill(list, fresh) {
+  const value = list.value;
+  list.replaceChildren(...fresh);
+  if (fresh.some((one) => one.value === value)) list.value = value;
+}
 
 async function load() {
   state.models = (await (await call("/v1/models")).json()).data;
   state.pools = (await (await call("/v1/pool")).json()).data;
   for (const pool of state.pools) for (const expert of pool.experts) colour(expert.name);
+  fill($("model"), options());
+  for (const one of state.sides ?? []) { fill(one.model, options()); one.refill(); }
 }
 
 function select(tab) {
@@ -379,11 +426,11 @@ function select(tab) {
 }
 
 async function begin() {
+  state.untraced = false;
   try {
     await load();
   } catch (fault) { complain(fault.message); return; }
   complain("");
-  $("model").replaceChildren(...options());
   state.sides = [side(0), side(1)];
 }
 
@@ -401,8 +448,11 @@ $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("ask").requestSubmit(); }
   if (event.key === "Escape") state.running?.abort();
 });
+$("compare-text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("compare-form").requestSubmit(); }
+});
 $("stop").addEventListener("click", () => state.running?.abort());
-$("clear").addEventListener("click", () => { state.turns = []; $("turns").replaceChildren(); $("chat-view").replaceChildren(); $("text").focus(); });
+$("clear").addEventListener("click", () => { state.running?.abort(); state.turns = []; $("turns").replaceChildren(); $("chat-view").replaceChildren(); $("text").focus(); });
 $("key-button").addEventListener("click", () => $("key-dialog").showModal());
 $("key-dialog").addEventListener("close", () => { const key = $("key").value; if (key) { sessionStorage.setItem("glider-key", key); $("key").value = ""; begin(); } });
 begin();

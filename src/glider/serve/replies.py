@@ -258,6 +258,15 @@ class Models(Reply):
     data: list[ModelCard]
 
 
+class OwnTask(Reply):
+    """Mean scores, between 0 and 1, of the same rows of an expert's own task: by the base, and by the expert alone."""
+
+    metric: str
+    rows: int
+    base: float
+    alone: float
+
+
 class ExpertCard(Reply):
     name: str
     model: str | None
@@ -265,6 +274,7 @@ class ExpertCard(Reply):
     description: str | None = None
     licence: str | None = None
     metrics: dict[str, float] = {}
+    gain: OwnTask | None = None
 
 
 class AdapterName(Reply):

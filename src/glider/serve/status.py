@@ -1,5 +1,6 @@
 """The server's state: health, models, metrics, the pool, and the experts that a prompt would use."""
 
+import logging
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from glider import __version__
+from glider.errors import GliderError
+from glider.experts.gains import read_gains
 from glider.layers.trace import Trace
 from glider.serve import bodies, replies
 from glider.serve.errors import ApiError, require_one
@@ -18,6 +21,7 @@ from glider.serve.service import Service
 from glider.serve.steering import guided, other_router
 from glider.serve.token_trace import TokenWeights
 
+log = logging.getLogger("glider.serve")
 _LEAST = 5e-5  # smaller weights are left out
 
 
@@ -89,7 +93,7 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
     """A pool with its experts."""
     index, router = pool.model.pool.index, pool.generation.router
     names = {expert: model for model, expert in service.pools.expert_names(pool).items()}
-    term = pool.generation.prepared.global_term
+    term, gains = pool.generation.prepared.global_term, _gains(pool)
     return {
         "id": pool.name,
         "base": index.base.model_id,
@@ -98,9 +102,19 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
         "signal": None if term is None else term.signal,
         "threshold": None if term is None else term.p,
         "allow_changes": service.settings.allow_changes,
-        "experts": [_expert(pool, name, names.get(name)) for name in pool.names],
+        "experts": [_expert(pool, name, names.get(name)) | gains.get(name, {}) for name in pool.names],
         "adapters": [{"name": name, "model": model} for model, name in service.pools.adapter_names(pool).items()],
     }
+
+
+def _gains(pool: ServedPool) -> dict[str, dict[str, Any]]:
+    """What each expert gains on its own task, by `gains.json` of the pool."""
+    try:
+        gains = read_gains(pool.model.pool.path, pool.model.pool.index)
+    except GliderError as fault:
+        log.warning("the gains of the pool %s: %s", pool.name, fault)
+        return {}
+    return {name: {"gain": gain.model_dump(include={"metric", "rows", "base", "alone"})} for name, gain in gains.items()}
 
 
 def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
