@@ -258,7 +258,7 @@ class Models(Reply):
     data: list[ModelCard]
 
 
-class OwnTask(Reply):
+class TaskGain(Reply):
     """Mean scores, between 0 and 1, of the same rows of an expert's own task: by the base, and by the expert alone."""
 
     metric: str
@@ -274,7 +274,7 @@ class ExpertCard(Reply):
     description: str | None = None
     licence: str | None = None
     metrics: dict[str, float] = {}
-    gain: OwnTask | None = None
+    gain: TaskGain | None = None
 
 
 class AdapterName(Reply):

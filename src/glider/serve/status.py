@@ -114,7 +114,9 @@ def _gains(pool: ServedPool) -> dict[str, dict[str, Any]]:
     except GliderError as fault:
         log.warning("the gains of the pool %s: %s", pool.name, fault)
         return {}
-    return {name: {"gain": gain.model_dump(include={"metric", "rows", "base", "alone"})} for name, gain in gains.items()}
+    return {
+        name: {"gain": gain.model_dump(include={"metric", "rows", "base", "alone"})} for name, gain in gains.items()
+    }
 
 
 def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
