@@ -27,6 +27,7 @@ from glider.routing.condition import Described
 from glider.serve import bodies
 from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
+from glider.serve.keys import Keys
 from glider.serve.places import Places
 from glider.serve.pools import Pools
 from glider.serve.prompts import room
@@ -46,6 +47,11 @@ def test_penalties_look_at_the_answer_alone() -> None:
     changed = _Penalty(presence=0.5, frequency=0.25, start=2)(ids, logits)
     assert changed.tolist() == [[0, 0, 0, -0.75, -1.0, 0]]
     assert logits.tolist() == [[0] * 6]
+
+
+def test_a_key_file_that_is_not_there_is_not_one_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"file of keys at .*none\.json; got no such file.*Check the path"):
+        Keys.read(str(tmp_path / "none.json"), ["tiny"])
 
 
 def test_gains_are_told_and_a_bad_file_of_them_is_not(pool_directory: Path, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ class Keys:
             keys = KeyFile.model_validate(read_json(Path(path))).keys
         except ValidationError as fault:
             raise ConfigError(f"keys in {path}", faults(fault), "Mend the file; docs/serving.md shows one.") from fault
-        except (OSError, ValueError) as fault:
+        except OSError as fault:
+            got = (fault.strerror or str(fault)).lower()
+            raise ConfigError(f"a readable file of keys at {path}", got, "Check the path.") from fault
+        except ValueError as fault:
             raise ConfigError(f"JSON in {path}", str(fault), "Mend the file; docs/serving.md shows one.") from fault
         if unknown := sorted({name for key in keys for name in key.pools or []} - set(pools)):
             got = f"{', '.join(unknown)} in {path}"
