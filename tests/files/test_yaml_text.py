@@ -130,3 +130,11 @@ def test_a_value_that_does_not_fit_its_tag_is_refused(tmp_path: Path, text: str)
     (tmp_path / "plan.yaml").write_text(f"a: {text}", "utf8")
     with pytest.raises(UnfitFile, match="does not fit its tag"):
         read_yaml(tmp_path / "plan.yaml")
+
+
+def test_a_fault_names_no_string_of_the_parser(tmp_path: Path) -> None:
+    """The place was `in "<unicode string>", line 2`, beside the file's name."""
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(ValueError, match=r"line 2") as fault:
+        read_yaml(tmp_path / "bad.yaml")
+    assert "unicode string" not in str(fault.value)

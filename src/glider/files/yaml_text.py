@@ -16,6 +16,7 @@ LARGEST_YAML = 1 << 20  # bytes
 MOST_NODES = 100_000
 DEEPEST = 64
 _LONGEST_NUMBER = 300  # characters; a longer integer is larger than any float
+_NAMELESS = 'in "<unicode string>", '  # what the parser calls a text that it was given
 _NUMBER = re.compile(r"[-+]?[0-9.][0-9A-Fa-fxob_:.+-]*")
 
 
@@ -28,7 +29,7 @@ def read_yaml(path: Path) -> Any:
         _check(text)
         return yaml.load(text, _loader())  # (a safe one)
     except (yaml.YAMLError, OverflowError, RecursionError) as fault:
-        raise UnfitFile(" ".join(str(fault).split())) from fault
+        raise UnfitFile(" ".join(str(fault).replace(_NAMELESS, "").split())) from fault
     except (LookupError, AttributeError) as fault:  # the parser's own, at `!!bool maybe` or `!!timestamp soon`
         raise UnfitFile("a value that does not fit its tag") from fault
 

@@ -142,7 +142,7 @@ def _field_within(error: Any) -> list[str]:
 def _is_null(body: Any, place: list[str]) -> bool:
     """Whether null stands at a place, rather than nothing."""
     for part in place:
-        key = int(part) if isinstance(body, list) and part.isdecimal() else part
+        key: Any = int(part) if isinstance(body, list) and part.isdecimal() else part
         if not _has(body, key):
             return False
         body = body[key]
