@@ -1,6 +1,7 @@
 """`glider doctor` says what runs."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,7 +58,15 @@ def test_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         told()
 
 
+def test_where_the_embedded_base_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other tools, such as PEFT, want its directory."""
+    monkeypatch.setattr("glider.demo.base.converted_place", lambda: tmp_path)
+    assert told()["embedded_base"] is None
+    (tmp_path / "config.json").write_text("{}")
+    assert told()["embedded_base"] == str(tmp_path)
+
+
 def test_the_table() -> None:
     result = RUNNER.invoke(build("doctor"), ["doctor"], catch_exceptions=False)
-    for word in ("torch", "threads", "kernel native", "runs"):
+    for word in ("torch", "threads", "kernel native", "runs", "embedded base"):
         assert word in result.stdout

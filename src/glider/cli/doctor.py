@@ -23,9 +23,9 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         say_json(report)
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    table = Table("", Column(overflow="fold"), box=None, pad_edge=False, show_header=False)
     for package, number in report["versions"].items():
         table.add_row(package, number or "not installed")
     table.add_row("machine", report["machine"])
@@ -35,6 +35,7 @@ def doctor(as_json: JsonOption = False) -> None:
     if report["instruction_sets"]:
         table.add_row("instruction set", f"{report['instruction_set']} (of {', '.join(report['instruction_sets'])})")
     table.add_row("runs", f"{report['runs']}: {report['why']}")
+    table.add_row("embedded base", report["embedded_base"] or "not converted yet: `glider demo` does it once")
     table.add_row("vllm", report["vllm"]["version"] or "not installed")
     for mode, refused in report["vllm"]["modes"].items():
         table.add_row(f"vllm-args --mode {mode}", refused or "served")
@@ -72,8 +73,17 @@ def diagnosis() -> dict[str, Any]:
         "instruction_set": None if extension is None else extension.isa(),
         "runs": runs,
         "why": why,
+        "embedded_base": _embedded_base(),
         "vllm": of_vllm(),
     }
+
+
+def _embedded_base() -> str | None:
+    """The directory of the embedded base in transformers' format, for other tools; None before it is converted."""
+    from glider.demo.base import converted_place
+
+    place = converted_place()
+    return str(place) if (place / "config.json").exists() else None
 
 
 def _versions() -> dict[str, str | None]:
