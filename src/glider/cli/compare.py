@@ -11,6 +11,7 @@ from pydantic import Field
 
 from glider.cli.arguments import BaseUrlOption, DescriberOption, JsonOption, KeyOption, PoolOption, make_describer
 from glider.cli.options import with_settings
+from glider.cli.terminal import plain_table
 from glider.config import Config
 from glider.inference.spec import BaseSpec
 from glider.terminal import console, say_json
@@ -114,13 +115,11 @@ def _bars(rows: int) -> Iterator[Callable[[str, int], None]]:
 
 
 def _print_table(entries: list["Entry"], rows: int) -> None:
-    from rich.table import Table
-
     from glider.evaluation.harm import shares_text
 
     first = entries[0]
     heads = ["router", first.metric, "95 %", *(["exact"] if first.exact is not None else [])]
-    table = Table(*heads, f"p vs {first.router}", "tokens/s", "experts MB", "", box=None, pad_edge=False)
+    table = plain_table(*heads, f"p vs {first.router}", "tokens/s", "experts MB", "")
     for entry in entries:
         exact = [] if first.exact is None else [f"{100 * (entry.exact or 0):.1f}"]
         p_value = "" if entry.p_value is None else f"{entry.p_value:.3f}"

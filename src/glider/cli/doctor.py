@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.cli.terminal import plain_table
 from glider.terminal import console, say_json
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "safetensors")
@@ -23,9 +24,8 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         say_json(report)
         return
-    from rich.table import Column, Table
-
-    table = Table("", Column(overflow="fold"), box=None, pad_edge=False, show_header=False)
+    table = plain_table("", "")
+    table.show_header = False
     for package, number in report["versions"].items():
         table.add_row(package, number or "not installed")
     table.add_row("machine", report["machine"])

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from glider.cli.arguments import JsonOption, KeyOption
 from glider.cli.options import with_settings
-from glider.cli.terminal import note_log
+from glider.cli.terminal import note_log, plain_table
 from glider.config import Config
 from glider.jobs.placement import Placement
 from glider.terminal import console, say, say_json
@@ -112,13 +112,11 @@ def _print(entries: "list[Entry]", results: "list[JobResult]", as_json: bool) ->
 
 
 def _print_table(entries: "list[Entry]") -> None:
-    from rich.table import Table
-
     from glider.evaluation.harm import shares_text
 
     routers = list(dict.fromkeys(entry.router for entry in entries))
     sets = list(dict.fromkeys(entry.set for entry in entries))
-    shown = Table("router", *sets, box=None, pad_edge=False)
+    shown = plain_table("router", *sets)
     at = {(entry.router, entry.set): entry for entry in entries}
     for router in routers:
         shown.add_row(router, *(_text(at[router, name]) for name in sets))

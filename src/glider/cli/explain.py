@@ -17,7 +17,7 @@ from glider.cli.arguments import (
     tell_unused,
 )
 from glider.cli.options import with_settings
-from glider.cli.terminal import BASE_ALONE, verdict_text
+from glider.cli.terminal import BASE_ALONE, plain_table, verdict_text
 from glider.errors import QueryError, RouterError
 from glider.inference.spec import ModelSpec
 from glider.terminal import console, say_json
@@ -94,7 +94,6 @@ def _global(model: "RoutedModel", trace: "Trace") -> dict[str, Any]:
 
 def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites: list[str]) -> None:
     import torch
-    from rich.table import Table
 
     terminal = console()
     calls = [call for call in trace.calls if call.site in sites and len(call.decision.experts) == len(tokens)]
@@ -109,7 +108,7 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
         ranked = sorted(guidance["global_scores"].items(), key=lambda item: -item[1])
         terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))
         terminal.print(f"alpha   {guidance['alpha']:g}")
-    table = Table("token", f"experts over {len(calls)} sites (share of weight)", box=None, pad_edge=False)
+    table = plain_table("token", f"experts over {len(calls)} sites (share of weight)")
     for token, share in zip(tokens, shares, strict=True):
         order = share.argsort(descending=True)[:4].tolist()
         shown = "  ".join(f"{trace.experts[i]} {share[i]:.2f}" for i in order if share[i] >= 0.05)

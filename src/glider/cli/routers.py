@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from glider.cli.arguments import JsonOption
+from glider.cli.terminal import plain_table
 from glider.terminal import console, say, say_json
 
 
@@ -26,9 +27,7 @@ def routers(
     elif markdown:
         say(markdown_table(rows))
     else:
-        from rich.table import Table
-
-        table = Table("router", "paper", "what it does", box=None, pad_edge=False)
+        table = plain_table("router", "paper", "what it does")
         for row in rows:
             table.add_row(row["name"], row["paper"] or "-", "\n".join(filter(None, (row["summary"], _settings(row)))))
         console().print(table)

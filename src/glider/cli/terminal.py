@@ -10,6 +10,8 @@ from glider.printable import printable
 from glider.terminal import say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from glider.jobs.base import JobResult
     from glider.progress import Bars
 
@@ -25,6 +27,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def plain_table(*heads: str) -> "Table":
+    """A table without lines. In a narrow terminal a cell breaks where it must, and no part of it is left out."""
+    from rich.table import Column, Table
+
+    return Table(*(Column(head, overflow="fold") for head in heads), box=None, pad_edge=False)
 
 
 def plain_warnings() -> None:
