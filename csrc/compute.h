@@ -207,6 +207,7 @@ template <typename Work, typename Runs> struct Job {
     }
 };
 
+// Answer a call by one instruction set; see `run_all`.
 template <typename Work, typename Runs> bool answer(const Plan& plan, const Call& call) {
     struct Errand {
         std::optional<Job<Work, Runs>> jobs[MOST_SITES];

@@ -12,7 +12,6 @@ namespace {
 const char* const NAME = "glider.site";
 const char* const ISAS[] = {"portable", "avx2", "avx512", "amx"};
 
-
 // What a thread noted last. Numbers begin at 1 in each thread.
 struct Note {
     Scratch memory;

@@ -35,9 +35,7 @@ MEMORY_VARIABLE = "GLIDER_EXPERT_MEMORY"
 class BaseSpec(Config):
     """Which base model, in which arithmetic, where."""
 
-    base: str | None = Field(
-        default=None, min_length=1, description="Hub id or path of the base model. Default: the one that fits."
-    )
+    base: str | None = Field(default=None, min_length=1, description="Id or path of the base. Default: one that fits.")
     dtype: str = Field(default="float32", description="Storage and arithmetic of the base: float32, bfloat16, float16.")
     device: str = Field(default="cpu", description="Where the model runs: cpu, cuda, cuda:1, ...")
 
@@ -111,9 +109,7 @@ class ModelSpec(BaseSpec):
         default=False, description="Stop if a description fails, instead of routing by the local term."
     )
     kernel: str | None = Field(
-        default=None,
-        min_length=1,
-        description="What computes the experts: native, triton, torch, reference. Default: the best.",
+        default=None, min_length=1, description="What computes: native, triton, torch, reference. Default: the best."
     )
     expert_memory: str | int | None = Field(
         default=None,
