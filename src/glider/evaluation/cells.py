@@ -23,12 +23,11 @@ from glider.evaluation.budgets import (
 from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.records import require_cell
 from glider.evaluation.run_plan import FORMAT, RouterPlan, Task, cell_key
-from glider.evaluation.task_rows import measured_budget, score_rows_of, summary_of
+from glider.evaluation.task_rows import EvaluatedModel, measured_budget, score_rows_of, summary_of
 from glider.experts.pool import POOL_FILE
 from glider.files.disk import held_within, sha256, write_json
 from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 from glider.inference.base_model import BaseModel
-from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.jobs.base import Fault, JobTick, Resources, silent
@@ -134,7 +133,7 @@ class Bench:
         if model is not None:
             model.close() if self.spec.engine == "vllm" else model.detach()
 
-    def model(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
+    def model(self, plan: RouterPlan, task: Task) -> tuple[EvaluatedModel, dict[str, Any]]:
         """The base model under a router, which stays attached for the next task where possible, and the result of its
         search."""
         name = plan.label if not plan.by_task else f"{plan.label}\n{task.set}\n{task.name}"
@@ -144,7 +143,7 @@ class Bench:
             self._router = name
         return self._model, self._notes
 
-    def _routed(self, plan: RouterPlan, task: Task) -> tuple[RoutedModel, dict[str, Any]]:
+    def _routed(self, plan: RouterPlan, task: Task) -> tuple[EvaluatedModel, dict[str, Any]]:
         method = fitted(plan.router, plan.settings)
         if method is None:
             router = plan.router.replace("{task}", task.name)
@@ -156,7 +155,7 @@ class Bench:
         router, notes = method.fit(self.base, self.pool, rows, **{"seed": self.spec.seed, **plan.settings})
         return ModelSpec(router=router, strict=True).over(self.base, self.pool), {plan.router: notes}
 
-    def _by_vllm(self, spec: ModelSpec) -> Any:
+    def _by_vllm(self, spec: ModelSpec) -> EvaluatedModel:
         """A router in an engine of its own, which scores and answers as a routed model does."""
         from glider.engines.vllm.offline import of_spec
 
@@ -274,7 +273,9 @@ class Cell:
         summary = {**summary_of(selected, results), **({"batch": measured} if measured else {})}
         return {**summary, **notes, "results": [asdict(result) for result in results]}
 
-    def _batch(self, model: RoutedModel, selected: EvaluatedRows, query: Query) -> tuple[Budget, dict[str, Any] | None]:
+    def _batch(
+        self, model: EvaluatedModel, selected: EvaluatedRows, query: Query
+    ) -> tuple[Budget, dict[str, Any] | None]:
         """The budget of a batch; where it is measured also what is told of it."""
         setting = self.bench.batch_tokens
         if isinstance(setting, int):

@@ -3,17 +3,43 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from glider.data.rows import Row
 from glider.evaluation.budgets import USUAL, Budget, MeasuredBudget, Probe, find_budget, timed
 from glider.evaluation.evaluated_rows import EvaluatedRows
 from glider.evaluation.metrics import TextMetric, corpus_bleu, score_text
-from glider.inference.model import RoutedModel
+from glider.experts.prompt_format import PromptFormat
+from glider.inference.answers import Answer, ChoiceScore
+from glider.inference.prompts import PromptEncoder
 from glider.inference.queries import Query
 from glider.instructions.prompts import Pair
 from glider.progress import Tick
 from glider.routing.condition import Condition
+
+
+class EvaluatedModel(Protocol):
+    """What a row is asked of: a `RoutedModel`, or a pool in another engine that scores and answers as one does."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def prompt(self) -> PromptFormat: ...
+
+    @property
+    def encoder(self) -> PromptEncoder: ...
+
+    @property
+    def experts(self) -> list[str]: ...
+
+    def generate(
+        self, prompts: Sequence[Query], *, max_new_tokens: int | None = None, truncate: bool = False
+    ) -> list[Answer]: ...
+
+    def score_many(
+        self, prompts: Sequence[Query], choices: Sequence[Sequence[str]], *, truncate: bool = False
+    ) -> tuple[list[list[ChoiceScore]], Condition]: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +60,7 @@ class RowResult:
 
 
 def score_rows_of(
-    model: RoutedModel,
+    model: EvaluatedModel,
     selected: EvaluatedRows,
     description: str | None,
     max_new_tokens: int,
@@ -74,7 +100,9 @@ def score_rows_of(
     return [results[i] for i in range(len(results))]
 
 
-def measured_budget(model: RoutedModel, selected: EvaluatedRows, query: Query, max_new_tokens: int) -> MeasuredBudget:
+def measured_budget(
+    model: EvaluatedModel, selected: EvaluatedRows, query: Query, max_new_tokens: int
+) -> MeasuredBudget:
     """The budget that suits a model on its device, measured on the longest rows of a task.
 
     `query` has the description and the examples that come with each of them.
@@ -115,7 +143,7 @@ def summary_of(selected: EvaluatedRows, results: Sequence[RowResult]) -> dict[st
     return summary
 
 
-def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> Iterator[dict[str, Any]]:
+def _rank(model: EvaluatedModel, rows: Sequence[Row], queries: Sequence[Query]) -> Iterator[dict[str, Any]]:
     scored, condition = model.score_many(queries, [row.choices or () for row in rows], truncate=True)
     for i, (row, choices) in enumerate(zip(rows, scored, strict=True)):
         values = tuple(round(choice.normalised, 5) for choice in choices)
@@ -130,7 +158,7 @@ def _rank(model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query]) -> 
 
 
 def _answer(
-    model: RoutedModel, rows: Sequence[Row], queries: Sequence[Query], selected: EvaluatedRows, max_new_tokens: int
+    model: EvaluatedModel, rows: Sequence[Row], queries: Sequence[Query], selected: EvaluatedRows, max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
     answers = model.generate(queries, max_new_tokens=max_new_tokens, truncate=True)
     for row, answer in zip(rows, answers, strict=True):
@@ -148,7 +176,7 @@ def _answer(
         }
 
 
-def _guide(model: RoutedModel, condition: Condition, row: int) -> dict[str, Any]:
+def _guide(model: EvaluatedModel, condition: Condition, row: int) -> dict[str, Any]:
     verdict = {"verdict": condition.verdicts[row] or None} if condition.verdicts else {}
     if condition.global_scores is None or condition.alpha is None:
         return {"expert": None, "alpha": None, **verdict}
@@ -157,7 +185,7 @@ def _guide(model: RoutedModel, condition: Condition, row: int) -> dict[str, Any]
 
 
 def _batches(
-    model: RoutedModel, rows: Sequence[Row], order: Sequence[int], lengths: Sequence[int], budget: Budget
+    model: EvaluatedModel, rows: Sequence[Row], order: Sequence[int], lengths: Sequence[int], budget: Budget
 ) -> Iterator[list[int]]:
     """Rows in order of length, as many together as the budget allows."""
     batch: list[int] = []

@@ -130,6 +130,11 @@ class VllmModel:
         self.requests = Requests(self.front, self.tokenizer, config.hf_config, str(config.model), config.max_model_len)
 
     @property
+    def encoder(self) -> PromptEncoder:
+        """How prompts become tokens, within the engine's context."""
+        return self.requests.encoder
+
+    @property
     def prompt(self) -> PromptFormat:
         """How prompts and answers are written."""
         return self.front.prompt
