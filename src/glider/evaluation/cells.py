@@ -253,8 +253,9 @@ class Cell:
 
     def run(self, report: JobTick = silent) -> dict[str, Any]:
         """Evaluate; returns the result's content."""
-        bench, task = Bench.of(self.bench), self.task
-        selected = task.evaluated_rows()
+        task = self.task
+        selected = task.evaluated_rows()  # before the base model is loaded: they may not be what is wanted
+        bench = Bench.of(self.bench)
         description = task.description if self.plan.descriptions else None
         rows = task.fewshot(self.plan.examples, self.bench.fewshot_splits) if self.plan.examples else []
         examples = tuple((row.input, row.output) for row in rows)

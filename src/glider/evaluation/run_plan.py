@@ -216,7 +216,7 @@ class Task:
         """The rows to evaluate: the subset drawn by the seed, in the order of the file.
 
         A few rows of a choice task that lack choices are left out and counted; raises `DataError` for more of them, and
-        for an output that is none of its choices.
+        for an output that is none of its choices, and `MissingDependency` without the package of the metric.
         """
         indexed = list(enumerate(read_rows(self.path, self.split, columns_of(self.columns))))
         by_choice = self.metric in (None, "accuracy") and any(row.choices for _, row in indexed)
@@ -233,6 +233,7 @@ class Task:
             if by_choice and not {*row.accepted} <= {*(row.choices or ())}:
                 raise DataError(f"the output of row {i} of {self.path} among its choices", row.output, "Mend the row.")
         metric: Metric = self.metric or ("accuracy" if by_choice else "rougeL")
+        require(metric)
         rows = [row.model_copy(update={"input": row.input + self.append}) for _, row in usable]
         return EvaluatedRows(rows, [i for i, _ in usable], len(indexed), left_out, guess, metric)
 

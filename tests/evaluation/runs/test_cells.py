@@ -10,6 +10,7 @@ import pytest
 
 from glider.cli.main import main
 from glider.errors import BaseModelError, ConfigError, DataError, EndpointError
+from glider.evaluation import metrics
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
@@ -233,3 +234,11 @@ def test_one_cell_can_be_evaluated_alone(
     assert "a task of the run (e0, even, say); got evn" in capsys.readouterr().err
     assert evaluate("--set", "fear") == 2
     assert "a set of the run (far, near); got fear" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_before_the_base_is_loaded(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    metrics._rouge.cache_clear()
+    run = make_run(["base"], base="nobody/no-such-model", sets={"far": {"tasks": ["say.jsonl"]}})
+    (result,) = run.go()
+    assert "rouge-score" in result.message
