@@ -1,10 +1,11 @@
 """Three draws of rows together: means beside the base, and which near tasks lose to it beyond chance.
 
-    python reproduce/mini/draws.py [--router glider-by-token] [--base base|phatgoose|...]
+    python reproduce/mini/draws.py [--router glider-by-token] [--base base|phatgoose|...] [--unsure-base]
 
 Reads the kept cells of `results` and `results-verdicts` beside this file: NAME, NAME-seed1 and NAME-seed2. p is that of
 a paired permutation of a task's rows, in which a row that several draws have counts once, and then after Holm's
-correction over the tasks.
+correction over the tasks. With --unsure-base the router's rows that do not fit have the base's scores, as
+`--mode select --unsure base` in vLLM answers them.
 """
 
 import argparse
@@ -12,9 +13,10 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 from glider.cli.terminal import exit_code
 
@@ -24,27 +26,31 @@ TRIALS = 20_000
 POWER = 7.85  # (1.96 + 0.84)^2: to find a difference at 5 % four times in five
 
 Cells = Mapping[str, Mapping[str, float]]  # a task's rows by their ids
+Pairs = Sequence[tuple[Cells, Cells]]  # of the router and of what it is compared with, for each draw
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--router", default="glider-by-token")
     parser.add_argument("--base", default="base")
+    parser.add_argument("--unsure-base", action="store_true", help="the base's score where the router's is of no fit")
     arguments = parser.parse_args()
-    for name in SETS:
-        pairs = [[cells(router + draw, name) for router in (arguments.router, arguments.base)] for draw in draws()]
+    own_cells = fitting if arguments.unsure_base else cells
+    sets = {
+        name: [(own_cells(arguments.router + draw, name), cells(arguments.base + draw, name)) for draw in draws()]
+        for name in SETS
+    }
+    for name, pairs in sets.items():
         print(name, *(f"{mean(own)} (base {mean(base)})" for own, base in pairs))
-    for name in SETS:
-        print(f"{name}, all draws: {difference(arguments.router, arguments.base, name)}")
-    near = [[cells(router + draw, "near") for router in (arguments.router, arguments.base)] for draw in draws()]
+    for name, pairs in sets.items():
+        print(f"{name}, all draws: {difference(pairs)}")
     print("near, difference to the base, rows, p, p after Holm")
-    for task, change, rows, p, corrected in tested(near):
+    for task, change, rows, p, corrected in tested(sets["near"]):
         print(f"  {task} {change:+.1f} {rows} {p:.4f} {corrected:.3f}")
 
 
-def difference(router: str, other: str, name: str) -> str:
+def difference(pairs: Pairs) -> str:
     """The mean difference over the rows that both have, how many would show it, and the share made worse."""
-    pairs = [[cells(each + draw, name) for each in (router, other)] for draw in draws()]
     both = [(own[task], base[task]) for own, base in pairs for task in own.keys() & base.keys()]
     every = [own[row] - base[row] for own, base in both for row in sorted(own)]
     if not every:
@@ -63,8 +69,25 @@ def draws() -> tuple[str, ...]:
 
 def cells(router: str, name: str) -> Cells:
     """The scores of a router on a set of tasks, wherever they are kept."""
-    files = [file for kept in ("results", "results-verdicts") for file in (HERE / kept / router / name).glob("*.json")]
-    return {file.stem: {row["id"]: row["score"] for row in json.loads(file.read_text())["results"]} for file in files}
+    return {task: {row["id"]: row["score"] for row in rows} for task, rows in kept(router, name).items()}
+
+
+def fitting(router: str, name: str) -> Cells:
+    """The same, with the base's scores of rows that do not fit an expert."""
+    draw = next((draw for draw in draws() if draw and router.endswith(draw)), "")
+    base = cells(f"base{draw}", name)
+    return {
+        task: {row["id"]: row["score"] if row["verdict"] == "fits" else base[task][row["id"]] for row in rows}
+        for task, rows in kept(router, name).items()
+    }
+
+
+def kept(router: str, name: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each task of a set."""
+    files = [
+        file for where in ("results", "results-verdicts") for file in (HERE / where / router / name).glob("*.json")
+    ]
+    return {file.stem: json.loads(file.read_text())["results"] for file in files}
 
 
 def mean(tasks: Cells) -> str:
@@ -73,7 +96,7 @@ def mean(tasks: Cells) -> str:
     return f"{sum(means) / len(means):.1f}" if means else "-"
 
 
-def tested(pairs: Iterable[list[Cells]]) -> list[tuple[str, float, int, float, float]]:
+def tested(pairs: Pairs) -> list[tuple[str, float, int, float, float]]:
     """Each task's mean difference over all draws, its rows, p, and p after Holm's correction; the clearest first."""
     differences: dict[str, dict[str, float]] = {}
     for own, base in pairs:

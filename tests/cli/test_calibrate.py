@@ -15,6 +15,7 @@ from glider.calibration.verdict import choose_thresholds
 from glider.cli.main import build, main
 from glider.errors import ConfigError, DataError, GliderWarning, PoolError
 from glider.experts.pool import Pool
+from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.sharing.signature import generate_keys, sign_pool
 
@@ -91,6 +92,29 @@ def test_unsure_queries_may_be_routed_token_by_token(run: Run, make_pool, llama_
         assert line not in run("calibrate", pool.path, "--unsure-by", choice).out
         thresholds = pool.reload().index.verdicts
         assert thresholds is not None and (thresholds.nearest_by, thresholds.experts) == (choice, 3)
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_unsure_queries_may_be_left_to_the_base(run: Run, make_pool, llama_directory: Path, experts: int) -> None:
+    pool: Pool = make_pool(llama_directory, experts, profile=True)
+    line = "unsure queries are left to the base model alone"
+    assert line in run("calibrate", pool.path, "--unsure-by", "base").out and line in run("ls", pool.path).out
+    assert line in run("calibrate", pool.path).out  # it stays
+    thresholds = pool.reload().index.verdicts
+    assert thresholds is not None
+    unsure = thresholds.model_copy(update={"stranger": -1000.0, "fits": 1000.0})
+    model = load(str(llama_directory), pool.reload().set_verdicts(unsure).path)
+    queries = [Query("zzz qqq"), Query("zzz qqq", description="zzz"), Query("zzz qqq", verdict="route")]
+    condition = model.condition(queries)
+    assert condition.verdicts == ("unsure",) * 3
+    assert condition.bare_rows.tolist() == [True, True, False]
+    answer, _, routed = model.generate(queries, max_new_tokens=8)
+    assert answer.token_ids == model.generate([Query("zzz qqq", verdict="base")], max_new_tokens=8)[0].token_ids
+    assert routed.verdict == answer.verdict == "unsure"
+    run("calibrate", pool.path, "--unsure-by", "tokens")
+    thresholds = pool.reload().index.verdicts
+    assert thresholds is not None and (thresholds.experts, thresholds.share) == (0, 1)
+    assert line not in run("ls", pool.path).out
 
 
 def test_one_expert_needs_no_description_to_be_judged(run: Run, make_pool, llama_directory: Path) -> None:

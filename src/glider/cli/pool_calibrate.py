@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from glider.data.rows import Row
     from glider.experts.pool import Calibration, Pool
-    from glider.experts.thresholds import Nearness, Thresholds
+    from glider.experts.thresholds import Thresholds
     from glider.verdicts.background import Background
+
+UnsureBy = Literal["tokens", "signal", "descriptions", "base"]
 
 
 def calibrate(
@@ -38,12 +40,13 @@ def calibrate(
         typer.Option("--background", help="Rows of requests that belong to no expert, beside those of the package."),
     ] = None,
     unsure_by: Annotated[
-        Literal["signal", "descriptions", "tokens"] | None,
+        UnsureBy | None,
         typer.Option(
             "--unsure-by",
             help="What chooses the experts of an unsure query. tokens: each of its tokens by itself (with a "
             "description it mixes the three nearest to that); signal, descriptions: it mixes the three nearest by the "
-            "signal, or by descriptions, its own text where it brings none. Default: as stored, or tokens.",
+            "signal, or by descriptions, its own text where it brings none; base: none, the base model answers it "
+            "alone. Default: as stored, or tokens.",
         ),
     ] = None,
     key: KeyOption = None,
@@ -126,9 +129,9 @@ def _background_with(path: Path) -> "Background":
     return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
 
 
-def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | Literal['tokens'] | None") -> dict[str, Any]:
+def _of_the_unsure(pool: "Pool", unsure_by: UnsureBy | None) -> dict[str, Any]:
     """What an unsure query gets, as it is stored, but for what is given."""
-    from glider.experts.thresholds import MIXED
+    from glider.experts.thresholds import MIXED, SHARE
 
     stored = pool.index.verdicts
     settings = {} if stored is None else stored.model_dump(include={"experts", "share", "nearest_by"})
@@ -136,9 +139,12 @@ def _of_the_unsure(pool: "Pool", unsure_by: "Nearness | Literal['tokens'] | None
         settings["described"] = stored.mixed(described=True)
     if unsure_by is None:
         return settings
+    experts, share = settings.get("experts") or MIXED, settings.get("share") or SHARE
+    if unsure_by == "base":
+        return {"experts": experts, "share": 0.0, "nearest_by": "signal", "described": None}
     if unsure_by == "tokens":
-        return {**settings, "experts": 0, "nearest_by": "signal", "described": None}
-    return {**settings, "experts": settings.get("experts") or MIXED, "nearest_by": unsure_by, "described": None}
+        return {"experts": 0, "share": share, "nearest_by": "signal", "described": None}
+    return {"experts": experts, "share": share, "nearest_by": unsure_by, "described": None}
 
 
 def expected_lines(verdicts: "Thresholds") -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glider.cli.arguments import JsonOption, KeyOption, ReadPool, pool_to_read
-from glider.cli.terminal import experts_text
+from glider.cli.terminal import BASE_ALONE, experts_text
 from glider.errors import GliderError
 from glider.printable import printable
 from glider.terminal import console, say, say_json
@@ -120,7 +120,9 @@ def _thresholds(index: "PoolIndex") -> list[str]:
 
 
 def unsure_lines(verdicts: "Thresholds", experts: int) -> list[str]:
-    """What an unsure query gets, where there is a choice."""
+    """What an unsure query gets, where there is a choice or it is the base."""
+    if verdicts.leaves_unsure:
+        return [f"unsure queries are left to {BASE_ALONE}"]
     if experts == 1:
         return []
     if not verdicts.experts:

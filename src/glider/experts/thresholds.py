@@ -22,7 +22,7 @@ class Thresholds(Config):
     fits: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)  # of a pool of one expert
     experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
     described: int | None = Field(None, ge=0)  # the same for one with a description; None: no difference
-    share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets
+    share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets; 0: the base answers it
     nearest_by: Nearness = "signal"
     false_abstention: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     false_acceptance: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
@@ -40,6 +40,11 @@ class Thresholds(Config):
     def most_mixed(self) -> int:
         """Most experts that an unsure query of either kind mixes."""
         return max(self.mixed(described=False), self.mixed(described=True))
+
+    @property
+    def leaves_unsure(self) -> bool:
+        """Whether the base alone answers every unsure query."""
+        return bool(self.experts) and self.share == 0 and self.described != 0
 
     @model_validator(mode="after")
     def _mixes_what_descriptions_choose(self) -> "Thresholds":
