@@ -176,6 +176,26 @@ def test_a_key_that_may_only_ask_asks(browser: Any, serve: Serve, tmp_path: Any)
     context.close()
 
 
+def test_changes_are_shown_to_who_may_make_them(browser: Any, serve: Serve, tmp_path: Any) -> None:
+    """Every key saw the buttons, and all but few got a refusal from them."""
+    from .test_limits import key_file
+
+    rights = ["ask", "trace", "change"]
+    keys = key_file(tmp_path / "keys", {"name": "ann"}, {"name": "ops", "rights": rights})
+    served = serve("--api-key-file", keys, "--allow-changes")
+    for key, count in (("ops", 1), ("ann", 0)):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(served.url)
+        page.fill("#key", key)
+        page.click("#key-save")
+        page.click("#tab-experts")
+        playwright.expect(page.locator(".card")).to_have_count(4)
+        for button, cards in (("Add an expert", 1), ("Reload from disk", 1), ("Remove", 4)):
+            playwright.expect(page.get_by_role("button", name=button)).to_have_count(count * cards)
+        context.close()
+
+
 def test_an_adapter_comes_and_goes(browser: Any, serve: Serve, pool_directory: Path, tmp_path: Path) -> None:
     """One without gates stood nowhere on the page: not among the experts, and not among the models to ask."""
     (tmp_path / "bare").mkdir()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,14 +29,13 @@ from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt
 from glider.serve.keys import Keys
 from glider.serve.places import Places
-from glider.serve.pools import Pools
+from glider.serve.pools import Pools, ServedPool
 from glider.serve.prompts import room
 from glider.serve.response_schemas import ResponsesRequest
 from glider.serve.sampling import _bias_ids, _Penalty
 from glider.serve.schemas import ChatRequest, CompletionRequest
 from glider.serve.service import Service
 from glider.serve.settings import ServeSettings
-from glider.serve.status import _gains
 from glider.serve.steering import _client_fault
 from glider.serve.streaming import _event
 
@@ -57,11 +56,16 @@ def test_a_key_file_that_is_not_there_is_not_one_to_mend(tmp_path: Path) -> None
 def test_gains_are_told_and_a_bad_file_of_them_is_not(pool_directory: Path, tmp_path: Path) -> None:
     """`/v1/pool` had none, so that the page could not tell whether an expert is worth its place."""
     pool = Pool.open(shutil.copytree(pool_directory, tmp_path / "tiny"))
-    served: Any = SimpleNamespace(name="tiny", model=SimpleNamespace(pool=pool))
-    store_gains(pool, {"e1": Gain(metric="accuracy", rows=8, base=0.25, alone=0.5)})
-    assert _gains(served) == {"e1": {"gain": {"metric": "accuracy", "rows": 8, "base": 0.25, "alone": 0.5}}}
+
+    def served() -> ServedPool:
+        model, generation, storage = SimpleNamespace(pool=pool), SimpleNamespace(number=1), SimpleNamespace()
+        return ServedPool("tiny", cast(Any, model), cast(Any, generation), cast(Any, storage))
+
+    gain = Gain(metric="accuracy", rows=8, base=0.25, alone=0.5)
+    store_gains(pool, {"e1": gain})
+    assert served().gains == {"e1": gain}
     (pool.path / GAINS_FILE).write_text("{")
-    assert _gains(served) == {}
+    assert served().gains == {}
 
 
 def test_places_are_given_in_the_order_of_asking() -> None:

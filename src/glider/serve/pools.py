@@ -1,13 +1,15 @@
 """The served pools over one base model, and the names under which clients ask for them."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glider.config import repeated
-from glider.errors import ConfigError
+from glider.errors import ConfigError, GliderError
+from glider.experts.gains import Gain, read_gains
 from glider.inference.model import RoutedModel
 from glider.routing.base import Observer, support_of
 from glider.serve.errors import ApiError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from glider.experts.pool import Pool
     from glider.inference.spec import ModelSpec
     from glider.layers.attach import Generation, Storage
+
+log = logging.getLogger("glider.serve")
 
 
 @dataclass
@@ -32,6 +36,7 @@ class ServedPool:
     alone: dict[str, "Generation"] = field(default_factory=dict)  # adapters that no query is sent to, by name
     numbers: dict[int, int] = field(default_factory=dict)  # of this pool's generations
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _gains: dict[str, Gain] | None = field(default=None, init=False, repr=False)  # of this generation, once read
 
     def __post_init__(self) -> None:
         self.number(self.generation)
@@ -46,6 +51,17 @@ class ServedPool:
         """Experts of the pool that are served by their own name."""
         return [name for name in self.names if name in self.model.pool.names]
 
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """What experts gain on their own tasks, by `gains.json`: read once a generation, none where it is bad."""
+        if self._gains is None:
+            try:
+                self._gains = read_gains(self.model.pool.path, self.model.pool.index)
+            except GliderError as fault:
+                log.warning("the gains of the pool %s: %s", self.name, fault)
+                self._gains = {}
+        return self._gains
+
     def number(self, generation: "Generation") -> int:
         """The number that clients know a generation by. It counts this pool's alone: others' are not theirs to see."""
         return self.numbers.setdefault(generation.number, len(self.numbers) + 1)
@@ -54,7 +70,7 @@ class ServedPool:
         """Serve the requests to come by this state of the pool, whose generation is held for them. Called where
         requests are prepared, one after the other, so that none is prepared by halves of two states."""
         before = self.generation
-        self.model.pool, self.generation = pool, generation
+        self.model.pool, self.generation, self._gains = pool, generation, None
         self.model.attached.give_back(before)
 
 

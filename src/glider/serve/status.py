@@ -1,6 +1,5 @@
 """The server's state: health, models, metrics, the pool, and the experts that a prompt would use."""
 
-import logging
 from typing import Any
 
 import torch
@@ -8,12 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from glider import __version__
-from glider.errors import GliderError
-from glider.experts.gains import read_gains
 from glider.layers.trace import Trace
 from glider.serve import bodies, replies
 from glider.serve.errors import ApiError, require_one
 from glider.serve.exchange import Prompt
+from glider.serve.keys import Key
 from glider.serve.pools import ServedPool, Target
 from glider.serve.prompts import chat_prompt, plain_prompts, require_room
 from glider.serve.schemas import RouteRequest
@@ -21,7 +19,6 @@ from glider.serve.service import Service
 from glider.serve.steering import guided, other_router
 from glider.serve.token_trace import TokenWeights
 
-log = logging.getLogger("glider.serve")
 _LEAST = 5e-5  # smaller weights are left out
 
 
@@ -66,7 +63,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/pool", **replies.described(replies.PoolCards))
     async def pool(request: Request) -> dict[str, Any]:
         key = service.key(request, "ask")
-        return {"object": "list", "data": [_pool(service, one) for one in service.pools.visible(key.pools)]}
+        return {"object": "list", "data": [_pool(service, one, key) for one in service.pools.visible(key.pools)]}
 
     @router.post("/v1/route", **replies.described(replies.Route))
     async def route(request: Request, body: RouteRequest) -> dict[str, Any]:
@@ -89,11 +86,11 @@ async def _other_router(service: Service, request: Request, name: str) -> dict[s
     return service.pools.router_card(pool, name)
 
 
-def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
-    """A pool with its experts."""
+def _pool(service: Service, pool: ServedPool, key: Key) -> dict[str, Any]:
+    """A pool with its experts, and whether this key may change it."""
     index, router = pool.model.pool.index, pool.generation.router
     names = {expert: model for model, expert in service.pools.expert_names(pool).items()}
-    term, gains = pool.generation.prepared.global_term, _gains(pool)
+    term = pool.generation.prepared.global_term
     return {
         "id": pool.name,
         "base": index.base.model_id,
@@ -101,21 +98,9 @@ def _pool(service: Service, pool: ServedPool) -> dict[str, Any]:
         "router": type(router).__name__,
         "signal": None if term is None else term.signal,
         "threshold": None if term is None else term.p,
-        "allow_changes": service.settings.allow_changes,
-        "experts": [_expert(pool, name, names.get(name)) | gains.get(name, {}) for name in pool.names],
+        "allow_changes": service.settings.allow_changes and "change" in key.rights,
+        "experts": [_expert(pool, name, names.get(name)) for name in pool.names],
         "adapters": [{"name": name, "model": model} for model, name in service.pools.adapter_names(pool).items()],
-    }
-
-
-def _gains(pool: ServedPool) -> dict[str, dict[str, Any]]:
-    """What each expert gains on its own task, by `gains.json` of the pool."""
-    try:
-        gains = read_gains(pool.model.pool.path, pool.model.pool.index)
-    except GliderError as fault:
-        log.warning("the gains of the pool %s: %s", pool.name, fault)
-        return {}
-    return {
-        name: {"gain": gain.model_dump(include={"metric", "rows", "base", "alone"})} for name, gain in gains.items()
     }
 
 
@@ -124,6 +109,8 @@ def _expert(pool: ServedPool, name: str, model: str | None) -> dict[str, Any]:
     if name in pool.model.pool.names:
         card = pool.model.pool[name].card
         entry |= {"task": card.task, "description": card.description, "licence": card.licence, "metrics": card.metrics}
+    if name in pool.gains:
+        entry["gain"] = pool.gains[name].model_dump(include={"metric", "rows", "base", "alone"})
     return entry
 
 
