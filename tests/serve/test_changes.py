@@ -1,5 +1,6 @@
 """Pools that change while they are served."""
 
+import json
 import re
 import shutil
 import threading
@@ -10,6 +11,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from glider.experts.gains import GAINS_FILE, Gain, store_gains
 from glider.experts.membership import remove_expert
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
@@ -31,6 +33,16 @@ def ask(served: Served, model: str = "tiny", text: str = TEXT, **more: Any) -> A
     turns: list[Any] = [{"role": "user", "content": text}]
     settings = {"temperature": 0, "max_tokens": 12, "extra_body": {"return_token_ids": True}, **more}
     return served.client().chat.completions.create(model=model, messages=turns, **settings)
+
+
+def pool_card(served: Served, key: str = "none") -> dict[str, Any]:
+    answer = httpx.get(f"{served.url}/v1/pool", headers={"authorization": f"Bearer {key}"})
+    return answer.json()["data"][0]
+
+
+def change_lines(served: Served) -> list[dict[str, Any]]:
+    lines = served.log.read_text("utf8").splitlines()
+    return [json.loads(line.split("glider.serve.changes ")[1]) for line in lines if "glider.serve.changes " in line]
 
 
 def ids(served: Served, model: str = "tiny", text: str = TEXT) -> list[int]:
@@ -179,8 +191,44 @@ def test_changes_are_off_unless_allowed(server: Served) -> None:
 def test_changes_need_their_right(serve: Serve, tmp_path: Path) -> None:
     keys = key_file(tmp_path / "keys", {"name": "ann"}, {"name": "ops", "rights": ["ask", "change"]})
     served = serve("--api-key-file", keys, "--allow-changes")
+    assert [card["allow_changes"] for card in (pool_card(served, "ann"), pool_card(served, "ops"))] == [False, True]
     assert post(served, PATHS[0], "ann").status_code == 403
     assert post(served, PATHS[0], "ops").json()["generation"] == 2
+    (refused, done) = change_lines(served)
+    assert (refused["key"], refused["outcome"], refused["code"]) == ("ann", "refused", "missing_right")
+    assert (done["key"], done["outcome"], done["before"], done["after"]) == ("ops", "done", 1, 2)
+
+
+def test_each_change_is_a_line_of_the_log(served: Served) -> None:
+    """Who loaded an adapter, and whether it came, was told nowhere but in the reply."""
+    post(served, PATHS[1], lora_name="e9", lora_path="e9")
+    post(served, PATHS[1], lora_name="mine", lora_path="bare")
+    post(served, PATHS[1], lora_name="new", lora_path="../secret")
+    post(served, PATHS[0], expected_generation=7)
+    post(served, PATHS[2], lora_name="mine")
+    post(served, PATHS[2], lora_name="e9")
+    fields = ("change", "adapter", "outcome", "code", "before", "after", "routed")
+    assert [tuple(line[field] for field in fields) for line in change_lines(served)] == [
+        (PATHS[1], "e9", "done", None, 1, 2, True),
+        (PATHS[1], "mine", "done", None, 2, 3, False),
+        (PATHS[1], "new", "refused", "path_not_allowed", 2, 2, None),
+        (PATHS[0], None, "refused", "generation_mismatch", 2, 2, None),
+        (PATHS[2], "mine", "done", None, 2, 2, None),
+        (PATHS[2], "e9", "done", None, 2, 4, None),
+    ]
+    assert {(line["pool"], line["key"]) for line in change_lines(served)} == {("tiny", "anybody")}
+    assert "secret" not in served.log.read_text("utf8")
+
+
+def test_gains_are_read_once_a_generation(served: Served, own_pool: Path) -> None:
+    """Each look at the pool read them from disk."""
+    store_gains(Pool.open(own_pool), {"e1": Gain(metric="accuracy", rows=8, base=0.25, alone=0.5)})
+    card = pool_card(served)
+    assert card["experts"][1]["gain"] == {"metric": "accuracy", "rows": 8, "base": 0.25, "alone": 0.5}
+    (own_pool / GAINS_FILE).unlink()
+    assert pool_card(served) == card
+    assert post(served, PATHS[0]).status_code == 200
+    assert "gain" not in pool_card(served)["experts"][1]
 
 
 def test_one_change_at_a_time(served: Served) -> None:

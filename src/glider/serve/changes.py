@@ -20,6 +20,7 @@ from glider.routing.base import Router
 from glider.routing.preparation import prepare
 from glider.routing.static import Static
 from glider.serve import bodies
+from glider.serve.change_log import ChangeLine
 from glider.serve.errors import ApiError
 from glider.serve.hidden import without_directories
 from glider.serve.pools import ServedPool
@@ -39,22 +40,33 @@ def routes(service: Service) -> APIRouter:
 
     async def changed(request: Request, body: ReloadRequest | LoadRequest | UnloadRequest, change: Change) -> Any:
         """Make one change at a time, where changes are allowed and the pool is what the caller thinks it is."""
+        key = service.keys.of(request.headers.get("authorization"))
+        line = ChangeLine(request.url.path, request.state.request_id, key.name, getattr(body, "lora_name", None))
+        with line.written():
+            return await checked(request, body, change, line)
+
+    async def checked(
+        request: Request, body: ReloadRequest | LoadRequest | UnloadRequest, change: Change, line: ChangeLine
+    ) -> Any:
         key = service.key(request, "change")
         if not service.settings.allow_changes:
             message = "this server's pools do not change; start it with --allow-changes"
             raise ApiError(403, message, code="changes_not_allowed")
         pool = service.pools.pool_of(body.model, key.pools)
+        line.pool, line.before = pool.name, pool.number(pool.generation)
         if pool.changing.locked():
             raise ApiError(429, "another change is on its way", code="change_in_progress", retry=1)
         async with pool.changing:
-            number = pool.number(pool.generation)
+            line.before = number = pool.number(pool.generation)
             if body.expected_generation not in (None, number):
                 message = f"the pool is at generation {number}, not {body.expected_generation}"
                 raise ApiError(409, message, param="expected_generation", code="generation_mismatch")
             try:
-                return await change(pool)
+                reply = await change(pool)
             except (GliderError, OSError) as fault:
                 raise ApiError(400, without_directories(service, str(fault)), code="change_failed") from fault
+            line.after, line.routed = reply["generation"], reply.get("routed")
+            return reply
 
     @router.post("/v1/pool/reload", **described(Reloaded))
     async def reload(request: Request, body: ReloadRequest) -> dict[str, Any]:
