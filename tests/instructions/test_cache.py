@@ -154,6 +154,43 @@ def test_the_users_cache_follows_the_environment(tmp_path: Path, monkeypatch: py
     assert cache().get([b"k"]) == {} and not (tmp_path / "here").exists()
 
 
+@pytest.mark.parametrize("what", ["directory", "pipe", "link to a device"])
+def test_what_is_no_file_is_left_as_it_is(tmp_path: Path, what: str):
+    """A link to /dev/null, by which somebody kept nothing, took the device from all other users."""
+    place = tmp_path / "c.sqlite3"
+    if what == "directory":
+        place.mkdir()
+    elif what == "pipe":
+        os.mkfifo(place)
+    else:
+        os.mkfifo(tmp_path / "device")
+        place.symlink_to("device")
+    before = place.stat().st_mode
+    cache_there = Cache(place)
+    with pytest.warns(GliderWarning, match=r"a directory, a pipe or a device is there"):
+        cache_there.put("description", {b"k": b"v"})
+    assert cache_there.get([b"k"]) == {} and place.stat().st_mode == before
+
+
+def test_the_file_that_a_link_leads_to_keeps_its_mode(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").chmod(0o644)
+    place = tmp_path / "c.sqlite3"
+    place.symlink_to("notes.txt")
+    linked = Cache(place)
+    linked.put("description", {b"k": b"v"})
+    linked.close()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-inf", "1e999", "many"])
+def test_a_limit_that_is_no_number_is_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str):
+    monkeypatch.setenv("GLIDER_CACHE", str(tmp_path))
+    monkeypatch.setenv("GLIDER_CACHE_MB", size)
+    assert cache().limit == 256_000_000
+
+
 def test_processes_share_it(store: Cache):
     script = (
         "import sys\nfrom glider.instructions.cache import Cache, key_of\nmine = Cache(sys.argv[1])\n"

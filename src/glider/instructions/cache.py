@@ -4,7 +4,9 @@ One SQLite file, shared by processes, each write a transaction, so that a kill a
 bytes that the reader checks: nothing in the file can run. Without a usable cache glider works uncached.
 """
 
+import errno
 import hashlib
+import math
 import os
 import sqlite3
 import threading
@@ -148,10 +150,13 @@ class Cache:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
+        if self.path.exists() and not self.path.is_file():
+            raise OSError(errno.EEXIST, "a directory, a pipe or a device is there")
         connection = sqlite3.connect(self.path, timeout=_BUSY, check_same_thread=False)
         try:
-            with suppress(OSError):
-                self.path.chmod(0o600)  # texts and vectors of a user's queries
+            if not self.path.is_symlink():
+                with suppress(OSError):
+                    self.path.chmod(0o600)  # texts and vectors of a user's queries
             _write_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(_SCHEMA)
@@ -214,8 +219,9 @@ def cache() -> Cache:
     try:
         megabytes = float(os.environ.get("GLIDER_CACHE_MB") or MEGABYTES)
     except ValueError:
-        megabytes = MEGABYTES
-    return _shared(cache_directory() / "instructions.sqlite3", megabytes)
+        megabytes = math.nan
+    limit = megabytes if math.isfinite(megabytes) else float(MEGABYTES)
+    return _shared(cache_directory() / "instructions.sqlite3", limit)
 
 
 @lru_cache(maxsize=8)
