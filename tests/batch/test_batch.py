@@ -128,8 +128,8 @@ def test_answers_that_are_in_place_are_known_to_whoever_comes_next(
     write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}])
     plain = run_module.BatchRun._write
 
-    def stopping(self: run_module.BatchRun, place: Path, count: int) -> None:
-        plain(self, place, count)
+    def stopping(self: run_module.BatchRun, place: Path, chunks: Any) -> None:
+        plain(self, place, chunks)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -192,7 +192,7 @@ def test_answers_that_somebody_changed_are_no_answers(glider: Glider, tmp_path: 
     assert code == 2 and err.startswith("glider: wanted the answers to 3 rows in") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["", "[", "{}", "[1, 2]", '[{"row": 0}]', "other rows"])
+@pytest.mark.parametrize("content", ["", "[", "{}", "[1, 2]", '[{"row": 0}]', "other rows", "another text"])
 def test_a_chunk_that_is_no_answers_is_answered_anew(
     glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ):
@@ -202,10 +202,16 @@ def test_a_chunk_that_is_no_answers_is_answered_anew(
         patch.setattr(run_module.BatchRun, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert glider("rows.jsonl", "answers.jsonl")[0] == 130
     chunk = next((tmp_path / ".answers.jsonl.answering").rglob("00000000.json"))
-    other = chunk.with_name("00000001.json").read_text("utf8").replace("[", "").replace("]", "")
-    chunk.write_text(f"[{other}, {other}]" if content == "other rows" else content)
+    if content == "other rows":
+        content = chunk.with_name("00000001.json").read_text("utf8")
+    elif content == "another text":
+        whole = json.loads(chunk.read_text("utf8"))
+        whole["answers"][0]["text"] = "damaged"
+        content = json.dumps(whole)
+    chunk.write_text(content)
     assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: done\n")
-    assert [answer["row"] for answer in lines(tmp_path / "answers.jsonl")] == [0, 1, 2]
+    answers = lines(tmp_path / "answers.jsonl")
+    assert [answer["row"] for answer in answers] == [0, 1, 2] and answers[0]["text"] != "damaged"
 
 
 def test_answers_of_other_settings_are_not_overwritten(glider: Glider, tmp_path: Path):
@@ -225,6 +231,37 @@ def test_a_record_that_is_no_object_is_nobodys(glider: Glider, tmp_path: Path):
     (tmp_path / "answers.jsonl.run.json").write_text("[]")
     code, _, err = glider("rows.jsonl", "answers.jsonl")
     assert code == 2 and "give another --out" in err
+
+
+def test_a_damaged_record_sends_nobody_to_remove_good_answers(glider: Glider, tmp_path: Path):
+    """Of a wrong number of rows it was said that the answers were wrong, and were to be removed."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}, {"input": "b"}])
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 0
+    file = tmp_path / "answers.jsonl.run.json"
+    record = json.loads(file.read_text("utf8"))
+    file.write_text(json.dumps(record | {"rows": 1}))
+    assert glider("rows.jsonl", "answers.jsonl")[:2] == (0, "answers.jsonl: unchanged\n")
+    assert json.loads(file.read_text("utf8")) == record
+
+
+@pytest.mark.parametrize("what", ["a file", "a directory", "a pipe"])
+def test_what_lies_in_the_place_of_the_record_is_left(glider: Glider, tmp_path: Path, what: str):
+    """A user's file was overwritten; of others it was told once all prompts had been answered."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}])
+    place = tmp_path / "answers.jsonl.run.json"
+    {"a file": lambda: place.write_text("mine"), "a directory": place.mkdir, "a pipe": lambda: os.mkfifo(place)}[what]()
+    before = place.lstat()
+    code, _, err = glider("rows.jsonl", "answers.jsonl")
+    assert code == 2 and "wanted the record of earlier answers at answers.jsonl.run.json" in err
+    assert place.lstat() == before and not (tmp_path / ".answers.jsonl.answering").exists()
+
+
+def test_a_link_to_nothing_is_not_replaced(glider: Glider, tmp_path: Path):
+    """It may lead to a disk that is not there at the moment."""
+    write(tmp_path / "rows.jsonl", [{"input": "a"}])
+    (tmp_path / "answers.jsonl").symlink_to("nowhere")
+    assert glider("rows.jsonl", "answers.jsonl")[0] == 2
+    assert (tmp_path / "answers.jsonl").readlink() == Path("nowhere")
 
 
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glider.batch.answer_rows import are_answers, pyarrow_parquet, unanswered
+from glider.batch.answer_rows import pyarrow_parquet, unanswered
 from glider.batch.answering import Answering, AnswerSettings
+from glider.batch.chunks import read_chunk, write_chunk
 from glider.batch.prompts import PromptRow, chunks_of, read_prompts
 from glider.data.rows import rows_digest
 from glider.errors import ConfigError
@@ -45,14 +47,20 @@ class BatchRun:
         if self.out.suffix == ".parquet":
             pyarrow_parquet()
         rows, key = read_prompts(self.data, self.columns), self.key
-        if self.out.exists():
+        record = {"key": key, "rows": len(rows), **self._content()}
+        if os.path.lexists(self.out):
             if self._record().get("key") == key:
                 unanswered(self.out, len(rows))  # somebody may have cut it short since
+                if self._record() != record:
+                    write_json(self.record, record)
                 sweep(self.out.parent)
                 self._clear_leftovers()
                 return "unchanged"
             expected = f"a new file at {self.out}, or the answers of this very command"
             raise ConfigError(expected, "others", "Remove it, or give another --out.")
+        if os.path.lexists(self.record) and "key" not in self._record():
+            expected = f"the record of earlier answers at {self.record}, or no file"
+            raise ConfigError(expected, "something else", "Move it away, or give another --out.")
         chunks = chunks_of(rows, self.settings.batch_size)
         with (
             existing(self.out.parent),
@@ -60,17 +68,17 @@ class BatchRun:
             only_writer(work),
             held(work_directory(work / key[:16])) as place,
         ):
-            missing = [number for number, chunk in enumerate(chunks) if not _is_answered(place, number, chunk)]
+            missing = [number for number, chunk in enumerate(chunks) if _answers(place, number, chunk) is None]
             done = len(chunks) - len(missing)
             if missing:
                 with closing(answer([chunks[number] for number in missing])) as answered:  # pyright: ignore
                     for number, chunk_answers in answered:
-                        write_json(_place(place, missing[number]), chunk_answers)
+                        write_chunk(_place(place, missing[number]), chunk_answers)
                         done += 1
                         tick(done, len(chunks))
-            write_json(self.record, {"key": key, "rows": len(rows), **self._content()})  # answers without it are others
+            write_json(self.record, record)  # answers without it are others
             try:
-                self._write(place, len(chunks))
+                self._write(place, chunks)
             except BaseException:
                 if not self.out.exists():
                     self.record.unlink()  # it would speak of answers that are not there
@@ -123,10 +131,13 @@ class BatchRun:
             return {}
         return record if isinstance(record, dict) else {}
 
-    def _write(self, place: Path, count: int) -> None:
+    def _write(self, place: Path, chunks: Sequence[list[PromptRow]]) -> None:
         def answers() -> Iterator[dict[str, Any]]:
-            for number in range(count):
-                yield from read_json(_place(place, number), LARGEST_RESULT, MOST_OF_RESULT)
+            for number, chunk in enumerate(chunks):
+                if (chunk_answers := _answers(place, number, chunk)) is None:
+                    got, remedy = "a file that was changed meanwhile", "Give the same command again."
+                    raise ConfigError(f"the answers in {_place(place, number)}", got, remedy)
+                yield from chunk_answers
 
         def lines(path: Path) -> None:
             with path.open("w", encoding="utf8") as file:
@@ -166,13 +177,9 @@ def _place(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}.json"
 
 
-def _is_answered(directory: Path, number: int, rows: Sequence[PromptRow]) -> bool:
-    """Whether the answers to a chunk of these rows lie there; a file that holds none, or others, is written anew."""
-    try:
-        answers = read_json(_place(directory, number), LARGEST_RESULT, MOST_OF_RESULT)
-    except (OSError, ValueError):
-        return False
-    return are_answers(answers, [row.row for row in rows])
+def _answers(directory: Path, number: int, rows: Sequence[PromptRow]) -> list[dict[str, Any]] | None:
+    """The answers to a chunk of these rows; None where they are to be written, or written anew."""
+    return read_chunk(_place(directory, number), [row.row for row in rows])
 
 
 def _write_parquet(path: Path, answers: Iterator[dict[str, Any]]) -> None:
