@@ -1,6 +1,7 @@
 """Results are read as they lie there, averaged over runs, and never made up."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,38 @@ def test_a_broken_cell_is_not_taken_for_none(results: Path, write_cell) -> None:
     broken = write_cell("base", "near", "b", [1])
     broken.write_text(broken.read_text()[:-9])
     with pytest.raises(DataError, match=r"near/b\.json"):
+        Results.read(results)
+
+
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        (lambda cell: None, "nothing"),
+        (lambda cell: {}, "nothing"),
+        (lambda cell: [], "nothing"),
+        (lambda cell: 7, "int alone"),
+        (lambda cell: {**cell, "results": []}, "results"),
+        (lambda cell: {name: value for name, value in cell.items() if name != "results"}, "results"),
+        (lambda cell: {name: value for name, value in cell.items() if name != "hashes"}, "no hashes"),
+        (lambda cell: {name: cell[name] for name in ("router", "set", "task")}, "no config, format, hashes, key"),
+    ],
+)
+def test_a_cell_that_lacks_something_is_not_taken_for_none(
+    results: Path, write_cell, damage: Callable[[dict], object], got: str
+) -> None:
+    """It was left out, and the mean of the other tasks stood for that of all."""
+    write_cell("base", "near", "a", [1])
+    broken = write_cell("base", "near", "b", [0])
+    broken.write_text(json.dumps(damage(json.loads(broken.read_text()))))
+    with pytest.raises(DataError, match=rf"near/b\.json; got .*{got}"):
+        Results.read(results)
+
+
+def test_a_router_may_have_the_name_of_a_file(results: Path, write_cell) -> None:
+    write_cell("merge.json", "near.json", "a", [1])
+    assert Results.read(results).routers == ["merge.json"]
+    (results / "empty.json").mkdir()
+    with pytest.raises(DataError, match=r"empty\.json; got no regular file"):
         Results.read(results)
 
 

@@ -33,6 +33,7 @@ from glider.inference.spec import BaseSpec, ModelSpec, open_pool
 from glider.jobs.base import Fault, JobTick, Resources, silent
 from glider.jobs.parcel import Parcel, Source
 from glider.jobs.pool_source import source_of
+from glider.routing.base import routers
 from glider.routing.completed import fitted, outside
 from glider.routing.methods.oracle import best_expert
 
@@ -310,6 +311,11 @@ class Cell:
         """A path to the result's folder, `DIR/ROUTER/SET`, to which no link leads; raises `ExpertError` for one."""
         return held_within(self.path.parents[2], *self.path.parts[-3:-1])
 
+    def _has_head(self, content: Mapping[str, Any]) -> bool:
+        labels = (self.plan.label, routers.former(self.plan.label))
+        head = {"format": FORMAT, "set": self.task.set, "task": self.task.name}
+        return content.get("router") in labels and all(content.get(name) == value for name, value in head.items())
+
     def store_fault(self, fault: Fault) -> None:
         """Put a fault where the result would be: a failed evaluation is never a number."""
         self.store({"fault": {"type": fault.type, "message": fault.text}})
@@ -323,6 +329,8 @@ class Cell:
             return None
         if not isinstance(content, dict) or content.get("key") != self.key or "fault" in content:
             return None
+        if not self._has_head(content):
+            return None  # a report would take it for another's, or for none
         if content.get("score") is None:
             return None  # which the best of several is chosen by
         try:

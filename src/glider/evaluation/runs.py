@@ -79,9 +79,9 @@ class Run:
 
         A cell that fails is written as a fault, without a score, and tried again by the next run. An interruption
         leaves no partial file, and the next run continues with the interrupted cell. Raises `BaseModelError`
-        where there is no base model, `ExpertError` for a link in place of a folder, and `ConfigError` while another
-        process writes results there; with `shared` only while it writes those of the same router and set, so that
-        several processes may fill one directory.
+        where there is no base model, `ExpertError` for a link in place of a folder, and `ConfigError` for a directory
+        or a pipe in place of a result, and while another process writes results there; with `shared` only while it
+        writes those of the same router and set, so that several processes may fill one directory.
         """
         executor = executor or LocalExecutor()
         folders = {cell.path.parent: cell.held_folder for cell in self.cells.values()}
@@ -91,6 +91,9 @@ class Run:
             for path in sorted(folders):
                 with folders[path]() as folder:
                     sweep(folder)  # what killed runs left
+            if blocked := [str(path) for path in (cell.path for cell in self.cells.values()) if _is_no_file(path)]:
+                got = f"a directory, a pipe or a device at {', '.join(blocked[:3])}"
+                raise ConfigError("files of results, or none", got, "Move it away; nothing was evaluated.")
             try:
                 for of_results in (False, True):
                     cells = [cell for cell in self.cells.values() if cell.plan.of_results == of_results]
@@ -159,6 +162,10 @@ def _with_singles(routers: Sequence[RouterPlan], only: Sequence[str], pool: Pool
         return list(only)
     singles = {f"single:{name}" for name in pool.names}
     return [*only, *(plan.label for plan in routers if plan.router in singles)]
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def _file_name(text: str) -> str:

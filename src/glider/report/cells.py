@@ -13,6 +13,7 @@ from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 
 Place = tuple[str, str]  # set and task of the run
 _PARTS = {"format", "key", "router", "set", "task", "config", "hashes"}
+_SURE = 3  # parts by which a cell is known that lacks others
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,20 @@ class Results:
     def read(cls, directory: Path) -> "Results":
         """All cells below a directory; other JSON is none of ours.
 
-        Raises `DataError` without any, for a file that is no JSON (a broken cell must not pass for none), a cell of
-        another format or an earlier version, or without what `require_cell` requires, and two cells of one router and
-        task that differ in what decides the result, or in their scores.
+        Raises `DataError` without any, for a file that is no JSON, or holds nothing or a part of a cell (a broken cell
+        must not pass for none: the mean of the others is another number), a cell of another format or an earlier
+        version, or without what `require_cell` requires, and two cells of one router and task that differ in what
+        decides the result, or in their scores.
         """
         cells: dict[tuple[str, str, str], CellFile] = {}
         for path in sorted(directory.rglob("*.json")):
-            if any(part.startswith(".") for part in path.relative_to(directory).parts):
+            parts = path.relative_to(directory).parts
+            if any(part.startswith(".") for part in parts):
                 continue  # unfinished, of a process that was killed
-            if (record := _record(path)) is None:
+            if (record := _record(path, in_place=len(parts) >= len(("ROUTER", "SET", "TASK.json")))) is None:
                 continue
+            if lacking := sorted(_PARTS - record.keys()):
+                raise _broken(path, f"no {', '.join(lacking)}")
             if record["format"] != FORMAT:
                 raise DataError(f"results of format {FORMAT}", f"{record['format']} in {path}", "Evaluate anew.")
             if "guess" not in record and "fault" not in record:
@@ -89,9 +94,7 @@ class Results:
             try:
                 require_cell(record)
             except ValueError as fault:
-                raise DataError(
-                    f"a result in {path}", str(fault), "Evaluate that cell anew, or move it away."
-                ) from fault
+                raise _broken(path, str(fault)) from fault
             cell = CellFile(path, record)
             name = _name(cell)
             if name in cells and cells[name].record["key"] != record["key"]:
@@ -155,11 +158,18 @@ def _name(cell: CellFile) -> tuple[str, str, str]:
     return cell.record["router"], cell.record["set"], cell.record["task"]
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _record(path: Path, *, in_place: bool) -> dict[str, Any] | None:
+    """The content of a cell, or of what is left of one; None for what is none. `in_place`: where only cells lie."""
+    if path.is_dir() and any(path.rglob("*.json")):  # of a router or a set of such a name
+        return None
     try:
         record = read_json(path, LARGEST_RESULT, MOST_OF_RESULT)
     except (OSError, ValueError) as fault:
         raise DataError(f"JSON in {path}", str(fault), "Evaluate that cell anew, or move the file away.") from fault
-    if not isinstance(record, dict) or not record.keys() >= _PARTS:
-        return None
-    return record if "fault" in record or record.get("results") else None
+    if in_place and (not record or not isinstance(record, dict | list)):
+        raise _broken(path, "nothing" if not record else f"{type(record).__name__} alone")
+    return record if isinstance(record, dict) and len(record.keys() & _PARTS) >= _SURE else None
+
+
+def _broken(path: Path, got: str) -> DataError:
+    return DataError(f"a result in {path}", got, "Evaluate that cell anew, or move it away.")

@@ -168,6 +168,21 @@ def test_a_result_that_is_no_object_is_evaluated_anew(make_run) -> None:
     assert statuses(make_run(["base"])) == ["done"] * 3
 
 
+@pytest.mark.parametrize(
+    "damage", [{"format": 2}, {"format": "1"}, {"router": "phatgoose"}, {"set": ["near"]}, {"task": "other"}]
+)
+def test_a_result_under_another_name_is_evaluated_anew(make_run, damage: dict) -> None:
+    """Of one with a damaged head a report made another router's or another task's; the run left it as it was."""
+    run = make_run(["base"])
+    list(run.go())
+    intact = told(run, "base", "near", "even")
+    run.cells["base", "near", "even"].path.write_text(json.dumps(intact | damage))
+    again = make_run(["base"])
+    assert sorted(statuses(again)) == ["done", "unchanged", "unchanged"]
+    head = {name: told(again, "base", "near", "even")[name] for name in damage}
+    assert head == {name: intact[name] for name in damage}
+
+
 @pytest.mark.parametrize("consistent", [False, True])
 @pytest.mark.parametrize("places", [[0], [0, 0], [7], [1, 0]])
 def test_a_result_of_other_rows_is_evaluated_anew_or_refused(make_run, places: list[int], consistent: bool) -> None:

@@ -96,19 +96,29 @@ def test_a_pipe_in_place_of_a_result_is_refused(make_run: Any, tmp_path: Path) -
     folder = tmp_path / "out" / "base" / "near"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "even.json")
-    refusals: list[OSError] = []
+    refusals: list[ConfigError] = []
 
     def run() -> None:
         try:
             statuses(make_run(["base"]))
-        except FileExistsError as fault:
+        except ConfigError as fault:
             refusals.append(fault)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(60)
-    assert [fault.filename for fault in refusals] == [str(folder / "even.json")]
+    assert [fault.got for fault in refusals] == [f"a directory, a pipe or a device at {folder / 'even.json'}"]
     assert (folder / "even.json").is_fifo()
+
+
+def test_a_directory_in_place_of_a_result_is_told_before_anything_is_evaluated(make_run: Any, tmp_path: Path) -> None:
+    """It was told once the cell had been evaluated, and no other was evaluated after it."""
+    place = tmp_path / "out" / "phatgoose" / "far" / "say.json"
+    place.mkdir(parents=True)
+    run = make_run(["base", "phatgoose"])
+    with pytest.raises(ConfigError, match=r"a directory.* at .*phatgoose/far/say\.json"):
+        list(run.go())
+    assert not any(cell.path.is_file() for cell in run.cells.values())
 
 
 def test_names_of_other_scripts_are_files_of_their_own(make_run: Any, tmp_path: Path) -> None:
