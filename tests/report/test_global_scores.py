@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
+from pydantic import ValidationError
 
 from glider.calibration.threshold import calibrate, held_back
 from glider.cli.main import main
@@ -122,6 +123,16 @@ def test_the_picture_is_opaque_and_reproducible(tasks: int, tmp_path: Path) -> N
         assert picture[0, 0, 0] == pytest.approx(corner, abs=1e-3)
         edges = [picture[:, 0], picture[:, -1], picture[0], picture[-1]]
         assert all((edge == picture[0, 0]).all() for edge in edges)  # nothing is cut off
+
+
+@pytest.mark.parametrize("place", ["p", "mean", "low", "high"])
+@pytest.mark.parametrize("value", [1e308, -1e308, float("nan")])
+def test_scores_that_no_picture_can_show_are_refused(place: str, value: float) -> None:
+    """They were a traceback of matplotlib, or its warnings."""
+    told = many(2).model_dump()
+    (told if place == "p" else told["tasks"][0]["scores"]["expert_0"])[place] = value
+    with pytest.raises(ValidationError, match=rf"\.?{place}\n"):
+        PoolScores.model_validate(told)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -1,6 +1,7 @@
 """One command from results to report: real cells, every format, the same bytes again."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from glider.cli.main import main
-from glider.errors import ConfigError, ExpertError
+from glider.errors import ConfigError, DataError, ExpertError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
 from glider.evaluation.runs import Run
@@ -137,6 +138,19 @@ def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> N
     assert page.count("prefers-color-scheme: dark") == 3  # the colours, and a dress of each picture
     for text in ("Table 1: Methods", "Figure 1: Where tokens go", "Figure 2: How well", "single:{task}"):
         assert text in references.text
+
+
+@pytest.mark.parametrize("name", ["report.yaml", "routing.json", "scores.json"])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link to nothing"])
+def test_what_is_no_file_is_not_taken_for_none(results: Path, write_cell, tmp_path: Path, name: str, kind: str) -> None:
+    """The tables were those of no plan."""
+    write_cell("base", "near", "a", [1])
+    place = results / name
+    {"directory": place.mkdir, "pipe": lambda: os.mkfifo(place), "link to nothing": lambda: place.symlink_to("x")}[
+        kind
+    ]()
+    with pytest.raises((ConfigError, DataError), match=name.replace(".", r"\.")):
+        write_report(results, tmp_path / "report")
 
 
 def test_pictures_have_names_that_every_form_can_hold(evaluated: Path, tmp_path: Path) -> None:

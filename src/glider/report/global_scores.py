@@ -4,10 +4,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from glider.calibration.threshold import held_back
 from glider.config import Config
@@ -24,12 +24,16 @@ from glider.shapes import Float, Tensor
 PROFILES = "held-back queries of the experts' tasks"
 
 
+LARGEST_SCORE = 1e6  # far beyond what any signal gives, and within what can be drawn
+Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE, allow_inf_nan=False)]
+
+
 class Spread(Config):
     """Scores over the queries of a task."""
 
-    mean: float
-    low: float  # 10th percentile
-    high: float  # 90th percentile
+    mean: Score
+    low: Score  # 10th percentile
+    high: Score  # 90th percentile
 
     @classmethod
     def of(cls, scores: Float[Tensor, " B"]) -> "Spread":
@@ -56,7 +60,7 @@ class PoolScores(Config):
 
     format: Literal[1] = 1
     signal: str
-    p: float
+    p: Score
     experts: tuple[str, ...]
     tasks: tuple[TaskScores, ...]
 

@@ -1,5 +1,6 @@
 """The paper's tables and figures from the results of an evaluation, in every format at once."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -39,7 +40,7 @@ def write_report(
     tick("reading results")
     results = Results.read(directory)
     file = plan_file or directory / FILE
-    plan = ReportPlan.read(file) if plan_file or file.is_file() else ReportPlan()
+    plan = ReportPlan.read(file) if plan_file or os.path.lexists(file) else ReportPlan()
     plan = plan.settled(results, file.parent)
     with held_within(directory, out.name) if out.parent == directory else held_within(out) as folder:
         pictures = _pictures(plan, file.parent, folder, tick)

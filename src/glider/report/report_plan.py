@@ -1,5 +1,6 @@
 """What a report shows: `report.yaml` beside the results names task sets, methods and tables."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ class ReportPlan(Config):
         everything = TableView(methods=tuple(MethodView(cells=(name,)) for name in routers or results.routers))
         tables = self.tables or {"table1": everything}
         figures = self.figures or Figures(
-            routing=tuple(path for path in [Path("routing.json")] if (directory / path).is_file()),
-            scores=tuple(path for path in [Path("scores.json")] if (directory / path).is_file()),
+            routing=tuple(path for path in [Path("routing.json")] if os.path.lexists(directory / path)),
+            scores=tuple(path for path in [Path("scores.json")] if os.path.lexists(directory / path)),
         )
         plan = self.model_copy(update={"sets": sets, "tables": tables, "figures": figures})
         if faults := plan._faults(directory):
