@@ -1,5 +1,6 @@
 """`glider expert import-official`: the published checkpoints of GLIDER and PHATGOOSE in, a pool out."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -75,7 +76,7 @@ def import_official(
     from glider.errors import PoolError
 
     quiet_libraries()
-    if pool.exists():
+    if os.path.lexists(pool):
         raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another --pool.")
     opened = open_checkpoint(checkpoint, None if order is None else _names(order))
     vectors = None if embeddings is None else read_embeddings(embeddings)

@@ -1,5 +1,6 @@
 """`glider init`: what somebody has, as a plan that `glider pool build` carries out."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +54,7 @@ def init(
     On a terminal it asks, where neither --adapter nor --data says what you have. Rows are matched with adapters by
     name: `tone.jsonl` belongs to `tone`; rows without an adapter are an expert to be trained.
     """
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise ConfigError(f"a new file at {out}", "one that is there", "Give another --out, or --force.")
     if base == "":
         raise ConfigError("the base model's hub id or path (--base)", "none", "Write it, or leave the option out.")

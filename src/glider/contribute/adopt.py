@@ -3,6 +3,7 @@
 Nothing is retrained, and the adapter's own files are kept byte for byte.
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +88,7 @@ def adopt(
     Raises: as `import_adapter`, `make_gates`, `add_description` and `make_profile` do.
     """
     out, directory = Path(out), _adapter_directory(source)
-    if out.exists() and not _is_of(out, directory):
+    if os.path.lexists(out) and not _is_of(out, directory):
         require_new(out)
     if description is not None:
         require_text(description)

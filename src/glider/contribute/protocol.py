@@ -162,7 +162,7 @@ def arithmetic_of(base: BaseModel) -> dict[str, str]:
 
 def require_new(out: Path) -> None:
     """Raise `ExpertError` unless `out` can become an expert's directory, `PoolError` if no pool could."""
-    if out.exists():
+    if os.path.lexists(out):
         raise ExpertError(f"a new directory at {out}", "an existing one", "Remove it or give another --out.")
     if re.fullmatch(NAME, out.name) is None:
         raise ExpertError("a name of letters, digits, '.', '_' and '-'", repr(out.name), "Give another --out.")

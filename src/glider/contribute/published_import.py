@@ -1,5 +1,6 @@
 """Published checkpoint -> pool: all of its experts or nothing."""
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def import_checkpoint(
     not of the layout, and `BaseModelError` for one made for another base.
     """
     pool = Path(pool)
-    if pool.exists():
+    if os.path.lexists(pool):
         raise PoolError(f"a new directory at {pool}", "an existing one", "Remove it or give another path.")
     names = _names_without(checkpoint, without)
     instructions = None if embeddings is None else _instructions(names, embeddings)
