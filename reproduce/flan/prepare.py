@@ -19,14 +19,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from glider.cli.terminal import exit_code
-from glider.config import EMBEDDED_EMBEDDER, Config
-from glider.errors import DataError
+from glider.config import EMBEDDED_EMBEDDER, Config, faults
+from glider.errors import ConfigError, DataError
 from glider.evaluation.metrics import Metric
 from glider.files.disk import write_file, write_json
+from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
+from glider.files.yaml_text import read_yaml
 
 HERE = Path(__file__).parent
 ROWS, SAMPLES = Path("dataset/combined_test.json"), Path("config/config.json")
@@ -47,7 +48,12 @@ class Benchmark(Config):
 
     @classmethod
     def read(cls, path: Path = HERE / "benchmark.yaml") -> "Benchmark":
-        return cls.parse(**yaml.safe_load(path.read_text("utf8")))
+        try:
+            return cls.model_validate(read_yaml(path))
+        except ValidationError as fault:
+            raise ConfigError(f"a benchmark in {path}", faults(fault), "Mend the file.") from fault
+        except ValueError as fault:
+            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
 
 def main() -> int:
@@ -119,8 +125,8 @@ def read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
     samples: dict[str, list[dict[str, Any]]] = {}
     for number, entry in enumerate(_list_of(path)):
         try:
-            entries = [{"input": one["inputs"], "output": one["targets"]} for one in entry["sample"]]
-            task = _file_name(entry["model_name"])
+            entries = [{"input": _text(one["inputs"]), "output": _text(one["targets"])} for one in entry["sample"]]
+            task = _file_name(_text(entry["model_name"]))
         except (KeyError, TypeError) as fault:
             expected = f"model_name and sample (inputs, targets) in entry {number} of {path}"
             raise DataError(expected, f"{type(fault).__name__}: {fault}", _ANEW) from fault
@@ -159,7 +165,7 @@ _ANEW = "Clone the published repository anew."
 
 def _list_of(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text("utf8"))
+        content = read_json(path, LARGEST_RESULT, MOST_OF_RESULT)
     except (OSError, ValueError) as fault:
         raise DataError(f"JSON at {path}", f"{type(fault).__name__}: {fault}"[:200], _ANEW) from fault
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
@@ -172,8 +178,16 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_file(path, lambda place: place.write_text(text, "utf8"))
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return value
+
+
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")
+    if not (text := re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")):
+        raise DataError("names with a letter or a digit", repr(name[:60]), _ANEW)
+    return text
 
 
 if __name__ == "__main__":

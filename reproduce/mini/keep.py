@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from glider.cli.terminal import exit_code
+from glider.errors import DataError
+from glider.evaluation.records import require_cell
 from glider.files.disk import write_file
+from glider.files.json_text import LARGEST_RESULT, MOST_OF_RESULT, read_json
 
 ROW = ("id", "place", "score", "expert", "alpha", "verdict")
 
@@ -26,12 +29,17 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = 0
     for file in sorted(arguments.results.rglob("*.json")):
-        told = json.loads(file.read_text("utf8"))
-        if "results" not in told and "fault" not in told:
-            continue  # no cell
+        try:
+            told = read_json(file, LARGEST_RESULT, MOST_OF_RESULT)
+            if not isinstance(told, dict) or ("results" not in told and "fault" not in told):
+                continue  # no cell
+            require_cell(told)
+        except ValueError as fault:
+            raise DataError(f"a result in {file}", str(fault), "Evaluate that cell anew, or move it away.") from fault
         task = told["config"]["task"]
-        if task["description"] is not None and not task["description"].startswith("sha256:"):  # of a cell kept before
-            task["description"] = "sha256:" + hashlib.sha256(task["description"].encode()).hexdigest()[:16]
+        description = task.get("description")
+        if isinstance(description, str) and not description.startswith("sha256:"):  # of a cell kept before
+            task["description"] = "sha256:" + hashlib.sha256(description.encode()).hexdigest()[:16]
         told["results"] = [{name: row[name] for name in ROW if name in row} for row in told.get("results", ())]
         text = json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_file(arguments.out / file.relative_to(arguments.results), partial(_write, text=text))

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from glider.contribute.build import PoolPlan, build_pool
 from glider.contribute.settings import RouterTraining
 from glider.contribute.train_router import train_router
 from glider.data.rows import read_rows
-from glider.errors import DataError
+from glider.errors import ConfigError, DataError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.runs import Run
 from glider.experts.pool import Pool
@@ -100,7 +101,10 @@ def test_other_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any]],
         prepare.lay_out(small(), published(tmp_path / "clone", change), tmp_path / "work")
 
 
-@pytest.mark.parametrize("content", ["<html>", "{}", "[]", "[1]"])
+NO_ROWS = ("<html>", "{}", "[]", "[1]", "[" * 3000, '[{"inputs": NaN}]', '[{"inputs": "\\ud800"}]')
+
+
+@pytest.mark.parametrize("content", NO_ROWS)
 def test_what_is_no_list_of_rows_is_told(tmp_path: Path, content: str) -> None:
     clone = published(tmp_path / "clone")
     for place in (prepare.ROWS, prepare.SAMPLES):
@@ -109,6 +113,38 @@ def test_what_is_no_list_of_rows_is_told(tmp_path: Path, content: str) -> None:
         with pytest.raises(DataError, match="Clone the published repository anew"):
             prepare.lay_out(small(), clone, tmp_path / "work")
         (clone / place).write_text(whole, "utf8")
+
+
+@pytest.mark.parametrize(
+    ("entry", "got"),
+    [
+        ({"sample": [{"inputs": 3, "targets": "yes"}]}, "int in place of a text"),
+        ({"sample": [{"inputs": "x", "targets": None}]}, "NoneType in place of a text"),
+        ({"sample": ["x"]}, "TypeError"),
+        ({"sample": 3}, "TypeError"),
+        ({"model_name": ["sst2"]}, "list in place of a text"),
+        ({"model_name": "..."}, "names with a letter"),
+    ],
+)
+def test_samples_of_another_form_are_told(tmp_path: Path, entry: dict[str, Any], got: str) -> None:
+    """A number in place of a text was a traceback, and a name of dots a file without a name."""
+    clone = published(tmp_path / "clone")
+    samples = json.loads((clone / prepare.SAMPLES).read_text("utf8"))
+    (clone / prepare.SAMPLES).write_text(json.dumps([samples[0] | entry, *samples[1:]]), "utf8")
+    with pytest.raises(DataError, match=got):
+        prepare.lay_out(small(), clone, tmp_path / "work")
+
+
+@pytest.mark.parametrize("content", ["[", "- 1", "tasks: many", "a: &a [*a]", "pipe"])
+def test_a_benchmark_of_another_form_is_told(tmp_path: Path, content: str) -> None:
+    """It was a traceback; a pipe was waited for without end."""
+    config = tmp_path / "benchmark.yaml"
+    if content == "pipe":
+        os.mkfifo(config)
+    else:
+        config.write_text(content)
+    with pytest.raises(ConfigError, match=r"benchmark\.yaml"):
+        prepare.Benchmark.read(config)
 
 
 @pytest.mark.slow

@@ -29,6 +29,21 @@ def labels(run: RunPlan) -> set[str]:
     return {plan if isinstance(plan, str) else plan.label for plan in run.routers}
 
 
+@pytest.mark.parametrize("content", ["7", "[]", '{"title": "no cell"}', '{"results": 3}', "{", '{"fault": {}}'])
+def test_what_is_kept_of_results_is_of_whole_cells(tmp_path: Path, content: str) -> None:
+    """A damaged cell was a traceback."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_bytes(CELLS[0].read_bytes())
+    (tmp_path / "results" / "b.json").write_text(content)
+    command = [sys.executable, str(MINI / "keep.py"), str(tmp_path / "results"), str(tmp_path / "kept")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (tmp_path / "kept" / "a.json").read_bytes() == CELLS[0].read_bytes()
+    if content in ("7", "[]", '{"title": "no cell"}'):
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "1 cells\n", "")
+    else:
+        assert ran.returncode == 2 and ran.stderr.startswith("error: wanted a result in ") and "b.json" in ran.stderr
+
+
 def test_every_cell_is_one_of_the_runs_and_has_a_score() -> None:
     assert CELLS
     known = {(label, name) for run in RUNS for label in labels(run) for name in run.sets}

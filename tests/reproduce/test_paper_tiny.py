@@ -1,6 +1,7 @@
 """The rehearsal: published layout -> pool -> rows -> evaluation -> published scores, on random weights."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from fullrun.hub import Hub
+from fullrun.notes import noted
 from fullrun.plan import Plan, config_names, read_plan
 from fullrun.published_queries import PublishedQueries, read_queries
 from fullrun.tiny import kind_of, made_up, made_up_prompts, tiny_plan
 from fullrun.tiny_training import made_up_flan
 from fullrun.workspace import Workspace
 from glider.contribute.published_format import NOMIC
-from glider.errors import DataError, EmbedderError, PoolError
+from glider.errors import ConfigError, DataError, EmbedderError, PoolError
 from glider.experts.pool import Pool
 from glider.instructions.embedders import load_for
 from run import main
@@ -65,6 +67,39 @@ def test_a_figure_is_drawn_of_published_layouts(tmp_path: Path, config: str) -> 
         own = {task["own"] for task in numbers["tasks"]}
         if config == "figures/figure3":
             assert numbers["p"] == 0.8 and (own <= {None}) == (cell["set"] != "t0-heldin")
+
+
+@pytest.mark.parametrize("damage", ["", "[" * 2000, '{"a": 1, "a": 2}', "pipe", "directory"])
+def test_what_a_damaged_note_is_of_is_made_anew(tmp_path: Path, damage: str) -> None:
+    """It was a traceback; a pipe was waited for without end."""
+    note = tmp_path / "bbl.source.json"
+    if damage == "pipe":
+        os.mkfifo(note)
+    elif damage == "directory":
+        note.mkdir()
+    else:
+        note.write_text(damage)
+    assert noted(note) is None and noted(tmp_path / "none.json") is None
+    plan = tiny_plan(read_plan(["table1/phatgoose"]).chosen(pool="t0", set_name="bbl"), tmp_path)
+    space, tasks, base = Workspace(tmp_path, tmp_path, made_up), plan.sets["bbl"], plan.pools["t0"].base
+    before = {name: file.read_bytes() for name, file in space.rows("bbl", tasks, base).items()}
+    if damage in ("pipe", "directory"):
+        return
+    first = next(iter(before))
+    (tmp_path / "rows" / "bbl" / f"{first}.jsonl").write_text("")
+    (tmp_path / "rows" / "bbl" / f"{first}.source.json").write_text(damage)
+    assert {name: file.read_bytes() for name, file in space.rows("bbl", tasks, base).items()} == before
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"routers": [1]}'])
+def test_a_damaged_file_to_which_a_call_adds_is_named_and_left(tmp_path: Path, damage: str) -> None:
+    plan = read_plan(["table1/glider"]).chosen(pool="t0", set_name="bbl")
+    kept = tmp_path / "runs" / "table1" / "glider" / "t0-bbl.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(damage)
+    with pytest.raises(ConfigError, match=r"a run file in .*t0-bbl\.yaml"):
+        rehearse(tmp_path, plan)
+    assert kept.read_text() == damage
 
 
 def interrupted(*_: Any) -> None:

@@ -5,7 +5,6 @@ asks for the bytes that are missing. Of a split whose first rows are wanted, tho
 """
 
 import io
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from fullrun.notes import noted
 from glider.errors import DataError, MissingDependency
 from glider.files.disk import naming_target, sha256, write_json
 
@@ -111,7 +111,7 @@ class Hub:
             if place.exists() and place.stat().st_size == file.size:
                 return place
             expected = {"repository": file.repository, "path": file.path, "size": file.size, "sha256": file.sha256}
-            if not beside.exists() or json.loads(beside.read_text("utf8")) != expected:
+            if noted(beside) != expected:
                 growing.unlink(missing_ok=True)  # of another file, or of an older state of it
                 write_json(beside, expected)
             with naming_target(place), growing.open("ab") as out:

@@ -3,7 +3,6 @@
 Nothing here says anything about quality. It shows that import, rows, every router, scoring and resumption work.
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from fullrun.notes import noted
 from fullrun.plan import Method, Plan, PoolSource, PromptedSource, TaskSet, TaskSource
 from fullrun.prompts import Prompt
 from fullrun.readers import HubRow
@@ -57,7 +57,7 @@ def _write_downloads(
         "experts": list(experts),
     }
     with FileLock(downloads / "made-up.lock"):
-        if marker.exists() and json.loads(marker.read_text("utf8")) == expected:
+        if noted(marker) == expected:
             return base
         write_base(base)
         for tasks in sets.values():

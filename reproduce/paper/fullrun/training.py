@@ -1,6 +1,5 @@
 """Section 5.1: the data step, then every expert, trained where it is not there yet; several processes may share it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fullrun.notes import noted
 from fullrun.training_plan import CategorySource, FlanSource, Training
 from fullrun.training_rows import (
     CLONE,
@@ -113,7 +113,7 @@ def _source(training: Training, name: str) -> dict[str, Any]:
 def _is_there(folder: Path, name: str, training: Training) -> bool:
     file = folder / "rows" / f"{name}.jsonl"
     beside = file.with_suffix(".source.json")
-    return file.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == _source(training, name)
+    return file.is_file() and noted(beside) == _source(training, name)
 
 
 def _trained(space: Workspace, job: ExpertJob, faults: dict[str, str], *, wait: bool) -> bool:

@@ -1,6 +1,7 @@
 """Everything a cell needs on disk, made once and found again: downloads, pools, rows, run files, results."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from fullrun.figures import draw
 from fullrun.hub import Hub
+from fullrun.notes import noted
 from fullrun.plan import Cell, Plan, PoolSource, TaskSet
 from fullrun.prompts import read_prompts
 from fullrun.published_queries import learn, read_queries, vectors_of
@@ -164,9 +166,9 @@ class Workspace:
         """Keep a run's file, with the methods that other calls have put there."""
         kept = self.root / "runs" / cell.config / f"{cell.pool}-{cell.set}.yaml"
         with self.alone(f"run-{cell.config}-{cell.pool}-{cell.set}"):
-            before = json.loads(kept.read_text("utf8"))["routers"] if kept.exists() else []
+            before = _kept(kept, "a run file")
             names = {router["name"] for router in told["routers"]}
-            others = [router for router in before if router["name"] not in names]
+            others = [router for router in _routers(before, kept) if router["name"] not in names]
             write_json(kept, {**told, "routers": [*others, *told["routers"]]})  # JSON is YAML
 
     @contextmanager
@@ -227,7 +229,7 @@ class Workspace:
     def _pool(self, name: str, source: PoolSource) -> Path:
         path, beside = self.root / "pools" / name, self.root / "pools" / f"{name}.source.json"
         wanted = source.model_dump(mode="json") | {"files": self._files_of(source)}
-        if path.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
+        if path.exists() and noted(beside) == wanted:
             return path
         self.say(f"importing the pool {name}")
         beside.unlink(missing_ok=True)  # or a kill would leave the new pool with the old one's source
@@ -275,7 +277,7 @@ class Workspace:
             source = tasks.tasks[task]
             wanted = {**shared, **source.model_dump(mode="json", exclude={"assumed", "available"})}
             beside = file.with_suffix(".source.json")
-            if file.exists() and beside.exists() and json.loads(beside.read_text("utf8")) == wanted:
+            if file.is_file() and noted(beside) == wanted:
                 continue
             self.say(f"rows of {name}/{task}")
             beside.unlink(missing_ok=True)  # a kill must not leave new rows with the old ones' source
@@ -315,9 +317,24 @@ class Workspace:
         told |= {"published": cell.published, "missing": missing, "tasks": scores}
         path = self.results(cell) / "summary.json"
         with self.alone(f"summary-{cell.config}-{cell.pool}"):
-            kept = json.loads(path.read_text("utf8")) if path.exists() else {}
-            write_json(path, {**kept, f"{cell.label}/{cell.set}": told})
+            write_json(path, {**_kept(path, "summaries"), f"{cell.label}/{cell.set}": told})
         return told
+
+
+def _kept(path: Path, what: str) -> dict[str, Any]:
+    """What earlier calls put into a file, which this one adds to; raises `ConfigError` where it would be lost."""
+    if not os.path.lexists(path):
+        return {}
+    if not isinstance(kept := noted(path), dict):
+        raise ConfigError(f"{what} in {path}", "another content", "Move the file away: it is written anew.")
+    return kept
+
+
+def _routers(kept: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    routers = kept.get("routers", [])
+    if not isinstance(routers, list) or not all(isinstance(router, dict) and "name" in router for router in routers):
+        raise ConfigError(f"a run file in {path}", "other routers", "Move the file away: it is written anew.")
+    return routers
 
 
 def tokenizer_of(base: str) -> Any:
