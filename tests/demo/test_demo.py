@@ -1,5 +1,6 @@
 """The front door: the embedded base, the embedded pool, the demo command."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,27 @@ import pytest
 import torch
 
 import glider
-from glider.demo.base import converted_base
+from glider.demo.base import converted_base, converted_place
 from glider.demo.pool import DEMO_POOL
 from glider.demo.prompts import PROMPTS
+from glider.errors import BaseModelError
 from glider.experts.pool import Pool
 from glider.inference.base_model import load_base
 
 MOST_BYTES = 3_000_000
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_damage_of_the_converted_base_says_how_to_have_it_anew(
+    file: str, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice was to give the name that had been given."""
+    monkeypatch.setenv("GLIDER_CACHE", str(tmp_path))
+    shutil.copytree(llama_directory, converted_place())
+    (converted_place() / file).write_text("{")
+    with pytest.raises(BaseModelError) as refusal:
+        load_base("smollm2-135m")
+    assert f"remove {converted_place()}: the base is then converted anew" in refusal.value.remedy
 
 
 def test_embedded_pool_is_sound_and_small() -> None:

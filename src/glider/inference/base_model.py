@@ -1,7 +1,8 @@
 """The base model: found by hub id, local path or the name of the embedded one, and always identified."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,33 +67,48 @@ def load_base(
     source, model_id = locate(base)
     _require_place(base, source)
     require_device(device)
-    require_plain_files(Path(source))
-    require_buildable(Path(source))
-    tell_of_download(source)
-    try:
-        config = AutoConfig.from_pretrained(source, **_where(arguments), **NO_FOREIGN_CODE)
-        architecture = architecture_of(config)
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
+    with _telling_of_conversion(base, source):
+        require_plain_files(Path(source))
+        require_buildable(Path(source))
+        tell_of_download(source)
         try:
-            model, report = architecture.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **{**arguments, **NO_FOREIGN_CODE}
-            )
-        finally:
-            if shown:
-                logging.enable_progress_bar()
-    except Exception as fault:  # of transformers, for a configuration of another form, anything
-        named = "" if isinstance(fault, SELF_EXPLAINING) else f"{type(fault).__name__}: "
-        raise BaseModelError(
-            f"a transformers model at {base}",
-            named + first_line(fault)[:300],
-            f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
-        ) from fault
-    tokenizer = tokenizer_beside(source, base, **_where(arguments))
-    _require_weights(model, report["missing_keys"], base)
-    if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
-        model.to(device)  # pyright: ignore[reportArgumentType]
-    return _completed(model, tokenizer, model_id, source, local_path(base))
+            config = AutoConfig.from_pretrained(source, **_where(arguments), **NO_FOREIGN_CODE)
+            architecture = architecture_of(config)
+            shown = logging.is_progress_bar_enabled()
+            logging.disable_progress_bar()  # loading a local model takes under a second; downloads show their own bar
+            try:
+                model, report = architecture.from_pretrained(
+                    source, dtype=dtype, output_loading_info=True, **{**arguments, **NO_FOREIGN_CODE}
+                )
+            finally:
+                if shown:
+                    logging.enable_progress_bar()
+        except Exception as fault:  # of transformers, for a configuration of another form, anything
+            named = "" if isinstance(fault, SELF_EXPLAINING) else f"{type(fault).__name__}: "
+            raise BaseModelError(
+                f"a transformers model at {base}",
+                named + first_line(fault)[:300],
+                f"Give a hub id, a local path, or {EMBEDDED_BASE} for the embedded model.",
+            ) from fault
+        tokenizer = tokenizer_beside(source, base, **_where(arguments))
+        _require_weights(model, report["missing_keys"], base)
+        if arguments.get("device_map") is None and getattr(model, "hf_quantizer", None) is None:
+            model.to(device)  # pyright: ignore[reportArgumentType]
+        return _completed(model, tokenizer, model_id, source, local_path(base))
+
+
+@contextmanager
+def _telling_of_conversion(base: str, source: str) -> Iterator[None]:
+    """Let what is wrong with the converted files of the embedded base say how to have them made anew."""
+    from glider.demo.base import BASE_ID
+
+    try:
+        yield
+    except BaseModelError as fault:
+        if base not in (EMBEDDED_BASE, BASE_ID):
+            raise
+        remedy = f"Check the arguments, or remove {source}: the base is then converted anew."
+        raise BaseModelError(fault.wanted, fault.got, remedy) from fault
 
 
 def tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
