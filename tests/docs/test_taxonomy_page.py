@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from glider.contribute.fewshot_fits import fit_of
 from glider.routing.base import Site, routers
-from glider.routing.completed import fitted
 from glider.routing.linear import LinearRouter
 from glider.routing.signals.base import signals
 from glider.routing.specification import parsed, router_from
@@ -34,7 +34,7 @@ def specs(text: str) -> list[str]:
 @pytest.mark.parametrize("text", sorted({*specs(PAGE)}))
 def test_every_spec_of_the_page_can_be_made(text: str) -> None:
     name, settings = parsed(text)
-    router_from(name, {} if fitted(name, settings) is not None else settings)  # those of a fit are not the router's
+    router_from(name, {} if fit_of(name, settings) is not None else settings)  # those of a fit are not the router's
     if (signal := settings.get("global")) is not None:
         signals.create(signal)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from glider.contribute.fewshot_fits import fit_of
 from glider.errors import ConfigError, PoolError
 from glider.evaluation.budgets import (
     BATCH_FILE,
@@ -34,7 +35,7 @@ from glider.jobs.base import Fault, JobTick, Resources, silent
 from glider.jobs.parcel import Parcel, Source
 from glider.jobs.pool_source import source_of
 from glider.routing.base import routers
-from glider.routing.completed import fitted, outside
+from glider.routing.completed import outside
 from glider.routing.methods.oracle import best_expert
 
 _PACKAGES = (
@@ -145,7 +146,7 @@ class Bench:
         return self._model, self._notes
 
     def _routed(self, plan: RouterPlan, task: Task) -> tuple[EvaluatedModel, dict[str, Any]]:
-        method = fitted(plan.router, plan.settings)
+        method = fit_of(plan.router, plan.settings)
         if method is None:
             router = plan.router.replace("{task}", task.name)
             spec = ModelSpec(router=router, settings=plan.settings, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from glider.contribute.fewshot_fits import Fit, fit_of
 from glider.data.rows import Row
 from glider.errors import DataError, RouterError
 from glider.evaluation.evaluated_rows import EvaluatedRows
@@ -23,7 +24,7 @@ from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.progress import NamedTick
 from glider.routing.base import Router
-from glider.routing.completed import Fitted, fitted, needs_results
+from glider.routing.completed import needs_results
 from glider.routing.preparation import prepare
 from glider.routing.products import require_experts
 from glider.routing.specification import parsed, router_from
@@ -61,9 +62,9 @@ class _Contender:
         return cls(text, *parsed(text))
 
     @property
-    def fitted(self) -> Fitted | None:
-        """The method to fit on few-shot rows; the settings are then those of the search."""
-        return fitted(self.name, self.settings)
+    def method(self) -> Fit | None:
+        """How it is fitted on few-shot rows, if it is; the settings are then those of the search."""
+        return fit_of(self.name, self.settings)
 
     @property
     def of_results(self) -> bool:
@@ -154,8 +155,8 @@ def _require(contender: _Contender, pool: Pool, rows: Sequence[Row], fewshot: Se
     """Raise the error of a contender that cannot be run."""
     if contender.of_results:
         require_experts(pool)
-    elif contender.fitted is not None:
-        contender.fitted.check_fit(pool, **contender.settings)
+    elif contender.method is not None:
+        contender.method.check_fit(pool, **contender.settings)
         if not fewshot:
             got = "Give --fewshot rows of the training split."
             raise RouterError(f"few-shot rows for {contender.name}", "none", got)
@@ -177,8 +178,8 @@ class _Bench:
     tick: NamedTick
 
     def measured(self, contender: _Contender, fewshot: Sequence[Row]) -> _Measured:
-        if contender.fitted is not None:
-            router, _ = contender.fitted.fit(self.base, self.pool, fewshot, **contender.settings)
+        if contender.method is not None:
+            router, _ = contender.method.fit(self.base, self.pool, fewshot, **contender.settings)
             return self._run(contender.label, router)
         if not contender.of_results:
             return self._run(contender.label, contender.router())

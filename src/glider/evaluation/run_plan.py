@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from glider.config import Config, faults, repeated
+from glider.contribute.fewshot_fits import fit_of
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
 from glider.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
 from glider.files.yaml_text import read_yaml
 from glider.routing.base import routers
-from glider.routing.completed import fitted, needs_results, outside
+from glider.routing.completed import needs_results, outside
 from glider.routing.specification import known_settings, router_from
 
 FORMAT = 1  # of a result file; another number makes every cell new
@@ -75,7 +76,7 @@ class RouterPlan(Config):
     @property
     def searched(self) -> bool:
         """Whether settings are searched for each task."""
-        return fitted(self.router, self.settings) is not None
+        return fit_of(self.router, self.settings) is not None
 
     @property
     def of_results(self) -> bool:
@@ -149,7 +150,7 @@ class RunPlan(Config):
                 plan = plan.model_copy(update={"router": f"{method}:{root / place}", "name": plan.label})
             if not plan.of_results and not plan.by_task:
                 router_from(plan.router, plan.settings)
-            elif (method := fitted(plan.router, plan.settings)) is not None:
+            elif (method := fit_of(plan.router, plan.settings)) is not None:
                 method.check_fit(pool, **plan.settings)
             plans.append(plan)
         return plans

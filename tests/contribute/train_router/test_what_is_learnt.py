@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from glider.contribute import train_router as module
+from glider.contribute.fewshot_fits import MoleFit
 from glider.contribute.router_statistics import drawn, halving, k_means, moved
 from glider.contribute.train_router import train_router
 from glider.errors import RouterError
@@ -200,7 +201,7 @@ def test_lorauter_gives_a_task_the_adapter_of_least_loss() -> None:
 
 
 def test_gates_fitted_on_few_rows_lower_their_loss_and_fold(base: BaseModel, pool: Pool) -> None:
-    router, notes = Mole.fit(base, pool, rows_of()["e1"][:5], steps=15, learning_rate=0.3)
+    router, notes = MoleFit().fit(base, pool, rows_of()["e1"][:5], steps=15, learning_rate=0.3)
     assert notes["loss"] < notes["loss_before"]
     assert router.weights is not None and list(router.weights) == layers(pool)
     for weights in router.weights.values():

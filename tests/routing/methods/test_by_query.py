@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from glider.contribute.fewshot_fits import PerTaskFit
 from glider.data.rows import Row
 from glider.errors import RouterError
 from glider.experts.pool import Pool
@@ -132,7 +133,7 @@ def test_all_parts_of_one_adapter_are_the_adapter(llama_directory: Path, profile
 def test_a_task_has_one_decision_from_its_few_rows(llama_directory: Path, profiled: Pool) -> None:
     base = load_base(str(llama_directory))
     rows = [Row.model_validate({"input": text, "output": "yes"}) for text in ("red green", "blue")]
-    router, notes = PerTask.fit(base, profiled, rows, global_="examples", k=2)
+    router, notes = PerTaskFit().fit(base, profiled, rows, global_="examples", k=2)
     asked = ModelSpec(router="glider", signal="examples").over(base, profiled)
     scores = asked.condition([row.input for row in rows]).global_scores
     asked.detach()

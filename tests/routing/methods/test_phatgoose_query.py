@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from glider.contribute.fewshot_fits import fit_of
 from glider.evaluation.run_plan import cell_key
 from glider.inference.spec import load
 from glider.routing.base import routers
-from glider.routing.completed import fitted
 from glider.routing.preparation import name_of
 from glider.routing.specification import router_from
 
@@ -49,7 +49,7 @@ def test_the_former_name_is_an_alias_under_which_kept_results_are_read() -> None
     assert router_from("tasklevel", {"top_k": 3}) == router_from("phatgoose-query", {"top_k": 3})
     assert name_of(router_from("tasklevel", {})) == "phatgoose-query"
     assert "tasklevel" not in {entry.name for entry in routers}
-    assert routers.settings("tasklevel") == {"select", "local_scale"} and fitted("tasklevel", {}) is None
+    assert routers.settings("tasklevel") == {"select", "local_scale"} and fit_of("tasklevel", {}) is None
     keys = {
         cell_key({"router": {"router": name, "settings": {}}, "task": {"name": "t"}}, {"pool": "0"})
         for name in ("tasklevel", "phatgoose-query")

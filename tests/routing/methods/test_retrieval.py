@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glider.contribute.fewshot_fits import AdapterSoupFit
 from glider.data.rows import Row
 from glider.errors import QueryError, RouterError
 from glider.experts.pool import Pool
@@ -343,17 +344,17 @@ def test_experts_that_keep_no_inputs_are_named(llama_directory: Path, make_pool,
         with pytest.raises(RouterError, match=r"profile with embeddings.*none in bare\. .*by=descriptions"):
             router.prepare(pool)
     with pytest.raises(RouterError, match="none in bare"):
-        AdapterSoupTask.check_fit(pool)
-    AdapterSoupTask.check_fit(pool, by="descriptions", k=2, seed=3)
+        AdapterSoupFit().check_fit(pool)
+    AdapterSoupFit().check_fit(pool, by="descriptions", k=2, seed=3)
     with pytest.raises(RouterError, match="smell"):
-        AdapterSoupTask.check_fit(pool, smell=2)
+        AdapterSoupFit().check_fit(pool, smell=2)
 
 
 def test_adaptersoup_by_task_is_the_merge_of_the_nearest_to_its_rows(llama_directory: Path, make_pool) -> None:
     """Each query was its own domain; the paper chooses once for a domain, by a few texts of it."""
     pool, base = with_profiles(make_pool, llama_directory), load_base(str(llama_directory))
     rows = [Row(input=text, output="yes") for text in ("the e2 e21 and", "is it far?", "a third one")]
-    soup, notes = AdapterSoupTask.fit(base, pool, rows, k=2, seed=1)
+    soup, notes = AdapterSoupFit().fit(base, pool, rows, k=2, seed=1)
     model = load(str(llama_directory), pool.path, router=AdapterSoup(k=2, by="samples"))
     scores = model.condition([row.input for row in rows]).global_scores
     assert scores is not None

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from glider.data.rows import Row
 from glider.errors import RouterError
 from glider.experts.expert import ExpertLike
 from glider.experts.pool import Pool
@@ -30,23 +29,6 @@ class Lorahub(Static):
 
     weights: Mapping[str, float] | None = None
     composition: Literal["factors", "products"] = "factors"
-    fitted_setting: ClassVar[str] = "weights"
-
-    @classmethod
-    def check_fit(cls, pool: Pool, **settings: Any) -> None:
-        """Raise a `GliderError` for settings of the search (`LorahubSettings`) that do not fit, or an empty pool."""
-        from glider.contribute.lorahub import LorahubSettings
-
-        require_experts(pool)
-        LorahubSettings.of(pool, **settings)
-
-    @classmethod
-    def fit(cls, base: Any, pool: Pool, rows: Sequence[Row], **settings: Any) -> tuple["Lorahub", dict[str, Any]]:
-        """The router whose weights a search on rows of a task finds, with its loss (`search_lorahub`)."""
-        from glider.contribute.lorahub import search_lorahub
-
-        search = search_lorahub(base, pool, rows, **settings)
-        return search.router, {"weights": search.weights, "loss": search.best.loss, "rows": len(rows)}
 
     def __post_init__(self) -> None:
         for name, weight in (self.weights or {}).items():

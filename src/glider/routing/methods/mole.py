@@ -2,11 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from glider.data.rows import Row
 from glider.errors import RouterError
 from glider.experts.pool import Pool
 from glider.routing.base import router
@@ -29,23 +27,6 @@ class Mole(Static):
     """
 
     weights: Mapping[str, Mapping[str, float]] | None = None
-    fitted_setting: ClassVar[str] = "weights"
-
-    @classmethod
-    def check_fit(cls, pool: Pool, **settings: Any) -> None:
-        """Raise a `GliderError` for settings that do not fit, or an empty pool."""
-        from glider.contribute.fewshot_gates import FewshotSettings
-
-        require_experts(pool)
-        FewshotSettings.parse(**settings)
-
-    @classmethod
-    def fit(cls, base: Any, pool: Pool, rows: Sequence[Row], **settings: Any) -> tuple["Mole", dict[str, Any]]:
-        """The router with gates fitted on a task's rows, and the loss before and after."""
-        from glider.contribute.fewshot_gates import FewshotSettings, fit_gates
-
-        weights, notes = fit_gates(base, pool, rows, FewshotSettings.parse(**settings))
-        return cls(weights), {"weights": weights, **notes, "rows": len(rows)}
 
     def __post_init__(self) -> None:
         for layer, weights in (self.weights or {}).items():
