@@ -23,7 +23,7 @@ from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.held import held
 from glider.files.replacing import is_directory, put_directory, remove_entry
-from glider.files.yaml_text import read_yaml
+from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.inference.spec import BaseSpec
 from glider.jobs.base import Executor, JobResult, JobTick, Resources, Status, silent
 from glider.jobs.parcel import Parcel, Source
@@ -56,14 +56,8 @@ class PoolPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "PoolPlan":
         """Read a plan; every fault of it is reported together, as a `ConfigError`."""
-        try:
+        with faults_of_plan("a plan", "a plan", "docs/experts.md", path):
             plan = cls.model_validate(read_yaml(path))
-        except FileNotFoundError:
-            raise ConfigError(f"a plan at {path}", "no such file", "Check the path.") from None
-        except ValidationError as fault:
-            raise ConfigError(f"a plan in {path}", faults(fault), "See docs/experts.md for the form.") from fault
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
         plan.jobs(path.parent, path.parent)  # settings of every expert are checked now, not an hour later
         return plan
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from glider.config import Config, faults, repeated
+from glider.config import Config, repeated
 from glider.contribute.fewshot_fits import fit_of
 from glider.data.records import columns_of
 from glider.data.rows import Row, read_rows
@@ -21,7 +21,7 @@ from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.pool import POOL_FILE, Pool
 from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
-from glider.files.yaml_text import read_yaml
+from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.routing.base import routers
 from glider.routing.completed import needs_results, outside
 from glider.routing.specification import known_settings, router_from
@@ -121,14 +121,8 @@ class RunPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "RunPlan":
         """Read a run file; every fault of its form is reported together, as a `ConfigError`."""
-        try:
+        with faults_of_plan("a run file", "a run", "docs/evaluation.md", path):
             return cls.model_validate(read_yaml(path))
-        except FileNotFoundError:
-            raise ConfigError(f"a run file at {path}", "no such file", "Check the path.") from None
-        except ValidationError as fault:
-            raise ConfigError(f"a run in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
     def key_file(self, root: Path) -> str | None:
         """The file of the keys that are required, or None for those of the environment."""

@@ -6,10 +6,16 @@ it is there. Numbers are short, since Python prints no long one, not even in an 
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from glider.config import faults
+from glider.errors import ConfigError
 from glider.files.opening import UnfitFile, read_text
 
 LARGEST_YAML = 1 << 20  # bytes
@@ -32,6 +38,26 @@ def read_yaml(path: Path) -> Any:
         raise UnfitFile(" ".join(str(fault).replace(_NAMELESS, "").split())) from fault
     except (LookupError, AttributeError) as fault:  # the parser's own, at `!!bool maybe` or `!!timestamp soon`
         raise UnfitFile("a value that does not fit its tag") from fault
+
+
+@contextmanager
+def faults_of_plan(file: str, plan: str, page: str, path: Path) -> Iterator[None]:
+    """Make a `ConfigError` of what goes wrong while settings are read from a YAML file.
+
+    Arguments:
+        file: What the file is, with an article: "a run file".
+        plan: What its content is, with an article: "a run".
+        page: The page of the documentation that describes its form.
+        path: The file.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConfigError(f"{file} at {path}", "no such file", "Check the path.") from None
+    except ValidationError as fault:
+        raise ConfigError(f"{plan} in {path}", faults(fault), f"See {page} for the form.") from fault
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
 
 def _loader() -> Any:

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from glider.config import Config, faults, repeated
+from glider.config import Config, repeated
 from glider.errors import ConfigError
-from glider.files.yaml_text import read_yaml
+from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.report.cells import Place, Results
 
 FILE = "report.yaml"
@@ -129,14 +129,8 @@ class ReportPlan(Config):
     @classmethod
     def read(cls, path: Path) -> "ReportPlan":
         """Read a report file; raises `ConfigError` naming every fault of its form."""
-        try:
+        with faults_of_plan("a report file", "a report", "docs/evaluation.md", path):
             return cls.model_validate(read_yaml(path) or {})
-        except FileNotFoundError:
-            raise ConfigError(f"a report file at {path}", "no such file", "Check the path.") from None
-        except ValidationError as fault:
-            raise ConfigError(f"a report in {path}", faults(fault), "See docs/evaluation.md for the form.") from fault
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"YAML in {path}", str(fault), "Mend the file.") from fault
 
     def settled(self, results: Results, directory: Path) -> "ReportPlan":
         """With the defaults in place, checked against the results; names that fit nothing are told together."""
