@@ -29,9 +29,8 @@ def calibrate(
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
     is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records. In
-    a pool of more than 128 the queries of 32 experts stand for all of them.
-    gamma and beta stay as stored, or the paper's. Raises `PoolError` with fewer than two experts, or where all of them
-    have fewer.
+    a pool of more than 128 the queries of 32 experts stand for all of them. gamma and beta stay as stored, or the
+    paper's. Raises `PoolError` with fewer than two experts, or where all of them have fewer queries than that.
     """
     if len(pool) < 2:
         raise PoolError("at least two experts to calibrate", str(len(pool)), "Add experts first.")

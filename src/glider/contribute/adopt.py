@@ -126,6 +126,7 @@ def import_adapter(
     """Make an expert of a PEFT LoRA adapter (a directory or a hub id), without gates and without description.
 
     Without a `base` it is the one that the adapter's settings name.
+
     Raises `PoolError` for a name that no pool takes, `ExpertError` for anything that is more or less than plain LoRA on
     linear layers of the base: DoRA, biases, `modules_to_save`, sites the base does not have, pickled weights, values
     that are not finite. What is allowed and seldom meant is a `GliderWarning`: another base than the settings name,

@@ -60,9 +60,8 @@ class LorahubSettings(Config):
     def of(cls, pool: Pool, **settings: Any) -> "LorahubSettings":
         """The settings, checked against the pool.
 
-        Raises `ConfigError` for settings that do not fit, `PoolError` for a population of unknown
-        experts, `RouterError` for factors
-        that cannot be summed, `MissingDependency` without nevergrad.
+        Raises `ConfigError` for settings that do not fit, `PoolError` for a population of unknown experts,
+        `RouterError` for factors that cannot be summed, `MissingDependency` without nevergrad.
         """
         search = cls.parse(**settings)
         members = [pool[name] for name in search.members(pool)]

@@ -9,9 +9,8 @@ from glider.evaluation.statistics import task_mean, two_level_interval
 
 @dataclass(frozen=True)
 class Harm:
-    """A router compared with the base on the same
-    rows: `difference` of the means of task means, with its 95 % interval (other
-    rows of these tasks), and `worse`, the share of rows that the base answered better (mean over tasks)."""
+    """A router compared with the base on the same rows: `difference` of the means of task means, with its 95 % interval
+    (other rows of these tasks), and `worse`, the share of rows that the base answered better (mean over tasks)."""
 
     difference: float
     low: float

@@ -73,6 +73,7 @@ def score_rows_of(
 
     `description` and `examples` are the task's: every query has them, for the global term; they are not part of the
     prompt.
+
     `accuracy`: rank classification by log-likelihood per token, end token included, as in the published code. Other
     metrics: of the greedy answer. Prompts beyond the model's context keep their end.
     """

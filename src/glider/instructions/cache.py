@@ -183,8 +183,8 @@ class Cache:
                 )
 
     def _give_up(self, fault: Exception) -> None:
-        """Work without the cache from now
-        on. A file found damaged is removed, so that the next process begins a new one."""
+        """Work without the cache from now on. A file that is damaged is removed, so that the next process begins a new
+        one."""
         self._off = True
         if self._connection is not None:
             with suppress(sqlite3.Error):

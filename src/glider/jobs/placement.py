@@ -60,8 +60,8 @@ class Placement(Config):
         return RayExecutor(workers=self.workers, keep=keep, **options)
 
     def session(self, packages: Sequence[Path] = ()) -> AbstractContextManager[Any]:
-        """A context that keeps the connection to a cluster over several
-        runs; `packages` are sent along to be imported there."""
+        """A context that keeps the connection to a cluster over several runs; `packages` are sent along to be imported
+        there."""
         if self.executor == "local":
             return nullcontext()
         from glider.jobs.ray_cluster import connected
