@@ -46,9 +46,9 @@ def likelihoods(
     `condition` has a row for each, made for `generation` (by default the current one). The values are those of a plain
     pass over each prompt and continuation alone. The continuations of all rows run as one batch on the prompts' cache
     (or encoder states), each with its own row's condition, and a common beginning of the prompts runs once, as far as
-    `Sharing` found that this does not change the model's
-    outputs. A decoder beside an encoder begins as `generate` has it, or without `forced` with its start token alone, as
-    lm-evaluation-harness has it. Raises `QueryError` for likelihoods that are not finite.
+    `Sharing` finds that this does not change the model's outputs. A decoder beside an encoder begins as `generate` has
+    it, or without `forced` with its start token alone, as lm-evaluation-harness has it. Raises `QueryError` for
+    likelihoods that are not finite.
     """
     with attached.hold(generation) as held:
         return _likelihoods(model, _Routed(attached, held, forced), inputs, continuations, condition)
@@ -76,9 +76,31 @@ class _Routed:
         """Whether a prompt is decided as a whole: it must be computed apart from what follows, and in one piece."""
         return support_of(self.generation.router).sequences
 
-    def sharing(self, model: Any) -> Sharing:
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts, their continuations, and what computes them."""
+
+    model: Any
+    routed: _Routed
+    inputs: dict[str, torch.Tensor]  # padded prompts (B, S)
+    labels: torch.Tensor  # continuations (C, longest), padded on the right
+    owner: torch.Tensor  # (C,), each continuation's prompt
+    condition: Condition  # of the prompts
+
+    @property
+    def sharing(self) -> Sharing:
         """What the model lets be computed together."""
-        return Sharing(model, self.attached.bare)
+        return Sharing(self.model, self.routed.attached.bare)
+
+    def of_prompts(self) -> AbstractContextManager[None]:
+        """A pass over the prompts."""
+        return self.routed(self.condition)
+
+    def of_continuations(self, numbers: Sequence[int] | None = None) -> AbstractContextManager[None]:
+        """A pass over the continuations, or over some of them, each by its prompt's condition."""
+        owner = self.owner if numbers is None else self.owner[torch.tensor(numbers, device=self.owner.device)]
+        return self.routed(self.condition.rows(owner))
 
 
 def _likelihoods(
@@ -92,8 +114,9 @@ def _likelihoods(
     owner = torch.tensor([i for i, row in enumerate(continuations) for _ in row], device=model.device)
     labels = _padded(flat).to(model.device)  # (C, longest)
     with torch.inference_mode():
+        batch = _Batch(model, routed, inputs, labels, owner, condition)
         score = _encoder_decoder if model.config.is_encoder_decoder else _decoder_only
-        logits = score(model, routed, inputs, labels, owner, condition).float()  # (C, longest, vocabulary)
+        logits = score(batch).float()  # (C, longest, vocabulary)
         targets = labels.clamp(min=0)[..., None]
         values = logits.gather(-1, targets)[..., 0] - logits.logsumexp(dim=-1)
         real = labels != IGNORED
@@ -113,19 +136,13 @@ def _padded(rows: Sequence[Ids]) -> torch.Tensor:
     return labels
 
 
-def _encoder_decoder(
-    model: Any,
-    routed: _Routed,
-    inputs: dict[str, torch.Tensor],
-    labels: torch.Tensor,
-    owner: torch.Tensor,
-    condition: Condition,
-) -> torch.Tensor:
-    mask, fed, longest = inputs["attention_mask"], decoder_inputs(model, labels, routed.forced), labels.shape[1]
-    if routed.sharing(model).allows("encoder", mask.shape[1]):
-        with routed(condition):
+def _encoder_decoder(batch: _Batch) -> torch.Tensor:
+    model, inputs, labels, owner = batch.model, batch.inputs, batch.labels, batch.owner
+    mask, fed, longest = inputs["attention_mask"], decoder_inputs(model, labels, batch.routed.forced), labels.shape[1]
+    if batch.sharing.allows("encoder", mask.shape[1]):
+        with batch.of_prompts():
             read = model.get_encoder()(**inputs)
-        with routed(condition.rows(owner)):
+        with batch.of_continuations():
             states = read.last_hidden_state[owner]
             outputs = type(read)(last_hidden_state=states)  # its own kind: a decoder may ask for the other parts
             inputs = {"encoder_outputs": outputs, "attention_mask": mask[owner], **decoder_tokens(model, fed)}
@@ -134,61 +151,47 @@ def _encoder_decoder(
     logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for group in _batches(rows, alike=True):
         ids = torch.stack([rows[i] for i in group])
-        with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
+        with batch.of_continuations(group):
             outputs = model(input_ids=ids, **decoder_tokens(model, fed[group]), use_cache=False).logits
         for i, one in zip(group, outputs, strict=True):
             logits[i] = one[-longest:]
     return torch.stack(logits)
 
 
-def _decoder_only(
-    model: Any,
-    routed: _Routed,
-    inputs: dict[str, torch.Tensor],
-    labels: torch.Tensor,
-    owner: torch.Tensor,
-    condition: Condition,
-) -> torch.Tensor:
+def _decoder_only(batch: _Batch) -> torch.Tensor:
+    model, routed, inputs = batch.model, batch.routed, batch.inputs
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    length, sharing = ids.shape[1] + labels.shape[1] - 1, routed.sharing(model)
-    common = _common_tokens(ids, mask) if routed.shares and condition.alike and not routed.by_sequence else 0
+    length, sharing, apart = ids.shape[1] + batch.labels.shape[1] - 1, batch.sharing, routed.by_sequence
+    common = _common_tokens(ids, mask) if routed.shares and batch.condition.alike and not apart else 0
     if common * (len(ids) - 1) >= WORTHWHILE and sharing.allows("prefix", length):
-        prompts = _after_common(model, routed, inputs, condition, common)
-        return _continued(model, routed, prompts, labels, owner, condition)
+        return _continued(batch, *_after_common(batch, common))
     kind = "padded cache" if _padded_at_all(mask) else "cache"
-    apart = routed.by_sequence
-    if (len(owner) > len(ids) or apart) and routed.shares and sharing.allows(kind, length):
-        with routed(condition):
+    if (len(batch.owner) > len(ids) or apart) and routed.shares and sharing.allows(kind, length):
+        with batch.of_prompts():
             first, output = last_logits(model, 1, **inputs, **positions(model, mask), use_cache=True)
-        return _continued(model, routed, (first, output.past_key_values, mask), labels, owner, condition)
+        return _continued(batch, first, output.past_key_values, mask)
     if apart:
         expected = "a model whose prompts may be computed apart from answers, for a router that decides them as a whole"
         raise QueryError(expected, type(model).__name__, "Score one prompt at a time, or by another router.")
-    return _whole(model, routed, inputs, labels, owner, condition)
+    return _whole(batch)
 
 
-def _whole(
-    model: Any,
-    routed: _Routed,
-    inputs: dict[str, torch.Tensor],
-    labels: torch.Tensor,
-    owner: torch.Tensor,
-    condition: Condition,
-) -> torch.Tensor:
+def _whole(batch: _Batch) -> torch.Tensor:
     """Each prompt with each continuation as a row; padded only where padding changes nothing."""
-    padded = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    model, labels = batch.model, batch.labels
+    padded = zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True)
     prompts = [ids[mask.bool()].tolist() for ids, mask in padded]
     targets = [ids[ids != IGNORED].tolist() for ids in labels]
-    rows = [prompts[i] + target[:-1] for i, target in zip(owner.tolist(), targets, strict=True)]
+    rows = [prompts[i] + target[:-1] for i, target in zip(batch.owner.tolist(), targets, strict=True)]
     unlike = len(set(map(len, rows))) > 1
-    padding = unlike and routed.sharing(model).allows("padding", max(map(len, rows)))
+    padding = unlike and batch.sharing.allows("padding", max(map(len, rows)))
     logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for group in _batches(rows, alike=not padding):
-        batch = padded_left([rows[i] for i in group], labels.device)
-        place = positions(model, batch["attention_mask"]) if "attention_mask" in batch else {}
+        inputs = padded_left([rows[i] for i in group], labels.device)
+        place = positions(model, inputs["attention_mask"]) if "attention_mask" in inputs else {}
         count = max(len(targets[i]) for i in group)
-        with routed(condition.rows(owner[torch.tensor(group, device=owner.device)])):
-            outputs, _ = last_logits(model, count, **batch, **place, use_cache=False)
+        with batch.of_continuations(group):
+            outputs, _ = last_logits(model, count, **inputs, **place, use_cache=False)
         for i, one in zip(group, outputs, strict=True):
             answer = one[count - len(targets[i]) :]
             logits[i] = torch.nn.functional.pad(answer, (0, 0, 0, labels.shape[1] - len(answer)))
@@ -207,16 +210,13 @@ def _batches(rows: Sequence[Any], *, alike: bool) -> list[list[int]]:
     return groups
 
 
-def _continued(
-    model: Any,
-    routed: _Routed,
-    prompts: tuple[torch.Tensor, Any, torch.Tensor],
-    labels: torch.Tensor,
-    owner: torch.Tensor,
-    condition: Condition,
-) -> torch.Tensor:
-    """Continuations on the cache of their prompts, all as one batch."""
-    (first, cache, mask), longest = prompts, labels.shape[1]
+def _continued(batch: _Batch, first: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    """Continuations on the cache of their prompts, all as one batch.
+
+    `first` (B, 1, vocabulary) are the logits after each prompt, `mask` is that of what the cache holds.
+    """
+    model, labels, owner = batch.model, batch.labels, batch.owner
+    longest = labels.shape[1]
     if longest == 1:
         return first[owner]
     if len(owner) > 1 or len(mask) > 1:
@@ -227,24 +227,22 @@ def _continued(
     place = {}
     if positions(model, mask):
         place = {"position_ids": mask.sum(dim=-1, keepdim=True)[owner] - 1 + steps}
-    with routed(condition.rows(owner)):
+    with batch.of_continuations():
         rest = model(
             input_ids=fed.clamp(min=0), attention_mask=seen, past_key_values=cache, use_cache=True, **place
         ).logits
     return torch.cat([first[owner], rest], dim=1)
 
 
-def _after_common(
-    model: Any, routed: _Routed, inputs: dict[str, torch.Tensor], condition: Condition, count: int
-) -> tuple[torch.Tensor, Any, torch.Tensor]:
+def _after_common(batch: _Batch, count: int) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Logits after each prompt (B, 1, vocabulary), the prompts' cache, and the mask of what it holds.
 
     The first `count` tokens, common to all prompts, run once.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    model, ids, mask = batch.model, batch.inputs["input_ids"], batch.inputs["attention_mask"]
     start = ids.shape[1] - mask.sum(dim=-1)  # (B,), where each row's tokens begin: they are padded on the left
     begin = int(start[0])
-    with routed(condition.rows([0])):
+    with batch.routed(batch.condition.rows([0])):
         _, output = last_logits(model, 1, input_ids=ids[:1, begin : begin + count], use_cache=True)
     cache = output.past_key_values
     cache.batch_repeat_interleave(len(ids))
@@ -252,7 +250,7 @@ def _after_common(
     ids, rest = ids[:, int(start.min()) + count :], rest[:, int(start.min()) + count :]
     whole = torch.cat([torch.ones_like(rest[:, :1]).expand(-1, count), rest], dim=1)
     place = {name: value[:, count:] for name, value in positions(model, whole).items()}
-    with routed(condition):
+    with batch.of_prompts():
         first, output = last_logits(
             model, 1, input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True, **place
         )
