@@ -60,9 +60,9 @@ def read_bytes(path: Path | str, longest: int, *, follow: bool = True) -> bytes:
         return b"".join(parts)
 
 
-def read_owned(path: Path | str, longest: int, *, follow: bool = True) -> bytearray:
+def read_owned(path: Path | str, longest: int) -> bytearray:
     """The same in one piece of memory, which its tensors may lie in; a file that grows meanwhile is read as it was."""
-    with opened(path, follow=follow) as descriptor:
+    with opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > longest:
             raise UnfitFile(f"{size} bytes, where {longest} are the most")

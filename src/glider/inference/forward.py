@@ -75,25 +75,26 @@ def decoder_tokens(model: Any, fed: Int[Tensor, "C S"]) -> dict[str, Int[Tensor,
     return {"decoder_input_ids": fed, **seen}
 
 
-def padded_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Int[Tensor, "B S"]]:
-    """Rows of tokens as a batch padded on the left; without a mask where all have one length."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, width - len(row) :] = torch.tensor(list(row))
-        mask[number, width - len(row) :] = 1
+def padded_left(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Int[Tensor, "B S"]]:
+    """Rows of tokens as a batch padded on the left by token 0; without a mask where all have one length."""
+    ids, mask = _padded(rows, 0, left=True)
     batch = {"input_ids": ids.to(device)}
     return batch if bool(mask.all()) else {**batch, "attention_mask": mask.to(device)}
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, model: Any) -> dict[str, torch.Tensor]:
     """Prompts in tokens as a batch: padded on the left for decoder-only models, else on the right."""
+    ids, mask = _padded(rows, pad_id, left=not model.config.is_encoder_decoder)
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """Rows of tokens side by side, and the mask of those that are no padding."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if not model.config.is_encoder_decoder else slice(0, len(row))
+        place = slice(width - len(row), width) if left else slice(0, len(row))
         ids[number, place] = torch.tensor(list(row))
         mask[number, place] = 1
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    return ids, mask

@@ -9,6 +9,7 @@ from glider.files.disk import write_file
 
 FORMATS = (".png", ".svg", ".pdf")
 LARGEST_AREA = 4000  # square inches: 270 MB of points
+_DPI = 130
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def dress(figure: Any, colours: Dress) -> None:
             text.set_color(colours.ink)
 
 
-def save(pyplot: Any, figure: Any, path: Path, dpi: int = 130) -> Path:
+def save(pyplot: Any, figure: Any, path: Path) -> Path:
     """Write the figure whole, its format by the file's suffix, without a date: the same figure is the same file."""
     form = require_format(path)
     dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     write_file(
         path,
         lambda partial: figure.savefig(
-            partial, dpi=dpi, format=form[1:], metadata=dates[form], facecolor=figure.get_facecolor()
+            partial, dpi=_DPI, format=form[1:], metadata=dates[form], facecolor=figure.get_facecolor()
         ),
     )
     pyplot.close(figure)

@@ -95,9 +95,9 @@ class Service:
         LANE.set(key.name)
         return key
 
-    def target(self, request: Request, name: str, right: Right = "ask") -> tuple[Key, Target]:
+    def target(self, request: Request, name: str) -> tuple[Key, Target]:
         """Whoever asks, and the model that is asked for."""
-        key = self.key(request, right)
+        key = self.key(request, "ask")
         self.admit()
         return key, self.pools.target(name, key.pools)
 
