@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glider.calibration.first import calibrated
+from glider.calibration.automatic import calibrated
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

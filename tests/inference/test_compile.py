@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glider
-from glider.calibration.first import calibrated
+from glider.calibration.automatic import calibrated
 from glider.inference.model import RoutedModel
 
 PROMPTS = ["the e0 e01 of e02", "the e1 and e12 of e13"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glider
-from glider.calibration.first import calibrated
+from glider.calibration.automatic import calibrated
 from glider.errors import RouterError
 from glider.inference.model import RoutedModel
 

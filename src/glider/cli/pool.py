@@ -260,7 +260,7 @@ def _built(
 
 def _renewed(path: Path, first: bool = False) -> "Pool":
     """The pool, its calibrations made anew if its experts changed; with `first` also made where it has none."""
-    from glider.calibration.first import calibrated, has_queries, renewed
+    from glider.calibration.automatic import calibrated, has_queries, renewed
     from glider.experts.pool import Pool
     from glider.experts.trust import UNSIGNED
 

@@ -104,7 +104,7 @@ def _say(pool: "Pool", signal: str, stored: "Calibration | None", verdicts: "Thr
 def _threshold(pool: "Pool", signal: str) -> "Calibration | None":
     """p of a signal; None, with a message, where the pool has one expert, or an expert has no profile while those of
     others suffice for verdicts."""
-    from glider.calibration.first import has_queries
+    from glider.calibration.automatic import has_queries
     from glider.calibration.threshold import calibrate as choose
     from glider.errors import RouterError
     from glider.progress import Bars, counter

@@ -8,7 +8,6 @@ from glider.data.rows import Row
 from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel
 from glider.routing.base import Router, routers
-from glider.routing.completed import class_of
 from glider.routing.compose import Composed
 from glider.routing.global_part import GlobalPart
 from glider.routing.methods.adaptersoup import AdapterSoup, AdapterSoupTask
@@ -17,6 +16,7 @@ from glider.routing.methods.mole import Mole
 from glider.routing.methods.per_task import PerTask
 from glider.routing.nearest import Everywhere
 from glider.routing.products import require_experts
+from glider.routing.requirements import class_of
 from glider.routing.select import Select, TopK
 from glider.shapes import Float, Tensor
 

@@ -35,8 +35,8 @@ from glider.jobs.base import Fault, JobTick, Resources, silent
 from glider.jobs.parcel import Parcel, Source
 from glider.jobs.pool_source import source_of
 from glider.routing.base import routers
-from glider.routing.completed import outside
 from glider.routing.methods.oracle import best_expert
+from glider.routing.requirements import outside
 
 _PACKAGES = (
     *("glider-moe", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "numpy", "scipy"),

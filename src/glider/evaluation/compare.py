@@ -24,9 +24,9 @@ from glider.instructions.describers import Describer
 from glider.layers.routed_linear import RoutedLinear
 from glider.progress import NamedTick
 from glider.routing.base import Router
-from glider.routing.completed import needs_results
 from glider.routing.preparation import prepare
 from glider.routing.products import require_experts
+from glider.routing.requirements import needs_results
 from glider.routing.specification import parsed, router_from
 
 

@@ -23,7 +23,7 @@ from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
 from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.routing.base import routers
-from glider.routing.completed import needs_results, outside
+from glider.routing.requirements import needs_results, outside
 from glider.routing.specification import known_settings, router_from
 
 FORMAT = 1  # of a result file; another number makes every cell new

@@ -295,7 +295,7 @@ def _warn_uncalibrated(pool: "Pool") -> None:
     """Say that a pool without profiles, or one that is not calibrated, cannot tell what it is not for."""
     if not len(pool) or (pool.index.verdicts is not None and any(expert.profile is not None for expert in pool)):
         return
-    from glider.calibration.first import has_queries
+    from glider.calibration.automatic import has_queries
 
     if all(expert.profile is None for expert in pool):
         cause = f"no expert of the pool {pool.path} has a profile"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import glider
-from glider.calibration.first import calibrated
+from glider.calibration.automatic import calibrated
 from glider.calibration.threshold import calibrate
 from glider.calibration.verdict import choose_thresholds
 from glider.cli.main import build
