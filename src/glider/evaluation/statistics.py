@@ -82,15 +82,6 @@ def paired_tasks_p(first: Tasks, second: Tasks, seed: int = 0) -> float:
     return _sign_flips(np.concatenate(weighted), seed)
 
 
-def wilcoxon_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test, for task means: no task's large difference decides alone."""
-    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    if np.all(differences == 0):
-        return 1.0
-    _, p_value = stats.wilcoxon(differences)
-    return float(p_value)  # pyright: ignore[reportArgumentType]
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (Scand. J. Statist. 6, 1979), in the order given: all tests together err in 5 %.
 
