@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glider.report.style import LIGHT, Dress, dress, save, start
+from glider.report.style import LIGHT, Palette, apply_palette, save, start
 
 Rows = Sequence[dict[str, Any]]
 PANELS = {
@@ -17,7 +17,7 @@ PANELS = {
 FEW = 16  # tokens; up to these the limit is of bytes, above of FLOPs
 
 
-def draw(rows: Rows, path: Path, colours: Dress = LIGHT) -> Path:
+def draw(rows: Rows, path: Path, colours: Palette = LIGHT) -> Path:
     """Draw what there is: a panel for each sweep, one for memory, one for T5; raises `MissingDependency`."""
     pyplot = start("draw the benchmark")
     figure, axes = pyplot.subplots(2, 3, figsize=(10.5, 6.2))
@@ -39,12 +39,12 @@ def draw(rows: Rows, path: Path, colours: Dress = LIGHT) -> Path:
             axis.spines[side].set_visible(False)
         for text in axis.legend(fontsize=7.5, frameon=False).get_texts():
             text.set_color(colours.ink)
-    dress(figure, colours)
+    apply_palette(figure, colours)
     figure.tight_layout()
     return save(pyplot, figure, path)
 
 
-def _ratios(axis: Any, rows: Rows, colours: Dress, name: str) -> None:
+def _ratios(axis: Any, rows: Rows, colours: Palette, name: str) -> None:
     """Measured ratios with their quartiles, the limit a dashed line of the same colour."""
     if name == "tokens":
         series = [("1 query", rows, colours.accent, "o")]
@@ -69,7 +69,7 @@ def _ratios(axis: Any, rows: Rows, colours: Dress, name: str) -> None:
     axis.set_ylabel("time / bare layer", fontsize=9)
 
 
-def _memory(axis: Any, rows: Rows, colours: Dress) -> None:
+def _memory(axis: Any, rows: Rows, colours: Palette) -> None:
     """Megabytes of one layer's gates and experts: computed, and as the process grew."""
     x = [row["experts"] for row in rows]
     axis.plot(x, [row["held_megabytes"] for row in rows], color=colours.dots, ls="--", lw=1.2, label="computed")
@@ -82,7 +82,7 @@ def _memory(axis: Any, rows: Rows, colours: Dress) -> None:
     axis.set_ylabel("MB for a layer", fontsize=9)
 
 
-def _loop(axis: Any, rows: Rows, colours: Dress) -> None:
+def _loop(axis: Any, rows: Rows, colours: Palette) -> None:
     """Bars of the routed T5 and of the loop over experts, each with its figure."""
     groups = list(dict.fromkeys((row["case"], row["experts"]) for row in rows))
     for place, (model, colour) in enumerate((("routed", colours.accent), ("loop", colours.dots))):

@@ -135,7 +135,7 @@ def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> N
     assert not references.open
     assert len(references.found) == 4 and all(found.startswith("data:image/png;base64,") for found in references.found)
     assert "http" not in page and "url(" not in page and "@import" not in page
-    assert page.count("prefers-color-scheme: dark") == 3  # the colours, and a dress of each picture
+    assert page.count("prefers-color-scheme: dark") == 3  # the colours, and a palette of each picture
     for text in ("Table 1: Methods", "Figure 1: Where tokens go", "Figure 2: How well", "single:{task}"):
         assert text in references.text
 

@@ -8,7 +8,7 @@ from typing import Any
 from glider.errors import RouterError
 from glider.layers.trace import Trace
 from glider.printable import printable
-from glider.report.style import LIGHT, Dress, dress, require_area, save, start
+from glider.report.style import LIGHT, Palette, apply_palette, require_area, save, start
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw_heatmap(
 
 
 def draw_panels(
-    panels: Sequence[Panel], experts: Sequence[str], sites: Sequence[str], path: Path, colours: Dress = LIGHT
+    panels: Sequence[Panel], experts: Sequence[str], sites: Sequence[str], path: Path, colours: Palette = LIGHT
 ) -> Path:
     """Draw panels side by side, at most four in a line; raises `MissingDependency` without matplotlib, and
     `ConfigError` for a picture too large."""
@@ -75,7 +75,7 @@ def draw_panels(
     if image is not None:
         scale = figure.add_axes((1 - 0.55 / width, 0.25, 0.15 / width, 0.5))
         figure.colorbar(image, cax=scale).ax.tick_params(labelsize=7)
-    dress(figure, colours)
+    apply_palette(figure, colours)
     return save(pyplot, figure, path)
 
 

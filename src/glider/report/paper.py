@@ -22,7 +22,7 @@ from glider.report.rendering import FORMS, render
 from glider.report.report_plan import FILE, ReportPlan
 from glider.report.routing_map import RoutingMap
 from glider.report.scores_figure import draw_scores
-from glider.report.style import DARK, LIGHT, Dress
+from glider.report.style import DARK, LIGHT, Palette
 from glider.report.tables import chance_tasks, make_table
 from glider.report.wording import FIGURES
 
@@ -113,7 +113,7 @@ def _pictures(plan: ReportPlan, root: Path, out: Path, tick: Callable[[str], Non
     return pictures
 
 
-def _drawing(kind: str, path: Path) -> tuple[Callable[[Path, Dress], object], str]:
+def _drawing(kind: str, path: Path) -> tuple[Callable[[Path, Palette], object], str]:
     """What draws a file of numbers, and where those come from."""
     if kind == "routing":
         routing = _read(RoutingMap, path)

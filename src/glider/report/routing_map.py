@@ -14,7 +14,7 @@ from glider.files.disk import write_file
 from glider.inference.model import RoutedModel
 from glider.report.global_scores import TaskFile
 from glider.report.heatmap import Panel, draw_panels
-from glider.report.style import LIGHT, Dress
+from glider.report.style import LIGHT, Palette
 
 MOST_PANELS = 24
 LARGEST_WEIGHT = 1e6
@@ -58,7 +58,7 @@ class RoutingMap(Config):
         lines = ",\n".join(json.dumps(task.model_dump(mode="json"), ensure_ascii=False) for task in self.tasks)
         write_file(path, lambda partial: partial.write_text(f'{head[:-1]}, "tasks": [\n{lines}\n]}}\n', "utf8"))
 
-    def draw(self, path: Path, colours: Dress = LIGHT) -> Path:
+    def draw(self, path: Path, colours: Palette = LIGHT) -> Path:
         """Draw a panel for each task."""
         if len(self.tasks) > MOST_PANELS:
             raise ConfigError(f"at most {MOST_PANELS} tasks in a picture", str(len(self.tasks)), "Choose fewer.")

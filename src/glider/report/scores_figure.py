@@ -7,12 +7,12 @@ from typing import Any
 
 from glider.printable import printable
 from glider.report.global_scores import PoolScores, TaskScores
-from glider.report.style import LIGHT, Dress, dress, require_area, save, start
+from glider.report.style import LIGHT, Palette, apply_palette, require_area, save, start
 
 MOST = 28  # columns side by side
 
 
-def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
+def draw_scores(scores: PoolScores, path: Path, colours: Palette = LIGHT) -> Path:
     """Draw every task as a column: each expert's mean score a point, the task's own expert marked, p a line.
 
     Thin bars hold the middle 80 % of a task's queries: for the own expert, for the best score without it (hollow), and
@@ -30,7 +30,7 @@ def draw_scores(scores: PoolScores, path: Path, colours: Dress = LIGHT) -> Path:
         axes.set_xlim(-0.7, most - 0.3)
     figure.supylabel("global score (mean over a task's queries)", fontsize=9, color=colours.ink)
     _add_legend(figure, scores, colours, 2 if width < 8 else 4)
-    dress(figure, colours)
+    apply_palette(figure, colours)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / height))
     return save(pyplot, figure, path)
 
@@ -49,7 +49,7 @@ def _rows(tasks: Sequence[TaskScores]) -> list[list[TaskScores]]:
     return rows
 
 
-def _draw_row(axes: Any, tasks: Sequence[TaskScores], p: float, colours: Dress) -> None:
+def _draw_row(axes: Any, tasks: Sequence[TaskScores], p: float, colours: Palette) -> None:
     axes.axhline(p, color=colours.line, lw=1.4, zorder=2)
     for column, task in enumerate(tasks):
         _draw_task(axes, column, task, colours)
@@ -65,7 +65,7 @@ def _draw_row(axes: Any, tasks: Sequence[TaskScores], p: float, colours: Dress) 
     _name_groups(axes, tasks, colours)
 
 
-def _draw_task(axes: Any, column: int, task: TaskScores, colours: Dress) -> None:
+def _draw_task(axes: Any, column: int, task: TaskScores, colours: Palette) -> None:
     others = [spread.mean for name, spread in task.scores.items() if name != task.own]
     axes.scatter([column] * len(others), others, s=11, color=colours.dots, alpha=0.55, lw=0, zorder=3)
     if task.own is None:
@@ -86,7 +86,7 @@ def _bar(axes: Any, column: float, low: float, high: float, colour: str) -> None
     axes.plot([column, column], [low, high], color=colour, lw=3.2, alpha=0.32, solid_capstyle="round", zorder=2.5)
 
 
-def _name_groups(axes: Any, row: Sequence[TaskScores], colours: Dress) -> None:
+def _name_groups(axes: Any, row: Sequence[TaskScores], colours: Palette) -> None:
     """A line between groups of tasks and each group's name above its columns."""
     left = 0
     for place, (group, tasks) in enumerate(groupby(row, key=lambda task: task.group)):
@@ -108,7 +108,7 @@ def _name_groups(axes: Any, row: Sequence[TaskScores], colours: Dress) -> None:
         left = right
 
 
-def _add_legend(figure: Any, scores: PoolScores, colours: Dress, columns: int) -> None:
+def _add_legend(figure: Any, scores: PoolScores, colours: Palette, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     def dot(label: str, marker: str, size: float, fill: str, edge: str) -> Any:

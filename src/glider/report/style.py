@@ -1,4 +1,4 @@
-"""How every figure looks: opaque, in a light and a dark dress, the same file for the same numbers."""
+"""How every figure looks: opaque, in a light and a dark palette, the same file for the same numbers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ _DPI = 130
 
 
 @dataclass(frozen=True)
-class Dress:
+class Palette:
     """The colours of a figure."""
 
     paper: str
@@ -24,8 +24,8 @@ class Dress:
     line: str  # thresholds
 
 
-LIGHT = Dress("#ffffff", "#1d2129", "#c9ced8", "#7b8794", "#0b61c4", "#c62828")
-DARK = Dress("#15181e", "#e6e8ec", "#3c434f", "#8d98a8", "#6cb2ff", "#ff6f61")
+LIGHT = Palette("#ffffff", "#1d2129", "#c9ced8", "#7b8794", "#0b61c4", "#c62828")
+DARK = Palette("#15181e", "#e6e8ec", "#3c434f", "#8d98a8", "#6cb2ff", "#ff6f61")
 
 
 def start(purpose: str) -> Any:
@@ -49,7 +49,7 @@ def require_area(width: float, height: float) -> None:
         raise ConfigError(expected, f"{width:.0f} x {height:.0f}", "Draw fewer tasks, experts or sites.")
 
 
-def dress(figure: Any, colours: Dress) -> None:
+def apply_palette(figure: Any, colours: Palette) -> None:
     """Put a figure's background, axes and texts into the colours."""
     figure.set_facecolor(colours.paper)
     for axes in figure.axes:
