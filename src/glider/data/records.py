@@ -60,19 +60,7 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif kind == ".json":
         yield from _array(path)
     else:
-        lines = _Counted(lines_of(path))
-        try:
-            table = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", strict=True)
-            names = list(table.fieldnames or ())
-            if twice := repeated(names):
-                raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
-            for record in table:
-                where = f"{path}:{lines.count}"
-                if None in record or None in record.values():
-                    raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
-                yield where, {name: value for name, value in record.items() if value != ""}
-        except csv.Error as fault:
-            raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
+        yield from _delimited(path, "\t" if kind == ".tsv" else ",")
 
 
 def parsed_line(line: str) -> Any:
@@ -216,6 +204,22 @@ def _array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"an object as item {number} of {path}", type(value).__name__, "Mend the file.")
         _require_few(number, most, "items")
         yield f"{path}, item {number}", value
+
+
+def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of CSV or TSV; an empty cell is none."""
+    lines = _Counted(lines_of(path))
+    try:
+        table = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        if twice := repeated(table.fieldnames or ()):
+            raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
+        for record in table:
+            where = f"{path}:{lines.count}"
+            if None in record or None in record.values():
+                raise DataError(f"as many cells as columns at {where}", "another number", "Mend the row.")
+            yield where, {name: value for name, value in record.items() if value != ""}
+    except csv.Error as fault:
+        raise DataError(f"CSV in {path}", str(fault), "Mend the file.") from fault
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
