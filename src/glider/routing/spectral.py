@@ -89,23 +89,28 @@ def _compute(missing: Mapping[str, Expert]) -> dict[str, Spectra]:
     done: dict[str, Spectra] = {}
     keeping = True
     for part in track(parts, len(parts), "Factorising experts"):
-        experts = [missing[key] for key in part]
-        for key, expert in zip(part, experts, strict=True):
-            if sha256(expert.directory / ADAPTER_WEIGHTS_FILE) != key:
-                expert.verify({ADAPTER_WEIGHTS_FILE: key})  # raises: nothing wrong may be kept under this key
-        spectra: list[dict[str, Tensor]] = [{} for _ in part]
-        for name in dict.fromkeys(name for expert in experts for name in expert.sites):
-            for group in _alike(experts, name):
-                pairs = [experts[i].factors(name) for i in group]
-                a, b = (torch.stack([pair[side].float() for pair in pairs]) for side in (0, 1))
-                if not (a.isfinite().all() and b.isfinite().all()):
-                    for i in group:
-                        experts[i].verify()  # raises, naming the expert and the tensor
-                for i, coordinates in zip(group, factorise(a, b), strict=True):
-                    spectra[i][name] = coordinates
-        done |= dict(zip(part, spectra, strict=True))
-        keeping = keeping and _keep(dict(zip(part, spectra, strict=True)))
+        for key in part:
+            if sha256(missing[key].directory / ADAPTER_WEIGHTS_FILE) != key:
+                missing[key].verify({ADAPTER_WEIGHTS_FILE: key})  # raises: nothing wrong may be kept under this key
+        spectra = dict(zip(part, _factorised([missing[key] for key in part]), strict=True))
+        done |= spectra
+        keeping = keeping and _keep(spectra)
     return done
+
+
+def _factorised(experts: Sequence[Expert]) -> list[Spectra]:
+    """The spectra of each expert; those that have one rank at a site are factorised together there."""
+    spectra: list[dict[str, Tensor]] = [{} for _ in experts]
+    for name in dict.fromkeys(name for expert in experts for name in expert.sites):
+        for group in _alike(experts, name):
+            pairs = [experts[i].factors(name) for i in group]
+            a, b = (torch.stack([pair[side].float() for pair in pairs]) for side in (0, 1))
+            if not (a.isfinite().all() and b.isfinite().all()):
+                for i in group:
+                    experts[i].verify()  # raises, naming the expert and the tensor
+            for i, coordinates in zip(group, factorise(a, b), strict=True):
+                spectra[i][name] = coordinates
+    return list(spectra)
 
 
 def _alike(experts: Sequence[Expert], site: str) -> list[list[int]]:
