@@ -43,15 +43,8 @@ def choose_thresholds(
     """
     if experts is None:
         experts = MIXED if nearest_by == "descriptions" else 0
-    if nearest_by == "descriptions" and not experts:
-        remedy = "Let `experts` under `verdicts` in pool.json be 1 or more, or calibrate it with --unsure-by signal."
-        raise PoolError("experts that an unsure query mixes, for descriptions to choose", "0", remedy)
-    if nearest_by == "descriptions" and len(pool) > 1 and all(expert.instruction is None for expert in pool):
-        remedy = (
-            'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool add`. Or calibrate the pool '
-            "with --unsure-by signal."
-        )
-        raise PoolError("an expert with a description, which unsure queries are compared with", "none", remedy)
+    if nearest_by == "descriptions":
+        _require_for_descriptions(pool, experts)
     profiles = [expert.profile for expert in pool]
     contest = Contest.of(profiles, shipped() if background is None else background)
     queries = _held_back(pool)
@@ -79,6 +72,19 @@ def choose_thresholds(
         names=tuple(pool.names),
         source="held-back queries of the profiles; everyday requests, each kind left out of the background in turn",
     )
+
+
+def _require_for_descriptions(pool: Pool, experts: int) -> None:
+    """Raise `PoolError` where descriptions cannot choose the experts that an unsure query mixes."""
+    if not experts:
+        remedy = "Let `experts` under `verdicts` in pool.json be 1 or more, or calibrate it with --unsure-by signal."
+        raise PoolError("experts that an unsure query mixes, for descriptions to choose", "0", remedy)
+    if len(pool) > 1 and all(expert.instruction is None for expert in pool):
+        remedy = (
+            'Describe them: `glider expert describe POOL/EXPERT "..."`, then `glider pool add`. Or calibrate the pool '
+            "with --unsure-by signal."
+        )
+        raise PoolError("an expert with a description, which unsure queries are compared with", "none", remedy)
 
 
 def renewed_thresholds(pool: Pool) -> Pool:
