@@ -27,7 +27,7 @@ def by_torch(y: torch.Tensor, x: torch.Tensor, decision: Decision, bank: Bank, c
 def by_gathering(y: torch.Tensor, x: torch.Tensor, decision: Decision, bank: Bank, case: Case) -> None:
     """What runs on other devices for a few tokens."""
     weights = decision.weights.to(x.dtype) * bank.scaling.to(x.dtype)[decision.experts]
-    _gathered(y, x, decision.experts, weights, bank)
+    _gathered(y, x, Decision(decision.experts, weights), bank)
 
 
 def by_native(y: torch.Tensor, x: torch.Tensor, decision: Decision, bank: Bank, case: Case) -> None:

@@ -95,19 +95,19 @@ def add_experts(
     tokens, per_token = decision.experts.shape
     if not tokens:
         return
-    experts, weights = decision.experts.contiguous(), decision.weights.contiguous()
+    decision = Decision(decision.experts.contiguous(), decision.weights.contiguous())
     with on_device(x):
         if tokens <= FEW:
-            by_pair(y, x, Decision(experts, weights), bank)
+            by_pair(y, x, decision, bank)
             return
         alike = x.dtype == y.dtype == bank.A.dtype == bank.B.dtype
         if dense and alike and bank.A.shape[0] * bank.A.shape[1] <= DENSE:
-            _by_all(y, x, experts, weights, bank)
+            _by_all(y, x, decision, bank)
             return
         step = max(FEW, _ROOM // (per_token * y.shape[1]))
         for start in range(0, tokens, step):
             part = slice(start, start + step)
-            _by_block(y[part], x[part], experts[part], weights[part], bank)
+            _by_block(y[part], x[part], Decision(decision.experts[part], decision.weights[part]), bank)
 
 
 def by_pair(
@@ -141,14 +141,9 @@ def by_pair(
     )  # fmt: skip
 
 
-def _by_block(
-    y: Float[Tensor, "T O"],
-    x: Float[Tensor, "T D"],
-    experts: Int[Tensor, "T K"],
-    weights: Float[Tensor, "T K"],
-    bank: Bank | Factors,
-) -> None:
-    code, per_token, (count, rank, width), out = programs(), experts.shape[1], bank.A.shape, y.shape[1]
+def _by_block(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank | Factors) -> None:
+    experts, weights, per_token = decision.experts, decision.weights, decision.experts.shape[1]
+    code, (count, rank, width), out = programs(), bank.A.shape, y.shape[1]
     ranks, blocks = _ranks(rank), Blocks.of(experts, weights, bank.scaling, _PAIRS)
     table = {
         "order_at": blocks.order,
@@ -175,26 +170,18 @@ def _by_block(
     )  # fmt: skip
 
 
-def _by_all(
-    y: Float[Tensor, "T O"],
-    x: Float[Tensor, "T D"],
-    experts: Int[Tensor, "T K"],
-    weights: Float[Tensor, "T K"],
-    bank: Bank | Factors,
-) -> None:
-    z = weighed(x, experts, weights, bank)
+def _by_all(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], decision: Decision, bank: Bank | Factors) -> None:
+    z = weighed(x, decision, bank)
     y.addmm_(z, bank.B.mT.reshape(z.shape[1], -1))
 
 
-def weighed(
-    x: Float[Tensor, "T D"], experts: Int[Tensor, "T K"], weights: Float[Tensor, "T K"], bank: Bank | Factors
-) -> Float[Tensor, "T P"]:
+def weighed(x: Float[Tensor, "T D"], decision: Decision, bank: Bank | Factors) -> Float[Tensor, "T P"]:
     """w s A x for the ranks of all experts, 0 for those that a token does not name. Few ranks: `DENSE`."""
     ranks = bank.A.shape[0] * bank.A.shape[1]
     z = x @ bank.A.reshape(ranks, -1).T
     programs().weigh[(len(z), _parts(ranks, _COLUMNS))](
-        z_at=z, experts_at=experts, weights_at=weights, scaling_at=bank.scaling,
-        per_token=experts.shape[1], rank=bank.A.shape[1], ranks_of_all=ranks,
+        z_at=z, experts_at=decision.experts, weights_at=decision.weights, scaling_at=bank.scaling,
+        per_token=decision.experts.shape[1], rank=bank.A.shape[1], ranks_of_all=ranks,
         RANKS=min(_COLUMNS, power(ranks)),
     )  # fmt: skip
     return z

@@ -107,7 +107,7 @@ class TritonGroup:
             if len(x) <= gpu.FEW:
                 gpu.by_pair(y, x, decision, self._factors, self.sites, self._owners)
             elif self._dense and alike and ranks <= self.sites * gpu.DENSE:
-                z = gpu.weighed(x, decision.experts, decision.weights, self._factors)
+                z = gpu.weighed(x, decision, self._factors)
                 each = ranks // self.sites
                 for number, (start, stop) in enumerate(self._bounds):
                     outputs = self._b.reshape(each, -1)[:, start:stop]

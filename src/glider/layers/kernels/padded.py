@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from glider.layers.bank import Bank
+from glider.routing.base import Decision
 from glider.shapes import Float, Int, Tensor
 
 _PAIRS = 2048  # (token, expert) pairs at once: their outputs are memory that is used again before it leaves the cache
@@ -54,14 +55,9 @@ class Layout:
         return self.shares[-1].end
 
 
-def add_padded(
-    y: Float[Tensor, "T O"],
-    x: Float[Tensor, "T D"],
-    experts: Int[Tensor, "T K"],
-    weights: Float[Tensor, "T K"],
-    bank: Bank,
-) -> None:
-    """y += sum over k of weights_k B_k A_k x, in place; nothing is differentiated."""
+def add_padded(y: Float[Tensor, "T O"], x: Float[Tensor, "T D"], scaled: Decision, bank: Bank) -> None:
+    """y += sum over k of weights_k B_k A_k x, in place; nothing is differentiated. Weights have the scaling in them."""
+    experts, weights = scaled.experts, scaled.weights
     count, rank, width = bank.A.shape
     step = max(1, _PAIRS // experts.shape[1])
     most = max(1, _VALUES // (rank * (width + bank.B.shape[1])))
