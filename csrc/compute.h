@@ -69,13 +69,6 @@ namespace avx512 {
 #define PANEL_FEW 10
 #define PANEL_WIDE 2
 #include "compute.inc"
-#undef TARGET
-#undef LANES
-#undef DOT_TOKENS
-#undef ADD_TOKENS
-#undef PANEL_MANY
-#undef PANEL_FEW
-#undef PANEL_WIDE
 }  // namespace avx512
 namespace avx2 {
 #define TARGET __attribute__((target("avx2,fma")))
@@ -86,13 +79,6 @@ namespace avx2 {
 #define PANEL_FEW 6
 #define PANEL_WIDE 2
 #include "compute.inc"
-#undef TARGET
-#undef LANES
-#undef DOT_TOKENS
-#undef ADD_TOKENS
-#undef PANEL_MANY
-#undef PANEL_FEW
-#undef PANEL_WIDE
 }  // namespace avx2
 #endif
 namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of them
@@ -104,13 +90,6 @@ namespace portable {  // four lanes: SSE2, NEON, or what the compiler makes of t
 #define PANEL_FEW 6
 #define PANEL_WIDE 2
 #include "compute.inc"
-#undef TARGET
-#undef LANES
-#undef DOT_TOKENS
-#undef ADD_TOKENS
-#undef PANEL_MANY
-#undef PANEL_FEW
-#undef PANEL_WIDE
 }  // namespace portable
 
 // What a call takes in one thread, in microseconds: products that are in the caches, and bytes that are not.
