@@ -11,6 +11,7 @@ from glider.experts.pool import Pool
 from glider.inference.spec import load
 
 from .conftest import serving
+from .test_metrics import ANSWERED, counted
 
 TEXTS = ["the e0 e03 and e07", "the e2 e21 and", "good day to you"]
 
@@ -40,8 +41,10 @@ def test_answers_are_those_in_process(make_pool: Callable[..., Pool], t5_directo
         )
         plain = client.completions.create(model="tiny", prompt=TEXTS[0], temperature=0, max_tokens=8)
         assert "".join(chunk.choices[0].text for chunk in chunks) == plain.choices[0].text
+        before = counted(served, *ANSWERED)
         with pytest.raises(openai.BadRequestError, match="no probability"):
             client.completions.create(model="tiny", prompt=TEXTS[0], max_tokens=1, echo=True, logprobs=1)
+        assert counted(served, *ANSWERED) == before  # it was counted as an answer that had been broken off
         with pytest.raises(openai.BadRequestError, match="2048 is the most"):
             client.completions.create(model="tiny", prompt=[5] * 20_000, max_tokens=1)
         with pytest.raises(openai.BadRequestError, match="2048 is the most"):

@@ -281,6 +281,7 @@ def test_the_log_has_a_users_name_in_a_line_of_bounded_length(caplog: pytest.Log
         target=SimpleNamespace(name="pool"),
         request_id="a",
         verdict_label="none",
+        begun=True,
         prompt_tokens=1,
         completion_tokens=1,
         choices=[],

@@ -51,6 +51,8 @@ async def _open(service: Service, request: Request, body: CompletionRequest) -> 
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens of 0 needs echo: true", param="max_tokens", code="invalid_value")
     model = target.pool.model
+    if body.echo and body.logprobs is not None and model.model.config.is_encoder_decoder:
+        raise ApiError(400, "an encoder-decoder base gives prompts no probability", param="echo", code="invalid_value")
     service.check_choices(len(body.prompts), body.n)
     prompts = await service.runner.prepare(plain_prompts, model, body.prompts)
     fields = ("prompt", "max_tokens")

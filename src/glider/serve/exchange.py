@@ -128,6 +128,7 @@ class Exchange:
         self._names: dict[str, int] = {}  # requests that the engine has, by name
         self._reuse: dict[int, Reuse] = {}  # of each answer that has begun
         self._places: int | None = None
+        self.begun = False  # all answers are with the engine; before that it may be refused
         self._closed = False
 
     @property
@@ -153,7 +154,7 @@ class Exchange:
 
     @property
     def verdict_label(self) -> str:
-        """For the metrics: the verdict of the first prompt, or how its model is answered."""
+        """The verdict of the first prompt, or how its model is answered; `failed` of a request that was refused."""
         if not self.guided:
             return "failed"
         return self.guided[0].verdict or ("none" if self.target.way.kind == "routed" else self.target.way.kind)
@@ -168,8 +169,10 @@ class Exchange:
         draw = await service.runner.prepare(self._prepare, logprobs, matcher)
         waited = time.monotonic()
         self._places = await self._in_time(service.places.enter(count, self.key.name, self.key.max_streams))
-        service.metrics.queued.labels(self.target.label).observe(time.monotonic() - waited)
+        waited = time.monotonic() - waited
         await service.runner.prepare(self._begin, tokens, draw)
+        self.begun = True
+        service.metrics.queued.labels(self.target.label).observe(waited)
         service.annotate_span(self)
 
     async def _in_time(self, work: Awaitable[Result]) -> Result:

@@ -54,7 +54,7 @@ class Metrics:
         self.refusals.labels(error.code or "").inc()
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
-        """Count a request that has ended in any way."""
+        """Count a request that had begun, and has ended in any way."""
         name = exchange.target.label
         self.whole.labels(name).observe(seconds)
         self.prompt_tokens.labels(name).inc(exchange.prompt_tokens)

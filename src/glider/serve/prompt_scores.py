@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from glider.serve.errors import ApiError
 from glider.serve.exchange import Prompt, Token
 
 if TYPE_CHECKING:
@@ -18,12 +17,10 @@ def prompt_tokens(
 ) -> list[Token]:
     """The prompt's tokens; with `logprobs`, what the model gives each by those before it, by one pass of its own.
 
-    The first has none. Raises `ApiError` for an encoder-decoder model, whose prompt is not written.
+    The first has none. The model is a decoder, which writes its prompt.
     """
     if logprobs is None:
         return [Token(token, None, ()) for token in prompt.ids]
-    if model.model.config.is_encoder_decoder:
-        raise ApiError(400, "an encoder-decoder base gives prompts no probability", param="echo", code="invalid_value")
     ids = torch.tensor([prompt.ids], device=model.model.device)
     with torch.inference_mode(), model.attached.routing(condition, generation=generation):
         logits = model.model(input_ids=ids, use_cache=False).logits[0, :-1].float()

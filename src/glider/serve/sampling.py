@@ -47,6 +47,7 @@ class Draw:
         if strange:
             message = f"token ids of 0 to {self._size - 1}, not {str(strange[0])[:40]}"
             raise ApiError(400, message, param="stop_token_ids", code="invalid_value")
+        self._bias = _Bias(_bias_ids(request.logit_bias, self._size), model.model.device)
         self._config = EngineSettings.of(model, 1, settings).config
         self._first_seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS
 
@@ -84,7 +85,7 @@ class Draw:
         if request.presence_penalty or request.frequency_penalty:
             processors.append(_Penalty(request.presence_penalty, request.frequency_penalty, start))
         if request.logit_bias:
-            processors.append(_Bias(_bias_ids(request.logit_bias, self._size), self._model.model.device))
+            processors.append(self._bias)
         return processors
 
 

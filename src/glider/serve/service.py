@@ -149,8 +149,9 @@ class Service:
             self.tracing.annotate(exchange)
 
     def ended(self, exchange: "Exchange", seconds: float) -> None:
-        """Count a request, and write it into the log: without prompts unless that was asked for."""
-        self.metrics.ended(exchange, seconds)
+        """Count a request that had begun, and write it into the log: without prompts unless that was asked for."""
+        if exchange.begun:
+            self.metrics.ended(exchange, seconds)
         line: dict[str, Any] = {
             "request": exchange.request_id,
             "key": exchange.key.name,
