@@ -198,7 +198,6 @@ CALLED = {
 @pytest.mark.parametrize(
     ("param", "fields"),
     [
-        ("tools", {"tools": []}),
         ("tools", {"tools": [RAIN, RAIN]}),
         ("tools", {"tools": [{"type": "web_search"}]}),
         ("tools", {"tools": [{"type": "function", "function": {"name": "a b"}}]}),

@@ -45,8 +45,8 @@ async def open_chat(service: Service, request: Request, body: ChatRequest) -> Ex
     service.check(key, body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        message = "wanted one of max_tokens and max_completion_tokens, which mean the same; got both"
+    if len({body.max_tokens, body.max_completion_tokens} - {None}) > 1:
+        message = "wanted one number in max_tokens and max_completion_tokens, which mean the same; got two"
         raise ApiError(400, message, param="max_tokens", code="invalid_value")
     model = target.pool.model
     prompt, form = await service.runner.prepare(_read, model, body)

@@ -170,6 +170,8 @@ class Response(Reply):
     output: list[OutputMessage | OutputCall | OutputReasoning]
     parallel_tool_calls: bool
     previous_response_id: None
+    prompt_cache_key: str | None
+    safety_identifier: str | None
     store: bool
     temperature: float | None
     text: dict[str, Any]

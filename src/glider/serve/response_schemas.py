@@ -14,10 +14,13 @@ from glider.serve.schemas import (
     FunctionName,
     JsonSchema,
     Message,
+    Metadata,
     NamedChoice,
     Number,
     PlainFormat,
+    PromptCacheKey,
     Role,
+    SafetyIdentifier,
     Steering,
     Temperature,
     Tool,
@@ -130,6 +133,10 @@ class ObfuscationOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
+class NoReasoning(Body):
+    """Settings of reasoning, of which there are none."""
+
+
 class FunctionTool(Function):
     """A tool as the responses API has it, on one level."""
 
@@ -154,7 +161,7 @@ class ResponsesRequest(Body):
     stream: StrictBool = False
     stream_options: ObfuscationOptions | None = None
     text: TextOptions | None = None
-    metadata: dict[str, StrictStr] = Field(default={}, max_length=16)
+    metadata: Metadata = {}
     tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] = []
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: StrictBool | None = None
@@ -165,6 +172,9 @@ class ResponsesRequest(Body):
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     user: StrictStr | None = None
+    safety_identifier: SafetyIdentifier | None = None
+    prompt_cache_key: PromptCacheKey | None = None
+    reasoning: NoReasoning | None = None
     glider: Steering = Steering()
 
     @property
@@ -189,8 +199,9 @@ class ResponsesRequest(Body):
             top_logprobs=self.top_logprobs if self.include else None,
             stream=self.stream,
             user=self.user,
+            safety_identifier=self.safety_identifier,
             response_format=None if self.text is None else self.text.response_format,  # pyright: ignore
-            tools=[_tool(one) for one in self.tools] or None,
+            tools=[_tool(one) for one in self.tools],
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls,
             glider=self.glider,

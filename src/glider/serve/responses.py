@@ -102,6 +102,8 @@ class _Answer:
             "output": list(self._output.items) if ended else [],
             "parallel_tool_calls": bool(body.tools) and body.parallel_tool_calls is not False,
             "previous_response_id": None,
+            "prompt_cache_key": body.prompt_cache_key,
+            "safety_identifier": body.safety_identifier,
             "store": False,
             "temperature": body.temperature,
             "text": {"format": self._format},

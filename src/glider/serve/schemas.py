@@ -17,6 +17,17 @@ _SHORT = Field(max_length=MAX_PARTS, fail_fast=True)
 _SEVERAL = Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)
 Texts = Annotated[list[StrictStr], _FIRST]
 Ids = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
+_Label = Annotated[str, Field(strict=True, max_length=64)]
+_Note = Annotated[str, Field(strict=True, max_length=512)]
+Metadata = Annotated[
+    dict[_Label, _Note], Field(max_length=16, description="Notes of the client's. They change nothing.")
+]
+SafetyIdentifier = Annotated[
+    str, Field(strict=True, max_length=64, description="Written into the log beside the request.")
+]
+PromptCacheKey = Annotated[
+    str, Field(strict=True, description="It changes nothing: the cache finds what prompts share by itself.")
+]
 MAX_STOPS = 16
 MAX_EXAMPLES = 16
 LONGEST_DESCRIPTION = 10_000  # characters
@@ -109,6 +120,7 @@ class Steering(Body):
 
 class StreamOptions(Body):
     include_usage: StrictBool = False
+    include_obfuscation: Literal[False] | None = None
     continuous_usage_stats: StrictBool = False
 
 
@@ -208,12 +220,15 @@ class ChatRequest(Sampling):
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
     logprobs: StrictBool = False
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] = []
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     modalities: Annotated[list[Literal["text"]], _FIRST] | None = None
+    metadata: Metadata = {}
+    safety_identifier: SafetyIdentifier | None = None
+    prompt_cache_key: PromptCacheKey | None = None
 
 
 class CompletionRequest(Sampling):
@@ -234,7 +249,7 @@ class TokenizeRequest(Body):
     model: StrictStr | None = None
     prompt: StrictStr | None = None
     messages: Annotated[list[Message], Field(max_length=4096, fail_fast=True)] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] = []
     add_special_tokens: StrictBool = True
     add_generation_prompt: StrictBool = True
     return_token_strs: StrictBool = False
@@ -249,6 +264,7 @@ class EmbeddingRequest(Body):
     model: StrictStr
     input: StrictStr | Annotated[Texts, Field(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: StrictInt | None = Field(default=None, ge=1, description="The embedder's own number, and no other.")
     user: StrictStr | None = None
 
 

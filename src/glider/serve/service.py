@@ -24,7 +24,7 @@ from glider.serve.metrics import Metrics
 from glider.serve.places import RETRY, Places
 from glider.serve.pools import Pools, ServedPool, Target
 from glider.serve.runner import Runner
-from glider.serve.schemas import MAX_EXAMPLES, Sampling, Steering
+from glider.serve.schemas import MAX_EXAMPLES, ChatRequest, Sampling, Steering
 from glider.serve.settings import ServeSettings
 from glider.serve.steering import Way, guided
 from glider.serve.token_texts import TokenTexts
@@ -163,6 +163,8 @@ class Service:
             "finish": [choice.finish_reason or "abort" for choice in exchange.choices],
             "seconds": round(seconds, 4),
         }
+        if isinstance(exchange.request, ChatRequest) and exchange.request.safety_identifier is not None:
+            line["safety_identifier"] = printable(exchange.request.safety_identifier)
         if self.settings.log_prompts:
             line["prompts"] = [prompt.text for prompt in exchange.prompts]
             line["answers"] = [choice.text for choice in exchange.choices]

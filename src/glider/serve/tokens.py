@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
         model = _model(service, key, body.model)
         _require_fitting(body)
         if body.messages is not None:
-            tools = None if body.tools is None else [tool.rendered for tool in body.tools]
+            tools = [tool.rendered for tool in body.tools] or None
             begins = body.add_generation_prompt
             prompt = await service.runner.prepare(chat_prompt, model, body.messages, begins, tools)
             ids = prompt.ids
@@ -61,6 +61,9 @@ def routes(service: Service) -> APIRouter:
         if identity is None or pool is None:
             message = f"no embedder {body.model!r}: name a pool that has one, or the pool's embedder"
             raise ApiError(404, message, param="model", code="model_not_found")
+        if body.dimensions not in (None, identity.dimension):
+            message = f"{identity.embedder} has {identity.dimension} dimensions, not {body.dimensions}"
+            raise ApiError(400, message, param="dimensions", code="invalid_value")
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not all(text.strip() for text in texts):
             raise ApiError(400, "texts that are not empty", param="input", code="invalid_value")
@@ -88,7 +91,7 @@ def _require_fitting(body: TokenizeRequest) -> None:
     """Raise `ApiError` for fields that have no meaning together."""
     chat = body.messages is not None
     require_one(prompt=body.prompt, messages=body.messages)
-    if body.tools is not None and not chat:
+    if body.tools and not chat:
         raise ApiError(400, "tools need messages", param="tools", code="invalid_value")
     field = "add_special_tokens" if chat else "add_generation_prompt"
     if field in body.model_fields_set:

@@ -31,7 +31,7 @@ class Form:
 
 def offered(request: ChatRequest) -> list[dict[str, Any]] | None:
     """The tools that the prompt tells of. Raises `ApiError` for fields that need tools, or that name none of them."""
-    if request.tools is None:
+    if not request.tools:
         for field in ("tool_choice", "parallel_tool_calls"):
             if getattr(request, field) not in (None, "none"):
                 raise ApiError(400, f"{field} needs tools", param=field, code="unsupported_parameter")
@@ -60,7 +60,7 @@ def require_tools(model: "RoutedModel") -> Dialect:
 def form_of(model: "RoutedModel", request: ChatRequest, prompt: Sequence[int]) -> Form:
     """How the answers of a chat request are written and read. Raises `ApiError`."""
     tools = offered(request)
-    if tools is None or request.tools is None:
+    if tools is None:
         return Form(format_grammar(request))
     dialect, tokenizer = require_tools(model), model.tokenizer
     text = tokenizer.decode(list(prompt))
@@ -80,7 +80,7 @@ def _grammar(request: ChatRequest, mark: Mark | None, tokens: Set[str]) -> Gramm
 
     `tokens` are those that were added to the vocabulary: a grammar names them, and has the others' text.
     """
-    tools, choice = request.tools or [], request.tool_choice
+    tools, choice = request.tools, request.tool_choice
     forced = choice == "required" or isinstance(choice, NamedChoice)
     answer = None if forced else format_schema(request)
     strict = next((number for number, tool in enumerate(tools) if tool.function.strict), None)
