@@ -83,6 +83,12 @@ def test_one_that_asks_what_is_not_done_is_named(server: Served, path: str, fiel
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
+def test_too_many_notes_are_told_in_words_of_json(server: Served) -> None:
+    """It was a `Dictionary`."""
+    answer = post(server, "chat/completions", metadata={**LABELS, "more": ""})
+    assert answer.json()["error"]["message"].startswith("metadata: Object should have at most 16 items")
+
+
 def test_they_come_back_where_openai_tells_them(server: Served) -> None:
     sent = {"metadata": {"a": "b"}, "safety_identifier": "ann", "prompt_cache_key": "mine"}
     response = post(server, "responses", **sent).json()

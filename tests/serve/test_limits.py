@@ -134,12 +134,13 @@ def test_whoever_asks_while_it_drains_is_told_so(serve: Serve) -> None:
 
 
 def test_what_takes_longer_than_draining_may_is_cut(serve: Serve) -> None:
+    """It was told `Internal Server Error` in plain text, and the log had a traceback, as of a fault of the server's."""
     served = serve("--shutdown-timeout", "1")
     asking = Asking(served, n=16)
     until(lambda: load(served) == 16)
     assert served.stop() == 0
     asking.join()
-    assert isinstance(asking.outcome, openai.OpenAIError)
+    assert_told_of_the_end(served, asking.outcome)
 
 
 def test_a_second_signal_stops(serve: Serve) -> None:
@@ -151,7 +152,25 @@ def test_a_second_signal_stops(serve: Serve) -> None:
     assert served.process.poll() is None
     served.stop()
     asking.join()
-    assert isinstance(asking.outcome, openai.OpenAIError)
+    assert_told_of_the_end(served, asking.outcome)
+
+
+def assert_told_of_the_end(served: Served, outcome: Any) -> None:
+    assert isinstance(outcome, openai.InternalServerError)
+    assert (outcome.status_code, outcome.code) == (503, "shutting_down")
+    assert outcome.response.headers["retry-after"]
+    assert "Traceback" not in served.log.read_text("utf8")
+
+
+def test_a_stream_that_is_cut_has_no_end(serve: Serve) -> None:
+    served = serve("--shutdown-timeout", "1")
+    with served.client().chat.completions.create(**LONG, n=16, stream=True) as stream:
+        chunks = iter(stream)
+        next(chunks)
+        assert served.stop() == 0
+        with pytest.raises(openai.APIConnectionError):
+            list(chunks)
+    assert "Traceback" not in served.log.read_text("utf8")
 
 
 def test_a_pass_that_crashes_fails_its_requests_alone(serve: Serve, tmp_path: Path) -> None:

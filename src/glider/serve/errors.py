@@ -87,6 +87,11 @@ def absent(field: str) -> PydanticCustomError:
     return PydanticCustomError("field_absent", "{field} is missing", {"field": field})
 
 
+def shutting_down() -> ApiError:
+    """The error of a request that the server has no time for any more."""
+    return ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
+
+
 def require_one(**fields: Any) -> None:
     """Raise `ApiError` unless exactly one of these fields has a value."""
     count = sum(value is not None for value in fields.values())
@@ -108,7 +113,8 @@ def _message(errors: Sequence[Any]) -> str:
     """What a field should be: of several types, any."""
     value, messages = errors[0]["input"], []
     for error in errors:
-        message = _PYTHON.sub("", error["msg"]).replace("dictionary", "object").replace("tuple", "list")
+        message = _PYTHON.sub("", error["msg"]).replace("tuple", "list")
+        message = message.replace("dictionary", "object").replace("Dictionary", "Object")
         if error["type"] == "union_tag_invalid":
             value = value.get(*_field_within(error))
             message = f"Input should be one of {error['ctx']['expected_tags']}"

@@ -12,7 +12,7 @@ from glider.inference.conversation import Turn
 from glider.inference.engine import Ended, Event, Failed, NewToken, Reuse
 from glider.inference.streaming import Decoder
 from glider.serve.call_readers import Call, CallReader, Read
-from glider.serve.errors import ApiError
+from glider.serve.errors import ApiError, shutting_down
 from glider.serve.formats import format_error, require_json
 from glider.serve.hidden import without_directories
 from glider.serve.pools import Target
@@ -266,7 +266,7 @@ class Exchange:
 
     def _end(self, choice: Choice, event: Ended) -> Delta:
         if event.reason == "cancelled":
-            raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
+            raise shutting_down()
         text = choice.decoder.rest()  # which may have the last character of a stop string
         return self._delta(choice, text, "stop" if choice.decoder.stopped else event.reason)
 

@@ -1,5 +1,6 @@
 """Checks before every route: host and origin, size and form of a body, and the request's id."""
 
+import asyncio
 import ipaddress
 import re
 import secrets
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import fail_after
 from starlette.exceptions import HTTPException
 
-from glider.serve.errors import ApiError
+from glider.serve.errors import ApiError, shutting_down
 from glider.serve.paths import as_route
 from glider.serve.settings import ServeSettings
 
@@ -58,6 +59,11 @@ class Guards:
                 raise
             self._service.metrics.refused(fault)
             await fault.response(scope, receive, sent)
+        except asyncio.CancelledError:
+            if not self._service.places.closed:
+                raise
+            if not sent.started:  # whoever has a part of an answer is told by the connection, which breaks
+                await shutting_down().response(scope, receive, sent)
 
     def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
         names = [name for name, _ in scope["headers"]]

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, deque
 
-from glider.serve.errors import ApiError
+from glider.serve.errors import ApiError, shutting_down
 
 RETRY = 1  # seconds, told to whoever is refused
 _Turn = tuple[int, "asyncio.Future[None]"]
@@ -40,7 +40,7 @@ class Places:
     def check(self, key: str, streams: int | None) -> None:
         """Raise `ApiError` where a request of this key would be refused: 503 while draining, 429 for limits."""
         if self.closed:
-            raise ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
+            raise shutting_down()
         limit = streams or self._streams
         if limit is not None and self._by_key[key] >= limit:
             message = f"this key has {limit} requests in flight, as many as it may"

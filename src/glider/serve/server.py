@@ -66,8 +66,11 @@ def serve(spec: "ModelSpec", settings: ServeSettings) -> None:
             end = time.monotonic() + settings.shutdown_timeout
             while service.places.taken and not self.force_exit and time.monotonic() < end:
                 await asyncio.sleep(_LOOK)
-            self.config.timeout_graceful_shutdown = max(0, round(end - time.monotonic()))
+            left = 0 if self.force_exit else max(0, round(end - time.monotonic()))
+            self.config.timeout_graceful_shutdown = left
             await super().shutdown(sockets)
+            if self.force_exit:  # where uvicorn leaves the application as it is, whose end was a traceback
+                await self.lifespan.shutdown()
 
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: None)  # uvicorn raises what it caught once more when it has drained
