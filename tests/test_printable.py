@@ -1,26 +1,27 @@
 """Nothing that a stranger wrote does anything to a terminal, a page or a log but stand there."""
 
 import ast
-import contextlib
 import io
 import json
 import shutil
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glider.cli.main import main
 from glider.config import EMBEDDED_EMBEDDER
 from glider.contribute.adopt import add_description
 from glider.errors import ExpertError, GliderWarning
 from glider.experts.membership import add_expert
 from glider.printable import STRUCK, dump_json, piece, printable, struck, visible
 from glider.terminal import console, named_streams, say, say_json
+
+from .commands import CommandResult
 
 SOURCE = Path(__file__).parents[1] / "src" / "glider"
 HOSTILE = {
@@ -84,7 +85,7 @@ def test_tables_lines_and_json_are_printable(text: str, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("text", [text for name, text in HOSTILE.items() if name != "half"])
 def test_no_command_passes_on_what_a_pool_says(
-    text: str, make_pool, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    text: str, make_pool, llama_directory: Path, tmp_path: Path, glider: Callable[..., CommandResult]
 ) -> None:
     pool = Path(shutil.copytree(make_pool(llama_directory).path, tmp_path / "hostile"))
     for file in (pool / "pool.json", *pool.glob("*/card.json")):
@@ -98,16 +99,11 @@ def test_no_command_passes_on_what_a_pool_says(
         record["files"]["card.json"]["size"] = (pool / record["name"] / "card.json").stat().st_size
     (pool / "pool.json").write_text(json.dumps(index), "utf8")
     for command in (["ls"], ["ls", "--json"], ["show"], ["show", "e0"], ["verify"], ["show", text]):
-        monkeypatch.setattr(sys, "argv", ["glider", "pool", command[0], str(pool), *command[1:]])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        assert ended.value.code in (0, None, 2) and harmless(told.out + told.err), (command, told)
+        ended = glider("pool", command[0], pool, *command[1:])
+        assert ended.code in (0, 2) and harmless(ended.out + ended.err), (command, ended)
     (pool / "e0" / "card.json").write_text(json.dumps({text: text}), "utf8")
-    monkeypatch.setattr(sys, "argv", ["glider", "pool", "ls", str(pool)])
-    with pytest.raises(SystemExit):
-        main()
-    assert harmless(capsys.readouterr().err)
+    ended = glider("pool", "ls", pool)
+    assert ended.code == 2 and harmless(ended.err)
 
 
 def test_an_output_of_few_characters_gets_the_others_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +129,9 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments: tuple[str, ...]) -
     assert ran.stderr.startswith("glider: wanted to use standard output; got: No space") and ran.stderr.count("\n") == 1
 
 
-def test_a_description_of_several_lines_is_one_in_a_list(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_description_of_several_lines_is_one_in_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glider: Callable[..., CommandResult]
+) -> None:
     """A stranger's line breaks drew rows of experts that are not there."""
     pool = tmp_path / "pool"
     shutil.copytree(POOL, pool)
@@ -142,11 +140,10 @@ def test_a_description_of_several_lines_is_one_in_a_list(tmp_path: Path, capsys,
     index = json.loads((pool / "pool.json").read_text("utf8"))
     index["base"]["model_id"] += "\nanother  line"
     (pool / "pool.json").write_text(json.dumps(index), "utf8")
-    monkeypatch.setattr(sys, "argv", ["glider", "pool", "ls", str(pool)])
     monkeypatch.setenv("COLUMNS", "200")
-    with contextlib.suppress(SystemExit):
-        main()
-    lines = capsys.readouterr().out.splitlines()
+    ended = glider("pool", "ls", pool)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
     assert "Judge films. other 2 7" in "\n".join(lines)
     assert not [line for line in lines if line.startswith(("other", "another"))]
 

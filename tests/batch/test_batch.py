@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from glider.batch import run as run_module
 from glider.batch.answering import Answering
 from glider.batch.prompts import read_prompts
-from glider.cli.main import main
 from glider.errors import DataError
 from glider.experts.pool import Pool
 from glider.files.held import empty
@@ -23,7 +21,9 @@ from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.jobs.run import only_writer
 
-Glider = Callable[..., tuple[int, str, str]]
+from ..commands import CommandResult, run_command
+
+Glider = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -39,13 +39,8 @@ def glider(
     monkeypatch.chdir(tmp_path)
     shared = ["--pool", pool.path, "--base", llama_directory, "--max-new-tokens", 4, "--batch-size", 2]
 
-    def run(data: str, out: str, *more: object) -> tuple[int, str, str]:
-        words = ["glider", "generate", "--data", data, "--out", out, *shared, *more]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err
+    def run(data: str, out: str, *more: object) -> CommandResult:
+        return run_command(("generate", "--data", data, "--out", out, *shared, *more), monkeypatch, capsys)
 
     return run
 
@@ -340,13 +335,12 @@ def test_what_is_no_prompt_is_named(tmp_path: Path, content: str, fault: str):
         read_prompts(tmp_path / "rows.jsonl", {})
 
 
-def test_half_a_command_is_refused(glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_half_a_command_is_refused(
+    glider: Glider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     write(tmp_path / "rows.jsonl", [{"input": "a"}])
     for words in (["a prompt", "--data", "rows.jsonl", "--out", "x"], ["--data", "rows.jsonl"], ["--out", "x"], []):
-        monkeypatch.setattr(sys, "argv", ["glider", "generate", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
+        assert run_command(("generate", *words), monkeypatch, capsys).code == 2
     assert glider("rows.jsonl", "x.jsonl", "--workers", "2")[0] == 2
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from glider.cli.main import main
 from glider.contribute.lorahub import search_lorahub
 from glider.data.rows import Row
 from glider.errors import DataError, GliderError, MissingDependency, RouterError
@@ -20,6 +19,8 @@ from glider.inference.base_model import load_base
 from glider.inference.model import RoutedModel
 from glider.inference.spec import ModelSpec, load
 from glider.routing.methods.merge import Merge
+
+from ..commands import CommandResult
 
 CHOICE_ROWS = [Row(input=f"is {i} even?", output=("yes", "no")[i % 2], choices=("yes", "no")) for i in range(12)]
 TEXT_ROWS = [Row(input=f"say {i}", output=f"it is {i}") for i in range(5)]
@@ -153,23 +154,14 @@ def test_interval_and_p_value_tell_a_difference_from_none() -> None:
     assert paired_p([0.0, 1.0] * 20, [1.0, 0.0] * 20) > 0.5
 
 
-RunCommand = Callable[..., tuple[int, str, str]]
+RunCommand = Callable[..., CommandResult]
 
 
 @pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
-    """`run_command(*arguments)` runs `glider compare`: exit code, output, error output."""
-
+def run_command(monkeypatch: pytest.MonkeyPatch, glider: RunCommand) -> RunCommand:
+    """`run_command(*arguments)` runs `glider compare` in a wide terminal: exit code, output, error output."""
     monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["glider", "compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
+    return lambda *arguments: glider("compare", *arguments)
 
 
 def test_command_prints_a_table_and_json(make_pool, llama_directory, tmp_path: Path, run_command: RunCommand) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from glider.cli.main import main
 from glider.errors import GliderError, PoolError
 from glider.experts.card import EmbedderIdentity
 from glider.experts.expert import EXPERT_FILES, Expert
@@ -257,13 +256,11 @@ def test_the_command_adds_none_where_one_is_of_another_base(
     make: MakeExpert,
     edit_json: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
     make(tmp_path / "other", seed=9)
     edit_json(tmp_path / "other" / "card.json", base=another_base(llama))
-    monkeypatch.setattr(sys, "argv", ["glider", "pool", "add", str(path), "d", str(tmp_path / "other")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+    assert run_command(("pool", "add", path, "d", tmp_path / "other"), monkeypatch, capsys).code == 2
     assert Pool.open(path).names == ["a", "b", "c"]
 
 

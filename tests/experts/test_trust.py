@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 import glider
-from glider.cli.main import main
 from glider.data.rows import read_rows
 from glider.demo.pool import DEMO_POOL
 from glider.errors import ConfigError, GliderError, PoolError
@@ -28,6 +26,8 @@ from glider.inference.spec import ModelSpec, open_pool
 from glider.routing.methods.multitask import Multitask
 from glider.sharing.signature import generate_keys, sign_pool
 from glider.verdicts.background import Background
+
+from ..commands import CommandResult
 
 pytest.importorskip("cryptography")
 
@@ -200,15 +200,12 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_opens_a_pool_has_the_flag(
-    pool: Path, keys: Path, data: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    pool: Path, keys: Path, data: Path, command: str, glider: Callable[..., CommandResult]
 ) -> None:
     places = {"POOL": str(pool), "DATA": str(data), "OUT.png": str(data.parent / "out.png")}
     arguments = [places.get(argument, argument) for argument in COMMANDS[command]]
-    monkeypatch.setattr(sys, "argv", ["glider", *arguments, "--key", str(keys / "mine.pub")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr()
-    assert ended.value.code == 2 and told.err.count("\n") == 1, told.err
+    told = glider(*arguments, "--key", keys / "mine.pub")
+    assert told.code == 2 and told.err.count("\n") == 1, told.err
     assert "wanted a signed pool" in told.err and SIGNATURE_FILE in told.err
 
 

@@ -360,7 +360,10 @@ def test_folding_twice_is_folding_once_and_a_folded_model_takes_no_second_pool(
 
 
 def test_folding_the_base_router_does_nothing(make_pool, llama_directory: Path) -> None:
-    load(str(llama_directory), make_pool(llama_directory).path, router="base").fold()
+    model = load(str(llama_directory), make_pool(llama_directory).path, router="base")
+    before = logits(model.model)
+    model.fold()
+    assert torch.equal(logits(model.model), before)
 
 
 def test_generations_of_the_same_experts_hold_them_once(base_directory: Path, make_pool, grow_pool) -> None:

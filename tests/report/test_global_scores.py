@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from matplotlib.image import imread
 from pydantic import ValidationError
 
 from glider.calibration.threshold import calibrate, held_back
-from glider.cli.main import main
 from glider.errors import ConfigError, MissingDependency, RouterError
 from glider.experts.pool import Pool
 from glider.inference.queries import Query, QueryReader
@@ -18,6 +18,8 @@ from glider.report.global_scores import PROFILES, PoolScores, Spread, TaskScores
 from glider.report.scores_figure import draw_scores
 from glider.report.style import DARK
 from glider.routing.signals.base import signals
+
+from ..commands import CommandResult
 
 
 @pytest.fixture
@@ -135,21 +137,15 @@ def test_scores_that_no_picture_can_show_are_refused(place: str, value: float) -
         PoolScores.model_validate(told)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["glider", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code if isinstance(ended.value.code, int) else 0
-
-
 def test_the_command_draws_and_tells(
-    pool: Pool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    pool: Pool, rows: Path, tmp_path: Path, glider: Callable[..., CommandResult]
 ) -> None:
-    shared = ("scores", "--pool", pool.path, "--data", rows)
-    assert run(monkeypatch, *shared, "--out", tmp_path / "scores.png") == 0
-    assert "4 tasks x 3 experts, examples, p = " in capsys.readouterr().out
-    assert run(monkeypatch, *shared, "--out", tmp_path / "scores.json", "--json") == 0
-    told = PoolScores.model_validate_json(capsys.readouterr().out)
+    shared = ("report", "scores", "--pool", pool.path, "--data", rows)
+    drawn = glider(*shared, "--out", tmp_path / "scores.png")
+    assert drawn.code == 0 and "4 tasks x 3 experts, examples, p = " in drawn.out
+    written = glider(*shared, "--out", tmp_path / "scores.json", "--json")
+    assert written.code == 0
+    told = PoolScores.model_validate_json(written.out)
     assert told == PoolScores.model_validate_json((tmp_path / "scores.json").read_text())
     assert [task.task for task in told.tasks] == ["e0", "e1", "e2", "riddles"]
 
@@ -157,12 +153,9 @@ def test_the_command_draws_and_tells(
 @pytest.mark.parametrize(
     ("arguments", "part"), [((), "--out"), (("--out", "x.gif"), ".png"), (("--out", "x.png", "--data", "no*"), "no*")]
 )
-def test_mistakes_are_one_line(
-    pool: Pool, arguments: tuple, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    assert run(monkeypatch, "scores", "--pool", pool.path, *arguments) == 2
-    err = capsys.readouterr().err
-    assert part in err and err.count("\n") == 1
+def test_mistakes_are_one_line(pool: Pool, arguments: tuple, part: str, glider: Callable[..., CommandResult]) -> None:
+    ended = glider("report", "scores", "--pool", pool.path, *arguments)
+    assert ended.code == 2 and part in ended.err and ended.err.count("\n") == 1
 
 
 def test_without_matplotlib_the_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

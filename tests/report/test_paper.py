@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from glider.cli.main import main
 from glider.errors import ConfigError, DataError, ExpertError
 from glider.evaluation.run_plan import RunPlan
 from glider.evaluation.run_table import table
@@ -24,6 +23,8 @@ from glider.inference.spec import load
 from glider.report.global_scores import pool_scores, task_files
 from glider.report.paper import write_report
 from glider.report.routing_map import routing_map
+
+from ..commands import CommandResult
 
 ROWS = [
     {"input": f"is {i} even{'?' * i}", "output": ("yes", "no")[i % 2], "choices": ["yes", "no"], "split": "test"}
@@ -209,29 +210,20 @@ def test_latex_is_balanced(partial: Path, tmp_path: Path) -> None:
         assert all(row.endswith(r"\\") and row.count(" & ") == 2 for row in rows.strip().splitlines())
 
 
-def test_the_command_tells_what_it_made(partial: Path, monkeypatch, capsys) -> None:
-    for extra in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["glider", "report", "paper", str(partial), *extra])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        out = capsys.readouterr().out
-        assert (
-            json.loads(out)["title"] == "A & B"
-            if extra
-            else "figures in report.html, .md, .tex; missing results: 5" in out
-        )
+def test_the_command_tells_what_it_made(partial: Path, glider: Callable[..., CommandResult]) -> None:
+    told, listed = glider("report", "paper", partial), glider("report", "paper", partial, "--json")
+    assert told.code == listed.code == 0
+    assert "figures in report.html, .md, .tex; missing results: 5" in told.out
+    assert json.loads(listed.out)["title"] == "A & B"
     assert (partial / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(("words", "part"), [(["nowhere"], "glider evaluate"), (["--plan", "no.yaml"], "no.yaml")])
-def test_mistakes_are_one_line(partial: Path, words: list[str], part: str, monkeypatch, capsys) -> None:
-    words = words if words[0] == "nowhere" else [str(partial), *words]
-    monkeypatch.setattr(sys, "argv", ["glider", "report", "paper", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and part in err and err.strip().count("\n") == 0
+def test_mistakes_are_one_line(
+    partial: Path, words: list[str], part: str, glider: Callable[..., CommandResult]
+) -> None:
+    ended = glider("report", "paper", *(words if words[0] == "nowhere" else [partial, *words]))
+    assert ended.code == 2 and part in ended.err and ended.err.strip().count("\n") == 0
 
 
 def test_a_figures_file_of_another_kind_is_refused(partial: Path, tmp_path: Path) -> None:

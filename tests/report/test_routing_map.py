@@ -2,19 +2,20 @@
 
 import copy
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from glider.cli.main import main
 from glider.errors import ConfigError, RouterError
 from glider.inference.spec import load
 from glider.report.global_scores import task_files
 from glider.report.paper import _drawing
 from glider.report.routing_map import RoutingMap, routing_map
+
+from ..commands import CommandResult
 
 
 @pytest.fixture
@@ -57,16 +58,13 @@ def test_too_many_panels_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_numbers_or_a_picture(
-    make_pool, llama_directory: Path, rows: Path, tmp_path: Path, monkeypatch, capsys
+    make_pool, llama_directory: Path, rows: Path, tmp_path: Path, glider: Callable[..., CommandResult]
 ) -> None:
     pool = make_pool(llama_directory).path
     for name in ("routing.json", "routing.png"):
         words = ["--pool", pool, "--base", llama_directory, "--data", rows / "*.jsonl", "--out", tmp_path / name]
-        monkeypatch.setattr(sys, "argv", ["glider", "report", "routing", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        assert "2 tasks x 14 sites x 3 experts, glider" in capsys.readouterr().out
+        ended = glider("report", "routing", *words)
+        assert ended.code == 0 and "2 tasks x 14 sites x 3 experts, glider" in ended.out
     assert RoutingMap.model_validate_json((tmp_path / "routing.json").read_text()).router == "glider"
     assert (tmp_path / "routing.png").read_bytes().startswith(b"\x89PNG")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glider.cli.main import main
 from glider.errors import ExpertError
 from glider.experts.pool import Pool
 from glider.files.disk import sha256
 from glider.routing import spectra_files, spectral
 from glider.routing.spectra_files import clear_spectra, spectra_file, stored_spectra
 from glider.routing.spectral import bases, factorise, spectra_of
+
+from ..commands import CommandResult
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -217,16 +217,12 @@ def test_what_no_pool_asked_for_in_a_month_goes_and_what_is_used_stays(
 
 
 def test_the_command_tells_of_spectra_and_clears_them(
-    mixed: Pool, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mixed: Pool, cache: Path, glider: Callable[..., CommandResult]
 ) -> None:
     spectra_of(mixed)
-    told = []
-    for command in (["info"], ["info", "--json"], ["clear", "--json"], ["info"]):
-        monkeypatch.setattr(sys, "argv", ["glider", "cache", *command])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        told.append(capsys.readouterr().out)
+    ended = [glider("cache", *command) for command in (["info"], ["info", "--json"], ["clear", "--json"], ["info"])]
+    assert [one.code for one in ended] == [0] * 4
+    told = [one.out for one in ended]
     assert f"{cache}: spectra of 3 experts" in told[0]
     assert json.loads(told[1])["spectra"]["experts"] == 3 and json.loads(told[1])["spectra"]["bytes"] > 0
     assert json.loads(told[2])["spectra"] == 3

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from glider.cli.main import main
 from glider.config import EMBEDDED_EMBEDDER
 from glider.contribute.adopt import add_description, adopt, make_gates, make_profile
 from glider.contribute.protocol import train_expert
@@ -26,6 +25,7 @@ from glider.experts.expert import Expert
 from glider.experts.pool import Pool
 from glider.routing.base import routers
 
+from ...commands import CommandResult
 from .adapters import ADAPTER_FILES, Edit, content, quick, routed_logits
 
 EMBEDDER = "all-MiniLM-L6-v2"
@@ -156,16 +156,12 @@ def test_mean_gates_are_the_mean_inputs_and_need_no_training(expert: Expert, lla
 
 
 def test_gates_over_gates_say_so(
-    expert: Expert, llama_directory: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    expert: Expert, llama_directory: Path, data: Path, glider: Callable[..., CommandResult]
 ):
-    command = ["glider", "expert", "gates", str(expert.directory), str(data), "--base", str(llama_directory)]
     for said in (False, True):
-        monkeypatch.setattr(sys, "argv", [*command, "--how", "mean"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert ended.value.code in (0, None), captured.err
-        assert (", in place of 4," in captured.out) == said
+        ended = glider("expert", "gates", expert.directory, data, "--base", llama_directory, "--how", "mean")
+        assert ended.code == 0, ended.err
+        assert (", in place of 4," in ended.out) == said
 
 
 @pytest.mark.parametrize("text", ["", " \n"])

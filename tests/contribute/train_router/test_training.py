@@ -1,13 +1,12 @@
 """Trained routers: each is stored, recorded and read."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from glider.cli.main import main
 from glider.contribute.train_router import train_router
 from glider.errors import GliderError, RouterError
 from glider.experts.pool import Pool
@@ -20,6 +19,7 @@ from glider.routing.specification import parsed, router_from
 from glider.sharing.signature import generate_keys, sign_pool
 from glider.testing import check_router
 
+from ...commands import CommandResult
 from .rows import rows_of, settings
 
 KINDS = ["joint", "mindskip", "mindskip-attention", "task-moe", "vq", "seqr", "ariadne", "lorauter"]
@@ -66,19 +66,15 @@ def test_what_cannot_be_trained_is_refused(base: BaseModel, pool: Pool) -> None:
 
 
 def test_the_command_trains_for_one_pool_and_says_where(
-    llama_directory: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    llama_directory: Path, pool: Pool, tmp_path: Path, glider: Callable[..., CommandResult]
 ) -> None:
     for name, rows in rows_of().items():
         lines = [json.dumps({"input": row.input, "output": row.output}) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf8")
 
     def run(*arguments: str) -> tuple[int, str]:
-        command = ["glider", "pool", "train-router", str(pool.path), "--base", str(llama_directory), *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out + told.err
+        ended = glider("pool", "train-router", pool.path, "--base", llama_directory, *arguments)
+        return ended.code, ended.out + ended.err
 
     data = str(tmp_path / "{name}.jsonl")
     private, public = tmp_path / "key", tmp_path / "key.pub"

@@ -3,12 +3,12 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glider.cli.main import main
 from glider.errors import BaseModelError, ConfigError, DataError, EndpointError
 from glider.evaluation import metrics
 from glider.evaluation.run_plan import RunPlan
@@ -20,6 +20,7 @@ from glider.jobs.local import LocalExecutor
 from glider.jobs.run import LOCK_FILE
 from glider.routing.select import TopK
 
+from ...commands import CommandResult
 from .run_files import EVEN, SAY, statuses, told, write
 
 
@@ -221,34 +222,27 @@ def test_the_precision_of_products_holds_for_the_run_alone(make_run, monkeypatch
     assert told(run, "base", "near", "even")["config"]["matmul"] == "medium"
 
 
-def test_one_cell_can_be_evaluated_alone(
-    make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_cell_can_be_evaluated_alone(make_run, tmp_path: Path, glider: Callable[..., CommandResult]) -> None:
     make_run(["base", "phatgoose", "oracle"])
     out = tmp_path / "out"
 
-    def evaluate(*options: str) -> int:
-        command = ["glider", "evaluate", str(tmp_path / "run.yaml"), "--out", str(out), *options]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
+    def evaluate(*options: str) -> CommandResult:
+        return glider("evaluate", tmp_path / "run.yaml", "--out", out, *options)
 
-    assert evaluate("--router", "phatgoose", "--task", "even") == 0
+    assert evaluate("--router", "phatgoose", "--task", "even").code == 0
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json")) == ["phatgoose/near/even.json"]
-    assert evaluate("--router", "base", "--set", "far") == 0
+    assert evaluate("--router", "base", "--set", "far").code == 0
     assert [path.name for path in (out / "base").rglob("*.json")] == ["say.json"]
-    assert evaluate("--router", "oracle", "--task", "say") == 0
+    assert evaluate("--router", "oracle", "--task", "say").code == 0
     assert json.loads((out / "oracle" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
     make_run([{"router": "oracle", "name": "best"}, "single:{task}"])
-    assert evaluate("--router", "best", "--task", "say") == 0
+    assert evaluate("--router", "best", "--task", "say").code == 0
     assert json.loads((out / "best" / "far" / "say.json").read_text())["oracle"]["expert"] in {"e0", "e1", "e2"}
     assert not list(out.rglob("single-task/**/*.json"))
-    capsys.readouterr()
-    assert evaluate("--task", "evn") == 2
-    assert "a task of the run (e0, even, say); got evn" in capsys.readouterr().err
-    assert evaluate("--set", "fear") == 2
-    assert "a set of the run (far, near); got fear" in capsys.readouterr().err
+    ended = evaluate("--task", "evn")
+    assert ended.code == 2 and "a task of the run (e0, even, say); got evn" in ended.err
+    ended = evaluate("--set", "fear")
+    assert ended.code == 2 and "a set of the run (far, near); got fear" in ended.err
 
 
 def test_a_missing_package_is_told_before_the_base_is_loaded(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
