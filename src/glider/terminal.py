@@ -5,6 +5,7 @@ brackets are square brackets, not styles.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 from glider.printable import dump_json, piece, visible
 
+_UNFOLDED = 10_000  # characters of a line
 _quiet = False
 
 
@@ -51,8 +53,15 @@ def console(*, stderr: bool = False, wrap: bool = True) -> Any:
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(visible(text), **how)
 
+    folds = stderr or sys.stdout.isatty() or "COLUMNS" in os.environ  # a pipe or a file has no width
     return PrintableConsole(
-        stderr=stderr, quiet=stderr and _quiet, markup=False, emoji=False, highlight=False, soft_wrap=not wrap
+        stderr=stderr,
+        quiet=stderr and _quiet,
+        width=None if folds else _UNFOLDED,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=not wrap,
     )
 
 

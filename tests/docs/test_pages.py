@@ -167,8 +167,8 @@ def test_measurements(pool: None, here: Path, llama_directory: Path) -> None:
 
 
 def test_the_files_of_the_page_are_a_run_and_a_report() -> None:
-    run, report = re.findall(r"^```yaml\n(.*?)```", page("evaluation.md"), re.S | re.M)
-    RunPlan.model_validate(yaml.safe_load(run))
+    *runs, report = re.findall(r"^```yaml\n(.*?)```", page("evaluation.md"), re.S | re.M)
+    assert [len(RunPlan.model_validate(yaml.safe_load(run)).routers) for run in runs] == [2, 7]
     assert set(ReportPlan.model_validate(yaml.safe_load(report)).tables) == {"table1", "table2", "table3"}
 
 

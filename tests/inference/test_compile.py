@@ -10,6 +10,11 @@ import glider
 from glider.calibration.automatic import calibrated
 from glider.inference.model import RoutedModel
 
+# where this is missing, transformers' own code asks for it in a compiled pass
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="transformers' models do not compile with this PyTorch"
+)
+
 PROMPTS = ["the e0 e01 of e02", "the e1 and e12 of e13"]
 OTHERS = ["the e2 e23 e25", "What is the capital of Egypt?"]
 

@@ -64,6 +64,12 @@ def test_what_a_loaded_model_cannot_be_given_is_refused(pool: Pool, llama_direct
         load(str(llama_directory), pool.path, tokenizer=object())
 
 
+def test_a_pool_in_the_place_of_a_base_is_told(pool: Pool):
+    for place in ("demo", str(pool.path), pool.path):
+        with pytest.raises(ConfigError, match=r"load\(pool="):
+            load(place)
+
+
 def test_a_loaded_model_of_other_weights_is_refused(pool: Pool, other_llama_directory: Path):
     with pytest.raises(BaseModelError, match="other weights"):
         load(AutoModelForCausalLM.from_pretrained(other_llama_directory), pool.path)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 
 from glider.contribute.adopt import import_adapter
@@ -271,6 +272,25 @@ def test_a_reader_that_fails_stops_the_run(model: RoutedModel) -> None:
         model.generate_batch(QUERIES, max_new_tokens=4, on_answer=fail)
     assert threading.active_count() <= threads
     assert len(model.generate_batch(QUERIES[:1], max_new_tokens=4)) == 1
+
+
+def test_a_request_that_the_manager_refuses_leaves_nothing(model: RoutedModel, monkeypatch) -> None:
+    """Its name stayed taken, and its generation of the pool in use."""
+    ids = model.prompt.prompt_ids(model.tokenizer, TEXTS[0])
+    engine = model.engine()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no room")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ContinuousBatchingManager, "add_request", refuse)
+            with pytest.raises(RuntimeError, match="no room"):
+                engine.add("one", ids, model.condition([TEXTS[0]]), RequestSettings(2))
+        engine.add("one", ids, model.condition([TEXTS[0]]), RequestSettings(2))
+        assert [event for event in events(engine, ["one"]) if isinstance(event, Ended)]
+    finally:
+        engine.close()
 
 
 def test_requests_out_of_order_are_noticed(model: RoutedModel, monkeypatch: pytest.MonkeyPatch) -> None:

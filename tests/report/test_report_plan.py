@@ -63,7 +63,13 @@ def test_every_fault_is_told(results: Path, write_cell) -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("a: [", "YAML"), ("tabels: {}", "tabels"), ("tables: {t: []}", "tables.t.methods"), ("[1]", "ReportPlan")],
+    [
+        ("a: [", "YAML"),
+        ("tabels: {}", "tabels"),
+        ("tables: {t: []}", "tables.t.methods"),
+        ("[1]", "ReportPlan"),
+        ("false", "ReportPlan"),
+    ],
 )
 def test_a_file_of_another_form_is_refused(results: Path, text: str, part: str) -> None:
     results.mkdir()

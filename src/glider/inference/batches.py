@@ -69,7 +69,7 @@ class EngineSettings:
         try:
             config, unknown = bare._prepare_generation_config(None, **{**rest, **fixed})
             bare._prepare_special_tokens(config, True, device=bare.device)
-        except (TypeError, ValueError) as fault:
+        except (TypeError, ValueError, RuntimeError) as fault:  # PyTorch's, of an id beyond 64 bits
             raise QueryError("settings of transformers' generation", str(fault), "Mend the settings.") from fault
         try_processors(bare, config)
         mode = config.get_generation_mode().value

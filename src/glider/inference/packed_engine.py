@@ -108,12 +108,18 @@ class PackedEngine:
         except BaseException:
             self._attached.give_back(generation)
             raise
-        manager.add_request(
-            list(ids),
-            request_id=request,
-            max_new_tokens=settings.max_new_tokens,
-            eos_token_id=sorted(settings.ends) or -1,
-        )
+        try:
+            manager.add_request(
+                list(ids),
+                request_id=request,
+                max_new_tokens=settings.max_new_tokens,
+                eos_token_id=sorted(settings.ends) or -1,
+            )
+        except BaseException:
+            with self._lock:
+                self._requests.pop(request, None)
+            self._attached.give_back(generation)
+            raise
 
     def gather(self) -> AbstractContextManager[None]:
         return nullcontext()  # those that come later join

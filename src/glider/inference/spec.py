@@ -272,12 +272,16 @@ def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, 
     Raises: `ConfigError` for settings that do not fit, and the `GliderError` of whatever else does not, before anything
     is attached.
     """
+    from glider.experts.index import POOL_FILE
+
     fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
     rest = {name: value for name, value in settings.items() if name not in fields}
     arguments = {**fields.pop("arguments", {}), **{name: rest.pop(name) for name in FROM_PRETRAINED if name in rest}}
     router_settings = {**fields.pop("settings", {}), **rest}
     loaded = base is not None and not isinstance(base, str | Path)
     named = None if base is None or loaded else str(base)
+    if named is not None and (named == "demo" or (Path(named) / POOL_FILE).is_file()):
+        raise ConfigError("a base model, then a pool", f"the pool {named} alone", f"Write load(pool={named!r}).")
     spec = ModelSpec.parse(base=named, pool=pool, settings=router_settings, arguments=arguments, **fields)
     if tokenizer is not None and not loaded:
         raise ConfigError("a tokenizer beside a model that is loaded", "a base to load", "Leave tokenizer out.")

@@ -129,6 +129,7 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
     _require_known_modules(source)
     try:
         model = SentenceTransformer(source, device="cpu")
+        tokenizer = model.tokenizer  # older versions make a model of no modules, and stumble here
     except Exception as fault:  # of files of another form, anything
         named = "" if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: "
         raise EmbedderError(
@@ -137,9 +138,9 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
             f"Give a hub id, a local path, or {EMBEDDED_EMBEDDER}.",
         ) from fault
 
-    require_bounded_tokenizer(model.tokenizer)
-    known = isinstance(model.tokenizer, PreTrainedTokenizerBase)
-    measure = Measure(model.tokenizer, model.max_seq_length) if known else None
+    require_bounded_tokenizer(tokenizer)
+    known = isinstance(tokenizer, PreTrainedTokenizerBase)
+    measure = Measure(tokenizer, model.max_seq_length) if known else None
     if (encoder := encoder_of(model)) is not None:
         return encoder, measure
 

@@ -130,7 +130,8 @@ class ReportPlan(Config):
     def read(cls, path: Path) -> "ReportPlan":
         """Read a report file; raises `ConfigError` naming every fault of its form."""
         with faults_of_plan("a report file", "a report", "docs/evaluation.md", path):
-            return cls.model_validate(read_yaml(path) or {})
+            plan = read_yaml(path)
+            return cls.model_validate({} if plan is None else plan)
 
     def settled(self, results: Results, directory: Path) -> "ReportPlan":
         """With the defaults in place, checked against the results; names that fit nothing are told together."""
