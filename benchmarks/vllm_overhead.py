@@ -5,7 +5,8 @@
 
 One thread, greedy, no prefix cache. For each kind of request the ratio of its time to the bare engine's, measured right
 before it: median and quartiles of the pairs. `bare again` is a second engine without a pool: what the machine's noise
-comes to. `--compile` lets torch.compile and, on a GPU, CUDA graphs take part (the default is eager).
+comes to. `--compile` lets torch.compile and, on a GPU, CUDA graphs take part (the default is eager). `--experts 36`
+takes so many random experts, of `--rank`, at the sites of the pool's first one.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -29,6 +32,8 @@ def main() -> None:
     parser.add_argument("pool", nargs="?", default="demo")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--experts", type=int, help="random experts in place of the pool's")
+    parser.add_argument("--rank", type=int, default=16, help="of random experts")
     parser.add_argument("--base", help="directory of the base, where the pool's own name is not one")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention", help="vLLM's --attention-backend")
@@ -39,20 +44,54 @@ def main() -> None:
     if options.engine:
         answer_commands(options)
         return
+    with tempfile.TemporaryDirectory() as directory:
+        if options.experts:
+            options.pool = random_pool(Path(directory) / "pool", options.pool, options.experts, options.rank)
+        results = measured(options)
+    print(json.dumps(results) if options.json else table(results))
+
+
+def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Starts the engines, measures, and ends them."""
     kinds = options.only or [name for name in ENGINES if name != "bare"]
     processes = {name: start(ENGINES[name], options) for name in ("bare", *kinds)}
     try:
-        results = measure(processes, options.pairs)
+        return measure(processes, options.pairs)
     finally:
         for process in processes.values():
             process.stdin.close()
             process.wait(60)
-    print(json.dumps(results) if options.json else table(results))
+
+
+def random_pool(path: Path, like: str, count: int, rank: int) -> str:
+    """A pool of random experts at the sites of another pool's first expert, for the same base."""
+    import torch
+    from peft import LoraConfig
+
+    from glider.experts.expert import write_expert
+    from glider.experts.pool import Pool
+    from glider.inference.spec import open_pool
+
+    first = next(iter(open_pool(like)))
+    pool = Pool.create(path, first.card.base)
+    chance = torch.Generator().manual_seed(0)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(first.sites))
+    for name in (f"random{number}" for number in range(count)):
+        lora, gates = {}, {}
+        for site, shape in first.sites.items():
+            down = torch.randn(rank, shape.in_features, generator=chance) / shape.in_features**0.5
+            up = 0.1 * torch.randn(shape.out_features, rank, generator=chance)
+            lora |= {f"base_model.model.{site}.lora_{part}.weight": matrix for part, matrix in (("A", down), ("B", up))}
+            gates[site] = torch.randn(shape.in_features, generator=chance)
+        card = first.card.model_copy(update={"name": name, "task": name, "description": None, "embedder": None})
+        write_expert(path / name, card, settings, lora, gates, None)
+        pool = pool.add(name)
+    return str(path)
 
 
 def start(engine: str, options: argparse.Namespace) -> Any:
     """A process with an engine, ready."""
-    command = [sys.executable, __file__, options.pool, "--engine", engine, "--dtype", options.dtype]
+    command = [sys.executable, __file__, str(options.pool), "--engine", engine, "--dtype", options.dtype]
     command += ["--compile"] if options.compile else []
     command += ["--base", options.base] if options.base else []
     command += ["--attention", options.attention] if options.attention else []
