@@ -22,6 +22,7 @@ from glider.demo.pool import DEMO_POOL
 from glider.experts.pool import Pool
 from glider.inference.spec import BaseSpec, base_of
 from glider.layers.attach import Attached, Storage, attach
+from glider.layers.caches import cache_after, with_cache
 from glider.routing.methods.mindskip_attention import MindSkipAttention, blocks_of
 
 
@@ -79,10 +80,10 @@ def timed(attached: Attached, ids: torch.Tensor, steps: int) -> tuple[float, flo
         given = model(ids, use_cache=True)
         prompt = time.process_time() - began
         token = ids[:, -1:]
-        given = model(token, past_key_values=given.past_key_values, use_cache=True)
+        given = model(token, **with_cache(model, cache_after(given)), use_cache=True)
         began = time.process_time()
         for _ in range(steps):
-            given = model(token, past_key_values=given.past_key_values, use_cache=True)
+            given = model(token, **with_cache(model, cache_after(given)), use_cache=True)
         return prompt, (time.process_time() - began) / steps
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from glider.layers.caches import cache_after, with_cache
 from glider.layers.routed_linear import RoutedLinear
 
 CONTEXT = 64  # tokens before a step
@@ -25,11 +26,12 @@ def stepper(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) -> Cal
     """Takes one step after CONTEXT tokens, and takes it back."""
     prompt = random_ids(model, len(ids), CONTEXT, seed=3)
     with torch.inference_mode(), routing(len(ids)):
-        cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_after(model(input_ids=prompt, use_cache=True, logits_to_keep=1))
+    given = with_cache(model, cache)
 
     def run() -> Any:
         with torch.inference_mode(), routing(len(ids)):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            output = model(input_ids=ids, **given, use_cache=True)
         cache.crop(-1)
         return output
 
@@ -44,11 +46,12 @@ def static_step(model: Any, ids: torch.Tensor, routing: Callable[[int], Any]) ->
     prompt = random_ids(model, len(ids), CONTEXT, seed=3)
     with torch.inference_mode(), routing(len(ids)):
         cache: Any = StaticCache(config=model.config, max_cache_len=CONTEXT + 1)
-        model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        given = with_cache(model, cache)
+        model(input_ids=prompt, **given, use_cache=True, logits_to_keep=1)
         place = torch.full((len(ids), 1), CONTEXT, device=ids.device)
 
     def step() -> Any:
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, position_ids=place)
+        output = model(input_ids=ids, **given, use_cache=True, position_ids=place)
         take_back: Any = torch._foreach_sub_  # pyright: ignore[reportPrivateImportUsage]
         take_back([layer.cumulative_length for layer in cache.layers], 1)
         return output

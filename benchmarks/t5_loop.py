@@ -34,6 +34,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from glider.cli.terminal import exit_code
 from glider.files.disk import write_json
 from glider.layers.attach import Attached, Storage
+from glider.layers.caches import cache_after, with_cache
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import Decision
 from glider.routing.condition import Condition
@@ -163,10 +164,11 @@ def scorer(model: Any, ids: torch.Tensor, target: torch.Tensor) -> Callable[[], 
 def stepper(model: Any, ids: torch.Tensor, target: torch.Tensor) -> Callable[[], Any]:
     """Takes one decoding step after the target, and takes it back."""
     states = model.get_encoder()(input_ids=ids)
-    cache = model(encoder_outputs=states, decoder_input_ids=target, use_cache=True).past_key_values
+    cache = cache_after(model(encoder_outputs=states, decoder_input_ids=target, use_cache=True))
+    given = with_cache(model, cache)
 
     def run() -> None:
-        model(encoder_outputs=states, decoder_input_ids=target[:, :1], past_key_values=cache, use_cache=True)
+        model(encoder_outputs=states, decoder_input_ids=target[:, :1], **given, use_cache=True)
         cache.self_attention_cache.crop(-1)
 
     run()

@@ -21,6 +21,7 @@ import torch
 from glider.cli.terminal import exit_code
 from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec, base_of, open_pool
+from glider.layers.caches import cache_after, with_cache
 from glider.routing.condition import Condition, Settled
 
 TOKENS = 512
@@ -74,12 +75,13 @@ def pass_of(model: Any, ids: torch.Tensor, length: int, routing: Callable[[], An
     cache = None
     if length < TOKENS:
         with routing():
-            cache = model(input_ids=ids, use_cache=True).past_key_values
+            cache = cache_after(model(input_ids=ids, use_cache=True))
         ids = ids[:, :length]
+    given = with_cache(model, cache)
 
     def run() -> object:
         with routing():
-            result = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            result = model(input_ids=ids, **given, use_cache=cache is not None)
         if cache is not None:
             cache.crop(-length)
         return result

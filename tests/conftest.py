@@ -18,8 +18,12 @@ import safetensors.torch
 import torch
 from jaxtyping import install_import_hook
 
-# shapes in signatures are checked in tests only
-install_import_hook(["glider.routing", "glider.layers", "glider.instructions"], "beartype.beartype")
+# shapes in signatures are checked in tests only; not those of Triton's programs, which the interpreter of older
+# versions cannot run in a wrapper
+_SOURCE = Path(__file__).parents[1] / "src"
+_LAYERS = [file for file in (_SOURCE / "glider/layers").rglob("*.py") if file.stem not in ("__init__", "gpu_programs")]
+_CHECKED = [".".join(file.relative_to(_SOURCE).with_suffix("").parts) for file in sorted(_LAYERS)]
+install_import_hook(["glider.routing", "glider.instructions", *_CHECKED], "beartype.beartype")
 
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

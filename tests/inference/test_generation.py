@@ -69,6 +69,7 @@ def test_a_generation_config_is_honoured(llama: RoutedModel) -> None:
         ({"labels": torch.ones(1, 2)}, "labels"),
         ({"position_ids": torch.arange(4)[None]}, "position_ids"),
         ({"past_key_values": DynamicCache()}, "past_key_values"),
+        ({"cache": DynamicCache()}, "cache"),
         ({"synced_gpus": True}, "synced_gpus"),
         ({"token_healing": True}, "token_healing"),
         ({"stop_strings": [1]}, "stop_strings"),

@@ -15,6 +15,7 @@ from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.layers.attach import attach
+from glider.layers.caches import cache_after, with_cache
 from glider.routing.methods.glider import Glider
 
 PROMPTS = ["Put the words together: dog, ball.", "a dull, endless sequel", "why?"]
@@ -123,7 +124,7 @@ def test_a_forward_pass_has_its_querys_condition_and_so_has_what_continues_it(ll
         for _ in tokens:
             got.append(int(output.logits[0, -1].argmax()))
             fed = torch.tensor([got[-1:]])
-            output = llama.model(input_ids=fed, past_key_values=output.past_key_values, use_cache=True)
+            output = llama.model(input_ids=fed, **with_cache(llama.model, cache_after(output)), use_cache=True)
     assert got == tokens
 
 
@@ -145,10 +146,10 @@ def test_queries_may_be_given_for_a_block(llama: RoutedModel) -> None:
 def test_a_cache_of_another_state_of_the_pool_is_not_continued(llama: RoutedModel) -> None:
     ids = torch.tensor([llama.prompt.prompt_ids(llama.tokenizer, PROMPTS[0])])
     with torch.inference_mode():
-        cache = llama.model(input_ids=ids, use_cache=True).past_key_values
+        cache = cache_after(llama.model(input_ids=ids, use_cache=True))
         llama.set_router("glider", p=-1.0)
         with pytest.raises(RouterError, match="Begin anew"):
-            llama.model(input_ids=ids[:, :1], past_key_values=cache)
+            llama.model(input_ids=ids[:, :1], **with_cache(llama.model, cache))
         llama.model(input_ids=ids)  # the thread's next pass is not disturbed
 
 

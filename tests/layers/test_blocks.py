@@ -18,6 +18,7 @@ from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.layers.attach import attach
 from glider.layers.blocks import KNOWN, Blocks
+from glider.layers.caches import cache_after, with_cache
 from glider.layers.context import RoutingContext
 from glider.layers.sequences import watch_passes
 from glider.routing.base import Block
@@ -76,7 +77,7 @@ def continued(model: Any) -> torch.Tensor:
         position = mask.sum(dim=1, keepdim=True) - 1
         given = model(
             input_ids=torch.full((2, 1), token), attention_mask=mask, position_ids=position,
-            past_key_values=given.past_key_values, use_cache=True,
+            **with_cache(model, cache_after(given)), use_cache=True,
         )  # fmt: skip
         logits.append(given.logits[:, -1])
     return torch.stack(logits)
@@ -130,7 +131,7 @@ def test_a_cache_of_fixed_length_is_refused() -> None:
     with ExitStack() as closing:
         skipping(model, [0.0, 0.0], [0], closing)
         with pytest.raises(QueryError, match="grows with the tokens"):
-            model(input_ids=IDS, past_key_values=StaticCache(config=model.config, max_cache_len=16))
+            model(input_ids=IDS, **with_cache(model, StaticCache(config=model.config, max_cache_len=16)))
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_prompts_skip_each_for_itself(llama_directory: Path, pool: Pool) -> None
                 mask = torch.cat([mask, torch.ones(len(ids), 1, dtype=torch.long)], dim=1)
                 given = base(
                     input_ids=torch.full((len(ids), 1), token), attention_mask=mask, use_cache=True,
-                    position_ids=mask.sum(dim=1, keepdim=True) - 1, past_key_values=given.past_key_values,
+                    position_ids=mask.sum(dim=1, keepdim=True) - 1, **with_cache(base, cache_after(given)),
                 )  # fmt: skip
         made = torch.stack([made.flatten(1).any(dim=1) for _, _, made in seen])
         return made.view(3, len(prepared.blocks), -1).transpose(1, 2), given.logits[:, -1]

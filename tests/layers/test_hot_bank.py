@@ -12,6 +12,7 @@ from glider.experts.pool import Pool
 from glider.inference.base_model import BaseModel, load_base
 from glider.inference.spec import load, memory_limit
 from glider.layers.attach import Attached, Storage, attach
+from glider.layers.caches import cache_after, with_cache
 from glider.layers.hot_bank import HotBank
 from glider.layers.kernels.native import extension
 from glider.routing.base import Decision
@@ -53,9 +54,9 @@ def banks(attached: Attached) -> list[HotBank]:
 def passes(attached: Attached) -> list[torch.Tensor]:
     """Logits of a prefill of two rows, and of three single tokens after it."""
     first = attached.model(IDS, use_cache=True)
-    found, cache = [first.logits], first.past_key_values
+    found, cache = [first.logits], cache_after(first)
     for token in (7, 90, 33):
-        step = attached.model(torch.full((2, 1), token), past_key_values=cache, use_cache=True)
+        step = attached.model(torch.full((2, 1), token), **with_cache(attached.model, cache), use_cache=True)
         found.append(step.logits)
     return found
 

@@ -9,6 +9,7 @@ from glider.contribute.checkpointing import recomputes
 from glider.contribute.examples import EncodedRow, collate
 from glider.inference.forward import accepts, decoder_inputs, decoder_tokens, last_logits
 from glider.inference.sharing import Sharing
+from glider.layers.caches import cache_after, with_cache
 from glider.shapes import Float, Int, Tensor
 
 _SHORTEST_PREFIX = 8  # tokens; a shorter one saves less than a second call costs
@@ -74,7 +75,7 @@ def _after_prefix(
 ) -> tuple[Float[Tensor, "B L V"], Int[Tensor, "B L"]]:
     """The rest of every row on the keys and values of what they share."""
     ids = torch.tensor([shared], device=device)
-    cache = last_logits(model, 1, input_ids=ids, use_cache=True)[1].past_key_values
+    cache = cache_after(last_logits(model, 1, input_ids=ids, use_cache=True)[1])
     cache.batch_repeat_interleave(len(rows))
     rest = [EncodedRow(row.prompt[len(shared) :], row.target) for row in rows]
     batch = _to(model, collate(rest, pad_id, encoder_decoder=False), device)
@@ -83,7 +84,7 @@ def _after_prefix(
     batch["attention_mask"] = torch.cat([seen, batch["attention_mask"]], dim=1)
     if "position_ids" in batch:
         batch["position_ids"] = batch["position_ids"] + len(shared)
-    logits, _ = last_logits(model, labels.shape[1] + 1, **batch, past_key_values=cache, use_cache=True)
+    logits, _ = last_logits(model, labels.shape[1] + 1, **batch, **with_cache(model, cache), use_cache=True)
     return logits[:, :-1], labels
 
 

@@ -18,14 +18,13 @@ from glider.errors import RouterError
 from glider.experts.chat_reading import turns_of_prompt
 from glider.inference.queries import Prompt, Query
 from glider.layers.attach import Generation
+from glider.layers.caches import cache_after, cache_among, has_tokens, is_paged
 from glider.layers.compiled import Untraced
 from glider.routing.base import Observer
 from glider.routing.condition import Condition
 
 if TYPE_CHECKING:
     from glider.inference.model import RoutedModel
-
-_CACHES = ("past_key_values", "cache_params")
 
 
 class InputConditions:
@@ -99,7 +98,7 @@ class InputConditions:
         stack = ExitStack()
         self._stacks.append((stack, None))
         ids = inputs.get("input_ids", arguments[0] if arguments else None)
-        if "cache" in inputs or not self._unconditioned(ids):  # a paged cache: of continuous batching
+        if is_paged(cache_among(inputs)) or not self._unconditioned(ids):
             return
         held = self._attached.generation
         known = self._known(inputs)
@@ -120,9 +119,8 @@ class InputConditions:
             return  # installed while the pass ran
         stack, used = self._stacks.pop()
         stack.close()
-        for name in _CACHES if used is not None else ():
-            if (cache := getattr(output, name, None)) is not None:
-                self._continued[cache] = used  # pyright: ignore[reportArgumentType]
+        if used is not None and (cache := cache_after(output)) is not None:
+            self._continued[cache] = used
 
     @property
     def _stacks(self) -> list[tuple[ExitStack, tuple[Condition, Generation] | None]]:
@@ -132,13 +130,14 @@ class InputConditions:
 
     def _known(self, inputs: dict[str, Any]) -> tuple[Condition, Generation] | None:
         """The condition of the prompt whose cache a pass continues on."""
-        caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
-        return next((self._continued[cache] for cache in caches if cache in self._continued), None)
+        cache = cache_among(inputs)
+        if cache in self._continued:
+            return self._continued[cache]
+        return None
 
 
 def _continues(inputs: dict[str, Any]) -> bool:
     """Whether a pass continues on earlier tokens that are not among its ids."""
     if inputs.get("encoder_outputs") is not None and inputs.get("input_ids") is None:
         return True
-    caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
-    return any(not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0 for cache in caches)
+    return has_tokens(cache_among(inputs))

@@ -13,6 +13,7 @@ from glider.errors import QueryError
 from glider.inference.forward import decoder_inputs, decoder_tokens, last_logits, padded_left, positions
 from glider.inference.sharing import Sharing
 from glider.layers.attach import Attached, Generation
+from glider.layers.caches import cache_after, with_cache
 from glider.routing.base import support_of
 from glider.routing.condition import Condition
 
@@ -169,7 +170,7 @@ def _decoder_only(batch: _Batch) -> torch.Tensor:
     if (len(batch.owner) > len(ids) or apart) and routed.shares and sharing.allows(kind, length):
         with batch.of_prompts():
             first, output = last_logits(model, 1, **inputs, **positions(model, mask), use_cache=True)
-        return _continued(batch, first, output.past_key_values, mask)
+        return _continued(batch, first, cache_after(output), mask)
     if apart:
         expected = "a model whose prompts may be computed apart from answers, for a router that decides them as a whole"
         raise QueryError(expected, type(model).__name__, "Score one prompt at a time, or by another router.")
@@ -229,7 +230,7 @@ def _continued(batch: _Batch, first: torch.Tensor, cache: Any, mask: torch.Tenso
         place = {"position_ids": mask.sum(dim=-1, keepdim=True)[owner] - 1 + steps}
     with batch.of_continuations():
         rest = model(
-            input_ids=fed.clamp(min=0), attention_mask=seen, past_key_values=cache, use_cache=True, **place
+            input_ids=fed.clamp(min=0), attention_mask=seen, **with_cache(model, cache), use_cache=True, **place
         ).logits
     return torch.cat([first[owner], rest], dim=1)
 
@@ -244,7 +245,7 @@ def _after_common(batch: _Batch, count: int) -> tuple[torch.Tensor, Any, torch.T
     begin = int(start[0])
     with batch.routed(batch.condition.rows([0])):
         _, output = last_logits(model, 1, input_ids=ids[:1, begin : begin + count], use_cache=True)
-    cache = output.past_key_values
+    cache = cache_after(output)
     cache.batch_repeat_interleave(len(ids))
     rest = mask * (torch.arange(ids.shape[1], device=ids.device) >= (start + count)[:, None])  # (B, S), past the prefix
     ids, rest = ids[:, int(start.min()) + count :], rest[:, int(start.min()) + count :]
@@ -252,9 +253,9 @@ def _after_common(batch: _Batch, count: int) -> tuple[torch.Tensor, Any, torch.T
     place = {name: value[:, count:] for name, value in positions(model, whole).items()}
     with batch.of_prompts():
         first, output = last_logits(
-            model, 1, input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True, **place
+            model, 1, input_ids=ids, attention_mask=whole, **with_cache(model, cache), use_cache=True, **place
         )
-    return first, output.past_key_values, whole
+    return first, cache_after(output), whole
 
 
 def _common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from glider.inference.forward import accepts
 from glider.inference.prompt_states import first_layer
 from glider.inference.sharing import named_lengths
 from glider.layers.attach import Attached
+from glider.layers.caches import cache_after
 from glider.layers.routed_linear import RoutedLinear
 from glider.routing.base import support_of
 
@@ -135,7 +136,7 @@ def _odd_cache(attached: Attached) -> str | None:
     if model not in _odd:
         ids = torch.full((1, 2), min(3, model.get_input_embeddings().weight.shape[0] - 1), device=model.device)
         with attached.bare(), torch.no_grad():
-            cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+            cache = cache_after(model(input_ids=ids, use_cache=True))
         layers = getattr(cache, "layers", None) or ()
         shapes = {
             (tensor.shape[1], tensor.shape[-1])

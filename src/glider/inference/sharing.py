@@ -25,6 +25,7 @@ from glider.inference.forward import (
     positions,
     start_token,
 )
+from glider.layers.caches import cache_after, with_cache
 from glider.layers.widths import linear_widths
 from glider.shapes import Float, Int, Tensor
 
@@ -261,7 +262,7 @@ def _continued(model: Any, rows: list[list[int]], row: Row) -> Pairs:
     inputs = {**batch, **positions(model, mask)}
     first, output = last_logits(model, 1, **inputs, use_cache=True)
     owner = torch.arange(len(rows), device=mask.device).repeat_interleave(2)
-    cache = output.past_key_values
+    cache = cache_after(output)
     cache.batch_select_indices(owner)
     yield from _fed(model, cache, first[owner], mask[owner], [rows[i] for i in owner.tolist()], row)
 
@@ -272,15 +273,15 @@ def _prefix(model: Any, row: Row, length: int) -> Pairs:
     prefix, rests = row(count), [row(length - count - _FOLLOWING), row(length // 7), row(1)]
     device = plain_model(model).device
     ids = torch.tensor([prefix], device=device)
-    cache = last_logits(model, 1, input_ids=ids, use_cache=True)[1].past_key_values
+    cache = cache_after(last_logits(model, 1, input_ids=ids, use_cache=True)[1])
     cache.batch_repeat_interleave(len(rests))
     batch = padded_left(rests, device)
     rest_mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     mask = torch.cat([rest_mask.new_ones(len(rests), count), rest_mask], dim=1)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, **with_cache(model, cache), "use_cache": True}
     place = {name: value[:, count:] for name, value in positions(model, mask).items()}
     first, output = last_logits(model, 1, **inputs, **place)
-    yield from _fed(model, output.past_key_values, first, mask, [[*prefix, *rest] for rest in rests], row)
+    yield from _fed(model, cache_after(output), first, mask, [[*prefix, *rest] for rest in rests], row)
 
 
 def _unlike(model: Any, length: int) -> tuple[int, int, int]:
@@ -307,7 +308,7 @@ def _fed(
     fed = torch.tensor(following, device=mask.device)
     seen = torch.cat([mask, torch.ones_like(fed)], dim=1)
     place = {name: value[:, mask.shape[1] :] for name, value in positions(model, seen).items()}
-    rest = model(input_ids=fed, attention_mask=seen, past_key_values=cache, use_cache=True, **place).logits
+    rest = model(input_ids=fed, attention_mask=seen, **with_cache(model, cache), use_cache=True, **place).logits
     together = torch.cat([first, rest], dim=1).float().log_softmax(-1)
     for got, one, more in zip(together, rows, following, strict=True):
         yield got, _alone(model, [*one, *more], _FOLLOWING + 1)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glider.errors import QueryError, RouterError
+from glider.layers.caches import cache_among
 from glider.layers.context import RoutingContext
 from glider.routing.base import Block, BlockRouter, Prepared, Router
 from glider.shapes import Float, Tensor
@@ -39,7 +40,7 @@ class SkippableBlock:
         rule = self._rule()
         if rule is None:
             return self.inner(hidden_states, *others, **inputs)
-        cache = inputs.get("past_key_values")
+        cache = cache_among(inputs)
         computed = self._computed(rule, hidden_states, cache)
         if not (computed.requires_grad or bool(computed.any())):
             if cache is not None:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from glider.errors import QueryError
+from glider.layers.caches import cache_among, has_tokens
 from glider.layers.compiled import Untraced
 from glider.shapes import Int, Tensor
 
 PADDING = -1
-_CACHES = ("past_key_values", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _entering(passes: Passes, together: bool) -> Callable[..., None]:
             got = "one of another form" if isinstance(mask, torch.Tensor) else type(mask).__name__
             remedy = "Give the mask of padding as (rows, tokens), or choose another router."
             raise QueryError("a mask of padding, for a router that decides prompts as a whole", got, remedy)
-        first = not _continues(inputs) and (mask is None or mask.shape[1] == length)
+        first = not has_tokens(cache_among(inputs)) and (mask is None or mask.shape[1] == length)
         passes.enter_pass(Sequences.of(rows, length, None if mask is None else mask[:, -length:], first))
 
     return enter
@@ -95,9 +95,3 @@ def _leaving(passes: Passes) -> Callable[..., None]:
         passes.leave_pass()
 
     return leave
-
-
-def _continues(inputs: dict[str, Any]) -> bool:
-    """Whether a pass goes on from a cache that has tokens."""
-    caches = [cache for name in _CACHES if (cache := inputs.get(name)) is not None]
-    return any(not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0 for cache in caches)
