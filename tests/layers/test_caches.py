@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from glider.layers.caches import cache_after, cache_among, has_tokens, with_cache
@@ -22,17 +23,12 @@ class StateSpace:
     def forward(self, input_ids: Any = None, cache_params: Any = None) -> None: ...
 
 
-class Unnamed:
-    def forward(self, *arguments: Any, **inputs: Any) -> None: ...
-
-
 @pytest.mark.parametrize(
     ("model", "name"),
     [
         (OfToday(), "cache"),
         (OfBefore(), "past_key_values"),
         (StateSpace(), "cache_params"),
-        (Unnamed(), "past_key_values"),
     ],
 )
 def test_a_model_is_given_its_cache_by_its_own_name(model: Any, name: str) -> None:
@@ -49,11 +45,14 @@ def test_without_a_cache() -> None:
     assert has_tokens(object())  # one that does not tell
 
 
-def test_a_model_of_this_transformers_goes_on() -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_of_this_transformers_goes_on(wrapped: bool) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
+    if wrapped:  # by PEFT, whose own forward names no cache
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         whole = model(input_ids=ids, use_cache=False).logits[:, -1]

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers.generation.continuous_batching import PagedAttentionCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 _NAMES = ("cache", "past_key_values", "cache_params")
+_USUAL = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def cache_among(inputs: Mapping[str, Any]) -> Any:
@@ -35,6 +37,6 @@ def cache_after(output: Any) -> Any:
 
 
 def with_cache(model: Any, cache: Any) -> dict[str, Any]:
-    """The argument of a model's pass that goes on from a cache."""
+    """The argument of a model's pass that goes on from a cache; of one in a wrapper that names none, the usual."""
     names = inspect.signature(model.forward).parameters
-    return {next((name for name in _NAMES if name in names), "past_key_values"): cache}
+    return {next((name for name in _NAMES if name in names), _USUAL): cache}
