@@ -244,7 +244,8 @@ def choose(
         if MAPPED:
             query = tl.load(queries_at + token)
         known = (query >= 0) & (query < queries)
-        scores += tl.load(term_at + query * count + experts, mask=there & known, other=0.0)
+        served = tl.where(known, experts, count) < count  # `there & known` is no mask of bits to the interpreter
+        scores += tl.load(term_at + query * count + experts, mask=served, other=0.0)
     chances = tl.exp(scores - tl.maximum(tl.max(scores), -3.0e38))
     total = tl.sum(chances)
     chances = tl.where(there, chances / tl.where(total == 0, 1.0, total), -1.0)  # 0 where all experts are left out
@@ -260,7 +261,7 @@ def choose(
     if RENORMALISE:
         weights = weights / (tl.sum(weights) + 1e-6)
     if SETTLED:
-        inside = (places < per_token) & known
+        inside = tl.where(known, places, per_token) < per_token
         fixed = tl.load(routed_at + query, mask=known, other=1) == 0
         selected = tl.where(fixed, tl.load(settled_at + query * per_token + places, mask=inside, other=0), selected)
         weights = tl.where(fixed, tl.load(shares_at + query * per_token + places, mask=inside, other=0.0), weights)
