@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 
 from glider.config import repeated
+from glider.data.parquet_footer import values_of_columns
 from glider.data.records import columns_of
 from glider.data.records import records as table_records
 from glider.data.rows import Row, read_rows, split_rows
 from glider.errors import DataError
+from glider.files.opening import UnfitFile
 
 PAIRS = [("What, then?", 'a "quoted"\nanswer'), ("two", "b")]
 
@@ -398,3 +402,75 @@ def test_a_file_that_is_not_there_is_called_rows(tmp_path: Path, name: str) -> N
     """A CSV file was missed as JSON Lines."""
     with pytest.raises(DataError, match=rf"a file of rows at .*{name}; got no such file"):
         read_rows(tmp_path / name)
+
+
+def odd_columns(pyarrow: Any) -> dict[str, Any]:
+    """Columns with values that Arrow has, and Python has not."""
+    whole = pyarrow.array([1 << 61] * 3)
+    return {
+        "days": pyarrow.array([1 << 30] * 3, "int32").cast("date32"),
+        "moments": whole.cast(pyarrow.timestamp("us")),
+        "zones": pyarrow.array([1] * 3, pyarrow.timestamp("us", "Nowhere/Land")),
+        "times": whole.cast(pyarrow.time64("us")),
+        "spans": whole.cast(pyarrow.duration("s")),
+        "names": pyarrow.StructArray.from_arrays([pyarrow.array([1] * 3)] * 2, names=["a", "a"]),
+    }
+
+
+@pytest.mark.parametrize("name", ["days", "moments", "zones", "times", "spans", "names"])
+def test_what_python_has_no_form_for_is_refused(tmp_path: Path, name: str):
+    pyarrow, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
+    table = pyarrow.table({"input": ["a"] * 3, "output": ["b"] * 3, "more": odd_columns(pyarrow)[name]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    with pytest.raises(DataError, match="no form for"):
+        read_rows(path)
+
+
+def test_a_text_that_a_parquet_file_does_not_have_is_refused(tmp_path: Path):
+    pyarrow, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
+    table = pyarrow.table({"input": ["first", "second", "first"], "output": ["y"] * 3})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path, compression="none", write_statistics=False)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\x01\x03\x02", content.index(b"second"))  # their numbers, of a bit each: 0, 1, 0
+    content[place : place + 3] = b"\x08\x06\x09"  # of eight bits: three times 9
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="beyond the 2 that are there"):
+        read_rows(path)
+
+
+def test_the_items_of_lists_are_counted_as_pyarrow_counts_them(tmp_path: Path):
+    pyarrow, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
+    rows = [{"input": "a", "choices": ["x"] * number, "turns": [{"of": [number]}], "rest": {}} for number in range(9)]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for settings in ({}, {"row_group_size": 2}, {"write_page_index": True, "compression": "gzip"}):
+        parquet.write_table(pyarrow.Table.from_pylist(rows).drop_columns("rest"), path, **settings)
+        known = parquet.read_metadata(path)
+        groups = map(known.row_group, range(known.num_row_groups))
+        expected = [[group.column(place).num_values for place in range(known.num_columns)] for group in groups]
+        assert values_of_columns(path, known.num_columns) == expected
+        with pytest.raises(UnfitFile, match="columns"):
+            values_of_columns(path, known.num_columns + 1)
+
+
+def test_statistics_that_do_not_fit_a_column_are_refused(tmp_path: Path):
+    """pyarrow ended the process, where it was asked for such a column."""
+    pyarrow, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
+    table = pyarrow.table({"input": ["a"] * 3, "output": ["b"] * 3, "choices": [["a"], ["b", "c"], None]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path, store_schema=False)
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    footer = content[begin:-8].replace(b"\x19\x46\x02\x00\x00\x06", b"\x19\x56\x02\x00\x00\x06\x00")  # one level more
+    assert len(footer) == len(content) - 8 - begin + 1
+    path.write_bytes(content[:begin] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    code = "import sys; from glider.data.rows import read_rows; read_rows(sys.argv[1])"
+    ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "DataError: wanted Parquet" in ended.stderr
+
+
+def test_a_parquet_file_of_very_many_columns_is_refused(tmp_path: Path):
+    """Each took thirty kilobytes to read, of a file that had three hundred bytes for it."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"input": ["a"], "output": ["b"], **{f"c{number}": [1] for number in range(1100)}})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="1102 columns"):
+        read_rows(tmp_path / "rows.parquet")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from glider.config import repeated
+from glider.data.parquet_footer import values_of_columns
 from glider.errors import DataError, MissingDependency, first_line
 from glider.files.json_text import items_of, parse_json, require_small, unique_names
 from glider.files.opening import UnfitFile, opened
@@ -24,6 +25,7 @@ _LEAST_ROWS, _ROW_BYTES = 100_000, 4  # that any compressed file may hold, and o
 _LEAST_LINES, _LINE_BYTES = 1_000_000, 1  # likewise of a JSON array, which may have a value on each
 _LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
+_MOST_COLUMNS = 1024  # of Parquet: to read one takes some 30 kB
 _PLACE_BYTES = 8  # of an item of a list
 _LISTS = ("choices", "references", "targets")
 TURNS = ("messages", "prompt", "completion")
@@ -233,13 +235,15 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         file = ParquetFile(path)
         if twice := repeated(file.schema_arrow.names):
             raise DataError(f"columns of unlike names in {path}", f"{twice[0]!r} twice", "Rename one of them.")
+        if len(file.schema) > _MOST_COLUMNS:
+            raise UnfitFile(f"{len(file.schema)} columns, where {_MOST_COLUMNS} are the most")
         _require_few(file.metadata.num_rows, _most(path, _LEAST_ROWS, _ROW_BYTES), "rows")
-        declared = _declared(file)
+        declared = _declared(path, file)
         for batch in _batches(path, file) if declared <= most else ():
             read += sum(map(_size, batch.columns))
             if read > most:
                 break
-            for value in batch.to_pylist():
+            for value in _values(batch, path):
                 number += 1
                 yield f"{path}, row {number}", {name: one for name, one in value.items() if one is not None}
     except (ArrowException, OSError) as fault:
@@ -248,11 +252,21 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UnfitFile(f"more than {most} bytes, once expanded")
 
 
-def _declared(file: Any) -> int:
+def _values(batch: Any, path: Path) -> list[dict[str, Any]]:
+    """A batch in Python's types, of which some are narrower: years, time zones, names that stand once."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, ArithmeticError, LookupError, TypeError) as fault:
+        got = f"a value that Python has no form for ({first_line(fault)})"
+        raise DataError(f"Parquet in {path}", got, "Leave that column out.") from fault
+
+
+def _declared(path: Path, file: Any) -> int:
     """Bytes of the values as the file says, each text of a group counted once, and of the places of those in lists."""
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     lists = [place for place in range(len(file.schema)) if file.schema.column(place).max_repetition_level > 0]
-    places = sum(group.column(place).num_values for group in groups for place in lists)
+    counts = values_of_columns(path, len(file.schema)) if lists else []
+    places = sum(max(0, columns[place]) for columns in counts for place in lists)
     return sum(group.total_byte_size for group in groups) + _PLACE_BYTES * places
 
 
@@ -288,6 +302,8 @@ def _size(array: Any) -> int:
         return array.nbytes
     places = array.indices.drop_null().to_numpy()
     long = texts.type in ("large_string", "large_binary")
+    if len(places) and not 0 <= places.min() <= places.max() < len(texts):
+        raise UnfitFile(f"a text of a number beyond the {len(texts)} that are there")
     ends = np.frombuffer(texts.buffers()[1], np.int64 if long else np.int32)[texts.offset :]
     return int((ends[places + 1].astype(np.int64) - ends[places]).sum()) + array.indices.nbytes
 
