@@ -103,6 +103,28 @@ def test_a_whole_character_of_two_halves_is_one() -> None:
     assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
 
 
+@pytest.mark.parametrize("text", [b'["' + b"\\\\" * 900_000 + b'"]', b"[" + b'"",' * 490_000 + b'""]'], ids=len)
+def test_counting_takes_little_memory(text: bytes) -> None:
+    """Of escapes it took 60 times their size, of strings 57 times."""
+    tracemalloc.start()
+    try:
+        require_small(text, 500_000)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.text('[]{},:"\\a1', max_size=40), st.integers(1, 7))
+def test_strings_are_left_out_whatever_they_hold(text: str, block: int) -> None:
+    """Blocks end anywhere; brackets within strings are none."""
+    content = json.dumps([text, {text: [text]}, *range(200)]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glider.files.json_text._BLOCK", block)
+        require_small(content, 204)
+        with pytest.raises(ValueError, match="more than 203 members"):
+            require_small(content, 203)
+
+
 def test_refusing_takes_little_memory() -> None:
     content = b"[" + b"[]," * 5_000_000 + b"1]"
     tracemalloc.start()
