@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from glider.errors import BaseModelError
+from glider.errors import BaseModelError, QueryError
 from glider.inference.base_model import load_base
 from glider.inference.base_outline import outline_base
 from glider.inference.spec import load
@@ -123,3 +123,30 @@ def test_the_table_of_sentencepiece_is_taken() -> None:
     settings = table("\u0635\u0644\u0649 \u0627\u0644\u0644\u0647 \u0639\u0644\u064a\u0647 \u0648\u0633\u0644\u0645")
     assert text_growth._growth(settings["normalizer"]).times == 18
     require_bounded_tokenizer(object())  # one that is no fast tokenizer has no such steps
+
+
+UNKNOWN = {"type": "BPE", "vocab": {"<unk>": 0, "b": 1}, "merges": [], "unk_token": "<none>"}
+PREFIXED = UNKNOWN | {"vocab": {"a": 0, "b": 1}, "merges": ["a b"], "continuing_subword_prefix": "##"}
+NO_TOKENS = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
+NO_SUCH_TOKEN = NO_TOKENS | {"single": [{"SpecialToken": {"id": "<none>", "type_id": 0}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        ({"model": UNKNOWN, "added_tokens": []}, QueryError, "not found in the vocabulary"),
+        ({"post_processor": NO_SUCH_TOKEN}, QueryError, "no entry found"),  # a panic, which is no `Exception`
+        ({"post_processor": NO_TOKENS}, QueryError, "at least one token"),
+        ({"model": PREFIXED}, BaseModelError, "slice index"),
+    ],
+    ids=["unknown", "template", "nothing", "prefix"],
+)
+def test_a_tokenizer_that_contradicts_itself_is_an_error_of_ours(
+    t5_directory: Path, make_pool: Callable, tmp_path: Path, change: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    pool, base = make_pool(t5_directory, 1), tmp_path / "base"
+    shutil.copytree(t5_directory, base)
+    settings = json.loads((base / "tokenizer.json").read_text("utf8"))
+    (base / "tokenizer.json").write_text(json.dumps(settings | change), "utf8")
+    with pytest.raises(error, match=why):
+        load(str(base), str(pool.path), router="base").score("What now?", ["a"])

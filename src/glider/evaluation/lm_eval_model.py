@@ -20,6 +20,7 @@ from glider.errors import ConfigError, MissingDependency, QueryError
 from glider.evaluation.cells import versions
 from glider.evaluation.run_plan import pool_hash, read_descriptions
 from glider.experts.prompt_format import PromptFormat, render_chat
+from glider.experts.token_ids import token_ids
 from glider.inference.likelihood import Likelihood, likelihoods
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
@@ -231,7 +232,7 @@ class GliderLM(LM):
 
     def _begun(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of a text without a context, and what stands before it."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(self.tokenizer, text, special=False)
         return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] and len(ids) > 1 else ([self._prefix], ids)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -244,8 +245,8 @@ class GliderLM(LM):
         context, continuation = bare, context[len(bare) :] + continuation
         ids = self._encode(context)
         if self.encoder_decoder:
-            return ids, self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-        alone = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+            return ids, token_ids(self.tokenizer, continuation, special=False)
+        alone = token_ids(self.tokenizer, continuation, special=False)
         return ids, self._encode(context + continuation)[len(ids) :] or alone
 
     def _fitted(self, one: ScoringRequest) -> tuple[int, ...]:
@@ -263,7 +264,7 @@ class GliderLM(LM):
         """A text that begins with the token that stands before texts is given no other, as the harness has it."""
         known = self.tokenizer.bos_token_id is not None or self.tokenizer.eos_token_id is not None
         begun = known and text.startswith(self._prefix_text)
-        return self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
+        return token_ids(self.tokenizer, text, special=not begun)
 
     def _query(self, request: "Instance", text: str) -> Query:
         return Query(text, description=self._descriptions.get(request.task_name or ""))

@@ -9,6 +9,7 @@ from pydantic import Field
 from glider.config import Config
 from glider.errors import GliderWarning, QueryError
 from glider.experts.chat_template import bounded, rendered
+from glider.experts.token_ids import token_ids
 
 _TEXT = "TEXT"  # stands for a prompt's own text
 LONGEST_TEMPLATE = 1 << 17  # characters of a chat template that a card may bring
@@ -44,7 +45,7 @@ class PromptFormat(Config):
         if self.kind == "chat":
             return self.chat_ids(tokenizer, [{"role": "user", "content": text}])
         begun = self.kind == "raw" and tokenizer.bos_token and text.startswith(tokenizer.bos_token)
-        return tokenizer(text + "\n" if self.kind == "plain" else text, add_special_tokens=not begun)["input_ids"]
+        return token_ids(tokenizer, text + "\n" if self.kind == "plain" else text, special=not begun)
 
     def chat_ids(self, tokenizer: Any, turns: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of the turns of a chat, ready to be answered, by this format's template or the tokenizer's."""
@@ -52,7 +53,7 @@ class PromptFormat(Config):
             turns = [{"role": "system", "content": self.system}, *turns]
         with bounded(self.template):
             text = render_chat(tokenizer, turns, self.template, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(tokenizer, text, special=False)
         if not ids:
             raise QueryError("a chat template that renders a prompt", "no token", "Mend the template.")
         return ids
@@ -82,7 +83,7 @@ class PromptFormat(Config):
 
     def target_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of an answer, with the end token that the model must learn to write."""
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(tokenizer, text, special=False)
         return ids + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
 
 

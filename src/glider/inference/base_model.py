@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from glider.config import EMBEDDED_BASE
 from glider.errors import BaseModelError, ConfigError, QueryError, first_line
 from glider.experts.base_identity import BaseIdentity, identify
+from glider.experts.token_ids import tokenizer_faults
 from glider.files.json_text import LARGEST_JSON, MOST_MEMBERS, require_small
 from glider.files.opening import from_home, read_bytes
 from glider.inference.base_settings import require_settings
@@ -117,13 +118,13 @@ def tokenizer_beside(source: str, base: str, **arguments: Any) -> Any:
 
     try:
         require_bounded_files(source, **arguments)
-        return AutoTokenizer.from_pretrained(source, **arguments, **NO_FOREIGN_CODE)
+        with tokenizer_faults():
+            return AutoTokenizer.from_pretrained(source, **arguments, **NO_FOREIGN_CODE)
     except BaseModelError:
         raise
-    except Exception as fault:  # the tokenizers library raises no other kind
+    except Exception as fault:  # of files of another form, anything
         got = " ".join(str(fault).split())[:300] or type(fault).__name__
-        explained = isinstance(fault, SELF_EXPLAINING) or type(fault) is Exception
-        named = "" if explained else f"{type(fault).__name__}: "
+        named = "" if isinstance(fault, SELF_EXPLAINING) else f"{type(fault).__name__}: "
         remedy = "Write its files there (anew): tokenizer.save_pretrained(DIRECTORY)."
         raise BaseModelError(f"the tokenizer of a transformers model at {base}", named + got, remedy) from fault
 
@@ -237,10 +238,11 @@ def base_of_loaded(model: Any, tokenizer: Any = None) -> BaseModel:
     if tokenizer is None:
         try:
             require_bounded_files(source)
-            tokenizer = AutoTokenizer.from_pretrained(source, **NO_FOREIGN_CODE)
+            with tokenizer_faults():
+                tokenizer = AutoTokenizer.from_pretrained(source, **NO_FOREIGN_CODE)
         except BaseModelError:
             raise
-        except Exception as fault:  # the tokenizers library raises no other kind
+        except Exception as fault:  # likewise
             expected, got = "a tokenizer for the model", f"none at {source!r}"
             raise BaseModelError(expected, got, "Give tokenizer=.") from fault
     model_id = Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__

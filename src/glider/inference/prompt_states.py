@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glider.experts.token_ids import token_ids
 from glider.inference.base_model import BaseModel
 from glider.shapes import Float, Int, Tensor
 
@@ -23,7 +24,7 @@ def prompt_states(base: BaseModel, texts: Sequence[str]) -> Float[Tensor, "B H"]
 
     Of an encoder-decoder model the encoder reads. The caller sees to it that no experts are on.
     """
-    rows = [base.tokenizer(text).input_ids for text in texts]
+    rows = [token_ids(base.tokenizer, text) for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # little padding
     parts = [order[i : i + AT_ONCE] for i in range(0, len(order), AT_ONCE)]
     states = torch.cat([_read(base, [rows[i] for i in part]) for part in parts])

@@ -15,11 +15,13 @@ from glider.inference.text_length import end_of, exceeds, most_tokens
 
 
 def require_known(ids: Sequence[int], model: Any) -> None:
-    """Raise `QueryError` for a token that the base has no embedding for, though its tokenizer has it: on a GPU one such
-    ends the process."""
+    """Raise `QueryError` for no tokens at all, and for one that the base has no embedding for, though its tokenizer has
+    it: on a GPU one such ends the process."""
+    if not ids:
+        raise QueryError("a text of at least one token", "none", "Write more, or give the model's own tokenizer.")
     here = hasattr(model, "get_input_embeddings")  # else another process has it, and its settings are known
     size = model.get_input_embeddings().weight.shape[0] if here else model.config.get_text_config().vocab_size
-    if (token := max(ids, default=0)) >= size:
+    if (token := max(ids)) >= size:
         expected = f"tokens that the base has embeddings for, 0 to {size - 1}"
         remedy = "Leave that text out, or give a base whose embeddings have a row for every token of its tokenizer."
         raise QueryError(expected, f"token {token}, which only its tokenizer knows", remedy)

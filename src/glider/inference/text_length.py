@@ -5,6 +5,8 @@ Texts are counted piece by piece, which may tell a few tokens more than of the w
 
 from typing import Any
 
+from glider.experts.token_ids import token_ids
+
 FEW_TOKENS = 20_000  # of a text, counted in some hundredths of a second
 MOST_TOKENS = 1 << 20  # of a prompt, where the base has no context
 _PIECE = 1 << 14  # characters
@@ -21,7 +23,7 @@ def exceeds(tokenizer: Any, text: str, most: int) -> bool:
         return False
     count = 0
     for begin in range(0, len(text), _PIECE):
-        count += len(tokenizer(text[begin : begin + _PIECE], add_special_tokens=False)["input_ids"])
+        count += len(token_ids(tokenizer, text[begin : begin + _PIECE], special=False))
         if count > most:
             return True
     return False
@@ -34,6 +36,6 @@ def end_of(tokenizer: Any, text: str, most: int) -> str:
     count, end = 0, len(text)
     while end > 0 and count <= most:
         begin = max(0, end - _PIECE)
-        count += len(tokenizer(text[begin:end], add_special_tokens=False)["input_ids"])
+        count += len(token_ids(tokenizer, text[begin:end], special=False))
         end = begin
     return text[end:]

@@ -1,7 +1,8 @@
 """From text to instruction embedding. A pool names its embedder, and only that one may embed queries for it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -13,6 +14,7 @@ import torch
 from glider.config import EMBEDDED_EMBEDDER
 from glider.errors import EmbedderError, MissingDependency, first_line
 from glider.experts.card import EmbedderIdentity
+from glider.experts.token_ids import TokenizerFault, tokenizer_faults
 from glider.files.json_text import read_json
 from glider.instructions.encoder import encoder_of
 from glider.registry import Registry
@@ -35,7 +37,8 @@ class Measure:
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
-        rows = self.tokenizer([text.strip() for text in texts], truncation=False, padding=False)["input_ids"]
+        with _telling_of_tokenizer("the embedder"):
+            rows = self.tokenizer([text.strip() for text in texts], truncation=False, padding=False)["input_ids"]
         return [len(row) for row in rows]
 
 
@@ -54,7 +57,18 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "B G"]:
         """Embed texts (each with the prefix before it), float32, unit length."""
-        return self._encode([self.prefix + text for text in texts]).float().cpu()
+        with _telling_of_tokenizer(self.name):
+            return self._encode([self.prefix + text for text in texts]).float().cpu()
+
+
+@contextmanager
+def _telling_of_tokenizer(name: str) -> Iterator[None]:
+    try:
+        with tokenizer_faults():
+            yield
+    except TokenizerFault as fault:
+        remedy = "Leave that text out, or give the model's own tokenizer."
+        raise EmbedderError(f"texts that the tokenizer of {name} takes", str(fault)[:300], remedy) from fault
 
 
 embedders: "Registry[Embedder]" = Registry(
@@ -128,8 +142,9 @@ def _sentence_transformer(name: str, source: str) -> tuple[Encode, Measure | Non
         require_bounded_files(source)
     _require_known_modules(source)
     try:
-        model = SentenceTransformer(source, device="cpu")
-        tokenizer = model.tokenizer  # older versions make a model of no modules, and stumble here
+        with tokenizer_faults():
+            model = SentenceTransformer(source, device="cpu")
+            tokenizer = model.tokenizer  # older versions make a model of no modules, and stumble here
     except Exception as fault:  # of files of another form, anything
         named = "" if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: "
         raise EmbedderError(

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from glider.config import Config
 from glider.errors import BaseModelError, MissingDependency, first_line
+from glider.experts.token_ids import tokenizer_faults
 from glider.files.gguf_header import require_gguf
 from glider.files.opening import from_home
 from glider.instructions.describers import Written, describer
@@ -96,7 +97,8 @@ def _load_gguf(path: Path, device: str) -> "BaseModel":
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, **NO_FOREIGN_CODE
         )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_FOREIGN_CODE)
+        with tokenizer_faults():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_FOREIGN_CODE)
     except Exception as fault:  # of transformers, for a header of another form, anything
         raise BaseModelError(
             f"a GGUF model at {path}", first_line(fault), "Give a model that transformers can read."

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glider.experts.token_ids import token_ids
 from glider.files.json_text import parse_json
 from glider.inference.conversation import question_text
 from glider.inference.prompts import require_known
@@ -71,7 +72,7 @@ def chat_prompt(
         message = f"the base's chat template refuses these turns: {fault}"
         raise ApiError(400, message, param="messages", code="invalid_value") from fault
     _require_fitting(model, written, "messages" if tools is None else "tools")
-    return Prompt(tokenizer(written, add_special_tokens=False)["input_ids"], text, tuple(turns))
+    return Prompt(token_ids(tokenizer, written, special=False), text, tuple(turns))
 
 
 def _conversation(model: "RoutedModel", messages: Sequence[Message], with_tools: bool) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from glider.experts.token_ids import token_ids
 from glider.instructions.embedders import load_for
 from glider.serve import bodies
 from glider.serve.bodies import MOST_MEMBERS
@@ -120,7 +121,7 @@ def _tokenized(model: "RoutedModel", text: str, special: bool) -> list[int]:
 
 
 def _ids(model: "RoutedModel", text: str, special: bool = True) -> list[int]:
-    return model.tokenizer(text, add_special_tokens=special)["input_ids"]
+    return token_ids(model.tokenizer, text, special=special)
 
 
 def _counted(embedder: "Embedder", model: "RoutedModel", texts: Sequence[str]) -> int:
