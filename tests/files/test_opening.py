@@ -135,3 +135,14 @@ def test_no_reader_hangs_at_a_pipe_or_fills_the_memory_from_a_device(
     done = subprocess.run(run, input="\n".join(lines), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == len(PLACES)
+
+
+def test_a_file_of_holes_has_no_digest(tmp_path: Path) -> None:
+    """Of eight terabytes that take no place, one took an hour."""
+    (tmp_path / "x").write_bytes(b"begins")
+    os.truncate(tmp_path / "x", 1 << 43)
+    with pytest.raises(UnfitFile, match="the rest holes"):
+        sha256(tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"begins")
+    os.truncate(tmp_path / "x", 1 << 20)
+    assert len(sha256(tmp_path / "x")) == 64

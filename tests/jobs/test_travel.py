@@ -57,6 +57,16 @@ def test_a_link_out_of_an_adapter_is_not_sent(tmp_path: Path):
         Source(tmp_path / "lora", ("adapter_config.json",)).pack()
 
 
+def test_a_file_of_holes_is_not_sent(tmp_path: Path):
+    """It was read whole, into as much memory as it says it has bytes."""
+    (tmp_path / "state").touch()
+    os.truncate(tmp_path / "state", 1 << 43)
+    with pytest.raises(ConfigError, match="the rest holes"):
+        Parcel.of(tmp_path)
+    with pytest.raises(ConfigError, match="the rest holes"):
+        Source(tmp_path / "state").pack()
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such file"):
         Source(tmp_path / "rows.jsonl").pack()

@@ -46,7 +46,7 @@ from glider.experts.prompt_format import PromptFormat
 from glider.experts.sites import GATE, GLIDER_WEIGHTS_FILE, INSTRUCTION
 from glider.files.disk import copy_file, copy_tree, new_directory, refuse_links_out, save_tensors, sha256, write_json
 from glider.files.headers import read_header
-from glider.files.opening import from_home
+from glider.files.opening import UnfitFile, from_home
 from glider.inference.base_model import BaseModel
 from glider.inference.base_outline import outline_base
 from glider.inference.spec import BaseSpec
@@ -353,7 +353,10 @@ def _is_of(out: Path, directory: Path) -> bool:
 
 
 def _digest(file: Path) -> str | None:
-    return sha256(file) if file.is_file() else None
+    try:
+        return sha256(file) if file.is_file() else None
+    except (OSError, UnfitFile) as fault:
+        raise ExpertError(f"the file {file}", str(fault), "Get the adapter anew.") from fault
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from glider.experts.membership import add_expert, is_unchanged, require_future
 from glider.experts.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from glider.files.disk import canonical_json, sha256, work_directory, write_json
 from glider.files.held import held
+from glider.files.opening import UnfitFile
 from glider.files.replacing import is_directory, put_directory, remove_entry
 from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.inference.spec import BaseSpec
@@ -149,7 +150,7 @@ class ExpertJob:
         arithmetic = [] if self.base.dtype == BaseSpec().dtype else [self.base.dtype]
         settings = [self.base.base, self.config.content, self.description, self.task, self.licence]
         remote = self.adapter if self.adapter and not Path(self.adapter).exists() else None
-        content = canonical_json([*settings, remote, *arithmetic, *map(sha256, files)])
+        content = canonical_json([*settings, remote, *arithmetic, *map(_digest, files)])
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -315,6 +316,13 @@ class ExpertJob:
         if not (root / POOL_FILE).exists():
             Pool.create(root, Expert.open(self.out).card.base)
         add_expert(root, self.name)
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256(file)
+    except (OSError, UnfitFile) as fault:
+        raise ConfigError(f"a file to make an expert of at {file}", str(fault), "Check the file.") from fault
 
 
 def _threads() -> int:

@@ -21,6 +21,7 @@ from glider.evaluation.metrics import Metric, guessing, require
 from glider.experts.pool import POOL_FILE, Pool
 from glider.files.disk import canonical_json, sha256
 from glider.files.json_text import read_json
+from glider.files.opening import UnfitFile
 from glider.files.yaml_text import faults_of_plan, read_yaml
 from glider.routing.base import routers
 from glider.routing.requirements import needs_results, outside
@@ -278,7 +279,10 @@ def router_hashes(router: str) -> dict[str, str]:
     directory = outside(router)
     if directory is None or not directory.is_dir():
         return {}
-    return {f"router/{file.name}": sha256(file) for file in sorted(directory.glob("*")) if file.is_file()}
+    try:
+        return {f"router/{file.name}": sha256(file) for file in sorted(directory.glob("*")) if file.is_file()}
+    except (OSError, UnfitFile) as fault:
+        raise ConfigError(f"the files of an expert at {directory}", str(fault), "Get it anew.") from fault
 
 
 def read_descriptions(path: Path) -> dict[str, str]:

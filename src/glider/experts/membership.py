@@ -26,7 +26,7 @@ from glider.experts.index import (
 from glider.experts.profile import WIDTHS
 from glider.experts.trust import UNSIGNED, Trust, require_signature, trusted_keys
 from glider.files.disk import copy_file, new_directory, within_hub_cache, write_json
-from glider.files.opening import sha256
+from glider.files.opening import UnfitFile, sha256
 from glider.files.replacing import is_place_of_lock, remove_entry, sweep
 
 LOCK_FILE = ".pool.lock"
@@ -66,10 +66,13 @@ def is_unchanged(path: Path, name: str) -> bool:
     """Whether the files of the expert in `path/name` are as when they joined; True for one that has not joined."""
     index = read_index(path, UNSIGNED) if (path / POOL_FILE).exists() else None
     known = next((record for record in index.experts if record.home == name), None) if index else None
-    return known is None or all(
-        (path / name / file).is_file() and sha256(path / name / file) == record.sha256
-        for file, record in known.files.items()
-    )
+    try:
+        return known is None or all(
+            (path / name / file).is_file() and sha256(path / name / file) == record.sha256
+            for file, record in known.files.items()
+        )
+    except UnfitFile:  # no expert's
+        return False
 
 
 def require_future(place: Path) -> None:

@@ -4,6 +4,7 @@ Only regular files, never waiting (a pipe without a writer blocks an ordinary `o
 the caller allows. What is read is read from the descriptor that was checked, not from the path again.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _BLOCK = 1 << 20
+_MOST_HOLES, _HOLES_OF_DATA = 256 << 20, 16  # bytes, and times what is there: zeros of files that were meant
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -103,10 +105,32 @@ def from_home(path: Path | str) -> Path:
         return Path(path)
 
 
+def refuse_holes(descriptor: int) -> None:
+    """Raise `UnfitFile` for a file that is nearly all holes: of terabytes that take no place, whoever reads them to the
+    end takes hours, and whoever keeps them all memory."""
+    size = os.fstat(descriptor).st_size
+    if size <= _MOST_HOLES or not hasattr(os, "SEEK_DATA"):
+        return
+    data = place = 0
+    try:
+        while place < size:
+            begin = os.lseek(descriptor, place, os.SEEK_DATA)
+            place = os.lseek(descriptor, begin, os.SEEK_HOLE)
+            data += place - begin
+    except OSError as fault:
+        if fault.errno != errno.ENXIO:  # a file system that does not tell
+            return
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    if size - data > max(_MOST_HOLES, _HOLES_OF_DATA * data):
+        raise UnfitFile(f"{size} bytes of which {data} are there, and the rest holes")
+
+
 def sha256(path: Path) -> str:
-    """Hex digest of a regular file's content; raises as `open_descriptor`."""
+    """Hex digest of a regular file's content; raises as `open_descriptor`, and for holes."""
     digest = hashlib.sha256()
     with opened(path) as descriptor:
+        refuse_holes(descriptor)
         while block := os.read(descriptor, _BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from glider.errors import ConfigError
 from glider.files.disk import new_directory, refuse_links_out
-from glider.files.opening import opened
+from glider.files.opening import opened, refuse_holes
 from glider.files.replacing import is_directory
 
 
@@ -92,6 +92,7 @@ def _files(directory: Path) -> Iterator[Path]:
 def _content(path: Path) -> bytes:
     try:
         with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
+            refuse_holes(descriptor)
             return file.read()
     except FileNotFoundError:
         raise ConfigError(f"the file {path}", "no such file", "Check the path.") from None

@@ -1,5 +1,6 @@
 """Every fault of a plan is named before anything is made."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,16 @@ def test_settings_of_an_expert_go_before_the_defaults(draft: Draft):
     configs = [expert.card.training["config"] for expert in Pool.open(draft.pool)]
     assert [config["rank"] for config in configs] == [2, 3]
     assert [config["minutes"] for config in configs] == [None, 5]
+
+
+def test_an_adapter_of_holes_is_refused_before_it_is_read(draft: Draft, tmp_path: Path):
+    """Its digest took an hour, of a file that took four kilobytes."""
+    adapter = tmp_path / "holes"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).touch()
+    os.truncate(adapter / "adapter_model.safetensors", 1 << 43)
+    draft.plan["experts"] = [{"name": "a", "adapter": str(adapter)}]
+    plan = PoolPlan.read(draft.write())
+    with pytest.raises(ConfigError, match="the rest holes"):
+        _ = plan.jobs(tmp_path, tmp_path / "pool")[0].key
