@@ -474,3 +474,11 @@ def test_a_parquet_file_of_very_many_columns_is_refused(tmp_path: Path):
     pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="1102 columns"):
         read_rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json"])
+def test_a_file_of_empty_lines_is_refused(tmp_path: Path, name: str):
+    """Thirty megabytes of them took twenty seconds."""
+    (tmp_path / name).write_bytes(b"\n" * 1_500_000)
+    with pytest.raises(DataError, match="empty lines"):
+        read_rows(tmp_path / name)

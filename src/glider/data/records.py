@@ -23,6 +23,7 @@ MOST_MEMBERS = 20_000_000  # values of a JSON array
 _LARGEST_EXPANDED, _MOST_EXPANDED = 256 << 20, 100  # bytes, and times the compressed file's size where that is more
 _LEAST_ROWS, _ROW_BYTES = 100_000, 4  # that any compressed file may hold, and of a larger one the bytes for each
 _LEAST_LINES, _LINE_BYTES = 1_000_000, 1  # likewise of a JSON array, which may have a value on each
+_MOST_EMPTY = 1_000_000  # lines, which take longer to read than what they say
 _LONG_LINE, _MOST_OF_LINE = 1 << 16, 50_000  # characters, and then the most members
 _PARQUET_ROWS = 64  # decoded at once
 _MOST_COLUMNS = 1024  # of Parquet: to read one takes some 30 kB
@@ -329,10 +330,12 @@ def _lines(path: Path, longest: int, most_lines: int | None = None) -> Iterator[
     with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as plain:
         most = max(_LARGEST_EXPANDED, _MOST_EXPANDED * os.fstat(descriptor).st_size)
         file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
-        size = count = 0
+        size = count = empty = 0
         while line := file.readline(longest + 1):
-            size, count = size + len(line), count + 1
+            size, count, empty = size + len(line), count + 1, empty + line.isspace()
             _require_few(count, most_lines, "lines")
+            if empty > _MOST_EMPTY:
+                raise UnfitFile(f"more than {_MOST_EMPTY} empty lines")
             if len(line) > longest:
                 raise UnfitFile(f"a line of more than {longest} bytes")
             if size > most:

@@ -73,7 +73,7 @@ def require_small(content: bytes | bytearray, most: int) -> None:
         raise UnfitFile("a byte of zero")
     if content.count(b"\\") > 4 * most or content.count(b'"') - content.count(b'\\"') > 4 * most + 2:
         raise UnfitFile(f"more than {4 * most} quotes or escapes")  # what cuts strings out below is slow at them
-    plain = _without_strings(content.replace(b"\\\\", b"").replace(b'\\"', b""))
+    plain = _without_strings(content)
     members = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
     if members > most or plain.count(b"]") + plain.count(b"}") > most:
         raise UnfitFile(f"more than {most} members")
@@ -84,9 +84,11 @@ def require_small(content: bytes | bytearray, most: int) -> None:
 
 
 def _without_strings(text: bytes | bytearray) -> bytes | bytearray:
-    """What stands outside strings, of a text without escaped quotes; a pattern of strings took sixty times its size."""
+    """What stands outside strings; a pattern of these, with their escapes, took sixty times the text's size."""
     if b'"' not in text:
         return text
+    if b"\\" in text:  # `bytearray.replace` copies in any case
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     plain, inside = bytearray(), 0
     for begin in range(0, len(text), _BLOCK):
         pieces = text[begin : begin + _BLOCK].split(b'"')
