@@ -172,6 +172,29 @@ def test_other_routers_take_the_gate_and_keep_the_rest(llama_directory: Path, ca
         model.detach()
 
 
+@pytest.mark.parametrize(
+    "router",
+    ["glider", "glider(p=0.4,abstain=true)", "phatgoose(abstain=true)", "merge(abstain=true)", "spectr(abstain=true)"],
+)
+def test_what_is_unsure_is_the_bases_under_every_router_that_abstains(
+    router: str, base_directory: Path, calibrated
+) -> None:
+    pool = calibrated(base_directory, 4)
+    pool = pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
+    described = Query(BETWEEN, description="Write a headline for the news.")
+    prompts = [own_query(0), BETWEEN, described, STRANGER, Query(BETWEEN, verdict="route")]
+    model = ModelSpec(router=router).over(load_base(str(base_directory)), pool)
+    condition = model.condition(prompts)
+    assert condition.verdicts == ("fits", "unsure", "unsure", "stranger", "unsure")
+    assert condition.bare_rows.tolist() == [False, True, True, True, False]
+    scores = model.score_many(prompts, [["x", "yes"]] * 5)[0]
+    beams = [answer.token_ids for answer in model.generate(prompts, max_new_tokens=4, num_beams=2)]
+    model.set_router("base")
+    assert model.score_many(prompts, [["x", "yes"]] * 5)[0][1:4] == scores[1:4]
+    bare = [answer.token_ids for answer in model.generate(prompts, max_new_tokens=4, num_beams=2)]
+    assert bare[1:4] == beams[1:4]
+
+
 def test_the_caller_may_override(llama_directory: Path, calibrated) -> None:
     pool = calibrated(llama_directory)
     base = load_base(str(llama_directory))

@@ -33,9 +33,9 @@ class Judge:
     `term` scores; or, whatever they are, where its description is beyond the middle between p and an equal one. With
     `settles` every token of a query that fits uses its best expert with weight 1, what alpha = 103 comes to. The
     tokens of an unsure one are routed one by one, unless it mixes several experts (`thresholds.mixed`): then every
-    token uses that many of the likeliest alike, `thresholds.share` in all (0: the base answers), and no gate is scored.
-    With `kinship` these are the experts whose descriptions are nearest. `term` scores the experts for a router without
-    a global term, too.
+    token uses that many of the likeliest alike, `thresholds.share` in all, and no gate is scored. Where that is 0 the
+    base answers, also without `settles`. With `kinship` these are the experts whose descriptions are nearest. `term`
+    scores the experts for a router without a global term, too.
     """
 
     contest: Contest
@@ -80,19 +80,18 @@ class Judge:
         free = torch.ones(len(margins), dtype=torch.bool)
         for row, override in enumerate(overrides):
             free[row] = override is None
-        settled, bare = None, stranger & free
+        unsure = ~stranger & ~fits & free
+        by_kind = [
+            self.thresholds.mixed(described=one and not without)  # a description that could not be embedded is none
+            for one, without in zip(described or [False] * len(margins), silent.tolist(), strict=True)
+        ]
+        mixed = torch.where(unsure, torch.tensor(by_kind, dtype=torch.long), 0)
+        settled, bare = None, (stranger & free) | ((mixed > 0) & (self.thresholds.share == 0))
         if self.settles:
-            unsure = ~stranger & ~fits & free
             scores = self._with_unknown(scores, condition, unsure & ~silent)
             if self.kinship is not None and kinship is not None and bool(unsure.any()):
                 scores = _with_rows(scores, unsure, kinship(unsure.nonzero()[:, 0].tolist()))
-            by_kind = [
-                self.thresholds.mixed(described=one and not without)  # a description that could not be embedded is none
-                for one, without in zip(described or [False] * len(margins), silent.tolist(), strict=True)
-            ]
-            mixed = torch.where(unsure, torch.tensor(by_kind, dtype=torch.long), 0)
             settled = self._settled(scores, fits & free, mixed)
-            bare |= (mixed > 0) & (self.thresholds.share == 0)
         return replace(
             condition,
             bare=condition.bare_rows | bare,
