@@ -195,6 +195,18 @@ def test_what_is_unsure_is_the_bases_under_every_router_that_abstains(
     assert bare[1:4] == beams[1:4]
 
 
+@pytest.mark.parametrize("router", ["loraretriever", "retrieval", "hilora(global=examples)", "adaptersoup"])
+def test_a_router_whose_own_scores_have_no_threshold_is_told_by_the_pools(
+    router: str, llama_directory: Path, calibrated
+) -> None:
+    pool, base = calibrated(llama_directory, 4), load_base(str(llama_directory))
+    for thresholds in (pool.index.verdicts, choose_thresholds(pool, experts=3, share=0.0)):
+        model = ModelSpec(router=router, abstain=True).over(base, pool.set_verdicts(thresholds))
+        answers = model.generate(PROMPTS, max_new_tokens=2)
+        assert [answer.verdict for answer in answers] == VERDICTS
+        model.detach()
+
+
 def test_the_caller_may_override(llama_directory: Path, calibrated) -> None:
     pool = calibrated(llama_directory)
     base = load_base(str(llama_directory))

@@ -74,7 +74,9 @@ def prepare(router: Router, pool: Pool) -> Prepared:
     from glider.verdicts.judge import Judge
 
     contest = Contest.of(profiles, pool.background or shipped())
-    term = prepared.global_term or _term(pool)
+    term = prepared.global_term
+    if term is None or not (by_itself or term.gamma):  # p decides nothing without gamma
+        term = _term(pool)
     if prepared.global_term is not None and prepared.global_term.signal == DESCRIPTIONS:
         term = _term_of_words(pool)
     judge = Judge(contest, thresholds, settles=by_itself, term=term, kinship=_kinship(pool))

@@ -110,11 +110,14 @@ class Judge:
     def _scores(
         self, condition: Condition, features: QueryFeatures, margins: Float[Tensor, "B E"], term: GlobalTerm | None
     ) -> tuple[Float[Tensor, "B E"], Bool[Tensor, " B"]]:
-        """The score of each expert for each query, and whether the best is high enough to fit."""
+        """The score of each expert for each query, and whether the best is high enough to fit.
+
+        They are the router's own where its p decides anything, which it does not without gamma.
+        """
         if self.contest.experts == 1:
             return margins, margins[:, 0] >= self.thresholds.fits
         scores = condition.global_scores
-        if scores is None or term is None:
+        if scores is None or term is None or not (self.settles or term.gamma):
             if self.term is None:
                 return margins, torch.zeros(len(margins), dtype=torch.bool)
             scores, term = self.term.scores.of(features), self.term
