@@ -8,6 +8,7 @@ import pytest
 
 import glider.inference.queries as queries
 from glider.calibration.threshold import calibrate
+from glider.calibration.verdict import choose_thresholds
 from glider.errors import EndpointError, GliderWarning
 from glider.experts.pool import Pool
 from glider.inference.model import RoutedModel
@@ -16,7 +17,7 @@ from glider.inference.spec import load
 from glider.serve.schemas import Steering
 from glider.serve.steering import Guided, Way, guided
 
-from .conftest import BETWEEN, own_query
+from .conftest import BETWEEN, STRANGER, own_query
 from .test_described import likeness
 
 LOW = 0.1  # the stored p of texts beside descriptions
@@ -80,3 +81,33 @@ def test_the_others_that_an_unsure_query_mixes_share_what_one_left_out_had(by_de
     assert weights == pytest.approx({first: 0.0, **dict.fromkeys(others, 0.5)})
     none = asked(by_descriptions, BETWEEN, description="Say.", exclude=[f"e{one}" for one in (first, *others)])
     assert bool(none.condition.routed[0]) and len(none.scores) == 1
+
+
+def test_the_base_answers_what_fitted_an_expert_left_out_where_it_answers_the_unsure(
+    llama_directory: Path, calibrated
+) -> None:
+    pool = calibrated(llama_directory, 4)
+    assert not asked(load(str(llama_directory), pool.path), own_query(0), exclude=["e0"]).condition.bare_rows[0]
+    pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
+    model = load(str(llama_directory), pool.path)
+    without = asked(model, own_query(0), exclude=["e0"])
+    assert without.verdict == "fits" and bool(without.condition.bare_rows[0])
+    assert not asked(model, own_query(0), exclude=["e1"]).condition.bare_rows[0]
+    assert bool(asked(model, BETWEEN, exclude=["e1"]).condition.bare_rows[0])
+    for told in ({"verdict": "route", "exclude": ["e0"]}, {"experts": ["e1", "e2"]}):
+        assert not asked(model, own_query(0), **told).condition.bare_rows[0]
+
+
+def test_a_router_that_abstains_by_itself_does_so_beside_one_that_does_not(llama_directory: Path, calibrated) -> None:
+    pool = calibrated(llama_directory, 4)
+    for router, other, verdict in (
+        ("phatgoose", "glider", "stranger"),
+        ("phatgoose", "glider(abstain=false)", None),
+        ("glider(abstain=false)", "glider", None),
+        ("glider", "phatgoose", None),
+    ):
+        model = load(str(llama_directory), pool.path, router=router)
+        way = Way("routed", router=other)
+        told = guided(model, model.attached.generation, way, Query(STRANGER), [], Steering())
+        assert told.verdict == verdict and bool(told.condition.bare_rows[0]) is (verdict is not None)
+        model.detach()

@@ -11,6 +11,7 @@ from glider.routing.global_part import DESCRIPTIONS, GlobalPart
 from glider.shapes import Float, Tensor
 
 if TYPE_CHECKING:
+    from glider.verdicts.judge import Judge
     from glider.verdicts.kinship import Kinship
 
 
@@ -59,13 +60,21 @@ def prepare(router: Router, pool: Pool) -> Prepared:
         prepared = method.prepare(pool)
     except RouterError as fault:
         raise RouterError(f"{fault.wanted} (router {name_of(method)})", fault.got, fault.remedy) from fault
+    return replace(prepared, judge=judge_of(router, pool, prepared.global_term))
+
+
+def judge_of(router: Router, pool: Pool, router_term: GlobalTerm | None) -> "Judge | None":
+    """The judge of a router's queries over a pool, where they have verdicts; `router_term` is the router's global one.
+
+    Raises `RouterError` as `prepare` does.
+    """
     abstain = router.abstain if isinstance(router, Gated) else None
-    by_itself = bool(getattr(method, "abstains", False))
+    by_itself = abstains(router)
     profiles = [expert.profile for expert in pool]
     known = any(profile is not None for profile in profiles)  # else every query would be a stranger
     thresholds = pool.index.verdicts if known else None
     if abstain is False or (abstain is None and not (by_itself and thresholds is not None)):
-        return prepared
+        return None
     if thresholds is None:
         remedy = f"Make profiles where there are none, and calibrate it: `glider pool calibrate {pool.path}`."
         raise RouterError("a pool that is calibrated for verdicts", f"{pool.path}, which is not", remedy)
@@ -74,13 +83,17 @@ def prepare(router: Router, pool: Pool) -> Prepared:
     from glider.verdicts.judge import Judge
 
     contest = Contest.of(profiles, pool.background or shipped())
-    term = prepared.global_term
+    term = router_term
     if term is None or not (by_itself or term.gamma):  # p decides nothing without gamma
         term = _term(pool)
-    if prepared.global_term is not None and prepared.global_term.signal == DESCRIPTIONS:
+    if router_term is not None and router_term.signal == DESCRIPTIONS:
         term = _term_of_words(pool)
-    judge = Judge(contest, thresholds, settles=by_itself, term=term, kinship=_kinship(pool))
-    return replace(prepared, judge=judge)
+    return Judge(contest, thresholds, settles=by_itself, term=term, kinship=_kinship(pool))
+
+
+def abstains(router: Router) -> bool:
+    """Whether a router uses verdicts where nobody says otherwise."""
+    return bool(getattr(ungated(router), "abstains", False))
 
 
 def _kinship(pool: Pool) -> "Kinship | None":

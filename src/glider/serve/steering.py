@@ -14,7 +14,7 @@ from glider.inference.queries import Query
 from glider.routing.base import GlobalTerm, Prepared, Router
 from glider.routing.compose import Composed
 from glider.routing.condition import Condition, Described, Settled
-from glider.routing.preparation import Gated, ungated
+from glider.routing.preparation import Gated, abstains, judge_of, ungated
 from glider.routing.specification import parsed, router_from
 from glider.serve.errors import ApiError
 from glider.serve.schemas import Steering
@@ -172,7 +172,10 @@ def _without(condition: Condition, generation: "Generation", out: Sequence[int])
     if not bool((alpha > 0).all()):
         message = "experts cannot be left out where alpha is not above 0"
         raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
-    return replace(condition, global_scores=scores, alpha=alpha, settled=_settled_without(condition.settled, out))
+    judge, settled = generation.prepared.judge, _settled_without(condition.settled, out)
+    if judge is not None and judge.thresholds.leaves_unsure and condition.settled is not None and settled is None:
+        condition = condition.left_to_base(condition.settled.rows.tolist())  # it fits none of the others
+    return replace(condition, global_scores=scores, alpha=alpha, settled=settled)
 
 
 def _settled_without(settled: Settled | None, out: Sequence[int]) -> Settled | None:
@@ -189,10 +192,15 @@ def _settled_without(settled: Settled | None, out: Sequence[int]) -> Settled | N
     return None if share == 0 else Settled(settled.experts, weights * settled.weights.sum() / share)
 
 
-def _judge(router: Router, generation: "Generation", text: str) -> "Judge | None":
-    """The judge of another router over the same pool, whose contest is made already."""
-    by_itself, judge = bool(getattr(ungated(router), "abstains", False)), generation.prepared.judge
+def _judge(
+    router: Router, generation: "Generation", text: str, pool: "Pool", term: GlobalTerm | None
+) -> "Judge | None":
+    """The judge of another router over the same pool. The contest of the served one's is made already; where it has
+    none, the other has one if it abstains by itself and the served one does not."""
+    by_itself, judge = abstains(router), generation.prepared.judge
     abstain = router.abstain if isinstance(router, Gated) else None
+    if judge is None and abstain is None and by_itself and not abstains(generation.router):
+        return judge_of(router, pool, term)
     if abstain and judge is None:
         message = f"{text}: the pool is served without verdicts"
         raise ApiError(400, message, param="model", code="unsupported_router")
@@ -229,6 +237,6 @@ def other_router(pool: "Pool", generation: "Generation", text: str) -> dict[str,
     term = None if part is None else part.prepare(pool)
     by_description = getattr(part, "prepare_described", None)
     described = None if by_description is None else by_description(pool)
-    judge = _judge(gated, generation, text)
+    judge = _judge(gated, generation, text, pool, term)
     prepared = Prepared(generation.prepared.experts, generation.prepared.sites, term, described, judge)
     return {"router": other, "prepared": prepared}
