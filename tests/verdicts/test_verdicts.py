@@ -255,6 +255,21 @@ def test_a_pool_of_one_expert_is_judged_by_its_margin(llama_directory: Path, cal
     assert [answer.verdict for answer in answers] == ["fits", "stranger"]
 
 
+@pytest.mark.parametrize("experts", [1, 3])
+def test_a_query_without_a_word_of_any_expert_is_a_stranger_whatever_the_threshold(
+    experts: int, llama_directory: Path, calibrated
+) -> None:
+    """Experts whose own queries look like everyday requests bring the threshold below zero."""
+    pool = calibrated(llama_directory, experts)
+    low = pool.index.verdicts.model_copy(update={"stranger": -0.5, "fits": -0.4})
+    model = load(str(llama_directory), pool.set_verdicts(low).path, signal="examples")
+    prompts = ["\U0001f600", "\u4eca\u65e5\u306f", "\x07", "   ", "Wherever", "the e0 and"]
+    verdicts = model.condition(prompts).verdicts
+    assert verdicts[:5] == ("stranger",) * 5 and verdicts[5] != "stranger"
+    by_example = Query("\U0001f600", examples=((own_query(0), "yes"),))
+    assert model.condition([by_example]).verdicts != ("stranger",)
+
+
 def test_an_expert_without_a_profile_cannot_make_a_query_fit(llama_directory: Path, calibrated, grow_pool) -> None:
     pool = grow_pool(calibrated(llama_directory, 2), llama_directory, "plain", seed=9)
     pool = renewed_thresholds(pool)

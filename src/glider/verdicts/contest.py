@@ -9,7 +9,7 @@ import torch
 from glider.experts.profile import Profile
 from glider.routing.base import QueryFeatures
 from glider.routing.signals.examples import SMOOTHING, USUAL_LEAD, Likelihoods, norm
-from glider.shapes import Float, Int, Tensor
+from glider.shapes import Bool, Float, Int, Tensor
 from glider.verdicts.background import Background
 
 
@@ -44,6 +44,11 @@ class Contest:
             ]
         )
 
+    def resemblance(self, features: QueryFeatures) -> Bool[Tensor, " B"]:
+        """Whether any expert's inputs hold an n-gram of the query: margins say nothing of one that shares none."""
+        assert features.grams is not None
+        return torch.tensor([any(map(self._resembles, query)) for query in features.grams], dtype=torch.bool)
+
     def strangers(self, fold: int) -> Float[Tensor, "Q E"]:
         """The margins of the background's requests of one fold, by a background that has not seen their kind."""
         gains = self._gains(fold)
@@ -54,6 +59,10 @@ class Contest:
             unseen = ((weights * gains[place]).sum() + weights.sum() * self._floor(fold)) / norm(weights)
             margins.append(self._margins(torch.cat([scores[:-1], unseen[None]]))[None])
         return torch.cat(margins)
+
+    def _resembles(self, text: Int[Tensor, " N"]) -> bool:
+        first = self.index.experts[self.index.starts[self.index.places(text)]]  # of an n-gram's entries; ascending
+        return bool((first < len(self.columns)).any())
 
     def _margins(self, scores: Float[Tensor, " P"]) -> Float[Tensor, " E"]:
         margins = torch.full((self.experts,), -torch.inf)

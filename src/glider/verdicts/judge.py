@@ -23,8 +23,8 @@ Override = Literal["route", "base"]
 class Judge:
     """Decides for each query whether the pool knows its task; the base alone answers unknown ones.
 
-    - `stranger`: even the likeliest expert's margin over everyday requests is below `thresholds.stranger`. The base
-    answers the row.
+    - `stranger`: even the likeliest expert's margin over everyday requests is below `thresholds.stranger`, or no expert
+    knows a word of it. The base answers the row.
     - `fits`: no stranger, and the best global score is above the p of alpha; of a pool of one expert, its margin is at
       least `thresholds.fits`.
     - `unsure`: otherwise.
@@ -60,7 +60,7 @@ class Judge:
         """
         margins = self.contest.margins(features)  # (B, E)
         scores, confident = self._scores(condition, features, margins, term)
-        stranger = margins.amax(dim=-1) < self.thresholds.stranger
+        stranger = (margins.amax(dim=-1) < self.thresholds.stranger) | ~self.contest.resemblance(features)
         if term is not None and self.contest.experts > 1 and any(described):
             by_description = torch.tensor(described, dtype=torch.bool)
             certain = by_description & (scores.amax(dim=-1) > (1 + term.p) / 2)
