@@ -54,6 +54,17 @@ def test_gains_are_those_of_the_expert_alone_and_loans_those_of_the_pool(pool: P
     assert checks["e0"].lent.difference == pytest.approx(lent)
 
 
+def test_what_the_base_answers_is_no_experts_fault(pool: Pool, llama_directory: Path) -> None:
+    between = [row.model_copy(update={"input": "the e0 and the e1 and the e2 and"}) for row in rows_of("e0", 4)]
+    rows = {"e0": rows_of("e0"), "e1": between, "e2": between}
+    base = load_base(str(llama_directory))
+    lent = [one.lent_rows for one in check_pool(pool, base, rows)]
+    pool = pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
+    checks = check_pool(pool, base, rows)
+    assert sum(lent) > 0 and [one.lent_rows for one in checks] == [0, 0, 0]
+    assert checks[1].verdicts == {"unsure": 1.0} and checks[1].routed.difference == 0
+
+
 def test_rows_are_needed(pool: Pool, llama_directory: Path) -> None:
     with pytest.raises(DataError, match="rows of the experts' tasks"):
         check_pool(pool, load_base(str(llama_directory)), {"other": rows_of("e0")})

@@ -1,6 +1,6 @@
 """Checks that experts help: the gain of each on its own task, and its effect on rows of other tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from glider.data.rows import Row
@@ -72,7 +72,9 @@ def check_pool(
     bare = _scored("base", ["base"] * len(names), pool, base, selected, max_new_tokens, tick)
     alone = _scored("alone", [f"single:{name}" for name in names], pool, base, selected, max_new_tokens, tick)
     routed = _scored("glider", ["glider"] * len(names), pool, base, selected, max_new_tokens, tick)
-    return [_check(name, selected, bare, alone, routed) for name in names]
+    stored = pool.index.verdicts
+    left = frozenset[str]() if stored is None else stored.left_to_base
+    return [_check(name, selected, bare, alone, routed, left) for name in names]
 
 
 def _scored(
@@ -103,14 +105,16 @@ def _check(
     bare: Mapping[str, list[RowResult]],
     alone: Mapping[str, list[RowResult]],
     routed: Mapping[str, list[RowResult]],
+    left: Collection[str],
 ) -> ExpertCheck:
+    """One expert's; rows of the verdicts that are `left` to the base say nothing of the expert nearest to them."""
     base = [result.score for result in bare[name]]
     lent = [
         (before.score, after.score)
         for task in selected
         if task != name
         for before, after in zip(alone[task], routed[task], strict=True)
-        if after.expert == name and after.verdict != "stranger"
+        if after.expert == name and after.verdict not in left
     ]
     return ExpertCheck(
         expert=name,

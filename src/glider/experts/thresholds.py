@@ -46,6 +46,11 @@ class Thresholds(Config):
         """Whether the base alone answers every unsure query."""
         return bool(self.experts) and self.share == 0 and self.described != 0
 
+    @property
+    def left_to_base(self) -> frozenset[str]:
+        """The verdicts of the queries that the base alone answers."""
+        return frozenset({"stranger", "unsure"} if self.leaves_unsure else {"stranger"})
+
     @model_validator(mode="after")
     def _mixes_what_descriptions_choose(self) -> "Thresholds":
         if self.nearest_by == "descriptions" and not self.experts:
