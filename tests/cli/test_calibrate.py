@@ -85,7 +85,7 @@ def test_unsure_queries_may_be_routed_token_by_token(run: Run, make_pool, llama_
     assert thresholds is not None
     everything = thresholds.model_copy(update={"stranger": -1000.0})
     model = load(str(llama_directory), pool.reload().set_verdicts(everything).path)
-    condition = model.condition(["zzz qqq"])
+    condition = model.condition(["the qqq"])
     assert condition.verdicts == ("unsure",)
     assert condition.settled is None or not bool(condition.settled.weights.any())
     for choice in ("descriptions", "signal"):
@@ -104,12 +104,12 @@ def test_unsure_queries_may_be_left_to_the_base(run: Run, make_pool, llama_direc
     assert thresholds is not None
     unsure = thresholds.model_copy(update={"stranger": -1000.0, "fits": 1000.0})
     model = load(str(llama_directory), pool.reload().set_verdicts(unsure).path)
-    queries = [Query("zzz qqq"), Query("zzz qqq", description="zzz"), Query("zzz qqq", verdict="route")]
+    queries = [Query("the qqq"), Query("the qqq", description="zzz"), Query("the qqq", verdict="route")]
     condition = model.condition(queries)
     assert condition.verdicts == ("unsure",) * 3
     assert condition.bare_rows.tolist() == [True, True, False]
     answer, _, routed = model.generate(queries, max_new_tokens=8)
-    assert answer.token_ids == model.generate([Query("zzz qqq", verdict="base")], max_new_tokens=8)[0].token_ids
+    assert answer.token_ids == model.generate([Query("the qqq", verdict="base")], max_new_tokens=8)[0].token_ids
     assert routed.verdict == answer.verdict == "unsure"
     run("calibrate", pool.path, "--unsure-by", "tokens")
     thresholds = pool.reload().index.verdicts

@@ -4,15 +4,22 @@ import json
 import runpy
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glider.calibration.verdict import choose_thresholds
 from glider.errors import PoolError
+from glider.experts.index import BACKGROUND_FILE
+from glider.experts.pool import Pool
+from glider.inference.spec import load
 from glider.instructions.inputs import ngrams
 from glider.verdicts.background import SHIPPED, Background, shipped
+
+from .conftest import STRANGER
 
 SCRIPTS = Path(__file__).parents[2] / "reproduce" / "background"
 
@@ -91,3 +98,37 @@ def test_more_than_is_ever_looked_at_is_refused(tmp_path: Path, kind: str) -> No
     save_file(tensors, tmp_path / "b.safetensors")
     with pytest.raises(PoolError, match="are the most"):
         Background.open(tmp_path / "b.safetensors")
+
+
+def test_a_calibration_that_is_killed_leaves_a_pool_that_answers(
+    glider, llama_directory: Path, calibrated: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (shipped().joined(Background.of([[f"{word} requests of mine"]], 1)) for word in ("some", "other"))
+    pool = calibrated(llama_directory)
+    pool = pool.set_verdicts(choose_thresholds(pool, first), first)
+    thresholds, write = choose_thresholds(pool, second), Background.save
+
+    def killed(background: Background, path: Path) -> None:
+        write(background, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Background, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pool.set_verdicts(thresholds, second)
+    monkeypatch.undo()
+    assert load(str(llama_directory), pool.path).condition([STRANGER]).verdicts == ("stranger",)
+    assert glider("pool", "calibrate", pool.path).code == 0
+
+
+def test_another_background_is_told_with_what_mends_it(
+    glider, llama_directory: Path, calibrated: Callable[..., Pool], tmp_path: Path
+) -> None:
+    background = shipped().joined(Background.of([["some requests of mine"]], 1))
+    pool = calibrated(llama_directory)
+    pool = pool.set_verdicts(choose_thresholds(pool, background), background)
+    shipped().save(pool.path / BACKGROUND_FILE)
+    told = glider("pool", "verify", pool.path)
+    assert told.code == 2 and "another file" in told.err and "--background ROWS" in told.err
+    (tmp_path / "rows.jsonl").write_text('{"input": "some requests of mine", "output": "x"}\n')
+    assert glider("pool", "calibrate", pool.path, "--background", tmp_path / "rows.jsonl").code == 0
+    assert glider("pool", "verify", pool.path).code == 0

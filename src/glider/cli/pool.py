@@ -77,6 +77,7 @@ def verify(path: ReadPool, key: KeyOption = None) -> None:
     for expert, record in track(zip(pool.experts, pool.index.experts, strict=True), len(pool), "Verifying"):
         expert.verify({file: known.sha256 for file, known in record.files.items()})
     verify_routers(pool)
+    _ = pool.background  # checked as it is read
     say(f"{path}: {len(pool)} experts are as they were when they joined")
 
 

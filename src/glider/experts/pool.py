@@ -176,9 +176,16 @@ class Pool:
             return now._write(now.index.model_copy(update=changed), now.experts)
 
     def set_verdicts(self, thresholds: Thresholds, background: Background | None = None) -> Pool:
-        """Store the thresholds of verdicts, and their background where it is not the package's."""
+        """Store the thresholds of verdicts, and their background where it is not the package's.
+
+        Whoever is killed meanwhile leaves the pool with what it had, or with its thresholds and the package's.
+        """
         with self._changing() as now:
             if background is not None:
+                stored = now.index.verdicts
+                if stored is not None and stored.background is not None and not now._has_background(background):
+                    without = stored.model_copy(update={"background": None})
+                    now = now._write(now.index.model_copy(update={"verdicts": without}), now.experts)
                 background.save(self.path / BACKGROUND_FILE)
                 thresholds = thresholds.model_copy(update={"background": sha256(self.path / BACKGROUND_FILE)})
             return now._write(now.index.model_copy(update={"verdicts": thresholds}), now.experts)
@@ -194,6 +201,14 @@ class Pool:
 
         refuse_links_out(self.path, (BACKGROUND_FILE,))
         return Background.open(self.path / BACKGROUND_FILE, stored.background)
+
+    def _has_background(self, background: Background) -> bool:
+        """Whether it is the one that is stored; one that cannot be read is none."""
+        try:
+            stored = self.background
+        except PoolError:
+            return False
+        return stored is not None and stored.equals(background)
 
     def verify(self, adapters: bool = True) -> None:
         """Check every file against its hash, and every weight of an expert for being finite.

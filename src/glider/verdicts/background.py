@@ -26,6 +26,7 @@ MOST_BYTES = 1 << 24
 MOST_FOLDS = 256  # each is looked at beside all others
 MOST_JUDGED = 1 << 16  # requests to judge by
 JUDGED = 320  # requests that thresholds are chosen by
+_AGAIN = "Calibrate the pool again, with the requests it was made of: `glider pool calibrate POOL --background ROWS`."
 _DTYPES = {
     "grams": torch.int64,
     "counts": torch.uint8,
@@ -99,6 +100,10 @@ class Background:
             torch.cat([self.folds, other.folds + len(self.counts)]),
         )
 
+    def equals(self, other: "Background") -> bool:
+        """Whether both have the same requests."""
+        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in _DTYPES)
+
     def save(self, path: Path) -> None:
         """Write it as safetensors, whole or not at all."""
         tensors = {name: getattr(self, name).contiguous() for name in _DTYPES}
@@ -110,10 +115,10 @@ class Background:
         try:
             content = read_owned(path, MOST_BYTES)
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-                raise PoolError(f"the pool's background in {path}", "another file", "Calibrate the pool again.")
+                raise PoolError(f"the pool's background in {path}", "another file", _AGAIN)
             tensors = tensors_in(content, len(_DTYPES))
         except FileNotFoundError:
-            raise PoolError(f"the pool's background in {path}", "no such file", "Calibrate the pool again.") from None
+            raise PoolError(f"the pool's background in {path}", "no such file", _AGAIN) from None
         except (OSError, ValueError, RecursionError) as fault:
             raise _broken(path, str(fault)) from fault
         if fault := _misfit(tensors):
@@ -148,7 +153,7 @@ def _misfit(tensors: dict[str, Tensor]) -> str | None:
 
 
 def _broken(path: Path, got: str) -> PoolError:
-    return PoolError(f"a background in {path}", f"a damaged one ({got})", "Calibrate the pool again.")
+    return PoolError(f"a background in {path}", f"a damaged one ({got})", _AGAIN)
 
 
 def _counted(grams: Int[Tensor, " N"], texts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " N"]:
