@@ -1,19 +1,27 @@
 """Verdicts: what each query gets, and that a stranger's rows are the base's bit for bit, whatever is beside them."""
 
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
 
+from glider.calibration.automatic import has_queries
 from glider.calibration.verdict import choose_thresholds, renewed_thresholds
 from glider.errors import GliderWarning, PoolError, QueryError, RouterError
 from glider.experts.pool import Pool
+from glider.experts.profile import Profile
 from glider.inference.base_model import load_base
 from glider.inference.queries import Query
 from glider.inference.spec import ModelSpec, load
+from glider.instructions.inputs import ngrams
+from glider.routing.base import QueryFeatures
 from glider.routing.methods.glider import Glider
 from glider.routing.methods.phatgoose import Phatgoose
+from glider.routing.preparation import prepare
 from glider.serve.verdicts import condition_of
+from glider.verdicts.background import shipped
+from glider.verdicts.contest import Contest
 
 from .conftest import BETWEEN, STRANGER, own_query
 
@@ -348,3 +356,22 @@ def test_phatgoose_alone_gives_no_verdict(llama_directory: Path, calibrated) -> 
     base = load_base(str(llama_directory))
     model = ModelSpec(router=Phatgoose()).over(base, calibrated(llama_directory))
     assert model.generate([STRANGER], max_new_tokens=2)[0].verdict is None
+
+
+def test_an_expert_whose_profile_is_empty_counts_as_one_without(llama_directory: Path, calibrated) -> None:
+    """Knowing nothing it had the highest floor, and won what nobody knows."""
+    pool = calibrated(llama_directory)
+    plain = choose_thresholds(pool)
+    blank = Profile.of([ngrams("")] * 64, [ngrams("")] * 24)
+    experts = [copy(expert) for expert in pool.experts]
+    experts[2].__dict__["profile"] = blank
+    emptied = Pool(pool.path, pool.index, experts)
+    thresholds = choose_thresholds(emptied)
+    assert thresholds.queries == 48 and thresholds.stranger == pytest.approx(plain.stranger, abs=0.05)
+    margins = Contest.of([expert.profile for expert in emptied], shipped()).margins(
+        QueryFeatures(1, grams=((ngrams(STRANGER),),))
+    )
+    assert margins[0, 2] == -torch.inf and bool((margins[0, :2] < thresholds.stranger).all())
+    for expert in experts:
+        expert.__dict__["profile"] = blank
+    assert not has_queries(emptied) and prepare(Glider(global_="instruction"), emptied).judge is None

@@ -108,10 +108,11 @@ def _like(pool: Pool, stored: Thresholds) -> Thresholds:
 
 
 def _held_back(pool: Pool) -> list[Tensor]:
-    profiles = {expert.name: expert.profile for expert in pool if expert.profile is not None}
+    profiles = {one.name: one.profile for one in pool if one.profile is not None and one.profile.has_words}
     sampled = sample(list(profiles), MANY_EXPERTS, SAMPLED_EXPERTS)
     most = max(LEAST_QUERIES, MOST_QUERIES // max(1, len(pool)))
-    return [query for name, profile in profiles.items() if name in sampled for query in profile.queries[:most]]
+    queries = (query for name, profile in profiles.items() if name in sampled for query in profile.queries[:most])
+    return [query for query in queries if len(query)]
 
 
 def _conformal(values: Float[Tensor, " N"], share: float) -> float:

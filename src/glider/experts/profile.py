@@ -48,6 +48,11 @@ class Profile:
         return _unsigned(self.grams[real]), self.counts[real].long()
 
     @property
+    def has_words(self) -> bool:
+        """Whether it knows any n-gram."""
+        return bool((self.counts > 0).any())
+
+    @property
     def queries(self) -> tuple[Int[Tensor, " _"], ...]:
         """The n-grams (int64) of each held-back input."""
         return tuple(_unsigned(row[row != 0]) for row in self.held_back)

@@ -71,7 +71,7 @@ def judge_of(router: Router, pool: Pool, router_term: GlobalTerm | None) -> "Jud
     abstain = router.abstain if isinstance(router, Gated) else None
     by_itself = abstains(router)
     profiles = [expert.profile for expert in pool]
-    known = any(profile is not None for profile in profiles)  # else every query would be a stranger
+    known = any(profile is not None and profile.has_words for profile in profiles)  # else all would be strangers
     thresholds = pool.index.verdicts if known else None
     if abstain is False or (abstain is None and not (by_itself and thresholds is not None)):
         return None
@@ -115,7 +115,11 @@ def _term_of_words(pool: Pool) -> GlobalTerm | None:
     `examples`; None where there is none, or an expert lacks the profile for it."""
     signal = pool.index.signal
     name = "examples" if signal in (None, DESCRIPTIONS) else signal
-    lacking = any(one.profile is None or (name != "examples" and one.profile.inputs is None) for one in pool)
+    needs_vectors = name != "examples"
+    lacking = any(
+        profile is None or not profile.has_words or (needs_vectors and profile.inputs is None)
+        for profile in (one.profile for one in pool)
+    )
     return None if lacking or name not in pool.index.calibrations else GlobalPart(name).prepare(pool)
 
 

@@ -16,7 +16,8 @@ from glider.verdicts.background import Background
 @dataclass(frozen=True)
 class Contest:
     """Likelihoods of a query's n-grams under each expert's training inputs and under everyday requests, as in the
-    signal `examples`. An expert without a profile cannot win: its margin is minus infinity."""
+    signal `examples`. An expert without a profile, or with one of no words, cannot win: its margin is minus
+    infinity."""
 
     index: Likelihoods  # of the experts that have profiles, in order, and the background last
     columns: Int[Tensor, " P"]  # of those experts in the pool
@@ -26,9 +27,9 @@ class Contest:
     @classmethod
     def of(cls, profiles: Sequence[Profile | None], background: Background) -> "Contest":
         """Make the index. Linear in the n-grams of all."""
-        known = [profile.known for profile in profiles if profile is not None]
-        columns = torch.tensor([i for i, profile in enumerate(profiles) if profile is not None], dtype=torch.long)
-        index = Likelihoods.of_counts([*known, (background.grams, background.total.long())])
+        known = {i: profile.known for i, profile in enumerate(profiles) if profile is not None and profile.has_words}
+        columns = torch.tensor(list(known), dtype=torch.long)
+        index = Likelihoods.of_counts([*known.values(), (background.grams, background.total.long())])
         return cls(index, columns, len(profiles), background)
 
     def margins(self, features: QueryFeatures) -> Float[Tensor, "B E"]:

@@ -152,7 +152,7 @@ class Examples:
 def profiles_with_words(pool: Pool) -> list[Profile]:
     """The experts' profiles; raises `RouterError` naming those that have none, or one of no n-grams."""
     known = list(profiles(pool))
-    empty = [expert.name for expert, profile in zip(pool, known, strict=True) if not bool((profile.counts > 0).any())]
+    empty = [expert.name for expert, profile in zip(pool, known, strict=True) if not profile.has_words]
     if empty:
         raise RouterError(
             "n-grams of training inputs in the profile of every expert",
