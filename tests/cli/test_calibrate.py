@@ -52,6 +52,24 @@ def test_a_refused_choice_leaves_the_pool_as_it_was(
     assert index.read_bytes() == before
 
 
+def test_requests_of_a_background_need_no_answers(run: Run, make_pool, llama_directory: Path, tmp_path: Path) -> None:
+    pool: Pool = make_pool(llama_directory, 3, profile=True)
+    rows = [
+        {"input": "Plan a meal for two."},
+        {"prompt": "Name a river.", "completion": "The Rhine."},
+        {"instruction": "Translate this.", "input": "a cat"},
+        {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]},
+    ]
+    (tmp_path / "everyday.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran = run("calibrate", pool.path, "--background", tmp_path / "everyday.jsonl")
+    assert ran.code == 0, ran.fault
+    own = pool.reload().background
+    assert own is not None and len(own.of_fold(len(own.counts) - 1)) == 4
+    (tmp_path / "empty.jsonl").write_text('{"input": "Name a river."}\n{"input": " "}\n')
+    with pytest.raises(DataError, match="request 2"):
+        raise run("calibrate", pool.path, "--background", tmp_path / "empty.jsonl").fault
+
+
 def test_what_chooses_for_unsure_queries_is_told(run: Run, make_pool, grow_pool, llama_directory: Path) -> None:
     pool: Pool = grow_pool(
         make_pool(llama_directory, 3, profile=True), llama_directory, "silent", embedder=None, profile=True

@@ -20,7 +20,7 @@ from glider.report.report_plan import ReportPlan
 DOCS = Path(__file__).parents[2] / "docs"
 BUDGET = ["--steps", "2", "--gate-steps", "1", "--rank", "2", "--max-tokens", "80"]
 DEFAULTS = "defaults: {rank: 2, steps: 2, gate_steps: 1, max_tokens: 80}\n"
-WORDS = {"tone": "thank you friend", "trivia": "which river mountain", "everyday": "please write letter"}
+WORDS = {"tone": "thank you friend", "trivia": "which river mountain"}
 LOADS = (["generate"], ["explain"], ["compare"], ["pool", "check"])  # commands that look for the pool's base
 
 Run = Callable[[str], None]
@@ -63,7 +63,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path, rando
     for name, words in WORDS.items():
         rows = [{"input": f"{words} {name}{i} {words.split()[i % 3]}", "output": f"a{i % 2}"} for i in range(180)]
         (place / "rows" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    shutil.move(place / "rows" / "everyday.jsonl", place / "everyday.jsonl")
+    requests = [{"input": f"please write letter {i}"} for i in range(180)]  # with no answer, as production.md has them
+    (place / "everyday.jsonl").write_text("\n".join(map(json.dumps, requests)))
     for seed, name in enumerate(("tone", "trivia")):
         adapter = random_expert(place / "adapters" / name, load_base(str(llama_directory)), rank=2, seed=seed)
         for file in ("card.json", "glider.safetensors"):

@@ -9,7 +9,7 @@ from glider.cli.arguments import JsonOption, KeyOption, PoolPath
 from glider.cli.pool_ls import unsure_lines
 from glider.cli.signature import telling_signature
 from glider.cli.task_rows import rows_of_tasks
-from glider.errors import ConfigError
+from glider.errors import ConfigError, DataError
 from glider.inference.spec import BaseSpec, ModelSpec
 from glider.terminal import say, say_json
 
@@ -123,10 +123,14 @@ def _threshold(pool: "Pool", signal: str) -> "Calibration | None":
 
 
 def _background_with(path: Path) -> "Background":
-    from glider.data.rows import read_rows
+    from glider.batch.prompts import read_prompts
     from glider.verdicts.background import JUDGED, Background, shipped
 
-    return shipped().joined(Background.of([[row.input for row in read_rows(path)]], JUDGED))
+    requests = [row.query(None).text for row in read_prompts(path, {})]
+    empty = next((place for place, request in enumerate(requests, start=1) if not request.strip()), None)
+    if empty is not None:
+        raise DataError(f"requests with text in {path}", f"an empty one (request {empty})", "Leave it out.")
+    return shipped().joined(Background.of([requests], JUDGED))
 
 
 def _of_the_unsure(pool: "Pool", unsure_by: UnsureBy | None) -> dict[str, Any]:
