@@ -1,6 +1,7 @@
 """Experts that a request leaves out: of what alpha looks at, and of what is settled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from glider.experts.pool import Pool
 from glider.inference.model import RoutedModel
 from glider.inference.queries import Query
 from glider.inference.spec import load
+from glider.routing.base import Prepared
 from glider.serve.schemas import Steering
 from glider.serve.steering import Guided, Way, guided
 
@@ -83,21 +85,6 @@ def test_the_others_that_an_unsure_query_mixes_share_what_one_left_out_had(by_de
     assert bool(none.condition.routed[0]) and len(none.scores) == 1
 
 
-def test_the_base_answers_what_fitted_an_expert_left_out_where_it_answers_the_unsure(
-    llama_directory: Path, calibrated
-) -> None:
-    pool = calibrated(llama_directory, 4)
-    assert not asked(load(str(llama_directory), pool.path), own_query(0), exclude=["e0"]).condition.bare_rows[0]
-    pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
-    model = load(str(llama_directory), pool.path)
-    without = asked(model, own_query(0), exclude=["e0"])
-    assert without.verdict == "fits" and bool(without.condition.bare_rows[0])
-    assert not asked(model, own_query(0), exclude=["e1"]).condition.bare_rows[0]
-    assert bool(asked(model, BETWEEN, exclude=["e1"]).condition.bare_rows[0])
-    for told in ({"verdict": "route", "exclude": ["e0"]}, {"experts": ["e1", "e2"]}):
-        assert not asked(model, own_query(0), **told).condition.bare_rows[0]
-
-
 def test_a_router_that_abstains_by_itself_does_so_beside_one_that_does_not(llama_directory: Path, calibrated) -> None:
     pool = calibrated(llama_directory, 4)
     for router, other, verdict in (
@@ -111,3 +98,29 @@ def test_a_router_that_abstains_by_itself_does_so_beside_one_that_does_not(llama
         told = guided(model, model.attached.generation, way, Query(STRANGER), [], Steering())
         assert told.verdict == verdict and bool(told.condition.bare_rows[0]) is (verdict is not None)
         model.detach()
+
+
+def test_what_fitted_an_expert_left_out_is_the_bases_where_unsure_queries_are(
+    llama_directory: Path, calibrated: Callable[..., Pool]
+) -> None:
+    pool = calibrated(llama_directory, 4, embedder=None)
+    by_tokens = load(str(llama_directory), pool.path)
+    pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
+    model = load(str(llama_directory), pool.path)
+    assert asked(model, own_query(0)).condition.settled is not None
+    without = asked(model, own_query(0), exclude=["e0"])
+    assert without.verdict == "fits" and bool(without.condition.bare_rows[0])
+    assert not bool(asked(model, own_query(0), exclude=["e1"]).condition.bare_rows[0])
+    assert not bool(asked(model, own_query(0), exclude=["e0"], verdict="route").condition.bare_rows[0])
+    assert not bool(asked(model, own_query(0), experts=["e1"]).condition.bare_rows[0])
+    assert not bool(asked(by_tokens, own_query(0), exclude=["e0"]).condition.bare_rows[0])
+    settled = replace(model.attached.generation, prepared=_fitting_all(model))
+    both = guided(model, settled, Way("routed"), Query(own_query(0)), [], Steering(exclude=["e0"]))
+    assert not bool(both.condition.bare_rows[0])  # another expert fits as well
+
+
+def _fitting_all(model: RoutedModel) -> Prepared:
+    """What the model has prepared, with a p that every expert's score is above."""
+    prepared = model.attached.generation.prepared
+    assert prepared.global_term is not None
+    return replace(prepared, global_term=replace(prepared.global_term, p=-10.0))

@@ -156,7 +156,10 @@ def _term_of(condition: Condition, prepared: Prepared) -> GlobalTerm | None:
 
 
 def _without(condition: Condition, generation: "Generation", out: Sequence[int]) -> Condition:
-    """The condition with some experts left out: of the tokens' choice, and of what alpha looks at."""
+    """The condition with some experts left out: of the tokens' choice, and of what alpha looks at.
+
+    A query that fitted one of them, and fits no other, is the base's where unsure queries are.
+    """
     if not _reads_term(generation.router):
         name = type(generation.router).__name__
         message = f"experts cannot be left out under the router {name}; give weights instead"
@@ -167,15 +170,16 @@ def _without(condition: Condition, generation: "Generation", out: Sequence[int])
         scores, alpha = condition.global_scores.clone(), condition.alpha
     scores[:, list(out)] = -torch.inf
     term = _term_of(condition, generation.prepared)
+    fits = torch.zeros(1, dtype=torch.bool) if term is None else scores.amax(dim=-1) > term.p
     if term is not None:
-        alpha = term.gamma * (scores.amax(dim=-1) > term.p).float() + term.beta
+        alpha = term.gamma * fits.float() + term.beta
     if not bool((alpha > 0).all()):
         message = "experts cannot be left out where alpha is not above 0"
         raise ApiError(400, message, param="glider.exclude", code="unsupported_parameter")
-    judge, settled = generation.prepared.judge, _settled_without(condition.settled, out)
-    if judge is not None and judge.thresholds.leaves_unsure and condition.settled is not None and settled is None:
-        condition = condition.left_to_base(condition.settled.rows.tolist())  # it fits none of the others
-    return replace(condition, global_scores=scores, alpha=alpha, settled=settled)
+    settled, judge = _settled_without(condition.settled, out), generation.prepared.judge
+    condition, lost = replace(condition, global_scores=scores, alpha=alpha, settled=settled), condition.settled
+    leaves = judge is not None and judge.thresholds.leaves_unsure
+    return condition.left_to_base([leaves and lost is not None and settled is None and not bool(fits[0])])
 
 
 def _settled_without(settled: Settled | None, out: Sequence[int]) -> Settled | None:
