@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from glider.calibration.verdict import choose_thresholds
 from glider.cli.main import build, main
+from glider.cli.pool_calibrate import expected_lines
 from glider.errors import ConfigError, DataError, GliderWarning, PoolError
 from glider.experts.pool import Pool
+from glider.experts.thresholds import Thresholds
 from glider.inference.queries import Query
 from glider.inference.spec import load
 from glider.sharing.signature import generate_keys, sign_pool
@@ -50,6 +52,14 @@ def test_a_refused_choice_leaves_the_pool_as_it_was(
     before = index.read_bytes()
     assert isinstance(run("calibrate", pool.path, *options).fault, fault)
     assert index.read_bytes() == before
+
+
+@pytest.mark.parametrize(("share", "many"), [(0.0219, False), (0.8219, True)])
+def test_many_everyday_requests_that_are_no_strangers_are_told_with_a_remedy(share: float, many: bool) -> None:
+    chosen = Thresholds(stranger=0.0, fits=1.0, false_acceptance=share, strangers=320)
+    lines = "\n".join(expected_lines(chosen))
+    assert f"of everyday requests {share:.1%} are not" in lines
+    assert ("let rows and queries say what to do" in lines) == many
 
 
 def test_requests_of_a_background_need_no_answers(run: Run, make_pool, llama_directory: Path, tmp_path: Path) -> None:

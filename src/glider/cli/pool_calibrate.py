@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from glider.verdicts.background import Background
 
 UnsureBy = Literal["tokens", "signal", "descriptions", "base"]
+_MANY = 0.1  # of everyday requests no strangers: 2 % are wanted
 
 
 def calibrate(
@@ -163,6 +164,11 @@ def expected_lines(verdicts: "Thresholds") -> list[str]:
         lines.append(
             f"  of everyday requests {strange:.1%} are not ({verdicts.strangers}, each judged without its kind)"
         )
+        if strange > _MANY:
+            lines += [
+                "  so many, since an expert's rows read like them: let rows and queries say what to do",
+                "  (`Friendly or rude? ...`), or add requests that the base must go on answering (--background)",
+            ]
     return lines
 
 
