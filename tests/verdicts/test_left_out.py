@@ -119,6 +119,16 @@ def test_what_fitted_an_expert_left_out_is_the_bases_where_unsure_queries_are(
     assert not bool(both.condition.bare_rows[0])  # another expert fits as well
 
 
+def test_explain_tells_that_the_base_answers_what_is_unsure(
+    glider: Callable[..., Any], llama_directory: Path, calibrated: Callable[..., Pool]
+) -> None:
+    pool = calibrated(llama_directory, 4, embedder=None)
+    shared = ("explain", BETWEEN, "--pool", pool.path, "--base", llama_directory)
+    assert "verdict unsure\n" in glider(*shared).out
+    pool.set_verdicts(choose_thresholds(pool, experts=3, share=0.0))
+    assert "verdict unsure: the base model alone\n" in glider(*shared).out
+
+
 def _fitting_all(model: RoutedModel) -> Prepared:
     """What the model has prepared, with a p that every expert's score is above."""
     prepared = model.attached.generation.prepared

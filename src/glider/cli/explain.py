@@ -103,7 +103,8 @@ def _print_table(model: "RoutedModel", tokens: list[str], trace: "Trace", sites:
     guidance = _global(model, trace)
     tell_unused(guidance["fault"])
     if guidance["verdict"] is not None:
-        terminal.print("verdict " + verdict_text(guidance["verdict"]))
+        bare = trace.condition is not None and bool(trace.condition.bare_rows[0])
+        terminal.print("verdict " + verdict_text(guidance["verdict"], bare))
     if guidance["alpha"] is not None:
         ranked = sorted(guidance["global_scores"].items(), key=lambda item: -item[1])
         terminal.print("global  " + "  ".join(f"{name} {score:.2f}" for name, score in ranked))

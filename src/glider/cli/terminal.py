@@ -55,9 +55,9 @@ def exit_code(run: Callable[[], int | None]) -> int:
         return 2
 
 
-def verdict_text(verdict: str | None) -> str:
-    """A verdict with what it means for the answer, where its word alone does not say so."""
-    return f"stranger: {BASE_ALONE}" if verdict == "stranger" else str(verdict)
+def verdict_text(verdict: str | None, bare: bool = False) -> str:
+    """A verdict with what it means for the answer, where its word alone does not say so; `bare`: no expert answers."""
+    return f"{verdict}: {BASE_ALONE}" if bare or verdict == "stranger" else str(verdict)
 
 
 def experts_text(count: int) -> str:
