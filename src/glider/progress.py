@@ -46,7 +46,7 @@ class Bars:
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         self._bar.stop()
         if self._resumes and kind is not None and issubclass(kind, KeyboardInterrupt):
-            self._console.print(f"glider: {RESUMES}")
+            self._console.print("glider: interrupted; the same command continues where it stopped.")
 
     def update(self, name: str, share: float | None, text: str = "") -> None:
         """Show what is done now, and the share of it that is done (None: unknown)."""

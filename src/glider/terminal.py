@@ -44,6 +44,11 @@ def say_piece(text: str) -> None:
     _write(piece(text))
 
 
+def has_width() -> bool:
+    """Whether lines of standard output end somewhere: a pipe or a file has no width."""
+    return sys.stdout.isatty() or "COLUMNS" in os.environ
+
+
 def console(*, stderr: bool = False, wrap: bool = True) -> Any:
     """rich's console for our tables and bars: texts are taken as they are, and styles given as such."""
     from rich.console import Console
@@ -53,11 +58,10 @@ def console(*, stderr: bool = False, wrap: bool = True) -> Any:
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(visible(text), **how)
 
-    folds = stderr or sys.stdout.isatty() or "COLUMNS" in os.environ  # a pipe or a file has no width
     return PrintableConsole(
         stderr=stderr,
         quiet=stderr and _quiet,
-        width=None if folds else _UNFOLDED,
+        width=None if stderr or has_width() else _UNFOLDED,
         markup=False,
         emoji=False,
         highlight=False,

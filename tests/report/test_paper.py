@@ -213,7 +213,7 @@ def test_latex_is_balanced(partial: Path, tmp_path: Path) -> None:
 def test_the_command_tells_what_it_made(partial: Path, glider: Callable[..., CommandResult]) -> None:
     told, listed = glider("report", "paper", partial), glider("report", "paper", partial, "--json")
     assert told.code == listed.code == 0
-    assert "figures in report.html, .md, .tex; missing results: 5" in told.out
+    assert "2 tables and 0 figures in report.html, .md, .tex; missing results: 5" in told.out
     assert json.loads(listed.out)["title"] == "A & B"
     assert (partial / "report" / "report.html").is_file()
 

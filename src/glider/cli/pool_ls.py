@@ -9,7 +9,7 @@ from glider.cli.arguments import JsonOption, KeyOption, ReadPool, pool_to_read
 from glider.cli.terminal import BASE_ALONE, experts_text
 from glider.errors import GliderError
 from glider.printable import printable
-from glider.terminal import console, say, say_json
+from glider.terminal import console, has_width, say, say_json
 
 if TYPE_CHECKING:
     from glider.experts.gains import Gain
@@ -52,7 +52,7 @@ def _print_pool(rows: list[dict[str, Any]], index: "PoolIndex", path: str) -> No
     shown.print(f"{experts_text(len(rows))} for {printable(index.base.model_id)} ({index.base.hash}){place}")
     for line in _thresholds(index):
         shown.print(line)
-    table = Table(box=None, pad_edge=False, expand=True)
+    table = Table(box=None, pad_edge=False, expand=has_width())
     for name in ("expert", "rank", "sites", "gates", "MB", "base", "alone", "gain"):
         table.add_column(name)
     table.add_column("description", ratio=1, no_wrap=True, overflow="ellipsis")  # a line an expert; --json has it whole

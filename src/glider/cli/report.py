@@ -61,7 +61,12 @@ def paper(
         say_json(pages.as_json(report))
         return
     missing = f"; missing results: {len(report.lacks)}" if report.lacks else ""
-    say(f"{place}: {len(report.tables)} tables and {len(report.pictures)} figures in report.html, .md, .tex{missing}")
+    tables, figures = _count(len(report.tables), "table"), _count(len(report.pictures), "figure")
+    say(f"{place}: {tables} and {figures} in report.html, .md, .tex{missing}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def scores(
