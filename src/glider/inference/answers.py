@@ -20,7 +20,7 @@ class Answer:
         usage: Mean weight of each expert over sites and tokens, if a trace was requested.
         description: The description used for the query.
         fault: Why the global term, a description or examples were not used.
-        verdict: "fits", "unsure" or "stranger"; None without verdicts.
+        verdict: "fits", "unsure" or "stranger", the pool's own also where the query overrides it; None without any.
     """
 
     text: str
