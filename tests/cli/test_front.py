@@ -148,6 +148,13 @@ def test_init_takes_no_lines_of_an_adapters_author(glider, adapters: Path, base:
     assert code == 2 and "which is no name" in err and len(err) < 500 and err.count("\n") == 1
 
 
+def test_init_plans_no_base_of_a_directory_that_has_none(glider, adapters: Path) -> None:
+    code, _, err = glider("init", "--adapter", "adapters", "--base", "rows")
+    assert code == 2 and "wanted a base model in rows; got no config.json there" in err
+    assert not (adapters / "pool.yaml").exists()
+    assert glider("init", "--adapter", "adapters", "--base", "x" * 5000)[0] == 0
+
+
 @pytest.mark.parametrize("base", ["models/\U0001f600", "models/\u202eabc", 'a "b"\\c', "a\x85b"])
 def test_init_writes_any_base_as_yaml_reads_it(glider, adapters: Path, base: str) -> None:
     code, _, err = glider("init", "--adapter", "adapters", "--base", base)

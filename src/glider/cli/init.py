@@ -11,6 +11,7 @@ from glider.cli.terminal import experts_text
 from glider.config import EMBEDDED_BASE
 from glider.errors import ConfigError
 from glider.files.opening import from_home
+from glider.files.replacing import is_directory
 from glider.printable import dump_json, printable, visible
 from glider.terminal import say
 
@@ -69,6 +70,9 @@ def init(
     model = base or _named_base(adapters) or EMBEDDED_BASE
     if asks and base is None:
         model = typer.prompt("Base model (hub id or path)", default=model, err=True)
+    if is_directory(from_home(model)) and not (from_home(model) / "config.json").exists():
+        remedy = "Give the directory of a model, or a hub id."
+        raise ConfigError(f"a base model in {model}", "no config.json there", remedy)
     experts = _experts(adapters, files, out.absolute().parent)
     _write(out, _text(model, experts, minutes))
     say(f"{out}: {experts_text(len(experts))} on {model}")
