@@ -41,4 +41,4 @@ def test_results_are_kept_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
     kept = sorted(file.relative_to("kept") for file in Path("kept").rglob("*.json"))
     assert len(kept) == 40
     assert all(Path("kept", file).read_bytes() == (MINI / "results" / file).read_bytes() for file in kept)
-    assert "1 tables" in glide(report.replace("reproduce/mini/results", "kept"), monkeypatch, capsys)
+    assert "1 table and" in glide(report.replace("reproduce/mini/results", "kept"), monkeypatch, capsys)
