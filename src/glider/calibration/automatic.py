@@ -37,8 +37,8 @@ def has_queries(pool: Pool) -> bool:
     """Whether the experts' profiles keep enough queries to choose the thresholds of verdicts by."""
     count = 0
     for expert in pool:
-        known = expert.profile is not None and expert.profile.has_words
-        count += len([query for query in expert.profile.queries if len(query)]) if known else 0
+        if expert.profile is not None and expert.profile.has_words:
+            count += len([query for query in expert.profile.queries if len(query)])
         if count >= LEAST_QUERIES:
             return True
     return False
