@@ -60,6 +60,19 @@ def test_a_calibrated_pool_knows_its_queries_from_strange_ones(pool_with_profile
     assert condition.alpha.tolist() == [103.0] * 3 + [3.0]
 
 
+def test_twins_leave_a_threshold_that_strangers_do_not_reach(pool_with_profiles) -> None:
+    """Nothing parts the queries of one from those of the other: everything fitted that was no stranger, or nothing."""
+    pool, other = pool_with_profiles(), pool_with_profiles(name="other")
+    pool = pool.remove("e2").add(other.path / "e0", "twin0").add(other.path / "e1", "twin1")
+    stored = calibrate(pool, "examples")
+    assert stored.auc is not None and stored.auc < 0.6
+    scores = Glider().prepare(pool.calibrate("examples", stored)).global_term.scores  # pyright: ignore
+    own = tuple((query,) for query in pool["e0"].profile.queries)
+    strange = ((torch.arange(1, 30),),)
+    best = scores.of(QueryFeatures(len(own) + 1, grams=own + strange)).amax(dim=-1)
+    assert (best[:-1] > stored.p).float().mean() >= 0.9 and best[-1] < stored.p
+
+
 def test_gamma_and_beta_are_kept_when_p_is_chosen_anew(pool_with_profiles) -> None:
     pool = pool_with_profiles()
     pool = pool.calibrate("examples", Calibration(p=9, gamma=7, beta=1, source="a test"))

@@ -15,6 +15,8 @@ from glider.shapes import Float, Tensor
 MINIMUM_QUERIES = 16  # of each expert
 MOST_QUERIES = 2048  # of the pool: beyond, every expert gives fewer
 MANY_EXPERTS, SAMPLED_EXPERTS = 128, 32  # beyond so many that have queries, so many of them are asked
+LEAST_AUC = 0.6  # below, the others know an expert's queries as well as itself (twins), and nothing parts the two kinds
+MISSED = 0.05  # share of the held-in queries that p may then leave out
 LARGE_POOL, CHANGED = 256, 0.05  # in a larger one a choice stands until so great a share of the experts changed
 
 
@@ -25,7 +27,8 @@ def calibrate(
     report: Callable[[int, int], None] = lambda done, experts: None,
 ) -> Calibration:
     """Choose p by leave-one-out: a query's best score counts as held-in, and its best score in the pool without its own
-    expert as held-out; p is the threshold with the best balanced accuracy.
+    expert as held-out; p is the threshold with the best balanced accuracy. Where nothing parts the two, as in a pool
+    of twins, it is what one in twenty held-in queries lies below: the best might let everything fit, or nothing.
 
     `queries` holds queries of each expert's task, by default those the experts keep in their profiles, so that nothing
     is embedded or asked again when the pool grows. Experts with fewer than 16 are left out, which `source` records. In
@@ -55,7 +58,11 @@ def calibrate(
         report(column + 1, len(pool))
     stored = pool.index.calibrations.get(signal)
     constants = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
-    p, accuracy, auc = best_threshold(torch.cat(held_in), torch.cat(held_out))
+    own, strange = torch.cat(held_in), torch.cat(held_out)
+    p, accuracy, auc = best_threshold(own, strange)
+    if auc < LEAST_AUC:
+        p = own.quantile(MISSED).item()
+        accuracy = ((own > p).float().mean() + (strange <= p).float().mean()).item() / 2
     return Calibration(
         p=round(p, 4),
         auc=round(auc, 4),
