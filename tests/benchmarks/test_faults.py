@@ -20,7 +20,7 @@ def test_every_script_ends_with_an_exit_code(file: Path) -> None:
             assert wrapped or "main" not in ast.unparse(node).replace("__main__", "")
 
 
-def test_a_pool_that_is_not_there_is_a_line() -> None:
+def test_a_pool_that_is_not_there_is_a_line(shared: Path) -> None:
     """It was a traceback."""
     command = [sys.executable, "benchmarks/harm.py", "/not/there"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -381,5 +381,15 @@ def _require_sites(expert: Expert, loaded: BaseModel) -> None:
             raise ExpertError(
                 f"a linear module {site.in_features} -> {site.out_features} at {name} of {loaded.identity.model_id}",
                 "no such module" if module is None else f"{type(module).__name__}{widths}",
-                "The adapter is for another base model.",
+                _other_class(name, loaded.model) if module is None else "The adapter is for another base model.",
             )
+
+
+def _other_class(name: str, model: Any) -> str:
+    """What to do about a site that the base lacks: the class of its text alone has it under another name."""
+    _, layers, rest = name.partition("layers.")
+    other = next((one for one in linear_layers(model) if layers and one.endswith(f".{layers}{rest}")), None)
+    if other is None:
+        return "The adapter is for another base model."
+    kind = type(model).__name__
+    return f"The base is loaded as {kind}, where it would be {other}: train the adapter on that class."

@@ -70,6 +70,19 @@ def test_an_adapter_of_another_width_is_refused(adapter: Path, llama_directory: 
     refused(adapter, llama_directory, "32 -> 50", "32 -> 48", error=GliderError)
 
 
+def test_an_adapter_of_the_class_with_pictures_is_told_the_class(
+    adapter: Path, llama_directory: Path, edit_tensors: Edit
+):
+    """A base that transformers loads as its text alone has other names: that was an adapter for another base."""
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(".layers.", ".language_model.layers.")] = tensors.pop(name)
+
+    edit_tensors(adapter / "adapter_model.safetensors", rename)
+    refused(adapter, llama_directory, "loaded as LlamaForCausalLM", "it would be model.layers.0", error=GliderError)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(adapter: Path, llama_directory: Path, edit_tensors: Edit, value: float):
     edit_tensors(
