@@ -58,11 +58,11 @@ def calibrate(
         report(column + 1, len(pool))
     stored = pool.index.calibrations.get(signal)
     constants = {} if stored is None else {"gamma": stored.gamma, "beta": stored.beta}
-    own_scores, other_scores = torch.cat(held_in), torch.cat(held_out)
-    p, accuracy, auc = best_threshold(own_scores, other_scores)
+    inside, outside = torch.cat(held_in), torch.cat(held_out)
+    p, accuracy, auc = best_threshold(inside, outside)
     if auc < LEAST_AUC:
-        p = own_scores.quantile(MISSED).item()
-        accuracy = ((own_scores > p).float().mean() + (other_scores <= p).float().mean()).item() / 2
+        p = inside.quantile(MISSED).item()
+        accuracy = ((inside > p).float().mean() + (outside <= p).float().mean()).item() / 2
     return Calibration(
         p=round(p, 4),
         auc=round(auc, 4),
