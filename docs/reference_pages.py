@@ -35,15 +35,11 @@ def fields_table(place: str) -> str:
     module, name = place.split(":")
     model = getattr(import_module(module), name)
     assert issubclass(model, BaseModel), place
-    described = any(field.description for field in model.model_fields.values())
-    lines = [
-        "| field | type | default |" + (" what |" if described else ""),
-        "|---|---|---|" + ("---|" if described else ""),
-    ]
+    lines = ["| field | type | default | what |", "|---|---|---|---|"]
     for field_name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field)
-        row = [f"`{field_name}`", f"`{_kind(field.annotation)}`".replace("|", "\\|"), default]
-        lines.append("| " + " | ".join([*row, *([_cell(field.description or "")] if described else [])]) + " |")
+        kind = f"`{_kind(field.annotation)}`".replace("|", "\\|")
+        lines.append(f"| `{field_name}` | {kind} | {default} | {_cell(field.description or '')} |")
     return "\n".join(lines)
 
 

@@ -38,21 +38,27 @@ MAKING = ".making"  # inside the pool: experts that are not whole yet
 class ExpertPlan(Config):
     """One entry of a plan: an expert to train (`data`), to import (`adapter`), or to import and give gates (both)."""
 
-    name: str = Field(pattern=NAME)
-    data: Path | None = None
-    adapter: str | None = None
-    description: str | None = None
-    task: str | None = None
-    licence: str | None = None
-    config: dict[str, Any] = {}
+    name: str = Field(pattern=NAME, description="Name of the expert and of its directory.")
+    data: Path | None = Field(
+        default=None, description="File of rows, which train the expert, or give an adapter its gates and profile."
+    )
+    adapter: str | None = Field(
+        default=None, description="Directory or hub id of a PEFT adapter to import. Default: one is trained."
+    )
+    description: str | None = Field(
+        default=None, description="One sentence that names the task. Default: the rows' own definition, if any."
+    )
+    task: str | None = Field(default=None, description="Name of the task. Default: the expert's name.")
+    licence: str | None = Field(default=None, description="SPDX identifier of the licence. Default: none.")
+    config: dict[str, Any] = Field(default={}, description="Settings of this training, in place of `defaults`.")
 
 
 class PoolPlan(Config):
     """`pool.yaml`: the base, settings for all experts, and the experts. Paths are relative to the file."""
 
-    base: str = Field(default=EMBEDDED_BASE, min_length=1)
-    defaults: dict[str, Any] = {}
-    experts: tuple[ExpertPlan, ...] = Field(min_length=1)
+    base: str = Field(default=EMBEDDED_BASE, min_length=1, description="Id or path of the base model.")
+    defaults: dict[str, Any] = Field(default={}, description="Settings of training, for every expert.")
+    experts: tuple[ExpertPlan, ...] = Field(min_length=1, description="Experts to make.")
 
     @classmethod
     def read(cls, path: Path) -> "PoolPlan":

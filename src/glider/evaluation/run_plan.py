@@ -34,24 +34,24 @@ MOST_LEFT_OUT = 0.05  # share of a task's rows that may lack choices by a fault 
 class TaskPlan(Config):
     """One task. Missing settings are the set's, then the run's."""
 
-    data: Path
-    name: str | None = None
-    metric: Metric | None = None
-    rows: int | None = Field(default=None, ge=1)
-    split: str | None = None
-    append: str | None = None  # to every input, such as "\nAnswer:"
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    data: Path = Field(description="File of rows, or a path with wildcards.")
+    name: str | None = Field(default=None, description="Name of the task. Default: the file's.")
+    metric: Metric | None = Field(default=None, description="Metric of the task. Default: that in the run's `metrics`.")
+    rows: int | None = Field(default=None, ge=1, description="Rows to evaluate. Default: the set's.")
+    split: str | None = Field(default=None, description="Split to evaluate. Default: the set's.")
+    append: str | None = Field(default=None, description="Text added to every input. Default: the set's.")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens. Default: the set's.")
 
 
 class SetPlan(Config):
     """Tasks whose mean is one number of the table. A path may hold wildcards."""
 
-    tasks: tuple[str | TaskPlan, ...] = Field(min_length=1)
-    exclude: tuple[str, ...] = ()  # names of tasks that a wildcard finds and nobody wants
-    rows: int | None = Field(default=None, ge=1)
-    split: str | None = None
-    append: str | None = None
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    tasks: tuple[str | TaskPlan, ...] = Field(min_length=1, description="Tasks: paths, or paths with settings.")
+    exclude: tuple[str, ...] = Field(default=(), description="Names of tasks to leave out of what wildcards find.")
+    rows: int | None = Field(default=None, ge=1, description="Rows of each task. Default: the run's.")
+    split: str | None = Field(default=None, description="Split to evaluate. Default: the run's.")
+    append: str | None = Field(default=None, description='Text added to every input, as "\\nAnswer:". Default: none.')
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens. Default: the run's.")
 
 
 class RouterPlan(Config):
@@ -62,12 +62,14 @@ class RouterPlan(Config):
     the search. `oracle` is the best single expert on these very rows. `examples` are drawn as few-shot rows are.
     """
 
-    router: str
-    settings: dict[str, Any] = {}
-    name: str = ""
-    descriptions: bool = True  # False: the query's own text is embedded
-    examples: int = Field(default=0, ge=0)  # of the task, given with every query for the global term to read
-    fewshot: int = Field(default=5, ge=1)
+    router: str = Field(description="Method, one of `glider routers`; `{task}` stands for the task's name.")
+    settings: dict[str, Any] = Field(default={}, description="Settings of the router, or of lorahub's search.")
+    name: str = Field(default="", description="Name in tables and on disk. Default: `router`.")
+    descriptions: bool = Field(
+        default=True, description="Embed the task's description; false: the query's own text is embedded."
+    )
+    examples: int = Field(default=0, ge=0, description="Rows of the task given with each query to the global term.")
+    fewshot: int = Field(default=5, ge=1, description="Rows of each task on which lorahub searches its weights.")
 
     @property
     def label(self) -> str:
@@ -93,24 +95,41 @@ class RouterPlan(Config):
 class RunPlan(Config):
     """The run file. Paths are relative to it."""
 
-    routers: tuple[str | RouterPlan, ...] = Field(min_length=1)
-    sets: dict[str, SetPlan] = Field(min_length=1)
-    pool: str = "demo"
-    require_key: Path | None = None  # public keys (PEM), one of which must have signed the pool
-    base: str | None = Field(default=None, min_length=1)
-    dtype: str = "float32"
-    matmul: Literal["highest", "high", "medium"] = "highest"  # torch.set_float32_matmul_precision
-    engine: Literal["transformers", "vllm"] = "transformers"
-    device: str = "cpu"  # no part of a result's key: a run may go on elsewhere
-    batch_tokens: int | Literal["auto"] = USUAL.tokens  # that run together; no part of the key either
-    split: str | None = "test"
-    columns: str = ""  # of the rows, as input=question,output=answer
-    rows: int | None = Field(default=None, ge=1)  # of each task, drawn by the seed
-    seed: int = 0
-    max_new_tokens: int = Field(default=64, ge=1)
-    metrics: dict[str, Metric] = {}  # by task; accuracy for rows with choices, else rougeL
-    descriptions: Path | None = None  # JSON: task name -> sentence
-    fewshot_splits: tuple[str, ...] = ("train", "val")  # of lorahub's rows and of examples; never an evaluated row
+    routers: tuple[str | RouterPlan, ...] = Field(min_length=1, description="Routers: names, or with settings.")
+    sets: dict[str, SetPlan] = Field(min_length=1, description="Sets of tasks, by name.")
+    pool: str = Field(default="demo", description="Directory of the pool, or demo for the embedded one.")
+    require_key: Path | None = Field(
+        default=None,
+        description="File of public keys (PEM), one of which must have signed the pool. Default: $GLIDER_TRUSTED_KEYS.",
+    )
+    base: str | None = Field(default=None, min_length=1, description="Id or path of the base. Default: the pool's.")
+    dtype: str = Field(default="float32", description="Storage and arithmetic: float32, bfloat16, float16.")
+    matmul: Literal["highest", "high", "medium"] = Field(
+        default="highest", description="Precision of float32 products: torch.set_float32_matmul_precision."
+    )
+    engine: Literal["transformers", "vllm"] = Field(default="transformers", description="What computes.")
+    device: str = Field(default="cpu", description="Where the model runs; a run may be resumed on another device.")
+    batch_tokens: int | Literal["auto"] = Field(
+        default=USUAL.tokens,
+        description="Tokens of prompts that run together; auto measures how many pay. A resumed run may have others.",
+    )
+    split: str | None = Field(default="test", description="Split to evaluate. Null: all rows.")
+    columns: str = Field(
+        default="", description="Columns of the rows, as input=question,output=answer. Default: the usual names."
+    )
+    rows: int | None = Field(default=None, ge=1, description="Rows of each task, drawn by the seed. Default: all.")
+    seed: int = Field(default=0, description="Seed by which rows are drawn.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Longest answer in tokens.")
+    metrics: dict[str, Metric] = Field(
+        default={}, description="Metrics, by task. Default: accuracy for rows with choices, else rougeL."
+    )
+    descriptions: Path | None = Field(
+        default=None, description="JSON file of one sentence for each task's name. Default: queries have none."
+    )
+    fewshot_splits: tuple[str, ...] = Field(
+        default=("train", "val"),
+        description="Splits of lorahub's rows and of examples, the first that has any; never an evaluated row.",
+    )
 
     @field_validator("batch_tokens")
     @classmethod

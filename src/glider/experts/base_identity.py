@@ -34,11 +34,17 @@ class BaseIdentity(Config):
     is no part of what it is: id and path are left out of every comparison.
     """
 
-    model_id: str = Field(max_length=4096)
-    config_hash: str
-    weight_hashes: dict[str, str]
-    samples: dict[str, tuple[float, ...]] = {}  # a few values of the same weights, for what rounding changes
-    path: str | None = Field(default=None, max_length=4096)  # the directory it was loaded from; None: it has a hub id
+    model_id: str = Field(max_length=4096, description="Id or path under which the model was loaded.")
+    config_hash: str = Field(description="Hash of the architecture's configuration: 16 hexadecimal digits of SHA-256.")
+    weight_hashes: dict[str, str] = Field(
+        description="Hash of values of a few weights, rounded to bfloat16, by the weight's name."
+    )
+    samples: dict[str, tuple[float, ...]] = Field(
+        default={}, description="A few values of the same weights, compared where rounding changes the hashes."
+    )
+    path: str | None = Field(
+        default=None, max_length=4096, description="Directory that it was loaded from. Null: it has a hub id."
+    )
 
     @property
     def hash(self) -> str:

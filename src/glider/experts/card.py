@@ -23,17 +23,19 @@ PROBE_TOLERANCE = 0.01
 class EmbedderIdentity(Config):
     """The embedder that made an instruction embedding; vectors of another embedder cannot be compared with it.
 
-    `probe` holds the first coordinates of the embedding of a fixed sentence. They are compared with a tolerance, since
-    a hash of them would differ between machines whose arithmetic differs in the last bit. An empty probe is unknown
-    (vectors that came without their embedder): such an identity matches by name, prefix and dimension alone.
+    The probe is compared with a tolerance, since a hash of it would differ between machines whose arithmetic differs in
+    the last bit.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    embedder: str
-    prefix: str = ""
-    dimension: int = Field(gt=0)
-    probe: tuple[float, ...]
+    embedder: str = Field(description="Name of the embedder.")
+    prefix: str = Field(default="", description="Text put before every text that is embedded. Default: none.")
+    dimension: int = Field(gt=0, description="Numbers of a vector.")
+    probe: tuple[float, ...] = Field(
+        description="First numbers of a fixed sentence's embedding. Empty: unknown, as of vectors that came "
+        "without their embedder; then name, prefix and dimension alone are compared."
+    )
 
     def matches(self, other: "EmbedderIdentity | None") -> bool:
         """Whether both make the same vectors."""
@@ -53,50 +55,41 @@ class EmbedderIdentity(Config):
 class Example(Config):
     """One input-output pair of the expert's task."""
 
-    input: str
-    output: str
+    input: str = Field(description="Input of the pair.")
+    output: str = Field(description="Output of the pair.")
 
 
 class DescriptionOrigin(Config):
-    """Who wrote a description: the describer's name, and the prompt's with its version."""
+    """Who wrote a description."""
 
-    describer: str
-    prompt: str | None = None
+    describer: str = Field(description="Name of the describer.")
+    prompt: str | None = Field(default=None, description="Name of its prompt, with the version. Null: unknown.")
 
 
 class ExpertCard(Config):
     """`card.json`, format 1: what an expert is for, and where it comes from.
-
-    Arguments:
-        name: The expert's name, which is its directory's.
-        task: Name of the task.
-        description: One sentence naming the task; None where nobody wrote one.
-        described_by: Who wrote it; None for a person.
-        examples: Rows of the training data.
-        licence: SPDX identifier.
-        base: Identity of the base model.
-        prompt: The form in which prompts were put to it.
-        embedder: What embedded the description.
-        training: How it was trained: settings, hashes, versions.
-        metrics: Scores by name.
 
     Raises: `ExpertCard.read` raises `ExpertError` naming the file and the field.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    format: Literal[1] = 1
-    name: str = Field(pattern=NAME)
-    task: str
-    description: str | None = None
-    described_by: DescriptionOrigin | None = None  # None: the contributor
-    examples: tuple[Example, ...] = ()
-    licence: str | None = None
-    base: BaseIdentity
-    prompt: PromptFormat
-    embedder: EmbedderIdentity | None = None
-    training: dict[str, Any] = {}
-    metrics: dict[str, float] = {}
+    format: Literal[1] = Field(default=1, description="Number of the format.")
+    name: str = Field(pattern=NAME, description="Name of the expert, which is its directory's.")
+    task: str = Field(description="Name of the task.")
+    description: str | None = Field(default=None, description="One sentence naming the task. Null: nobody wrote one.")
+    described_by: DescriptionOrigin | None = Field(
+        default=None, description="Who wrote the description. Null: the contributor."
+    )
+    examples: tuple[Example, ...] = Field(default=(), description="Rows of the training data. Default: none are shown.")
+    licence: str | None = Field(default=None, description="SPDX identifier of the licence. Null: none is named.")
+    base: BaseIdentity = Field(description="Identity of the base model.")
+    prompt: PromptFormat = Field(description="Form in which prompts are put to the expert.")
+    embedder: EmbedderIdentity | None = Field(
+        default=None, description="What embedded the description. Null: it is not embedded."
+    )
+    training: dict[str, Any] = Field(default={}, description="How it was trained: settings, hashes, versions.")
+    metrics: dict[str, float] = Field(default={}, description="Scores, by name.")
 
     @classmethod
     def read(cls, directory: Path) -> "ExpertCard":

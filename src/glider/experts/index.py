@@ -29,17 +29,21 @@ _LARGEST_FILE = 1 << 50  # bytes
 class FileRecord(Config):
     """Record of an expert's file when the expert joined."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=_LARGEST_FILE)
-    tensors: str | None = None  # digests of its header and tensors (`TensorFile.digests`); None in format 1
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file.")
+    size: int = Field(ge=0, le=_LARGEST_FILE, description="Size of the file in bytes.")
+    tensors: str | None = Field(
+        default=None, description="Digest of the file's header and of every tensor. Null: a file recorded by format 1."
+    )
 
 
 class ExpertRecord(Config):
     """One expert of a pool. Its directory has its name, unless it was renamed: then the files stay in place."""
 
-    name: str = Field(pattern=NAME)
-    directory: str | None = Field(None, pattern=NAME)
-    files: dict[str, FileRecord]
+    name: str = Field(pattern=NAME, description="Name of the expert.")
+    directory: str | None = Field(
+        None, pattern=NAME, description="Directory inside the pool, where the expert was renamed. Default: its name."
+    )
+    files: dict[str, FileRecord] = Field(description="Record of each file of the expert, by the file's name.")
 
     @property
     def home(self) -> str:
@@ -52,36 +56,60 @@ class Calibration(Config):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    p: float = Field(ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
-    gamma: float = Field(100.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
-    beta: float = Field(3.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)
-    auc: float | None = None  # of the best score, between queries with and without their expert in the pool
-    balanced_accuracy: float | None = None  # of p, between the same
-    queries: int | None = None  # held-back queries of each kind
-    experts: tuple[str, ...] = ()  # the pool's experts when it was made
-    source: str
+    p: float = Field(
+        ge=-_LARGEST_CONSTANT,
+        le=_LARGEST_CONSTANT,
+        description="Threshold of the highest global score, above which alpha is gamma + beta.",
+    )
+    gamma: float = Field(
+        100.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT, description="What is added to alpha above p."
+    )
+    beta: float = Field(3.0, ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT, description="Alpha up to p.")
+    auc: float | None = Field(
+        default=None,
+        description="Area under the ROC curve of the highest score, between queries with and without their expert in "
+        "the pool. Null: not measured.",
+    )
+    balanced_accuracy: float | None = Field(
+        default=None, description="Balanced accuracy of p, between the same queries. Null: not measured."
+    )
+    queries: int | None = Field(
+        default=None, description="Held-back queries, each scored with and without its expert. Null: not measured."
+    )
+    experts: tuple[str, ...] = Field(default=(), description="Names of the pool's experts when p was chosen.")
+    source: str = Field(description="Where the constants come from, in words.")
 
 
 class RouterRecord(Config):
     """A trained router: its file, the adapters that it is for, and how it was trained."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=_LARGEST_ROUTER)
-    experts: dict[str, str]  # sha256 of each adapter's weights, in column order
-    settings: dict[str, str | float] = {}
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the router's file.")
+    size: int = Field(ge=0, le=_LARGEST_ROUTER, description="Size of the router's file in bytes.")
+    experts: dict[str, str] = Field(
+        description="SHA-256 of each adapter's weights, by expert, in the order of the router's columns."
+    )
+    settings: dict[str, str | float] = Field(default={}, description="Settings of its training.")
 
 
 class PoolIndex(Config):
     """`pool.json`, format 2; an index of format 1 is read as one without digests of tensors."""
 
-    format: Literal[1, 2] = FORMAT
-    base: BaseIdentity
-    embedder: EmbedderIdentity | None = None
-    signal: str | None = None  # the global signal to use where the caller names none
-    calibrations: dict[str, Calibration] = {}  # by global signal
-    verdicts: Thresholds | None = None
-    routers: dict[Annotated[str, Field(pattern=NAME)], RouterRecord] | None = None  # what was trained, by router
-    experts: tuple[ExpertRecord, ...] = ()
+    format: Literal[1, 2] = Field(default=FORMAT, description="Number of the format.")
+    base: BaseIdentity = Field(description="Identity of the base model.")
+    embedder: EmbedderIdentity | None = Field(
+        default=None, description="What embedded the experts' descriptions. Null: no expert has one."
+    )
+    signal: str | None = Field(
+        default=None, description="Global signal where the caller names none. Null: instruction."
+    )
+    calibrations: dict[str, Calibration] = Field(default={}, description="Calibration of each global signal, by name.")
+    verdicts: Thresholds | None = Field(
+        default=None, description="Thresholds of the verdicts. Null: the pool is not calibrated, and has no verdicts."
+    )
+    routers: dict[Annotated[str, Field(pattern=NAME)], RouterRecord] | None = Field(
+        default=None, description="Trained routers, by kind. Null: none was trained."
+    )
+    experts: tuple[ExpertRecord, ...] = Field(default=(), description="Experts of the pool, in order.")
 
 
 def read_pool_file(path: Path) -> bytes:

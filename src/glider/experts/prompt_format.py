@@ -19,19 +19,16 @@ PromptKind = Literal["chat", "plain", "encoder-decoder", "raw"]
 class PromptFormat(Config):
     """The form of a prompt.
 
-    Arguments:
-        kind: One of the four below.
-        system: System turn of a chat.
-        template: Chat template in place of the tokenizer's.
-
     `chat` puts the input into one user turn of the tokenizer's own chat template; `plain` is the input, a line
     break, then the output; `encoder-decoder` gives the input to the encoder; `raw` is the input as it stands, which the
     output continues.
     """
 
-    kind: PromptKind
-    system: str | None = None  # a system turn of one's own; None leaves the template's default
-    template: Annotated[str, Field(max_length=LONGEST_TEMPLATE)] | None = None  # of chats; None: the tokenizer's own
+    kind: PromptKind = Field(description="Form of the prompt: chat, plain, encoder-decoder or raw.")
+    system: str | None = Field(default=None, description="System turn of a chat. Null: the template's default.")
+    template: Annotated[str, Field(max_length=LONGEST_TEMPLATE)] | None = Field(
+        default=None, description="Chat template in Jinja. Null: the tokenizer's own."
+    )
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> "PromptFormat":

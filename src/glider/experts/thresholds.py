@@ -12,25 +12,59 @@ LARGEST = 1e6  # threshold: beyond it every query would be a stranger, or none
 
 
 class Thresholds(Config):
-    """Thresholds of the margin over everyday requests, made for the experts that are named.
+    """Thresholds of the margin over everyday requests, made for the experts that are named."""
 
-    `false_abstention` is the share of the experts' own held-back queries below `stranger`, `false_acceptance` that of
-    everyday requests, each judged without its kind, at or above it.
-    """
-
-    stranger: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)
-    fits: float = Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)  # of a pool of one expert
-    experts: int = Field(MIXED, ge=0)  # that an unsure query mixes; 0: its tokens are routed one by one
-    described: int | None = Field(None, ge=0)  # the same for one with a description; None: no difference
-    share: float = Field(SHARE, ge=0, le=1)  # of their sum that it gets; 0: the base answers it
-    nearest_by: Nearness = "signal"
-    false_abstention: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    false_acceptance: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    queries: int = 0  # held-back queries of the experts
-    strangers: int = 0  # everyday requests
-    names: tuple[str, ...] = ()  # the pool's experts when it was made
-    background: str | None = None  # sha256 of the pool's own background; None: the package's
-    source: str = ""
+    stranger: float = Field(
+        ge=-LARGEST,
+        le=LARGEST,
+        allow_inf_nan=False,
+        description="Margin over everyday requests below which a query is a stranger; an expert's own queries have "
+        "about 1 to 2, everyday ones about 0.",
+    )
+    fits: float = Field(
+        ge=-LARGEST,
+        le=LARGEST,
+        allow_inf_nan=False,
+        description="Margin from which a query fits the expert of a pool of one.",
+    )
+    experts: int = Field(
+        MIXED, ge=0, description="Experts that an unsure query mixes. 0: its tokens are routed one by one."
+    )
+    described: int | None = Field(
+        None, ge=0, description="The same for a query with a description. Null: as many as without one."
+    )
+    share: float = Field(
+        SHARE,
+        ge=0,
+        le=1,
+        description="Share of the mixed experts' sum that an unsure query gets. 0: the base answers it.",
+    )
+    nearest_by: Nearness = Field(
+        default="signal", description="What chooses the mixed experts: the global signal, or their descriptions."
+    )
+    false_abstention: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the experts' own held-back queries below `stranger`. Null: not measured.",
+    )
+    false_acceptance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of everyday requests, each judged without its kind, at or above it. Null: not measured.",
+    )
+    queries: int = Field(default=0, description="Held-back queries of the experts that these were chosen with.")
+    strangers: int = Field(default=0, description="Everyday requests that these were chosen with.")
+    names: tuple[str, ...] = Field(
+        default=(), description="Names of the pool's experts when the thresholds were chosen."
+    )
+    background: str | None = Field(
+        default=None, description="SHA-256 of the pool's own background file. Null: the package's background."
+    )
+    source: str = Field(default="", description="Where the thresholds come from, in words.")
 
     def mixed(self, described: bool) -> int:
         """How many experts an unsure query mixes; 0: its tokens are routed one by one."""

@@ -17,15 +17,20 @@ RIGHTS: tuple[Right, ...] = ("ask", "trace", "change", "metrics")
 
 
 class Key(Config):
-    """A key: the SHA-256 of its text, the pools it sees (all by default), and its rights. Keys of one `cache` take up
-    what prompts of the others left there; by default each has its own."""
+    """A key, known by the hash of its text."""
 
-    name: str = Field(min_length=1)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    pools: list[str] | None = None
-    rights: list[Right] = ["ask", "trace"]
-    max_streams: int | None = Field(default=None, ge=1)
-    cache: str | None = Field(default=None, min_length=1)
+    name: str = Field(min_length=1, description="Name of the key, which logs show.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key's text.")
+    pools: list[str] | None = Field(default=None, description="Names of the pools that it sees. Default: all.")
+    rights: list[Right] = Field(default=["ask", "trace"], description="What it may do.")
+    max_streams: int | None = Field(
+        default=None, ge=1, description="Requests of the key at a time. Default: the server's --max-streams."
+    )
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of its prefix cache, shared by the keys that give the same. Default: one of its own.",
+    )
 
     @property
     def cache_name(self) -> str:
@@ -44,7 +49,7 @@ EVERYBODY = Key(name="anybody", sha256="0" * 64, rights=list(RIGHTS))  # where n
 class KeyFile(Config):
     """The file of keys."""
 
-    keys: list[Key] = Field(min_length=1)
+    keys: list[Key] = Field(min_length=1, description="Keys that the server accepts.")
 
 
 class Keys:
