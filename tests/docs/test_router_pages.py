@@ -69,3 +69,25 @@ def test_the_command_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> 
     defaults = {row["name"]: row["defaults"] for row in method_rows()}
     assert defaults["glider"]["top_k"] == 2 and defaults["arrow"]["temperature"] == 1.0
     assert "normalise=softmax" in text and "capacity=2.0" in text
+
+
+def test_the_command_lists_the_global_signals_with_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    """They were listed nowhere, and two had no paper."""
+    papers = {"ariadne": "arXiv:2606.19079", "instruction": "arXiv:2410.07172", "lorauter": "arXiv:2601.21795"}
+    routers_command(as_json=True)
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["routers"] == method_rows()
+    rows = {row["name"]: row for row in listed["signals"]}
+    assert {name: rows[name]["paper"] for name in papers} == papers
+    assert {"examples", "ensemble", "hidden"} <= rows.keys()
+    assert all(row.keys() == listed["routers"][0].keys() and row["summary"] for row in rows.values())
+    routers_command()
+    _, table = capsys.readouterr().out.split("global signal ")
+    assert all(name in table for name in (*rows, *papers.values()))
+
+
+def test_the_page_names_every_former_name_of_a_router() -> None:
+    list(glider.routers)  # aliases are known once the methods are loaded
+    page = (DOCS / "routers.md").read_text("utf8")
+    assert "tasklevel" in glider.routers._aliases
+    assert all(f"`{former}`" in page for former in glider.routers._aliases)

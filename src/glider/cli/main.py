@@ -22,7 +22,7 @@ COMMANDS = {
     "lm-eval": ("glider.cli.lm_eval", "Run lm-evaluation-harness with a routed pool."),
     "lm-eval-tasks": ("glider.cli.lm_eval_tasks", "Make JSON Lines tasks of lm-evaluation-harness."),
     "pool": ("glider.cli.pool", "Look at and change pools of experts."),
-    "routers": ("glider.cli.routers", "List the routing methods there are."),
+    "routers": ("glider.cli.routers", "List the routing methods and global signals there are."),
     "cache": ("glider.cli.cache", "Show and clear cached descriptions, embeddings and spectra."),
     "doctor": ("glider.cli.doctor", "Show versions, threads, and which kernel runs and why."),
     "expert": ("glider.cli.expert", "Make and inspect experts."),

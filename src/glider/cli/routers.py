@@ -1,13 +1,18 @@
-"""`glider routers`: the methods there are, from the registry."""
+"""`glider routers`: the methods and the global signals there are, from their registries."""
 
 import inspect
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glider.cli.arguments import JsonOption
 from glider.cli.terminal import plain_table
+from glider.registry import Entry
 from glider.terminal import console, say, say_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def register(app: typer.Typer, name: str, text: str) -> None:
@@ -17,26 +22,42 @@ def register(app: typer.Typer, name: str, text: str) -> None:
 def routers(
     as_json: JsonOption = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a Markdown table, as in docs/routers.md.")
+        bool, typer.Option("--markdown", help="Print the methods as a Markdown table, as in docs/routers.md.")
     ] = False,
 ) -> None:
-    """List the methods by name, with their paper, formula and settings."""
+    """List the methods and the global signals by name, with their paper, formula and settings."""
     rows = method_rows()
     if as_json:
-        say_json(rows)
+        say_json({"routers": rows, "signals": signal_rows()})
     elif markdown:
         say(markdown_table(rows))
     else:
-        table = plain_table("router", "paper", "what it does")
-        for row in rows:
-            table.add_row(row["name"], row["paper"] or "-", "\n".join(filter(None, (row["summary"], _settings(row)))))
-        console().print(table)
+        console().print(_table("router", rows), "", _table("global signal", signal_rows()))
+
+
+def _table(kind: str, rows: list[dict[str, Any]]) -> "Table":
+    table = plain_table(kind, "paper", "what it does")
+    for row in rows:
+        table.add_row(row["name"], row["paper"] or "-", "\n".join(filter(None, (row["summary"], _settings(row)))))
+    return table
 
 
 def method_rows() -> list[dict[str, Any]]:
-    """Name, paper, first paragraph of the docstring and settings of every registered router, with plain defaults."""
+    """The row of every registered router."""
     from glider.routing.base import routers as registry
 
+    return _rows(registry)
+
+
+def signal_rows() -> list[dict[str, Any]]:
+    """The row of every registered global signal."""
+    from glider.routing.signals.base import signals
+
+    return _rows(signals)
+
+
+def _rows(registry: Iterable[Entry[Any]]) -> list[dict[str, Any]]:
+    """Name, paper, first paragraph of the docstring and settings of every entry, with plain defaults."""
     rows = []
     for entry in registry:
         paragraph = inspect.cleandoc(entry.make.__doc__ or "").split("\n\n")[0]
@@ -60,7 +81,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(row: dict[str, Any]) -> str:
-    """The settings of a router in one line, with their defaults."""
+    """The settings of a row in one line, with their defaults."""
     defaults = row["defaults"]
     names = ["top_k" if name == "select" and "top_k" in defaults else name for name in row["settings"]]
     return ", ".join(f"{name}={defaults[name]}" if name in defaults else name for name in names)

@@ -31,7 +31,7 @@ class Centroids:
         return lead(cosines, absent(cosines, without)) / USUAL_LEAD
 
 
-@signal("ariadne")
+@signal("ariadne", paper="arXiv:2606.19079")
 @dataclass(frozen=True)
 class Ariadne:
     """global_e = lead of max over e's centroids of cosine(centroid, query), k-means over embeddings of e's inputs.

@@ -34,7 +34,7 @@ class ByTask:
         return lead(scores, absent(scores, without)) / USUAL_LEAD
 
 
-@signal("lorauter")
+@signal("lorauter", paper="arXiv:2601.21795")
 @dataclass(frozen=True)
 class Lorauter:
     """global_e = lead of max over tasks t whose best adapter is e of cosine(mean embedding of t's rows, query).
