@@ -47,8 +47,9 @@ class Settled:
 class Condition:
     """The condition of a batch of queries, a row each.
 
-    `global_scores` and `alpha` make the global term; both are None for a router that has none. `bare` rows use no
-    expert at all, `settled` ones the same experts for every token; all others are routed by token.
+    `global_scores` and `alpha` make the global term; both are None for a router that has none. A router may add a
+    `shift` to the term of a row, the same for every expert. `bare` rows use no expert at all, `settled` ones the same
+    experts for every token; all others are routed by token.
     """
 
     count: int
@@ -59,6 +60,7 @@ class Condition:
     signals: tuple[str, ...] = ()  # of each row; none where there is no global term
     described: tuple[Described, ...] = ()  # of each row; none where nothing was described
     verdicts: tuple[str, ...] = ()  # of each row; none where nobody judged
+    shift: Float[Tensor, " B"] | None = None  # None: zero
 
     @classmethod
     def of(cls, global_scores: Float[Tensor, "B E"], alpha: Float[Tensor, " B"], signal: str = "") -> "Condition":
@@ -80,10 +82,11 @@ class Condition:
 
     @property
     def term(self) -> Float[Tensor, "B E"] | None:
-        """alpha * global scores, or None without a global term."""
+        """alpha * global scores, shifted; None without a global term."""
         if self.global_scores is None or self.alpha is None:
             return None
-        return self.alpha[:, None] * self.global_scores
+        term = self.alpha[:, None] * self.global_scores
+        return term if self.shift is None else term + self.shift[:, None]
 
     @property
     def bare_rows(self) -> Bool[Tensor, " B"]:
@@ -123,6 +126,7 @@ class Condition:
             tuple(self.signals[i] for i in numbers) if self.signals else (),
             tuple(self.described[i] for i in numbers) if self.described else (),
             tuple(self.verdicts[i] for i in numbers) if self.verdicts else (),
+            None if self.shift is None else self.shift[at.to(self.shift.device)],
         )
 
     @classmethod
@@ -132,10 +136,12 @@ class Condition:
         if len(parts) == 1:
             return parts[0]
         like = next((part.global_scores for part in parts if part.global_scores is not None), None)
-        scores = alpha = None
+        scores = alpha = shift = None
         if like is not None:
             scores = torch.cat([p.global_scores if p.global_scores is not None else _zeros(p, like) for p in parts])
             alpha = torch.cat([p.alpha if p.alpha is not None else like.new_zeros(len(p)) for p in parts])
+            if any(p.shift is not None for p in parts):
+                shift = torch.cat([p.shift if p.shift is not None else like.new_zeros(len(p)) for p in parts])
         width = max((part.settled.experts.shape[1] for part in parts if part.settled is not None), default=0)
         settled = None
         if width:
@@ -155,6 +161,7 @@ class Condition:
             tuple(name for p in parts for name in (p.signals or ("",) * len(p))) if has_signals else (),
             tuple(one for p in parts for one in (p.described or (_NOT_DESCRIBED,) * len(p))) if has_described else (),
             tuple(name for p in parts for name in (p.verdicts or ("",) * len(p))) if has_verdicts else (),
+            shift,
         )
 
     def without_term(self, rows: Bool[Tensor, " B"], beta: float) -> "Condition":
@@ -190,7 +197,7 @@ class Condition:
 
     def _tensors(self) -> list[Tensor]:
         settled = () if self.settled is None else (self.settled.experts, self.settled.weights)
-        return [part for part in (self.bare, self.global_scores, self.alpha, *settled) if part is not None]
+        return [part for part in (self.bare, self.global_scores, self.alpha, self.shift, *settled) if part is not None]
 
 
 _NOT_DESCRIBED = Described(None, "none")

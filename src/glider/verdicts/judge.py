@@ -139,6 +139,7 @@ class Judge:
             condition,
             global_scores=torch.where(there[:, None], by_words.to(scores), scores),
             alpha=torch.where(there, term.gamma + term.beta, alpha),
+            shift=None if condition.shift is None else condition.shift.masked_fill(there, 0.0),
             signals=tuple(signals),
         )
         return fits, condition

@@ -1,5 +1,6 @@
 """SEQR, LAG and MoR-LoRA against plain statements of their formulas."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from glider.errors import RouterError
 from glider.experts.membership import add_expert
 from glider.experts.pool import Pool
-from glider.routing.base import QueryFeatures
+from glider.routing.base import GlobalTerm, Need, QueryFeatures
+from glider.routing.condition import Condition
+from glider.routing.global_part import GlobalPart
 from glider.routing.local_scores.lag import FilteredNorm
 from glider.routing.local_scores.seqr import QRNorm
 from glider.routing.local_scores.spectr import SpectralNorm
@@ -126,6 +129,37 @@ def test_mor_lora_is_hard_where_the_query_fits_and_glider_elsewhere(llama_direct
     assert decision.weights[0].tolist() == [1.0, 0.0]
     assert torch.equal(decision.experts, other.experts)
     assert torch.equal(decision.weights[1], other.weights[1]) and 0 < other.weights[1, 1] < 1
+
+
+@dataclass(frozen=True)
+class Equal:
+    """The first expert has this score, the others have half of it."""
+
+    score: float
+    needs: frozenset[Need] = frozenset()
+
+    def of(self, features: QueryFeatures, without: int | None = None) -> torch.Tensor:
+        return torch.tensor([[self.score, self.score / 2, self.score / 2]])
+
+
+@pytest.mark.parametrize(("factor", "hard"), [(1.02, True), (0.98, False)])
+def test_mor_lora_holds_a_query_against_its_own_term(
+    llama_directory: Path, make_pool, monkeypatch: pytest.MonkeyPatch, factor: float, hard: bool
+) -> None:
+    """One bound for both terms left a query that fits mixed, where the other term's p is larger."""
+    terms = [GlobalTerm(Equal(p * factor), p, 0.1, 3.0) for p in (0.35, 0.63)]
+    monkeypatch.setattr(GlobalPart, "prepare", lambda *_: terms[0])
+    monkeypatch.setattr(GlobalPart, "prepare_described", lambda *_: terms[1])
+    router, features = MorLora(), QueryFeatures(1)
+    prepared = router.prepare(make_pool(llama_directory, 3, sites=[Q]))
+    conditions = [router.condition(replace(prepared, global_term=term), features) for term in terms]
+    for condition, term in zip(conditions, terms, strict=True):
+        assert condition.global_scores is not None
+        assert torch.equal(condition.global_scores, term.scores.of(features)), "scores are told as they are"
+    lost = conditions[1].without_term(torch.tensor([True]), 3.0)
+    together = Condition.cat([*conditions, lost]).rows([1, 2, 0])
+    decision = router.route(prepared.sites[Q], torch.randn(1, 32).expand(3, -1), together.term)
+    assert [bool(second == 0) for second in decision.weights[:, 1]] == [hard, False, hard]
 
 
 def test_settings_that_mean_nothing_are_refused(pool: Pool) -> None:

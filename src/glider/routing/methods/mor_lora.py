@@ -8,8 +8,9 @@ import torch
 
 from glider.errors import RouterError
 from glider.experts.pool import Pool
-from glider.routing.base import Decision, Prepared, Site, router
+from glider.routing.base import Decision, GlobalTerm, Prepared, QueryFeatures, Site, router
 from glider.routing.compose import Composed
+from glider.routing.condition import Condition
 from glider.routing.global_part import GlobalPart
 from glider.routing.local_scores.base import LocalScore, local_scores
 from glider.routing.select import Select, TopK
@@ -46,21 +47,39 @@ class MorLora(Composed):
         return GlobalPart(self.global_, self.p, self.gamma, self.beta)
 
     def prepare(self, pool: Pool) -> Prepared:
-        """As for GLIDER; each site also knows the largest term that a query without an expert of its own can have."""
+        """As for GLIDER; each site also knows the bound of the term of queries without a description."""
         prepared = super().prepare(pool)
         terms = [term for term in (prepared.global_term, prepared.described_term) if term is not None]
         if wrong := [term for term in terms if not (term.p > 0 and term.gamma > 0 and term.beta >= 0)]:
             got = f"p = {wrong[0].p:g}, gamma = {wrong[0].gamma:g}, beta = {wrong[0].beta:g}"
             raise RouterError("p and gamma above 0 and beta from 0 on", got, "Calibrate the pool, or give constants.")
-        bound = torch.full((len(pool),), max(term.beta * term.p for term in terms))
+        bound = torch.full((len(pool),), _bound(terms[0]))
         sites = {n: replace(s, tensors={**s.tensors, "bound": bound}) for n, s in prepared.sites.items()}
         return replace(prepared, sites=sites)
+
+    def condition(self, prepared: Prepared, features: QueryFeatures) -> Condition:
+        """As for GLIDER; the rows of another term than the sites' are shifted so that their own bound lies at theirs.
+
+        No softmax sees the shift, and `route` knows a row by its term alone.
+        """
+        condition, term = super().condition(prepared, features), prepared.global_term
+        if term is None or condition.alpha is None or not prepared.sites:
+            return condition
+        bound = next(iter(prepared.sites.values()))["bound"][0]
+        shift = bound - bound.new_tensor(_bound(term))
+        return replace(condition, shift=shift.to(condition.alpha).expand(condition.count)) if shift else condition
 
     def route(self, site: Site, x: Float[Tensor, "T D"], term: Float[Tensor, "T E"] | None) -> Decision:
         soft = super().route(site, x, term)
         if term is None or soft.scores is None:
             return soft
-        fits = term.amax(dim=-1) > site["bound"][0]  # of a fitting query alpha * global is above (gamma + beta) * p
+        fits = term.amax(dim=-1) > site["bound"][0]
         best = torch.zeros_like(soft.weights)
         best[:, 0] = 1.0  # every selection names the best expert first
         return Decision(soft.experts, torch.where(fits[:, None], best, soft.weights), soft.scores)
+
+
+def _bound(term: GlobalTerm) -> float:
+    """Midway between beta * p, the most that alpha * global is of a query that fits no expert, and (gamma + beta) * p,
+    which it is above of one that fits."""
+    return (term.beta + term.gamma / 2) * term.p
