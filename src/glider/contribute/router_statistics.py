@@ -41,7 +41,10 @@ _CENTROIDS, _LOSSES = "/centroids", "/losses"  # no expert's names
 def fit_vq(
     base: BaseModel, pool: Pool, tasks: Tasks, settings: RouterTraining, state: Path, report: CountTick
 ) -> dict[str, Tensor]:
-    """Two passes over each expert's rows, under the expert: k-means on some tokens, then moving averages and counts."""
+    """Three passes over all rows, each under its expert: k-means on some tokens, moving averages, then counts.
+
+    The averages weigh late tokens more: their pass takes the rows of all experts in one order, shuffled by the seed.
+    """
     draw, empty = torch.Generator().manual_seed(settings.seed), torch.zeros(0)
     tensors = {f"{part}.{name}": empty for part in ("codes", "sizes", "counts") for name in pool.sites}
     rows = max(1, sum(len(task.train) for task in tasks.values()))
@@ -49,7 +52,7 @@ def fit_vq(
     stages = Stages(
         state,
         report,
-        count=3,
+        count=4,
         tensors=tensors,
         shapes=_codebooks(pool),
         lists={name: (_MOST_VISITS * rows * share, width_at(pool, name)) for name in pool.sites},
@@ -72,16 +75,20 @@ def fit_vq(
     for name, tensor in codebooks.items():
         stages.require(bool((tensor >= least[name.partition(".")[0]]).all()), f"numbers of tokens below any in {name}")
 
-    def update(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
-        codes, sizes, nearest = moved(codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"], x)
-        codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"] = codes, sizes
-        codebooks[f"counts.{site}"][expert] += torch.bincount(nearest, minlength=len(codes))
+    def move(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
+        codes, sizes = codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"]
+        codebooks[f"codes.{site}"], codebooks[f"sizes.{site}"] = moved(codes, sizes, x)
 
-    _over_rows(base, pool, tasks, update, stages, "Moving codes")
+    def count(site: str, x: Float[Tensor, "T D"], expert: int) -> None:
+        codes = codebooks[f"codes.{site}"]
+        codebooks[f"counts.{site}"][expert] += torch.bincount(nearest_code(x, codes), minlength=len(codes))
+
+    _over_rows(base, pool, tasks, move, stages, "Moving codes", shuffle=settings.seed)
+    _over_rows(base, pool, tasks, count, stages, "Counting tokens")
     tensors = {f"{name}.codes": codebooks[f"codes.{name}"] for name in pool.sites}
     for name in pool.sites:
-        count = codebooks[f"counts.{name}"]
-        shares = count / count.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
+        counts = codebooks[f"counts.{name}"]
+        shares = counts / counts.sum(dim=1, keepdim=True)  # each expert counts alike, whatever its rows
         tensors[f"{name}.table"] = (shares / shares.sum(dim=0)).log()
     return tensors
 
@@ -120,17 +127,17 @@ def k_means(tokens: Float[Tensor, "N D"], codes: int, draw: torch.Generator) -> 
 
 def moved(
     codes: Float[Tensor, "C D"], sizes: Float[Tensor, " C"], x: Float[Tensor, "T D"]
-) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"], Tensor]:
+) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
     """VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1): N <- g N + (1 - g) n, m <- g m + (1 - g) sum x,
     e = m / N.
 
-    Returns codes, sizes and the code of each token.
+    Returns codes and sizes.
     """
     nearest = nearest_code(x, codes)
     sums = _DECAY * sizes[:, None] * codes
     sums.index_add_(0, nearest, (1 - _DECAY) * x)
     sizes = _DECAY * sizes + (1 - _DECAY) * torch.bincount(nearest, minlength=len(codes))
-    return sums / sizes[:, None], sizes, nearest
+    return sums / sizes[:, None], sizes
 
 
 def fit_seqr(
@@ -266,10 +273,14 @@ def _over_rows(
     *,
     under: bool = True,
     standard: bool = True,
+    shuffle: int | None = None,
 ) -> None:
     """A stage that hands what each site sees of each expert's rows to `visit`: under the expert or in the bare base,
-    standardised or as it is."""
+    standardised or as it is; expert by expert, or in the order of a seed, which is the same after a kill."""
     rows = [(number, row) for number, task in enumerate(tasks.values()) for row in task.train]
+    if shuffle is not None:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(shuffle))
+        rows = [rows[at] for at in order.tolist()]
     for number, of_expert in groupby(stages.todo(what, rows), key=itemgetter(0)):
         name = pool.names[number]
         attached = attach(base.model, pool, Single(name)) if under else None

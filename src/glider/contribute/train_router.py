@@ -36,6 +36,7 @@ from glider.routing.scores import standardise
 from glider.shapes import Float, Tensor
 
 Tasks = Mapping[str, TaskRows]
+_PROCEDURES = {"vq": {"procedure": 2}}  # counts up where a state of an older procedure could not go on
 Fit = Callable[[BaseModel, Pool, Tasks, RouterTraining, Path, CountTick], dict[str, Tensor]]
 
 
@@ -59,7 +60,7 @@ def train_router(
     require_same_base(pool.index.base, base.identity, f"the pool {pool.path}")
     tasks = encoded_tasks(base, pool, rows, settings)
     content = settings.model_dump()
-    origin = {"router": kind, "settings": content, **_learnt_from(base, pool, tasks)}
+    origin = {"router": kind, "settings": content, **_learnt_from(base, pool, tasks), **_PROCEDURES.get(kind, {})}
     out = router_path(pool.path, kind)
     work_directory(out.parent)  # a link would lead the state, and what comes of it, elsewhere
     training, was = base.model.training, [p.requires_grad for p in base.model.parameters()]

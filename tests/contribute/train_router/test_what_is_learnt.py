@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from glider.contribute import router_statistics
 from glider.contribute import train_router as module
 from glider.contribute.fewshot_fits import MoleFit
 from glider.contribute.router_statistics import drawn, halving, k_means, moved
@@ -17,11 +18,13 @@ from glider.inference.spec import ModelSpec
 from glider.layers.attach import attach
 from glider.routing.base import QueryFeatures
 from glider.routing.local_scores.seqr import QRNorm
+from glider.routing.local_scores.vq import nearest_code
 from glider.routing.methods.joint import Joint
 from glider.routing.methods.mindskip import MindSkip
 from glider.routing.methods.mindskip_attention import MindSkipAttention
 from glider.routing.methods.mole import Mole, layers
 from glider.routing.methods.phatgoose import Phatgoose
+from glider.routing.methods.single import Single
 from glider.routing.methods.task_moe import TaskMoe
 from glider.routing.methods.vq import Vq
 from glider.routing.scores import standardise
@@ -139,8 +142,7 @@ def test_codes_move_as_in_vq_vae_and_tokens_of_one_code_are_treated_alike(base: 
     assert ends[0] == pytest.approx(tokens[:30].mean(dim=0).tolist(), abs=1e-5)
     assert ends[1] == pytest.approx(tokens[30:].mean(dim=0).tolist(), abs=1e-5)
     x = torch.tensor([[1.0, 1.0], [3.0, 1.0], [9.0, 9.0]])
-    new, sizes, nearest = moved(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([4.0, 2.0]), x)
-    assert nearest.tolist() == [0, 0, 1]
+    new, sizes = moved(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([4.0, 2.0]), x)
     assert sizes.tolist() == pytest.approx([0.99 * 4 + 0.01 * 2, 0.99 * 2 + 0.01])
     assert new[0].tolist() == pytest.approx([0.04 / sizes[0].item(), 0.02 / sizes[0].item()])
     assert new[1].tolist() == pytest.approx([(0.99 * 2 * 5 + 0.09) / sizes[1].item()] * 2)
@@ -155,6 +157,53 @@ def test_codes_move_as_in_vq_vae_and_tokens_of_one_code_are_treated_alike(base: 
         code = int((standardise(x)[token] - site["codes"][0]).norm(dim=1).argmin())
         wanted = table[:, code].sort(descending=True)
         torch.testing.assert_close(decision.weights[token], wanted.values, atol=1e-4, rtol=1e-3)
+
+
+def test_tokens_are_counted_by_the_codes_that_are_kept(
+    base: BaseModel, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were counted while codes still moved."""
+    monkeypatch.setattr(router_statistics, "_DECAY", 0.5)  # they move far
+    trained = train_router(base, pool, "vq", rows_of(), settings())
+    site = Vq().prepare(trained).sites[Q]
+    counts = torch.ones(3, 5)
+    for number, (name, rows) in enumerate(rows_of().items()):
+        seen: list[torch.Tensor] = []
+        attached, form = attach(base.model, trained, Single(name)), pool[name].card.prompt
+        hook = base.model.get_submodule(Q).register_forward_pre_hook(lambda _, given, to=seen: to.append(given[0][0]))
+        for row in rows[1:]:  # the first of eight is held back
+            ids = form.prompt_ids(base.tokenizer, row.input) + form.target_ids(base.tokenizer, row.output)
+            with torch.inference_mode(), attached.routing(None):
+                base.model(torch.tensor([ids]))
+        hook.remove()
+        attached.detach()
+        nearest = nearest_code(standardise(torch.cat(seen)), site["codes"][0])
+        counts[number] += torch.bincount(nearest, minlength=5)
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(site["table"].exp(), shares / shares.sum(dim=0), atol=1e-5, rtol=1e-5)
+
+
+def test_codes_move_over_the_rows_of_all_experts_in_an_order_by_the_seed(
+    base: BaseModel, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expert after expert, the last one's tokens outweighed the first one's in the moving averages."""
+    passes: list[tuple[int, ...]] = []
+    plain = router_statistics._pass
+
+    def told(base: BaseModel, row: Any, attached: Any) -> None:
+        passes.append(tuple(row.prompt))
+        plain(base, row, attached)
+
+    monkeypatch.setattr(router_statistics, "_pass", told)
+    orders = []
+    for seed in (0, 0, 1):
+        passes.clear()
+        train_router(base, pool, "vq", rows_of(), settings(seed=seed))
+        by_expert, orders = passes[:21], [*orders, passes[21:42]]
+        assert sorted(orders[-1]) == sorted(by_expert) and orders[-1] != by_expert
+        thirds = [[by_expert.index(prompt) // 7 for prompt in orders[-1][at : at + 7]] for at in (0, 7, 14)]
+        assert all(len(set(experts)) > 1 for experts in thirds)
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_calibrated_norms_are_standard_scores_over_the_rows(base: BaseModel, pool: Pool) -> None:
