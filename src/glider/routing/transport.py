@@ -26,7 +26,8 @@ def sparse_plan(scores: Float[Tensor, "N E"], most: int, gamma: float, steps: in
 
     By the semi-dual (arXiv 2209.15466): with prices a of the tokens every column is the projection of its `most`
     largest (scores + a) / gamma onto the simplex of its mass; the prices rise where a token has less than 1. Gradient
-    ascent with momentum, `steps` of it: columns are exact at every step, rows only when it has converged.
+    ascent with momentum, `steps` of it: columns are exact at every step, rows only when it has converged, and with the
+    bound `most` not always then: the dual need not meet them.
     """
     count, experts = scores.shape
     mass, scores = count / experts, scores.double()

@@ -13,8 +13,8 @@ from glider.routing.select import Select, TopK
 class Lag(Composed):
     """The best by SpectR's |A'_e x| of the `candidates` experts that are best by Arrow's |v_e . x|, for each token.
 
-    For pools of hundreds: with no more experts than candidates it is `spectr(top_k=1)`. Scores run in PyTorch; the
-    experts in any kernel.
+    For pools of hundreds: with no more experts than candidates it is `spectr(top_k=1)`. The paper leaves open how many
+    pass the filter: 20 candidates are inferred. Scores run in PyTorch; the experts in any kernel.
     """
 
     select: Select = TopK(1)

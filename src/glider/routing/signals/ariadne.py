@@ -36,8 +36,10 @@ class Centroids:
 class Ariadne:
     """global_e = lead of max over e's centroids of cosine(centroid, query), k-means over embeddings of e's inputs.
 
-    ARIADNE takes the adapter of the nearest centroid; of the lead the argmax is the same. Learnt by `glider pool
-    train-router POOL --router ariadne`. Needs the pool's embedder for each query, and no LLM.
+    ARIADNE takes the adapter of the nearest centroid; of the lead the argmax is the same. The paper leaves open how
+    centroids are found and compared: k-means, four an expert, and the cosine are inferred; the lead is ours, for
+    alpha's p. Learnt by `glider pool train-router POOL --router ariadne`. Needs the pool's embedder for each query, and
+    no LLM.
     """
 
     def prepare(self, pool: Pool) -> Centroids:
