@@ -14,9 +14,9 @@ class Seqr(Composed):
     """argmax over e of |s_e B_e A_e x|, by the QR of B_e; the one expert has weight 1.
 
     `norms` "white" measures each length against what the adapter gives of white noise, "calibrated" standardises them
-    by what `glider pool train-router` measured. The paper leaves open how norms are calibrated: the form (the length
-    less its mean, over its deviation) and what both are measured on (rows of all experts, in the bare base) are inferred.
-    Scores run in PyTorch; the experts in any kernel.
+    by what `glider pool train-router` measured. The paper leaves open how norms are calibrated: the form (less the
+    mean, over the deviation) and the rows (of all experts, in the bare base) are inferred. Scores run in PyTorch; the
+    experts in any kernel.
     """
 
     select: Select = TopK(1)
