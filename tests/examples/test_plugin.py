@@ -33,9 +33,10 @@ def glider(environment: dict[str, str], *arguments: object) -> str:
 @pytest.mark.slow
 def test_everything_is_found_and_works(installed, pool_with_profiles, llama_directory: Path) -> None:
     pool = pool_with_profiles(experts=2)
-    listed = json.loads(glider(installed, "routers", "--json"))
-    names = {kind: {row["name"] for row in rows} for kind, rows in listed.items()}
-    assert {"nearest", "glider+distance"} <= names["routers"] and "known-words" in names["signals"]
+    names = {row["name"] for row in json.loads(glider(installed, "routers", "--json"))}
+    assert {"nearest", "glider+distance"} <= names
+    signals = json.loads(glider(installed, "routers", "--signals", "--json"))
+    assert "known-words" in {row["name"] for row in signals}
     model = ("--pool", pool.path, "--base", llama_directory, "--max-new-tokens", "3", "--json")
     (used,) = [json.loads(glider(installed, "generate", "the e0 of it", *model, "--router", "nearest"))["usage"]]
     assert sum(used.values()) == pytest.approx(1, abs=1e-3)

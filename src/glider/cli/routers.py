@@ -24,11 +24,14 @@ def routers(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the methods as a Markdown table, as in docs/routers.md.")
     ] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="List the global signals alone.")] = False,
 ) -> None:
     """List the methods and the global signals by name, with their paper, formula and settings."""
-    rows = method_rows()
+    rows = signal_rows() if signals else method_rows()
     if as_json:
-        say_json({"routers": rows, "signals": signal_rows()})
+        say_json(rows)
+    elif signals:
+        console().print(_table("global signal", rows))
     elif markdown:
         say(markdown_table(rows))
     else:
