@@ -69,6 +69,19 @@ class DescriptionOrigin(Config):
 class ExpertCard(Config):
     """`card.json`, format 1: what an expert is for, and where it comes from.
 
+    Arguments:
+        name: The expert's name, which is its directory's.
+        task: Name of the task.
+        description: One sentence naming the task; None where nobody wrote one.
+        described_by: Who wrote it; None for a person.
+        examples: Rows of the training data.
+        licence: SPDX identifier.
+        base: Identity of the base model.
+        prompt: The form in which prompts were put to it.
+        embedder: What embedded the description.
+        training: How it was trained: settings, hashes, versions.
+        metrics: Scores by name.
+
     Raises: `ExpertCard.read` raises `ExpertError` naming the file and the field.
     """
 

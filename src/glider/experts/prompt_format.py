@@ -19,6 +19,11 @@ PromptKind = Literal["chat", "plain", "encoder-decoder", "raw"]
 class PromptFormat(Config):
     """The form of a prompt.
 
+    Arguments:
+        kind: One of the four below.
+        system: System turn of a chat.
+        template: Chat template in place of the tokenizer's.
+
     `chat` puts the input into one user turn of the tokenizer's own chat template; `plain` is the input, a line
     break, then the output; `encoder-decoder` gives the input to the encoder; `raw` is the input as it stands, which the
     output continues.
