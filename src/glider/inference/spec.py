@@ -10,6 +10,7 @@ from pydantic import ByteSize, Field, TypeAdapter, field_validator
 
 from glider.config import EMBEDDED_BASE, Config
 from glider.errors import BaseModelError, ConfigError, GliderError, GliderWarning, PoolError, RouterError
+from glider.experts.index import POOL_FILE
 from glider.experts.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
@@ -269,11 +270,8 @@ def load(base: Any = None, pool: str | Path = "demo", *, tokenizer: Any = None, 
 
     Returns: the routed model.
 
-    Raises: `ConfigError` for settings that do not fit, and the `GliderError` of whatever else does not, before anything
-    is attached.
+    Raises: `ConfigError` for settings that do not fit, and the `GliderError` of whatever else does not, all before.
     """
-    from glider.experts.index import POOL_FILE
-
     fields = {name: value for name, value in settings.items() if name in ModelSpec.model_fields}
     rest = {name: value for name, value in settings.items() if name not in fields}
     arguments = {**fields.pop("arguments", {}), **{name: rest.pop(name) for name in FROM_PRETRAINED if name in rest}}

@@ -150,11 +150,10 @@ def test_a_large_constant_token_scores_zero(size: float, isa: str) -> None:
     torch.testing.assert_close(weights, torch.full((2, 4), 0.25), atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="the layer norm of PyTorch 2.6 gives NaN there")
 def test_a_token_whose_variance_overflows_scores_zero(isa: str) -> None:
     chance = torch.Generator().manual_seed(0)
     x, rows = 1e25 * torch.randn(2, 37, generator=chance), torch.randn(60, 37, generator=chance)
-    if standardise(x).isnan().all():
-        pytest.skip("the layer norm of this PyTorch gives NaN there")
     assert (standardise(x) == 0).all()
     for shortlist in (False, True):
         assert decide(x, rows, 2, None, shortlist, LinearScores(rows, 6.0, True)).experts.tolist() == [[0, 1]] * 2
